@@ -1,0 +1,9 @@
+"""The one exception that means "the user can fix this"."""
+
+
+class UserError(Exception):
+    """Wrong input. The message is one line that names the key or file and says what to do.
+
+    `gpt_jax.main` prints it without a traceback and exits with status 2; library callers
+    catch it like any exception.
+    """

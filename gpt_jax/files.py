@@ -1,0 +1,76 @@
+"""Reading and writing small files so that no reader ever sees half of one."""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import IO, Any
+
+from gpt_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike, mode: str = 'wb') -> Iterator[IO]:
+    """Opens a temporary neighbour of `path` that replaces it when the block ends without error.
+
+    The bytes are on disk before the name changes, so a crash leaves the old file or the new
+    one. When the block raises, the temporary file is removed and `path` is untouched.
+
+    Raises:
+        UserError: the file cannot be written (full disk, no permission), naming it.
+    """
+    path = pathlib.Path(path)
+    temporary = path.with_name(f'.{path.name}.tmp-{os.getpid()}')
+    encoding = None if 'b' in mode else 'utf-8'
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, mode, encoding=encoding) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: str | os.PathLike, error: OSError) -> UserError:
+    """The error to show when writing `path` failed: the file, the reason and the fix."""
+    return UserError(
+        f'cannot write {path}: {error.strerror or error}; free some space or choose another folder'
+    )
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes `text` as UTF-8, all or nothing."""
+    with atomic_file(path, 'w') as file:
+        file.write(text)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes `value` as indented JSON with a final newline, all or nothing."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """The value stored in a JSON file.
+
+    Raises:
+        UserError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+    except OSError as error:
+        raise UserError(f'cannot read {path}: {error.strerror or error}') from error
+    except ValueError as error:
+        raise UserError(f'{path} is not valid JSON ({error}); restore or delete it') from error
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file's contents, in hexadecimal."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()

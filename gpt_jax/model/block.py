@@ -1,0 +1,58 @@
+"""One transformer layer: attention and MLP, each on a residual branch."""
+
+import jax
+from flax import linen as nn
+from jaxtyping import Array, Float, Key
+
+from gpt_jax.model.attention import ATTENTIONS, AttentionContext
+from gpt_jax.model.cache import LayerCache
+from gpt_jax.model.config import AttentionKernel, ModelConfig, NormPlacement
+from gpt_jax.model.linear import dropout
+from gpt_jax.model.mlp import MLP
+from gpt_jax.model.norm import NORMS
+
+
+class Block(nn.Module):
+    """`x + branch(norm(x))` twice (pre), `norm(x + branch(x))` (post), or both (sandwich)."""
+
+    config: ModelConfig
+    kernel: AttentionKernel
+    window: int = 0
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, '... D'],
+        context: AttentionContext,
+        cache: LayerCache | None = None,
+        dropout_key: Key[Array, ''] | None = None,
+    ) -> tuple[Float[Array, '... D'], LayerCache | None]:
+        """`[..., D] -> [..., D]`, and the layer's cache."""
+        c = self.config
+        pre = c.norm_placement != NormPlacement.POST
+        keys = [None] * 3 if dropout_key is None else jax.random.split(dropout_key, 3)
+        attention = ATTENTIONS[c.attention](c, self.kernel, self.window, name='attention')
+        # Without this the partitioner may replicate the batch and shard the model instead.
+        x = nn.with_logical_constraint(x, activation_axes(x))
+
+        h = NORMS[c.norm](c, name='attention_norm')(x) if pre else x
+        h, cache = attention(h, context, cache, keys[0])
+        x = self._join(x, dropout(h, c.dropout, keys[1]), 'attention')
+
+        h = NORMS[c.norm](c, name='mlp_norm')(x) if pre else x
+        h = MLP(c, name='mlp')(h)
+        return self._join(x, dropout(h, c.dropout, keys[2]), 'mlp'), cache
+
+    def _join(self, x: jax.Array, branch: jax.Array, name: str) -> jax.Array:
+        """The residual sum, with the norms that stand behind a branch."""
+        c = self.config
+        if c.norm_placement == NormPlacement.POST:
+            return NORMS[c.norm](c, name=f'{name}_norm')(x + branch)
+        if c.norm_placement == NormPlacement.SANDWICH:
+            branch = NORMS[c.norm](c, name=f'{name}_post_norm')(branch)
+        return x + branch
+
+
+def activation_axes(x: jax.Array) -> tuple[str | None, ...]:
+    """Logical axes of `[B, L, D]`, or of flat `[B*L, D]`, whose rows follow the batch."""
+    return ('batch', 'length', 'activation')[:: 1 if x.ndim == 3 else 2]

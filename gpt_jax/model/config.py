@@ -1,0 +1,168 @@
+"""The model's knobs and the legend of its dimensions.
+
+Arrays in model, loss, inference and inspector end in their dimensions (`x_BLD`, `q_BLHK`):
+
+    B batch        L query length   S key length     D d_model      F d_ff
+    H query heads  G key/value heads                 K head_dim     V vocabulary   N layers
+
+Blocks work on activations `[..., D]`: `[B, L, D]`, or `[B*L, D]` when the model is built flat
+(`GPT.flatten`), which spares the matrix products a transposition on CPU and GPU.
+"""
+
+import dataclasses
+import enum
+
+from gpt_jax.errors import UserError
+
+VOCAB_MULTIPLE = 128  # the table's rows are padded to this, whatever the mesh
+
+
+class AttentionKind(enum.StrEnum):
+    GROUPED_QUERY = 'grouped_query'
+
+
+class AttentionKernel(enum.StrEnum):
+    AUTO = 'auto'
+    XLA = 'xla'
+    CUDNN = 'cudnn'
+
+
+class PositionKind(enum.StrEnum):
+    LEARNED = 'learned'
+    SINUSOIDAL = 'sinusoidal'
+    ROPE = 'rope'
+    ALIBI = 'alibi'
+    NONE = 'none'
+
+
+class NormKind(enum.StrEnum):
+    LAYERNORM = 'layernorm'
+    RMSNORM = 'rmsnorm'
+
+
+class NormPlacement(enum.StrEnum):
+    PRE = 'pre'
+    POST = 'post'
+    SANDWICH = 'sandwich'
+
+
+class MLPKind(enum.StrEnum):
+    GELU = 'gelu'
+    GELU_TANH = 'gelu_tanh'
+    RELU2 = 'relu2'
+    SWIGLU = 'swiglu'
+    GEGLU = 'geglu'
+
+
+class DType(enum.StrEnum):
+    FLOAT32 = 'float32'
+    BFLOAT16 = 'bfloat16'
+
+
+class ScanLayers(enum.StrEnum):
+    AUTO = 'auto'
+    ON = 'on'
+    OFF = 'off'
+
+
+class Remat(enum.StrEnum):
+    NONE = 'none'
+    FULL = 'full'
+    DOTS = 'dots'
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class ModelConfig:
+    """What the network is. `finalize_model` fills the derived values and checks the rest."""
+
+    vocab_size: int = 0  # logical size; 0: the tokenizer's
+    max_seq_len: int = 1024  # context length in tokens
+    num_layers: int = 12
+    num_heads: int = 12
+    num_kv_heads: int = 0  # 0: num_heads (MHA); 1: MQA; between: GQA
+    d_model: int = 768
+    d_ff: int = 0  # 0: 4 * d_model
+    head_dim: int = 0  # 0: d_model / num_heads
+    attention: AttentionKind = AttentionKind.GROUPED_QUERY
+    attention_kernel: AttentionKernel = AttentionKernel.AUTO  # auto: the backend's fastest
+    window_pattern: tuple[int, ...] = ()  # sliding window of each layer, repeating; 0: whole context
+    qk_norm: bool = False  # RMSNorm of queries and keys, per head
+    attention_soft_cap: float = 0.0  # scores become cap * tanh(scores / cap); 0: off
+    output_soft_cap: float = 0.0  # the same for the output logits; 0: off
+    position: PositionKind = PositionKind.LEARNED
+    rope_base: float = 10000.0  # wavelength base of rotary positions
+    rope_scaling: float = 1.0  # positions are divided by this (linear interpolation)
+    norm: NormKind = NormKind.LAYERNORM
+    norm_placement: NormPlacement = NormPlacement.PRE
+    norm_epsilon: float = 1e-5
+    final_norm: bool = True  # a norm before the output layer
+    mlp: MLPKind = MLPKind.GELU_TANH
+    use_bias: bool = True  # biases in linear layers and LayerNorm
+    tie_embeddings: bool = True  # the output layer is the embedding table
+    dropout: float = 0.0  # of the embedding and of each residual branch
+    attention_dropout: float = 0.0  # of the attention weights; XLA kernel only
+    init_std: float = 0.02  # standard deviation of the initial weights
+    scale_residual_init: bool = True  # GPT-2: residual projections start at init_std / sqrt(2N)
+    param_dtype: DType = DType.FLOAT32
+    compute_dtype: DType = DType.FLOAT32  # of activations and products
+    scan_layers: ScanLayers = ScanLayers.AUTO  # one compiled layer, looped; auto: on TPU
+    remat: Remat = Remat.NONE  # what the backward pass recomputes: nothing, all, all but products
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the stored table: `vocab_size` rounded up to VOCAB_MULTIPLE."""
+        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    def window(self, layer: int) -> int:
+        """The sliding window of a layer in tokens (0: the whole context)."""
+        return self.window_pattern[layer % len(self.window_pattern)] if self.window_pattern else 0
+
+
+def finalize_model(config: ModelConfig) -> None:
+    """Fills the derived values of `config` in place and checks it.
+
+    Raises:
+        UserError: a value cannot work; the message names its key.
+    """
+    c, key = config, 'config.model.'
+    for name in ('vocab_size', 'max_seq_len', 'num_layers', 'num_heads', 'd_model'):
+        if getattr(c, name) < 1:
+            raise UserError(f'{key}{name}={getattr(c, name)} must be at least 1')
+    c.num_kv_heads = c.num_kv_heads or c.num_heads
+    c.d_ff = c.d_ff or 4 * c.d_model
+    if not c.head_dim and c.d_model % c.num_heads:
+        raise UserError(
+            f'{key}d_model={c.d_model} is not divisible by {key}num_heads={c.num_heads}; '
+            f'change one of them or set {key}head_dim'
+        )
+    c.head_dim = c.head_dim or c.d_model // c.num_heads
+    if c.num_kv_heads < 1 or c.num_heads % c.num_kv_heads:
+        raise UserError(
+            f'{key}num_heads={c.num_heads} is not divisible by {key}num_kv_heads='
+            f'{c.num_kv_heads}; each key/value head serves the same number of query heads'
+        )
+    if c.position == PositionKind.ROPE and c.head_dim % 2:
+        raise UserError(f'{key}head_dim={c.head_dim} must be even for {key}position=rope')
+    if c.position == PositionKind.SINUSOIDAL and c.d_model % 2:
+        raise UserError(f'{key}d_model={c.d_model} must be even for {key}position=sinusoidal')
+    for name in ('d_ff', 'head_dim', 'norm_epsilon', 'init_std', 'rope_base', 'rope_scaling'):
+        if getattr(c, name) <= 0:
+            raise UserError(f'{key}{name}={getattr(c, name)} must be positive')
+    for name in ('attention_soft_cap', 'output_soft_cap'):
+        if getattr(c, name) < 0:
+            raise UserError(f'{key}{name}={getattr(c, name)} must not be negative; 0 is off')
+    for name in ('dropout', 'attention_dropout'):
+        if not 0 <= getattr(c, name) < 1:
+            raise UserError(f'{key}{name}={getattr(c, name)} must be in [0, 1)')
+    if any(window < 0 for window in c.window_pattern):
+        raise UserError(f'{key}window_pattern={c.window_pattern} must not have negative widths')
+    if c.scan_layers == ScanLayers.ON and c.num_layers % max(1, len(c.window_pattern)):
+        raise UserError(
+            f'{key}window_pattern has {len(c.window_pattern)} entries, which do not divide '
+            f'{key}num_layers={c.num_layers}; change one of them or set {key}scan_layers=off'
+        )
+    if c.attention_kernel == AttentionKernel.CUDNN and c.attention_dropout:
+        raise UserError(
+            f'{key}attention_kernel=cudnn has no dropout: set {key}attention_dropout=0 or '
+            f'{key}attention_kernel=xla'
+        )

@@ -1,0 +1,203 @@
+"""The network: tokens -> embeddings -> blocks -> final norm -> logits of the next token."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int, Key
+
+from gpt_jax.model.attention import AttentionContext
+from gpt_jax.model.attention_ops import AttentionMask
+from gpt_jax.model.block import Block, activation_axes
+from gpt_jax.model.cache import KVCache
+from gpt_jax.model.config import AttentionKernel, ModelConfig, Remat
+from gpt_jax.model.layout import layers_per_period, to_stored
+from gpt_jax.model.linear import dropout
+from gpt_jax.model.norm import NORMS
+from gpt_jax.model.position import POSITIONS, default_positions
+
+REMAT_POLICIES = {
+    Remat.FULL: None,
+    Remat.DOTS: jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Period(nn.Module):
+    """The layers that one step of the scan over layers holds."""
+
+    config: ModelConfig
+    kernel: AttentionKernel
+    layers: int
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, '... D'],
+        first_layer: Int[Array, ''] | int,
+        context: AttentionContext,
+        cache: KVCache | None,
+        dropout_key: Key[Array, ''] | None,
+    ) -> tuple[Float[Array, '... D'], KVCache | None]:
+        """Runs layers `first_layer` … in order; the dropout key of layer i is fold_in(key, i)."""
+        c = self.config
+        block_class = Block
+        if c.remat != Remat.NONE:
+            policy = REMAT_POLICIES[c.remat]
+            block_class = nn.remat(Block, policy=policy, prevent_cse=self.layers > 1)
+        new_layers = []
+        for j in range(self.layers):
+            block = block_class(c, self.kernel, c.window(j), name=f'layer_{j}')
+            key = None if dropout_key is None else jax.random.fold_in(dropout_key, first_layer + j)
+            x, layer_cache = block(x, context, None if cache is None else cache.layers[j], key)
+            new_layers.append(layer_cache)
+        if cache is not None:
+            cache = cache.replace(layers=tuple(new_layers))
+        return x, cache
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer (Radford et al. 2018, 2019).
+
+    Takes parameters in the executed layout (`layout.to_executed`); `init_params` makes them in
+    the stored one. `scan` loops over the layers instead of unrolling them, `flat` merges batch
+    and sequence between the attentions; neither changes the result.
+    """
+
+    config: ModelConfig
+    kernel: AttentionKernel = AttentionKernel.XLA
+    scan: bool = False
+    flat: bool = True
+
+    def setup(self):
+        c = self.config
+        self.embedding = Table(c)
+        if POSITIONS[c.position].embed is not None:
+            self.position = POSITIONS[c.position].embed(c)
+        layers = layers_per_period(c, scan=self.scan)
+        if self.scan:
+            scanned = nn.scan(
+                Period,
+                variable_axes={'params': 0, 'intermediates': 0},
+                split_rngs={'params': True},
+                in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+                length=c.num_layers // layers,
+                metadata_params={nn.PARTITION_NAME: 'layers'},
+            )
+            self.blocks = scanned(c, self.kernel, layers)
+        else:
+            self.blocks = Period(c, self.kernel, layers)
+        if c.final_norm:
+            self.final_norm = NORMS[c.norm](c)
+        if not c.tie_embeddings:
+            self.output = Table(c)
+
+    def __call__(
+        self,
+        tokens_BL: Int[Array, 'B L'],
+        *,
+        segment_ids_BL: Int[Array, 'B L'] | None = None,
+        cache: KVCache | None = None,
+        dropout_key: Key[Array, ''] | None = None,
+    ) -> tuple[Float[Array, 'B L V'], KVCache | None]:
+        """Float32 logits of each next token, and the cache when one was given."""
+        x_BLD, cache = self.hidden(
+            tokens_BL, segment_ids_BL=segment_ids_BL, cache=cache, dropout_key=dropout_key
+        )
+        return self.logits(x_BLD), cache
+
+    def hidden(
+        self,
+        tokens_BL: Int[Array, 'B L'],
+        *,
+        segment_ids_BL: Int[Array, 'B L'] | None = None,
+        cache: KVCache | None = None,
+        dropout_key: Key[Array, ''] | None = None,
+    ) -> tuple[Float[Array, 'B L D'], KVCache | None]:
+        """What the output layer reads. Dropout is on exactly when it gets a key."""
+        c = self.config
+        B, L = tokens_BL.shape
+        positions_BL = default_positions(B, L)
+        mask = AttentionMask(segment_ids_BS=segment_ids_BL)
+        if cache is not None:
+            mask = AttentionMask(first_query_slot=cache.length, first_slot_B=cache.first_slot_B)
+            positions_BL = jnp.maximum(
+                positions_BL + cache.length - cache.first_slot_B[:, None], 0
+            )  # padding stands at 0; it is masked
+        x = self.embedding(tokens_BL).astype(jnp.dtype(c.compute_dtype))
+        if POSITIONS[c.position].embed is not None:
+            x = self.position(x, positions_BL)
+        x = x.reshape(B * L, c.d_model) if self.flat else x
+        x = nn.with_logical_constraint(x, activation_axes(x))
+        if dropout_key is not None:
+            dropout_key, embedding_key = jax.random.split(dropout_key)
+            x = dropout(x, c.dropout, embedding_key)
+        context = AttentionContext(positions_BL, mask)
+        if self.scan:
+            first_layers = jnp.arange(0, c.num_layers, self.blocks.layers)
+            if cache is not None:
+                raise ValueError('decoding with a cache runs unrolled: build GPT with scan=False')
+            x, _ = self.blocks(x, first_layers, context, None, dropout_key)
+        else:
+            x, cache = self.blocks(x, 0, context, cache, dropout_key)
+        if c.final_norm:
+            x = self.final_norm(x)
+        if cache is not None:
+            cache = cache.replace(length=cache.length + L)
+        return x.reshape(B, L, c.d_model), cache
+
+    def logits(self, x: Float[Array, '... D']) -> Float[Array, '... V']:
+        """Float32 logits over the logical vocabulary: the table's padding is cut off."""
+        c = self.config
+        table = (self.embedding if c.tie_embeddings else self.output).table
+        logits = jax.lax.dot_general(
+            x,
+            table.astype(x.dtype),
+            (((x.ndim - 1,), (1,)), ((), ())),
+            preferred_element_type=jnp.float32,
+        )
+        if c.output_soft_cap:  # Gemma Team 2024, https://arxiv.org/abs/2408.00118
+            logits = c.output_soft_cap * jnp.tanh(logits / c.output_soft_cap)
+        return logits[..., : c.vocab_size]
+
+
+class Table(nn.Module):
+    """One learned row for each token; rows are padded to a multiple of VOCAB_MULTIPLE."""
+
+    config: ModelConfig
+
+    def setup(self):
+        c = self.config
+        init = nn.with_logical_partitioning(nn.initializers.normal(c.init_std), ('vocab', 'embed'))
+        shape = (c.padded_vocab_size, c.d_model)
+        self.table = self.param('table', init, shape, jnp.dtype(c.param_dtype))
+
+    def __call__(self, ids: Int[Array, '...']) -> Float[Array, '... D']:
+        """The rows of `ids`."""
+        return jnp.take(self.table, ids, axis=0)
+
+
+def init_params(config: ModelConfig, key: Key[Array, '']) -> dict[str, Any]:
+    """Fresh parameters in the stored layout, boxed with their logical axes.
+
+    `flax.linen.unbox` gives the arrays, `flax.linen.get_partition_spec` the axes. One layer is
+    compiled and looped, so that large models initialise as quickly as small ones.
+    """
+    model = GPT(dataclasses.replace(config, window_pattern=()), scan=True)
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return to_stored(model.init(key, tokens)['params'], num_layers=config.num_layers)
+
+
+def output_table(params: dict[str, Any]) -> jax.Array:
+    """The `[V, D]` rows that the logits are products with (padding rows included)."""
+    return params['output' if 'output' in params else 'embedding']['table']
+
+
+def count_params(config: ModelConfig) -> int:
+    """Learned numbers, without the padding rows of the tables."""
+    params = nn.unbox(jax.eval_shape(functools.partial(init_params, config), jax.random.key(0)))
+    padding = (config.padded_vocab_size - config.vocab_size) * config.d_model
+    tables = 1 if config.tie_embeddings else 2
+    return sum(leaf.size for leaf in jax.tree.leaves(params)) - tables * padding

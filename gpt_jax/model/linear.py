@@ -1,0 +1,63 @@
+"""The learned linear map, and dropout: what every part of a block is made of."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Key
+
+from gpt_jax.model.config import ModelConfig
+
+
+class Linear(nn.Module):
+    """`x @ kernel + bias` between groups of dimensions, run as one two-dimensional product.
+
+    The kernel is stored with its dimensions apart (`[D, H, K]`), so that a mesh axis can own
+    whole heads; the product sees them merged (`[D, H*K]`), which is what matrix units want.
+    """
+
+    config: ModelConfig
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    axes: tuple[str, ...]  # logical names of the kernel's dimensions, inputs then outputs
+    residual: bool = False  # ends a residual branch: GPT-2's scaled initialisation
+
+    @nn.compact
+    def __call__(self, x: Float[Array, '... I']) -> Float[Array, '... O']:
+        """`[..., prod(inputs)] -> [..., prod(outputs)]`."""
+        c = self.config
+        std = c.init_std
+        if self.residual and c.scale_residual_init:
+            std /= math.sqrt(2 * c.num_layers)
+        kernel = self.param(
+            'kernel',
+            nn.with_logical_partitioning(nn.initializers.normal(std), self.axes),
+            self.inputs + self.outputs,
+            jnp.dtype(c.param_dtype),
+        )
+        y = jax.lax.dot_general(
+            x,
+            kernel.reshape(math.prod(self.inputs), -1).astype(x.dtype),
+            (((x.ndim - 1,), (0,)), ((), ())),
+            preferred_element_type=x.dtype,
+        )
+        if not c.use_bias:
+            return y
+        bias = self.param(
+            'bias',
+            nn.with_logical_partitioning(
+                nn.initializers.zeros_init(), self.axes[len(self.inputs) :]
+            ),
+            self.outputs,
+            jnp.dtype(c.param_dtype),
+        )
+        return y + jnp.broadcast_to(bias.reshape(-1).astype(x.dtype), y.shape)
+
+
+def dropout(x: Float[Array, '...'], rate: float, key: Key[Array, ''] | None) -> Float[Array, '...']:
+    """Zeroes entries with probability `rate` and scales the rest; without a key, does nothing."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))

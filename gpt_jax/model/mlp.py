@@ -1,0 +1,55 @@
+"""The position-wise feed-forward network of a block."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from gpt_jax.model.config import MLPKind, ModelConfig
+from gpt_jax.model.linear import Linear
+
+
+class Activation(NamedTuple):
+    """What stands between the two products, and whether a third one gates it."""
+
+    function: Callable[[jax.Array], jax.Array]
+    gated: bool
+
+
+def squared_relu(x: Float[Array, '...']) -> Float[Array, '...']:
+    """`max(x, 0)²`; So et al. 2021 (Primer), https://arxiv.org/abs/2109.08668."""
+    return jax.nn.relu(x) ** 2
+
+
+# GELU: Hendrycks and Gimpel 2016, https://arxiv.org/abs/1606.08415 (GPT-2 uses its tanh form).
+# SwiGLU, GEGLU: Shazeer 2020, https://arxiv.org/abs/2002.05202.
+MLPS = {
+    MLPKind.GELU: Activation(functools.partial(jax.nn.gelu, approximate=False), gated=False),
+    MLPKind.GELU_TANH: Activation(functools.partial(jax.nn.gelu, approximate=True), gated=False),
+    MLPKind.RELU2: Activation(squared_relu, gated=False),
+    MLPKind.SWIGLU: Activation(jax.nn.silu, gated=True),
+    MLPKind.GEGLU: Activation(functools.partial(jax.nn.gelu, approximate=True), gated=True),
+}
+
+
+class MLP(nn.Module):
+    """`down(activation(up(x)))`, or `down(activation(gate(x)) * up(x))` when gated."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, '... D']) -> Float[Array, '... D']:
+        """`[..., D] -> [..., D]`, through `[..., F]`."""
+        c = self.config
+        activation = MLPS[c.mlp]
+        widen = functools.partial(Linear, c, (c.d_model,), (c.d_ff,), ('embed', 'mlp'))
+        hidden = widen(name='up')(x)
+        if activation.gated:
+            hidden = activation.function(widen(name='gate')(x)) * hidden
+        else:
+            hidden = activation.function(hidden)
+        down = Linear(c, (c.d_ff,), (c.d_model,), ('mlp', 'embed'), residual=True, name='down')
+        return down(hidden)

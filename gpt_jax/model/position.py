@@ -1,0 +1,104 @@
+"""How the model knows where a token stands: four encodings and none.
+
+An encoding acts in one of three places: it adds to the token embeddings, turns queries and
+keys, or lowers the attention scores with distance. `POSITIONS` says which.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from gpt_jax.model.config import ModelConfig, PositionKind
+
+
+class LearnedPosition(nn.Module):
+    """Adds one learned vector a position (GPT-1, GPT-2)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self, x_BLD: Float[Array, 'B L D'], positions_BL: Int[Array, 'B L']
+    ) -> Float[Array, 'B L D']:
+        """The token embeddings with the positions' vectors added."""
+        c = self.config
+        normal = nn.initializers.normal(c.init_std)
+        init = nn.with_logical_partitioning(normal, ('positions', 'embed'))
+        table = self.param('table', init, (c.max_seq_len, c.d_model), jnp.dtype(c.param_dtype))
+        return x_BLD + jnp.take(table, positions_BL, axis=0).astype(x_BLD.dtype)
+
+
+class SinusoidalPosition(nn.Module):
+    """Adds fixed sines and cosines; Vaswani et al. 2017, https://arxiv.org/abs/1706.03762."""
+
+    config: ModelConfig
+
+    def __call__(
+        self, x_BLD: Float[Array, 'B L D'], positions_BL: Int[Array, 'B L']
+    ) -> Float[Array, 'B L D']:
+        """The token embeddings with the positions' waves added."""
+        half = self.config.d_model // 2
+        frequencies = (10000.0 ** (-np.arange(half) / half)).astype(np.float32)
+        angles = positions_BL[..., None].astype(jnp.float32) * frequencies[None, None, :]
+        return x_BLD + jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1).astype(x_BLD.dtype)
+
+
+def rotate(
+    config: ModelConfig, x_BLHK: Float[Array, 'B L H K'], positions_BL: Int[Array, 'B L']
+) -> Float[Array, 'B L H K']:
+    """Turns the pairs `(i, i + K/2)` of queries or keys by angles that grow with the position.
+
+    Su et al. 2021, https://arxiv.org/abs/2104.09864; linear scaling: Chen et al. 2023,
+    https://arxiv.org/abs/2306.15595.
+    """
+    half = x_BLHK.shape[-1] // 2
+    wavelengths = config.rope_scaling * config.rope_base ** (np.arange(half) / half)
+    frequencies = (1 / wavelengths).astype(np.float32)
+    angles = positions_BL[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None]
+    sin, cos = jnp.sin(angles), jnp.cos(angles)
+    first, second = jnp.split(x_BLHK.astype(jnp.float32), 2, -1)
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(turned, -1).astype(x_BLHK.dtype)
+
+
+def alibi_slopes(config: ModelConfig) -> Float[Array, 'H']:
+    """What each head subtracts from a score per token of distance, steeper from head to head.
+
+    Press et al. 2021, https://arxiv.org/abs/2108.12409, with its rule for head counts that are
+    not a power of two.
+    """
+
+    def geometric(heads: int) -> np.ndarray:
+        return 2.0 ** (-8.0 * np.arange(1, heads + 1) / heads)
+
+    heads = config.num_heads
+    power = 2 ** int(np.log2(heads))
+    slopes = np.concatenate([geometric(power), geometric(2 * power)[::2][: heads - power]])
+    return jnp.asarray(slopes, jnp.float32)
+
+
+class Position(NamedTuple):
+    """Where an encoding acts; None: nowhere."""
+
+    embed: type[nn.Module] | None = None  # on the token embeddings
+    rotate: Callable[..., jax.Array] | None = None  # on queries and keys
+    slopes: Callable[[ModelConfig], jax.Array] | None = None  # on the scores
+
+
+POSITIONS = {
+    PositionKind.LEARNED: Position(embed=LearnedPosition),
+    PositionKind.SINUSOIDAL: Position(embed=SinusoidalPosition),
+    PositionKind.ROPE: Position(rotate=rotate),
+    PositionKind.ALIBI: Position(slopes=alibi_slopes),
+    PositionKind.NONE: Position(),
+}
+
+
+def default_positions(batch: int, length: int) -> Int[Array, 'B L']:
+    """0, 1, 2 … in every row."""
+    return jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], (batch, length))

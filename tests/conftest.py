@@ -1,0 +1,58 @@
+"""Settings that must stand before jax starts, and the fixtures that every test may use.
+
+jax is not imported here: tests of tokenizers and files then start in a moment. Everything is
+an environment variable, so that the commands that tests start inherit it.
+"""
+
+import os
+import pathlib
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+DEVICES = 8
+
+_CACHE = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
+_OTHER_FLAGS = [
+    flag
+    for flag in os.environ.get('XLA_FLAGS', '').split()
+    if not flag.startswith('--xla_force_host_platform_device_count')
+]
+
+if 'jax' in sys.modules:
+    raise pytest.UsageError('jax was imported before tests/conftest.py could configure it')
+
+os.environ.update(
+    JAX_PLATFORMS='cpu',
+    XLA_FLAGS=' '.join([*_OTHER_FLAGS, f'--xla_force_host_platform_device_count={DEVICES}']),
+    JAX_NUMPY_RANK_PROMOTION='raise',
+    # Compiled programs are kept between runs, all of them: most tests are mostly compilation.
+    JAX_COMPILATION_CACHE_DIR=str(_CACHE / 'gpt_jax' / 'tests'),
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0',
+    JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES='-1',
+)
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        '--exhaustive', action='store_true', help='also run the full products of the tables'
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption('--exhaustive'):
+        return
+    exhaustive = [item for item in items if item.get_closest_marker('exhaustive')]
+    if exhaustive:
+        config.hook.pytest_deselected(items=exhaustive)
+        items[:] = [item for item in items if item not in set(exhaustive)]
+
+
+@pytest.fixture(scope='session')
+def shared_data() -> pathlib.Path:
+    """The folder of real corpora, tokenizers and weights beside the repository."""
+    folder = ROOT.parent / 'shared' / 'data'
+    if not folder.is_dir():
+        pytest.skip('the folder shared/data beside the repository is absent')
+    return folder

@@ -1,0 +1,93 @@
+"""Small models that together use every entry of the model's tables."""
+
+import itertools
+import random
+
+from gpt_jax.config_tree import freeze
+from gpt_jax.model.config import (
+    MLPKind,
+    ModelConfig,
+    NormKind,
+    NormPlacement,
+    PositionKind,
+    finalize_model,
+)
+
+BASE = dict(vocab_size=70, max_seq_len=16, num_heads=4, d_model=32)
+
+
+def make_config(**changes) -> ModelConfig:
+    """A finalized, frozen small config: two periods of layers."""
+    layers = 2 * max(1, len(changes.get('window_pattern', ())))
+    config = ModelConfig(**(BASE | {'num_layers': layers} | changes))
+    finalize_model(config)
+    return freeze(config)
+
+
+# Each entry of a table once, against the default partners.
+SINGLE = {
+    **{f'position={kind}': dict(position=kind) for kind in PositionKind},
+    **{f'norm={kind}': dict(norm=kind) for kind in NormKind},
+    **{f'norm_placement={kind}': dict(norm_placement=kind) for kind in NormPlacement},
+    **{f'mlp={kind}': dict(mlp=kind) for kind in MLPKind},
+    'gqa': dict(num_kv_heads=2),
+    'mqa': dict(num_kv_heads=1),
+    'head_dim': dict(head_dim=6),
+    'window': dict(window_pattern=(5,)),
+    'window_period': dict(window_pattern=(3, 0)),
+    'qk_norm': dict(qk_norm=True),
+    'attention_soft_cap': dict(attention_soft_cap=5.0),
+    'output_soft_cap': dict(output_soft_cap=3.0),
+    'no_bias': dict(use_bias=False),
+    'untied': dict(tie_embeddings=False),
+    'no_final_norm': dict(final_norm=False),
+    'rope_scaling': dict(position=PositionKind.ROPE, rope_scaling=4.0),
+    'bfloat16': dict(compute_dtype='bfloat16'),
+}
+
+# Factors whose pairs the covering set runs together.
+FACTORS = {
+    'position': list(PositionKind),
+    'norm': list(NormKind),
+    'norm_placement': list(NormPlacement),
+    'mlp': list(MLPKind),
+    'num_kv_heads': [4, 2, 1],
+    'window_pattern': [(), (5,), (3, 0)],
+    'qk_norm': [False, True],
+    'use_bias': [True, False],
+    'tie_embeddings': [True, False],
+}
+
+
+def pairwise(factors: dict[str, list]) -> list[dict]:
+    """A fixed set of rows in which every pair of values of two factors appears."""
+
+    def pairs(row: tuple[int, ...]) -> set[tuple[int, int, int, int]]:
+        return {(a, row[a], b, row[b]) for a, b in itertools.combinations(range(len(row)), 2)}
+
+    sizes = [len(values) for values in factors.values()]
+    random_row = random.Random(0)
+    missing = set().union(*(pairs(row) for row in itertools.product(*map(range, sizes))))
+    rows = []
+    while missing:  # greedily take the best of some random rows
+        candidates = [tuple(random_row.randrange(size) for size in sizes) for _ in range(300)]
+        rows.append(max(candidates, key=lambda row: len(pairs(row) & missing)))
+        missing -= pairs(rows[-1])
+    return [
+        {name: factors[name][value] for name, value in zip(factors, row, strict=True)}
+        for row in rows
+    ]
+
+
+def _named(rows: list[dict]) -> dict[str, dict]:
+    return {' '.join(str(value) for value in row.values()): row for row in rows}
+
+
+PAIRWISE = _named(pairwise(FACTORS))
+CORE = ('position', 'norm_placement', 'mlp', 'num_kv_heads', 'window_pattern')
+FULL = _named(
+    [
+        dict(zip(CORE, values, strict=True))
+        for values in itertools.product(*(FACTORS[name] for name in CORE))
+    ]
+)
