@@ -1,0 +1,45 @@
+"""Optimizers: the table of them, and how one is made of its config and a schedule.
+
+An optimizer is a file with a config dataclass and `make(config, schedule)`. Skipping a step is
+keeping the old parameters and the old state, all leaves of it; no optimizer counts steps
+anywhere else, so the schedule advances with the updates that were applied.
+"""
+
+from collections.abc import Callable
+
+import optax
+
+from gpt_jax.optim import adafactor, adamw, lion, muon, sgd
+from gpt_jax.optim.adafactor import Adafactor
+from gpt_jax.optim.adamw import AdamW
+from gpt_jax.optim.lion import Lion
+from gpt_jax.optim.muon import Muon
+from gpt_jax.optim.precision import in_float32
+from gpt_jax.optim.schedule import ScheduleConfig, make_schedule
+from gpt_jax.optim.sgd import SGD
+
+OptimizerConfig = AdamW | Lion | Adafactor | Muon | SGD
+
+OPTIMIZERS: dict[type, Callable[..., optax.GradientTransformation]] = {
+    AdamW: adamw.make,
+    Lion: lion.make,
+    Adafactor: adafactor.make,
+    Muon: muon.make,
+    SGD: sgd.make,
+}
+
+
+def make_optimizer(
+    config: OptimizerConfig, schedule: ScheduleConfig, *, num_steps: int
+) -> optax.GradientTransformation:
+    """The optimizer of a run of `num_steps`, for parameters stacked over layers.
+
+    It does not clip: the train step computes the global norm once, for the metrics and for
+    `config.clip_norm`.
+
+    Raises:
+        UserError: the schedule or the learning rate is impossible.
+    """
+    rate = make_schedule(schedule, learning_rate=config.learning_rate, num_steps=num_steps)
+    make = next(make for kind, make in OPTIMIZERS.items() if isinstance(config, kind))
+    return in_float32(make(config, rate))

@@ -1,0 +1,83 @@
+"""Adafactor: a row and a column of second moments a matrix (https://arxiv.org/abs/1804.04235).
+
+optax factors the two largest axes of a leaf and clips and scales by the RMS of a whole leaf. On
+parameters that are stacked over layers that would mix layers, and it would factor the two axes
+of a head. So everything under `blocks/` is seen as one matrix or vector a layer, and mapped
+over N: each layer is updated as if it stood alone.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gpt_jax.optim import param_groups
+from gpt_jax.optim.param_groups import PyTree
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Adafactor:
+    """With `parameter_scale` the learning rate is relative to the RMS of each parameter."""
+
+    learning_rate: float = 0.01  # peak of the schedule
+    decay_exponent: float = 0.8  # second moments decay by 1 - step ** -decay_exponent
+    min_factored_size: int = 128  # a matrix with a smaller axis keeps all its second moments
+    update_clip: float = 1.0  # largest RMS of a parameter's update before the learning rate
+    parameter_scale: bool = True  # scale the update by the RMS of the parameter
+    momentum: float = 0.0  # decay of the mean of updates; 0: none is kept
+    weight_decay: float = 0.0  # times the learning rate; matrices only
+    clip_norm: float = 1.0  # largest global gradient norm; 0: no clipping
+
+
+def make(config: Adafactor, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """The optimizer; the train step clips."""
+    direction = optax.chain(
+        optax.scale_by_factored_rms(
+            decay_rate=config.decay_exponent, min_dim_size_to_factor=config.min_factored_size
+        ),
+        optax.clip_by_block_rms(config.update_clip),
+        optax.scale_by_param_block_rms() if config.parameter_scale else optax.identity(),
+    )
+    momentum = optax.ema(config.momentum, debias=False, accumulator_dtype=jnp.float32)
+    return optax.chain(
+        optax.partition({'layers': per_layer(direction), 'rest': direction}, labels),
+        momentum if config.momentum else optax.identity(),
+        optax.add_decayed_weights(config.weight_decay, mask=param_groups.decay_mask),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def labels(params: PyTree) -> PyTree:
+    """'layers' for what is stacked over layers, 'rest' for what is not."""
+    return param_groups.map_with_path(
+        lambda path, _: 'layers' if path.startswith('blocks/') else 'rest', params
+    )
+
+
+def per_layer(direction: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`direction` on every layer of a stacked tree by itself, with its heads joined.
+
+    `direction` is the chain that `make` builds: its only state with a layer axis is the
+    factored moments, and their step count is one for all layers.
+    """
+    moments = optax.FactoredState(count=None, v_row=0, v_col=0, v=0)
+    axes = (moments, optax.EmptyState(), optax.EmptyState())
+
+    def init(params):
+        return jax.vmap(direction.init, out_axes=axes)(as_matrices(params))
+
+    def update(gradients, state, params):
+        updates, state = jax.vmap(direction.update, in_axes=(0, axes, 0), out_axes=(0, axes))(
+            as_matrices(gradients), state, as_matrices(params)
+        )
+        return jax.tree.map(lambda update, like: update.reshape(like.shape), updates, params), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def as_matrices(tree: PyTree) -> PyTree:
+    """The stacked tree with a matrix or a vector a layer: [N, inputs, outputs] or [N, size]."""
+    return param_groups.map_with_path(
+        lambda path, leaf: leaf.reshape(param_groups.matrix_shape(path, leaf.shape)), tree
+    )

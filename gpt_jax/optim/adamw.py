@@ -1,0 +1,33 @@
+"""AdamW: Adam with decoupled weight decay on the matrices (https://arxiv.org/abs/1711.05101)."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import optax
+
+from gpt_jax.optim import param_groups
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class AdamW:
+    """Defaults are nanoGPT's for GPT-2 124M."""
+
+    learning_rate: float = 6e-4  # peak of the schedule
+    beta1: float = 0.9  # decay of the mean of gradients
+    beta2: float = 0.95  # decay of the mean of squared gradients
+    epsilon: float = 1e-8  # added to the root of the squared mean
+    weight_decay: float = 0.1  # times the learning rate; matrices only
+    clip_norm: float = 1.0  # largest global gradient norm; 0: no clipping
+
+
+def make(config: AdamW, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """The optimizer; the train step clips."""
+    return optax.adamw(
+        schedule,
+        b1=config.beta1,
+        b2=config.beta2,
+        eps=config.epsilon,
+        mu_dtype=jnp.float32,
+        weight_decay=config.weight_decay,
+        mask=param_groups.decay_mask,
+    )

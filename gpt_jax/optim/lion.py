@@ -1,0 +1,31 @@
+"""Lion: the sign of an interpolated momentum, one moment (https://arxiv.org/abs/2302.06675)."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import optax
+
+from gpt_jax.optim import param_groups
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Lion:
+    """Against AdamW, the paper advises a 3-10 times smaller rate and as much more decay."""
+
+    learning_rate: float = 1e-4  # peak of the schedule; every weight moves by this much
+    beta1: float = 0.9  # weight of the momentum in the update
+    beta2: float = 0.99  # decay of the momentum
+    weight_decay: float = 1.0  # times the learning rate; matrices only
+    clip_norm: float = 1.0  # largest global gradient norm; 0: no clipping
+
+
+def make(config: Lion, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """The optimizer; the train step clips."""
+    return optax.lion(
+        schedule,
+        b1=config.beta1,
+        b2=config.beta2,
+        mu_dtype=jnp.float32,
+        weight_decay=config.weight_decay,
+        mask=param_groups.decay_mask,
+    )

@@ -1,0 +1,73 @@
+"""Muon for the hidden matrices, AdamW for everything else.
+
+Muon (https://kellerjordan.github.io/posts/muon/) replaces the momentum of a matrix by the
+nearest orthogonal one, so that all its directions move equally far. It is defined for matrices
+that multiply activations: each layer's kernel on its own, all heads of a projection as one
+matrix, the layer axis of the stored parameters as a batch. Embeddings, the output layer, norm
+scales and biases take AdamW at `adamw_ratio` times the learning rate of the same step.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+import optax
+from optax import contrib
+
+from gpt_jax.optim import adamw, param_groups
+from gpt_jax.optim.param_groups import Group, PyTree
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Muon:
+    """An update has the spectral norm sqrt(max(1, outputs / inputs)) times the rate."""
+
+    learning_rate: float = 0.02  # peak of the schedule, for hidden matrices
+    momentum: float = 0.95  # decay of the mean of gradients
+    nesterov: bool = True  # look one momentum step ahead
+    newton_schulz_steps: int = 5  # iterations of the orthogonalisation
+    consistent_rms: float = 0.0  # RMS of an update (0.2: Moonlight, 2502.16982); 0: norm as above
+    weight_decay: float = 0.01  # times the learning rate of the group; matrices only
+    adamw_ratio: float = 0.15  # AdamW's learning rate divided by Muon's
+    adamw_beta1: float = 0.9  # AdamW's decay of the mean of gradients
+    adamw_beta2: float = 0.95  # AdamW's decay of the mean of squared gradients
+    adamw_epsilon: float = 1e-8  # added to the root of AdamW's squared mean
+    clip_norm: float = 1.0  # largest global gradient norm; 0: no clipping
+
+
+def make(config: Muon, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """The optimizer; the train step clips."""
+    hidden = contrib.muon(
+        schedule,
+        ns_steps=config.newton_schulz_steps,
+        beta=config.momentum,
+        mu_dtype=jnp.float32,
+        nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+        consistent_rms=config.consistent_rms or None,
+        muon_weight_dimension_numbers=dimension_numbers,
+    )
+    rest = adamw.make(
+        adamw.AdamW(
+            beta1=config.adamw_beta1,
+            beta2=config.adamw_beta2,
+            epsilon=config.adamw_epsilon,
+            weight_decay=config.weight_decay,
+        ),
+        lambda count: config.adamw_ratio * schedule(count),
+    )
+    return optax.partition({'muon': hidden, 'adamw': rest}, labels)
+
+
+def labels(params: PyTree) -> PyTree:
+    """'muon' for hidden matrices, 'adamw' for the rest."""
+    return param_groups.map_with_path(
+        lambda path, _: 'muon' if param_groups.group_of(path) is Group.HIDDEN else 'adamw', params
+    )
+
+
+def dimension_numbers(hidden: PyTree) -> PyTree:
+    """The axes that make a matrix of each hidden kernel; optax batches over the others."""
+    return param_groups.map_with_path(
+        lambda path, leaf: contrib.MuonDimensionNumbers(*param_groups.matrix_axes(path, leaf.ndim)),
+        hidden,
+    )

@@ -1,0 +1,122 @@
+"""The learning rate of every step: a warm-up, then one of `SCHEDULES`.
+
+The warm-up and the cosine are nanoGPT's `get_lr`: step t of the warm-up has
+peak * (t + 1) / (warmup_steps + 1), so step 0 already learns and step `warmup_steps` is the
+first with the peak.
+"""
+
+import dataclasses
+import enum
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import optax
+
+from gpt_jax.errors import UserError
+
+
+class ScheduleKind(enum.StrEnum):
+    """What follows the warm-up."""
+
+    CONSTANT = 'constant'
+    LINEAR = 'linear'
+    COSINE = 'cosine'
+    WSD = 'wsd'  # warm-up, stable, decay
+    INVERSE_SQRT = 'inverse_sqrt'
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class ScheduleConfig:
+    """How the learning rate follows the steps; its peak is the optimizer's `learning_rate`."""
+
+    kind: ScheduleKind = ScheduleKind.COSINE
+    warmup_steps: int = 100  # steps before the peak
+    decay_steps: int = 0  # step at which the decay ends; 0: the run's last step
+    final_fraction: float = 0.1  # learning rate after the decay, as a fraction of the peak
+    wsd_decay_fraction: float = 0.2  # wsd: the part of decay_steps in which the rate falls
+
+
+def constant(config: ScheduleConfig, *, peak: float, end: int) -> optax.Schedule:
+    """The peak for ever."""
+    del config, end
+    return optax.constant_schedule(peak)
+
+
+def linear(config: ScheduleConfig, *, peak: float, end: int) -> optax.Schedule:
+    """A straight line to the final rate."""
+    return optax.linear_schedule(peak, peak * config.final_fraction, end - config.warmup_steps)
+
+
+def cosine(config: ScheduleConfig, *, peak: float, end: int) -> optax.Schedule:
+    """Half a cosine to the final rate (https://arxiv.org/abs/1608.03983)."""
+    steps = end - config.warmup_steps
+    return optax.cosine_decay_schedule(peak, steps, alpha=config.final_fraction)
+
+
+def wsd(config: ScheduleConfig, *, peak: float, end: int) -> optax.Schedule:
+    """The peak, then a straight line to the final rate (https://arxiv.org/abs/2404.06395)."""
+    steps = end - config.warmup_steps
+    decay_steps = min(steps, max(1, round(end * config.wsd_decay_fraction)))
+    return optax.linear_schedule(
+        peak, peak * config.final_fraction, decay_steps, transition_begin=steps - decay_steps
+    )
+
+
+def inverse_sqrt(config: ScheduleConfig, *, peak: float, end: int) -> optax.Schedule:
+    """The peak times sqrt((W + 1) / (t + 1)) at step t; W: warmup_steps (1706.03762, 5.3)."""
+    del end
+    timescale = config.warmup_steps + 1
+    return lambda count: peak * jnp.sqrt(timescale / (count + timescale))
+
+
+# Each returns the schedule after the warm-up: its count 0 is step `warmup_steps` of the run.
+SCHEDULES: dict[ScheduleKind, Callable[..., optax.Schedule]] = {
+    ScheduleKind.CONSTANT: constant,
+    ScheduleKind.LINEAR: linear,
+    ScheduleKind.COSINE: cosine,
+    ScheduleKind.WSD: wsd,
+    ScheduleKind.INVERSE_SQRT: inverse_sqrt,
+}
+
+
+def make_schedule(
+    config: ScheduleConfig, *, learning_rate: float, num_steps: int
+) -> optax.Schedule:
+    """Step -> learning rate, with the peak `learning_rate`, for a run of `num_steps`.
+
+    A run that is shorter than its warm-up ends in the warm-up.
+
+    Raises:
+        UserError: a value is out of range, or the decay would end before the warm-up does.
+    """
+    check(config)
+    if not learning_rate > 0:
+        raise UserError(f'config.optimizer.learning_rate={learning_rate} must be positive')
+    end = config.decay_steps or max(num_steps, config.warmup_steps + 1)
+    after = SCHEDULES[config.kind](config, peak=learning_rate, end=end)
+    if not config.warmup_steps:
+        return after
+    first = learning_rate / (config.warmup_steps + 1)
+    warmup = optax.linear_schedule(first, learning_rate, config.warmup_steps)
+    return optax.join_schedules([warmup, after], [config.warmup_steps])
+
+
+def check(config: ScheduleConfig) -> None:
+    """Refuses values that make no schedule.
+
+    Raises:
+        UserError: naming the key and the fix.
+    """
+    if config.warmup_steps < 0:
+        raise UserError(f'config.schedule.warmup_steps={config.warmup_steps} must be 0 or more')
+    if config.decay_steps and config.decay_steps <= config.warmup_steps:
+        raise UserError(
+            f'config.schedule.decay_steps={config.decay_steps} must be more than '
+            f'config.schedule.warmup_steps={config.warmup_steps}, or 0 for the whole run'
+        )
+    for name, fraction in (
+        ('final_fraction', config.final_fraction),
+        ('wsd_decay_fraction', config.wsd_decay_fraction),
+    ):
+        if not 0 <= fraction <= 1:
+            raise UserError(f'config.schedule.{name}={fraction} must be between 0 and 1')

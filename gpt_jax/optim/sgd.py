@@ -1,0 +1,32 @@
+"""Stochastic gradient descent with momentum."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import optax
+
+from gpt_jax.optim import param_groups
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class SGD:
+    """As torch.optim.SGD: the decay is added to the gradient, before the momentum."""
+
+    learning_rate: float = 0.1  # peak of the schedule
+    momentum: float = 0.9  # decay of the sum of gradients; 0: none is kept
+    nesterov: bool = False  # look one momentum step ahead
+    weight_decay: float = 0.0  # times the parameter, added to the gradient; matrices only
+    clip_norm: float = 1.0  # largest global gradient norm; 0: no clipping
+
+
+def make(config: SGD, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """The optimizer; the train step clips."""
+    return optax.chain(
+        optax.add_decayed_weights(config.weight_decay, mask=param_groups.decay_mask),
+        optax.sgd(
+            schedule,
+            momentum=config.momentum or None,
+            nesterov=config.nesterov,
+            accumulator_dtype=jnp.float32,
+        ),
+    )
