@@ -1,0 +1,157 @@
+"""The tree of a run's knobs, and what turns a config file into a checked, final tree."""
+
+import copy
+import dataclasses
+import importlib.util
+import math
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+from gpt_jax.checkpoint import CheckpointConfig
+from gpt_jax.config_tree import freeze
+from gpt_jax.data.config import DataConfig
+from gpt_jax.errors import UserError
+from gpt_jax.inference.config import SampleConfig, finalize_sample
+from gpt_jax.model.config import ModelConfig, finalize_model
+from gpt_jax.optim import OptimizerConfig
+from gpt_jax.optim.adamw import AdamW
+from gpt_jax.optim.schedule import ScheduleConfig
+from gpt_jax.parallel.mesh import MeshConfig
+from gpt_jax.parallel.runtime import RuntimeConfig
+from gpt_jax.tokenizer import TokenizerConfig
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class TrainConfig:
+    """How long, on how much at a time, and what is reported."""
+
+    batch_size: int = 32  # sequences a step, over all devices
+    num_steps: int = 1000  # length of the run in steps, unless one of the next two is set
+    num_tokens: int = 0  # length of the run in training tokens; 0: off
+    num_epochs: float = 0.0  # length of the run in passes over the corpus; 0: off
+    grad_accumulation: int = 1  # micro-batches that a step is split into
+    ema_decay: float = 0.0  # exponential moving average of the weights; 0: off
+    z_loss: float = 0.0  # weight of log(Z)², which keeps the logits from drifting; 0: off
+    max_bad_steps: int = 10  # non-finite steps in a row that end the run
+    loss_chunk_bytes: int = 2**27  # the loss holds at most this much of the logits at once
+    log_every: int = 10  # steps between rows of metrics
+    sinks: tuple[str, ...] = ('jsonl', 'tensorboard')  # where metrics go; also: wandb
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class EvalConfig:
+    """Evaluation on validation windows during training, and by `--mode evaluate`."""
+
+    every: int = 200  # steps between evaluations; 0: only at the end
+    batch_size: int = 0  # windows a batch; 0: train.batch_size
+    batches: int = 20  # validation batches used during training; 0: the whole split
+
+
+def _default(cls: type) -> Any:
+    return dataclasses.field(default_factory=cls)
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class RunConfig:
+    """All knobs of one run; each branch is defined beside the code that reads it."""
+
+    seed: int = 0  # of initialisation, data order and dropout
+    tokenizer: TokenizerConfig = _default(TokenizerConfig)
+    data: DataConfig = _default(DataConfig)
+    model: ModelConfig = _default(ModelConfig)
+    optimizer: OptimizerConfig = _default(AdamW)  # chosen by a config file; flags set its values
+    schedule: ScheduleConfig = _default(ScheduleConfig)
+    train: TrainConfig = _default(TrainConfig)
+    eval: EvalConfig = _default(EvalConfig)
+    sample: SampleConfig = _default(SampleConfig)
+    checkpoint: CheckpointConfig = _default(CheckpointConfig)
+    mesh: MeshConfig = _default(MeshConfig)
+    runtime: RuntimeConfig = _default(RuntimeConfig)
+
+
+def finalize(config: RunConfig, *, vocab_size: int, train_tokens: int = 0) -> RunConfig:
+    """A frozen copy with every derived value filled in and every rule checked.
+
+    `vocab_size` is the tokenizer's; the model takes it unless it sets a larger one of its own.
+    `train_tokens` is the corpus's, for runs that are as long as so many epochs.
+
+    Raises:
+        UserError: a value cannot work; the message names its key and the fix.
+    """
+    config = copy.deepcopy(config)
+    if config.model.vocab_size and config.model.vocab_size < vocab_size:
+        raise UserError(
+            f'config.model.vocab_size={config.model.vocab_size} is smaller than the '
+            f'tokenizer with its {vocab_size} tokens; raise it, or use 0 to take the tokenizer\'s'
+        )
+    config.model.vocab_size = config.model.vocab_size or vocab_size
+    finalize_model(config.model)
+    _finalize_train(config, train_tokens)
+    finalize_sample(config.sample)
+    return freeze(config)
+
+
+def _finalize_train(config: RunConfig, train_tokens: int) -> None:
+    """Fills the derived values of `config.train` and `config.eval`, and checks them."""
+    train, evaluation = config.train, config.eval
+    for name in ('batch_size', 'num_steps', 'grad_accumulation', 'log_every', 'max_bad_steps'):
+        if getattr(train, name) < 1:
+            raise UserError(f'config.train.{name}={getattr(train, name)} must be at least 1')
+    if train.batch_size % train.grad_accumulation:
+        raise UserError(
+            f'config.train.batch_size={train.batch_size} is not divisible by '
+            f'config.train.grad_accumulation={train.grad_accumulation}; change one of them'
+        )
+    if train.num_tokens and train.num_epochs:
+        raise UserError('set only one of config.train.num_tokens and config.train.num_epochs')
+    for name in ('num_tokens', 'num_epochs', 'z_loss'):
+        if getattr(train, name) < 0:
+            raise UserError(f'config.train.{name}={getattr(train, name)} must not be negative')
+    if not 0 <= train.ema_decay < 1:
+        raise UserError(f'config.train.ema_decay={train.ema_decay} must be in [0, 1)')
+    if evaluation.every < 0 or evaluation.batches < 0 or evaluation.batch_size < 0:
+        raise UserError('config.eval.every, .batches and .batch_size must not be negative')
+    tokens_per_step = train.batch_size * config.model.max_seq_len
+    wanted = train.num_tokens or train.num_epochs * train_tokens
+    if wanted:
+        train.num_steps = math.ceil(wanted / tokens_per_step)
+    evaluation.batch_size = evaluation.batch_size or train.batch_size
+
+
+def load_config(spec: str) -> RunConfig:
+    """The config that `FILE.py` or `FILE.py:variant` describes.
+
+    Raises:
+        UserError: the file is missing, fails, or has no such variant.
+    """
+    name, _, variant = spec.partition(':')
+    path = pathlib.Path(name)
+    if not path.is_file():
+        raise UserError(f'--config={name}: no such file; the shipped ones are in configs/')
+    loader = importlib.util.spec_from_file_location(f'gpt_jax_config_{path.stem}', path)
+    if loader is None:
+        raise UserError(f'--config={name}: not a Python file')
+    module = importlib.util.module_from_spec(loader)
+    try:
+        loader.loader.exec_module(module)
+        config = module.get_config(variant)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f'--config={spec}: {type(error).__name__}: {error}') from error
+    if not isinstance(config, RunConfig):
+        raise UserError(f'--config={spec}: get_config returned {type(config)}, not a RunConfig')
+    return config
+
+
+def unknown_variant(variant: str, known: Iterable[str]) -> UserError:
+    """The error for a config file to raise when it has no such variant."""
+    names = ', '.join(f':{name}' for name in known if name) or 'none'
+    return UserError(f'--config: unknown variant :{variant}; this file has {names}')
+
+
+def run_name(spec: str) -> str:
+    """`configs/x.py:variant` -> `x-variant`, the name of the default workdir."""
+    name, _, variant = spec.partition(':')
+    return pathlib.Path(name).stem + (f'-{variant}' if variant else '')

@@ -1,0 +1,1 @@
+"""Generation: sampling rules, and the loop on the device that applies them."""

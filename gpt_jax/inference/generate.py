@@ -1,0 +1,125 @@
+"""Generation of text: prompts in, text out as it appears, cut exactly at stop strings."""
+
+import dataclasses
+import enum
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from gpt_jax.inference.config import SampleConfig
+from gpt_jax.inference.decode import Decoder
+from gpt_jax.model.config import ModelConfig
+from gpt_jax.tokenizer import Tokenizer
+
+
+class Ended(enum.StrEnum):
+    """Why a text ended."""
+
+    LENGTH = 'length'  # max_new_tokens were drawn
+    END_OF_TEXT = 'end_of_text'  # the model drew the end-of-text token
+    STOP = 'stop'  # a stop string appeared
+
+
+@dataclasses.dataclass(kw_only=True)
+class Generation:
+    """One generated text; it grows while it is streamed."""
+
+    prompt: str
+    text: str = ''  # after the prompt
+    tokens: list[int] = dataclasses.field(default_factory=list)  # drawn, the ending one excluded
+    ended: Ended | None = None  # None: not yet
+
+
+class Generator:
+    """Writes text with a model's parameters (stored layout) and its tokenizer."""
+
+    def __init__(self, config: ModelConfig, params: Any, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._decoder = Decoder(
+            config, params, vocab_size=tokenizer.vocab_size, eot_id=tokenizer.eot_id
+        )
+
+    def generate(self, prompts: Sequence[str], sampling: SampleConfig) -> list[Generation]:
+        """`num_samples` texts for each prompt, those of the first prompt first.
+
+        Raises:
+            UserError: a prompt is longer than the context.
+        """
+        rows = self._rows(prompts, sampling)
+        for _ in self._advance(rows, sampling):
+            pass
+        return [row.generation for row in rows]
+
+    def stream(
+        self, prompts: Sequence[str], sampling: SampleConfig
+    ) -> Iterator[list[tuple[str, Generation]]]:
+        """Yields, chunk after chunk, the new text of each row and the row as it stands.
+
+        A piece never ends in half a character, nor in what may be the start of a stop string.
+        """
+        rows = self._rows(prompts, sampling)
+        for pieces in self._advance(rows, sampling):
+            yield list(zip(pieces, [row.generation for row in rows], strict=True))
+
+    def _rows(self, prompts: Sequence[str], sampling: SampleConfig) -> list['_Row']:
+        return [
+            _Row(prompt, self._tokenizer, sampling.stop)
+            for prompt in prompts
+            for _ in range(sampling.num_samples)
+        ]
+
+    def _advance(self, rows: list['_Row'], sampling: SampleConfig) -> Iterator[list[str]]:
+        """Draws chunk after chunk into the rows until all have ended; yields the new texts."""
+        encoded = [row.prompt_tokens for row in rows]
+        drawn = 0
+        for tokens in self._decoder.generate(encoded, sampling):
+            drawn += tokens.shape[1]
+            last = drawn >= sampling.max_new_tokens
+            yield [row.push(new.tolist(), last) for row, new in zip(rows, tokens, strict=True)]
+            if all(row.generation.ended for row in rows):
+                return
+
+
+class _Row:
+    """One text on its way from ids to characters."""
+
+    def __init__(self, prompt: str, tokenizer: Tokenizer, stop: Sequence[str]):
+        self.generation = Generation(prompt=prompt)
+        # Without a prompt a text begins where a document does: after an end-of-text token.
+        self.prompt_tokens = tokenizer.encode(prompt) or [tokenizer.eot_id]
+        self._eot_id = tokenizer.eot_id
+        self._decoder = tokenizer.stream()
+        self._stop = stop
+        self._held = ''  # decoded, but perhaps the start of a stop string
+
+    def push(self, tokens: list[int], last: bool) -> str:
+        """Takes drawn ids, returns the text that is certain now. `last`: no more will come."""
+        result = self.generation
+        if result.ended:
+            return ''
+        if self._eot_id in tokens:
+            tokens = tokens[: tokens.index(self._eot_id)]
+            result.ended = Ended.END_OF_TEXT
+        elif last:
+            result.ended = Ended.LENGTH
+        result.tokens.extend(tokens)
+        self._held += self._decoder.push(tokens)
+        if result.ended:
+            self._held += self._decoder.flush()
+        found = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
+        if found:
+            piece, self._held = self._held[: min(found)], ''
+            result.ended = Ended.STOP
+        else:
+            keep = 0 if result.ended else self._possible_stop()
+            cut = len(self._held) - keep
+            piece, self._held = self._held[:cut], self._held[cut:]
+        result.text += piece
+        return piece
+
+    def _possible_stop(self) -> int:
+        """How many characters at the end of the held text may begin a stop string."""
+        longest = max((len(stop) for stop in self._stop), default=1) - 1
+        for length in range(min(longest, len(self._held)), 0, -1):
+            if any(stop.startswith(self._held[-length:]) for stop in self._stop):
+                return length
+        return 0

@@ -1,0 +1,80 @@
+"""From logits to the next token."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from gpt_jax.inference.config import SampleConfig
+
+
+@flax.struct.dataclass
+class SamplingRule:
+    """How a token is drawn. Values are data, so that changing them compiles nothing anew."""
+
+    temperature: Float[Array, '']
+    top_k: Int[Array, '']  # the vocabulary's size: off
+    top_p: Float[Array, '']
+    min_p: Float[Array, '']
+    repetition_penalty: Float[Array, '']
+    greedy: bool = flax.struct.field(pytree_node=False)
+    sorts: bool = flax.struct.field(pytree_node=False)  # top_k or top_p is on
+    penalises: bool = flax.struct.field(pytree_node=False)
+
+
+def make_rule(config: SampleConfig, *, vocab_size: int) -> SamplingRule:
+    """The rule that a config describes."""
+    return SamplingRule(
+        temperature=jnp.float32(config.temperature or 1.0),
+        top_k=jnp.int32(min(config.top_k or vocab_size, vocab_size)),
+        top_p=jnp.float32(config.top_p),
+        min_p=jnp.float32(config.min_p),
+        repetition_penalty=jnp.float32(config.repetition_penalty),
+        greedy=config.temperature == 0,
+        sorts=config.top_k > 0 or config.top_p < 1,
+        penalises=config.repetition_penalty != 1,
+    )
+
+
+def filter_logits(
+    logits_BV: Float[Array, 'B V'], seen_BV: Bool[Array, 'B V'], rule: SamplingRule
+) -> Float[Array, 'B V']:
+    """The logits that are drawn from: penalised, tempered, and -inf where excluded.
+
+    Repetition penalty: Keskar et al. 2019 (CTRL), https://arxiv.org/abs/1909.05858. Top-p:
+    Holtzman et al. 2019, https://arxiv.org/abs/1904.09751. Min-p: Nguyen et al. 2024,
+    https://arxiv.org/abs/2407.01082. Each filter sees the tempered distribution, in the order
+    top-k, top-p (of what top-k left), min-p; the likeliest token always stays.
+    """
+    if rule.penalises:
+        penalty = rule.repetition_penalty
+        penalised_BV = jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
+        logits_BV = jnp.where(seen_BV, penalised_BV, logits_BV)
+    if rule.greedy:
+        return logits_BV
+    logits_BV = logits_BV / rule.temperature
+    if rule.sorts:
+        sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
+        rank_1V = jnp.arange(sorted_BV.shape[-1])[None, :]
+        sorted_BV = jnp.where(rank_1V < rule.top_k, sorted_BV, -jnp.inf)
+        probabilities_BV = jax.nn.softmax(sorted_BV, axis=-1)
+        # A token stays while the tokens before it have not reached top_p.
+        before_BV = jnp.cumsum(probabilities_BV, axis=-1) - probabilities_BV
+        kept_BV = ((before_BV < rule.top_p) & (rank_1V < rule.top_k)) | (rank_1V == 0)
+        least_B1 = jnp.min(jnp.where(kept_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
+        logits_BV = jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
+    likeliest_B1 = logits_BV.max(axis=-1, keepdims=True)
+    return jnp.where(logits_BV >= likeliest_B1 + jnp.log(rule.min_p), logits_BV, -jnp.inf)
+
+
+def sample(
+    logits_BV: Float[Array, 'B V'],
+    seen_BV: Bool[Array, 'B V'],
+    keys_B: Key[Array, 'B'],
+    rule: SamplingRule,
+) -> Int[Array, 'B']:
+    """One token a row. A row's draw depends on its own key and logits only."""
+    logits_BV = filter_logits(logits_BV, seen_BV, rule)
+    if rule.greedy:
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)

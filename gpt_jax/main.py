@@ -1,0 +1,106 @@
+"""The command line: flags -> config -> mode. Every wrong input is one line and exit status 2."""
+
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from absl import flags as absl_flags
+from ml_collections import config_flags
+
+from gpt_jax import run
+from gpt_jax.config import RunConfig, load_config, run_name
+from gpt_jax.errors import UserError
+from gpt_jax.modes import evaluate, generate, prepare, train
+
+MODES: dict[str, ModuleType] = {
+    'train': train,
+    'prepare': prepare,
+    'evaluate': evaluate,
+    'generate': generate,
+}
+USAGE = """usage: python -m gpt_jax.main --config FILE.py[:variant] [--workdir DIR] [--mode MODE]
+                              [--config.KEY=VALUE ...]
+
+  --config    a file of configs/, with a variant of its own choosing
+  --workdir   the run's folder (default: runs/<config>[-<variant>]); alone, it brings its config
+  --config.*  any knob of gpt_jax/config.py: --config.optimizer.learning_rate=3e-4
+  --debug     show the traceback of an error
+
+Modes:
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command line (without the program's name); returns the exit status."""
+    debug = any(re.fullmatch('--?debug', argument) for argument in argv)
+    try:
+        return _main([argument for argument in argv if not re.fullmatch('--?debug', argument)])
+    except (UserError, OSError) as error:
+        if debug:
+            raise
+        print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        return 130
+
+
+def _main(argv: list[str]) -> int:
+    if any(re.fullmatch('--?(help|helpfull|h)', argument) for argument in argv):
+        print(USAGE + '\n'.join(_describe(name, mode) for name, mode in MODES.items()))
+        return 0
+    argv, spec = _take(argv, 'config')
+    argv, workdir = _take(argv, 'workdir')
+    argv, name = _take(argv, 'mode')
+    mode = MODES.get(name or 'train')
+    if mode is None:
+        raise UserError(f'--mode={name} is not a mode; choose one of {", ".join(MODES)}')
+    if not spec and not workdir:
+        raise UserError('give --config FILE.py[:variant] or --workdir DIR; see --help')
+    folder = pathlib.Path(workdir or f'runs/{run_name(spec)}')
+    config = load_config(spec) if spec else run.read_config(folder)
+    flags = absl_flags.FlagValues()
+    mode.define_flags(flags)
+    _parse(flags, config, argv)
+    overrides = dict(config_flags.get_override_values(flags['config']))
+    return mode.run(flags, flags.config, folder, overrides)
+
+
+def _take(argv: list[str], name: str) -> tuple[list[str], str]:
+    """Removes `--name VALUE` or `--name=VALUE`; returns the rest and the last such value."""
+    rest, value, arguments = [], '', iter(argv)
+    for argument in arguments:
+        match = re.fullmatch(f'--?{name}(=(.*))?', argument, re.DOTALL)
+        if match is None:
+            rest.append(argument)
+        elif (value := match[2] if match[1] else next(arguments, '')) == '':
+            raise UserError(f'--{name} needs a value')
+    return rest, value
+
+
+def _parse(flags: absl_flags.FlagValues, config: RunConfig, argv: list[str]) -> None:
+    """Puts the mode's flags, and `config` with the `--config.*` overrides, into `flags`."""
+    try:
+        config_flags.DEFINE_config_dataclass(
+            'config', config, flag_values=flags, sys_argv=['', *argv]
+        )
+        extra = flags(['gpt_jax.main', *argv])[1:]
+    except (AttributeError, KeyError, TypeError, ValueError, absl_flags.Error) as error:
+        raise UserError(f'{error} (see --help, and gpt_jax/config.py for the keys)') from error
+    if extra:
+        raise UserError(f'unexpected argument {extra[0]!r}; options begin with --')
+
+
+def _describe(name: str, mode: ModuleType) -> str:
+    """A mode's first docstring line and its flags."""
+    flags = absl_flags.FlagValues()
+    mode.define_flags(flags)
+    lines = [f'  {name:<10}{mode.__doc__.splitlines()[0]}']
+    lines += [f'    --{flag:<20}{flags[flag].help}' for flag in sorted(flags)]
+    return '\n'.join(lines)
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,75 @@
+"""Published architectures by name, as config values: `ModelConfig(**PRESETS['gpt2_124m'])`."""
+
+from typing import Any
+
+from gpt_jax.model.config import DType, MLPKind, NormKind, NormPlacement, PositionKind
+
+# Radford et al. 2018: post-norm and no final norm.
+_GPT1 = {
+    'vocab_size': 40478,
+    'max_seq_len': 512,
+    'norm_placement': NormPlacement.POST,
+    'final_norm': False,
+    'dropout': 0.1,
+    'attention_dropout': 0.1,
+}
+# Radford et al. 2019. The defaults of ModelConfig are GPT-2's.
+_GPT2 = {'vocab_size': 50257, 'max_seq_len': 1024}
+# Brown et al. 2020, https://arxiv.org/abs/2005.14165, table 2.1, with dense attention in all
+# layers where the paper alternates with banded ones.
+_GPT3 = {'vocab_size': 50257, 'max_seq_len': 2048}
+# Grattafiori et al. 2024, https://arxiv.org/abs/2407.21783.
+_LLAMA = {
+    'position': PositionKind.ROPE,
+    'norm': NormKind.RMSNORM,
+    'mlp': MLPKind.SWIGLU,
+    'use_bias': False,
+    'scale_residual_init': False,
+}
+
+
+def _size(num_layers: int, num_heads: int, d_model: int, head_dim: int = 0) -> dict[str, int]:
+    return {
+        'num_layers': num_layers,
+        'num_heads': num_heads,
+        'd_model': d_model,
+        'head_dim': head_dim,
+    }
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    'gpt1': _GPT1 | _size(12, 12, 768),
+    'gpt2_124m': _GPT2 | _size(12, 12, 768),
+    'gpt2_355m': _GPT2 | _size(24, 16, 1024),
+    'gpt2_774m': _GPT2 | _size(36, 20, 1280),
+    'gpt2_1558m': _GPT2 | _size(48, 25, 1600),
+    'gpt3_125m': _GPT3 | _size(12, 12, 768),
+    'gpt3_350m': _GPT3 | _size(24, 16, 1024),
+    'gpt3_760m': _GPT3 | _size(24, 16, 1536),
+    # The paper's table has 24 heads of 128 for d_model 2048; 16 are what 2048 / 128 gives.
+    'gpt3_1300m': _GPT3 | _size(24, 16, 2048),
+    'llama3_1b': _LLAMA
+    | _size(16, 32, 2048)
+    | {
+        'vocab_size': 128256,
+        'max_seq_len': 8192,
+        'num_kv_heads': 8,
+        'd_ff': 8192,
+        'rope_base': 500000.0,
+    },
+    # What small models are trained with today: rotary positions, RMSNorm, query-key norm,
+    # squared ReLU, an untied output with a soft cap, no biases.
+    'modern_124m': _size(12, 6, 768)
+    | {
+        'vocab_size': 50257,
+        'max_seq_len': 1024,
+        'position': PositionKind.ROPE,
+        'norm': NormKind.RMSNORM,
+        'qk_norm': True,
+        'mlp': MLPKind.RELU2,
+        'use_bias': False,
+        'tie_embeddings': False,
+        'output_soft_cap': 15.0,
+        'compute_dtype': DType.BFLOAT16,
+    },
+}

@@ -1,0 +1,95 @@
+"""Write text with a trained run's weights, streamed to the terminal."""
+
+import dataclasses
+import pathlib
+import sys
+from typing import Any
+
+from absl import flags as absl_flags
+
+from gpt_jax import run as runs
+from gpt_jax.config import RunConfig
+from gpt_jax.errors import UserError
+from gpt_jax.inference.config import SampleConfig, finalize_sample
+from gpt_jax.inference.generate import Ended, Generation, Generator
+from gpt_jax.modes import saved_weights
+
+# Flags that set config.sample.* without the prefix.
+SAMPLE_FLAGS = {
+    'max_new_tokens': absl_flags.DEFINE_integer,
+    'num_samples': absl_flags.DEFINE_integer,
+    'temperature': absl_flags.DEFINE_float,
+    'top_k': absl_flags.DEFINE_integer,
+    'top_p': absl_flags.DEFINE_float,
+    'min_p': absl_flags.DEFINE_float,
+    'repetition_penalty': absl_flags.DEFINE_float,
+    'seed': absl_flags.DEFINE_integer,
+    'stop': absl_flags.DEFINE_multi_string,
+}
+
+
+def define_flags(flags: absl_flags.FlagValues) -> None:
+    """The prompt, and shortcuts for `--config.sample.*`."""
+    saved_weights.define_flags(flags)
+    absl_flags.DEFINE_multi_string(
+        'prompt', None, 'text to continue; repeat it for a batch; - reads stdin', flag_values=flags
+    )
+    absl_flags.DEFINE_string('prompt_file', None, 'file to continue', flag_values=flags)
+    for name, define in SAMPLE_FLAGS.items():
+        define(name, None, f'short for --config.sample.{name}', flag_values=flags)
+
+
+def run(
+    flags: absl_flags.FlagValues,
+    config: RunConfig,
+    workdir: pathlib.Path,
+    overrides: dict[str, Any],
+) -> int:
+    """Generates and prints; the text of a single sample appears as it is drawn."""
+    for name in SAMPLE_FLAGS:
+        value = flags[name].value
+        if value is not None:
+            setattr(config.sample, name, tuple(value) if name == 'stop' else value)
+    finalize_sample(config.sample)
+    prompts = _prompts(flags, config.sample)
+    opened = saved_weights.open_run(config, workdir)
+    step, params = runs.restore_weights(opened, step=flags.step, weights=flags.weights)
+    print(f'{workdir}, step {step}', file=sys.stderr)
+    generator = Generator(opened.config.model, params, opened.tokenizer)
+    sampling = opened.config.sample
+    if len(prompts) * sampling.num_samples == 1:
+        _print_streaming(generator, prompts, sampling)
+    else:
+        for index, generation in enumerate(generator.generate(prompts, sampling)):
+            print(f'--- sample {index + 1}')
+            print(generation.prompt + generation.text)
+    return 0
+
+
+def _prompts(flags: absl_flags.FlagValues, sampling: SampleConfig) -> list[str]:
+    """What to continue: the flags, else `config.sample.prompt`."""
+    if flags.prompt is not None and flags.prompt_file is not None:
+        raise UserError('give either --prompt or --prompt_file')
+    if flags.prompt_file is not None:
+        path = pathlib.Path(flags.prompt_file)
+        try:
+            return [path.read_text(encoding='utf-8')]
+        except OSError as error:
+            raise UserError(f'--prompt_file={path}: {error.strerror}') from error
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f'--prompt_file={path} is not UTF-8 at byte {error.start}; convert it'
+            ) from error
+    prompts = [sampling.prompt] if flags.prompt is None else flags.prompt
+    return [sys.stdin.read() if prompt == '-' else prompt for prompt in prompts]
+
+
+def _print_streaming(generator: Generator, prompts: list[str], sampling: SampleConfig) -> None:
+    """Prints one text while it is written."""
+    print(prompts[0], end='', flush=True)
+    generation: Generation | None = None
+    for [(piece, generation)] in generator.stream(prompts, sampling):
+        print(piece, end='', flush=True)
+    print()
+    if generation is not None and generation.ended == Ended.END_OF_TEXT:
+        print('(end of text)', file=sys.stderr)

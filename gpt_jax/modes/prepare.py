@@ -1,0 +1,34 @@
+"""Turn the corpus into token shards, which training then reads; done by train when missing."""
+
+import pathlib
+from typing import Any
+
+from absl import flags as absl_flags
+
+from gpt_jax.config import RunConfig
+from gpt_jax.data.prepare import prepare
+from gpt_jax.data.shard_tokenizer import make_run_tokenizer
+from gpt_jax.data.shards import Shards
+from gpt_jax.data.split import SPLITS
+from gpt_jax.telemetry.report import format_table
+
+
+def define_flags(flags: absl_flags.FlagValues) -> None:
+    """No flags of its own: `--config.data.*` and `--config.tokenizer.*` say everything."""
+
+
+def run(
+    flags: absl_flags.FlagValues,
+    config: RunConfig,
+    workdir: pathlib.Path,
+    overrides: dict[str, Any],
+) -> int:
+    """Prepares the data of `config` and prints what there is."""
+    folder = prepare(config.data, config.tokenizer)
+    tokenizer = make_run_tokenizer(folder, config.tokenizer)
+    rows = {
+        split: f'{Shards.open(folder, split, tokenizer=tokenizer).num_tokens:,} tokens'
+        for split in SPLITS
+    }
+    print(format_table(f'{folder}, {tokenizer.kind} of {tokenizer.vocab_size:,}', rows))
+    return 0

@@ -1,0 +1,164 @@
+"""Train in a workdir (the default mode): prepares missing data, resumes, evaluates, saves."""
+
+import contextlib
+import math
+import pathlib
+import signal
+from typing import Any
+
+from absl import flags as absl_flags
+
+from gpt_jax import run as runs
+from gpt_jax.checkpoint import Checkpointer
+from gpt_jax.config import RunConfig, finalize
+from gpt_jax.config_tree import differences, to_json
+from gpt_jax.data.prepare import prepare
+from gpt_jax.data.shard_tokenizer import make_run_tokenizer
+from gpt_jax.data.shards import Shards
+from gpt_jax.errors import UserError
+from gpt_jax.parallel import runtime
+from gpt_jax.telemetry.metrics import MetricsWriter
+from gpt_jax.telemetry.progress import Progress
+from gpt_jax.telemetry.report import format_table
+from gpt_jax.train import loop
+from gpt_jax.train.session import Session
+from gpt_jax.train.state import TrainState
+from gpt_jax.train.stop_signal import StopSignal
+from gpt_jax.train.summary import summarize
+
+UNFINISHED = 75  # exit status EX_TEMPFAIL: saved, run me again
+INTERRUPTED = 130  # the shell's status for Ctrl-C
+# Changing one of these would give a step another batch than it had.
+DATA_KEYS = ('config.train.batch_size', 'config.model.max_seq_len', 'config.seed', 'config.data.')
+
+
+def define_flags(flags: absl_flags.FlagValues) -> None:
+    """How to begin."""
+    absl_flags.DEFINE_boolean(
+        'fresh', False, 'delete the checkpoints of the workdir and start over', flag_values=flags
+    )
+
+
+def run(
+    flags: absl_flags.FlagValues,
+    config: RunConfig,
+    workdir: pathlib.Path,
+    overrides: dict[str, Any],
+) -> int:
+    """Trains to the end of the run, or until told to stop."""
+    finalize(config, vocab_size=1)  # what can be refused early is
+    runtime.initialize(config.runtime)
+    with runs.lock(workdir), StopSignal() as stop:
+        folder = prepare(config.data, config.tokenizer)
+        tokenizer = make_run_tokenizer(folder, config.tokenizer)
+        tokens = Shards.open(folder, 'train', tokenizer=tokenizer).num_tokens
+        final = finalize(config, vocab_size=tokenizer.vocab_size, train_tokens=tokens)
+        session = Session(final, tokenizer, folder)
+        this_run = runs.Run(workdir, final, tokenizer)
+        with Checkpointer(this_run.checkpoints, final.checkpoint) as checkpointer:
+            if flags.fresh:
+                checkpointer.clear()
+            outcome = _train(session, this_run, checkpointer, stop, overrides)
+    if outcome is loop.Outcome.COMPLETE:
+        return 0
+    return INTERRUPTED if stop.received == signal.SIGINT else UNFINISHED
+
+
+def _train(
+    session: Session,
+    this_run: runs.Run,
+    checkpointer: Checkpointer,
+    stop: StopSignal,
+    overrides: dict[str, Any],
+) -> loop.Outcome:
+    """Restores, shows what will run, and runs the loop."""
+    config, workdir = session.config, this_run.workdir
+    meta = {
+        'config': to_json(config),
+        'data': session.pipeline.identity,
+        'tokenizer': session.tokenizer.fingerprint(),
+    }
+    saved = checkpointer.meta()
+    if saved is not None:
+        _check_resumable(saved, meta, workdir)
+    print(format_table(str(workdir), summarize(session.program, config)), flush=True)
+    restored = checkpointer.restore(_items(session.program.abstract_state))
+    state = session.init() if restored is None else TrainState(**restored.items)
+    start = 0 if restored is None else restored.step
+    if start >= config.train.num_steps:
+        print(
+            f'{workdir} is complete: {start} steps. To see it write: --mode generate; to go on: '
+            f'--config.train.num_steps=N; to start over: --fresh'
+        )
+        return loop.Outcome.COMPLETE
+    if restored is not None:
+        print(f'resuming at step {start}', flush=True)
+    runs.save_run(this_run, overrides=overrides)
+
+    def save(state: TrainState, step: int, eval_loss: float | None) -> None:
+        checkpointer.save(
+            step, _items(state), meta | {'eval_loss': eval_loss}, eval_loss=eval_loss
+        )
+
+    with contextlib.ExitStack() as stack:
+        writer = stack.enter_context(
+            MetricsWriter(
+                workdir, config.train.sinks, resume_step=None if restored is None else start
+            )
+        )
+        progress = stack.enter_context(
+            Progress(config.train.num_steps, unit='steps', description='train', start=start)
+        )
+        hooks = loop.Hooks(
+            evaluate=session.evaluate,
+            sample=session.sample,
+            save=save,
+            write=writer.write,
+            flush=writer.flush,
+            stop=stop.requested,
+            throughput=session.throughput,
+        )
+        best = checkpointer.best_step()
+        _, outcome = loop.run(
+            session.program,
+            config,
+            state=state,
+            batches=session.batches(start),
+            hooks=hooks,
+            progress=progress,
+            best_loss=math.inf if best is None else checkpointer.meta(best)['eval_loss'],
+        )
+        checkpointer.wait()
+    if outcome is loop.Outcome.COMPLETE:
+        print(f'complete: {config.train.num_steps} steps in {workdir}')
+    else:
+        print(f'saved in {workdir}; the same command goes on from there')
+    return outcome
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """The state by name, so that the weights can be read without the optimizer's state."""
+    return {name: getattr(state, name) for name in state.__dataclass_fields__}
+
+
+def _check_resumable(saved: dict[str, Any], meta: dict[str, Any], workdir: pathlib.Path) -> None:
+    """Prints what changed since the checkpoint.
+
+    Raises:
+        UserError: the data or the tokenizer changed, so this would be another run.
+    """
+    changes = differences(saved['config'], meta['config'])
+    if saved['tokenizer'] != meta['tokenizer']:
+        raise UserError(
+            f'{workdir} was trained with another tokenizer; choose another --workdir, or start '
+            f'over with --fresh'
+        )
+    if saved['data'] != meta['data']:
+        causes = [change for change in changes if change.startswith(DATA_KEYS)]
+        raise UserError(
+            f'{workdir} was trained on other batches ({"; ".join(causes) or "the corpus changed"}), '
+            f'so it cannot go on exactly; undo that, choose another --workdir, or start over with '
+            f'--fresh'
+        )
+    if changes:
+        print('\n'.join(['changed since the checkpoint:', *(f'  {change}' for change in changes)]))

@@ -1,0 +1,152 @@
+"""Cross entropy that never holds the full logits.
+
+The logits of a chunk of tokens are computed, turned into the loss and into both gradients, and
+dropped, all in the forward pass; the backward pass only scales. Without differentiation the
+same function is a forward-only loss.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+@flax.struct.dataclass
+class LossSums:
+    """Sums over the tokens of a batch; divide by `weight` for means. An empty batch sums to 0."""
+
+    cross_entropy: Float[Array, '']  # nats
+    correct: Float[Array, '']  # tokens whose most likely prediction is the target
+    weight: Float[Array, '']  # tokens that count
+
+
+class LossOptions(NamedTuple):
+    """What the loss needs to know of the model, all static."""
+
+    vocab_size: int  # table rows beyond it are padding
+    soft_cap: float = 0.0
+    z_loss: float = 0.0
+    chunk_bytes: int = 2**27
+
+
+def cross_entropy(
+    hidden_BLD: Float[Array, 'B L D'],
+    table_VD: Float[Array, 'V D'],
+    targets_BL: Int[Array, 'B L'],
+    weights_BL: Float[Array, 'B L'],
+    options: LossOptions,
+) -> tuple[Float[Array, ''], LossSums]:
+    """The summed loss (cross entropy and z-loss, in nats) and the sums to report.
+
+    Only the first result is differentiable, with respect to `hidden_BLD` and `table_VD`. The
+    z-loss is `z_loss * log(Z)²` a token (de Brébisson and Vincent 2016, PaLM 2022).
+    """
+    return _cross_entropy(options, hidden_BLD, table_VD, targets_BL, weights_BL)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _cross_entropy(options, hidden_BLD, table_VD, targets_BL, weights_BL):
+    (loss, sums), _ = _scan_chunks(
+        options, hidden_BLD, table_VD, targets_BL, weights_BL, gradients=False
+    )
+    return loss, sums
+
+
+def _forward(options, hidden_BLD, table_VD, targets_BL, weights_BL):
+    return _scan_chunks(options, hidden_BLD, table_VD, targets_BL, weights_BL, gradients=True)
+
+
+def _backward(options, gradients, cotangents):
+    scale, _ = cotangents
+    dhidden_BLD, dtable_VD = gradients
+    return (
+        (dhidden_BLD * scale.astype(dhidden_BLD.dtype)),
+        dtable_VD * scale.astype(dtable_VD.dtype),
+        None,
+        None,
+    )
+
+
+_cross_entropy.defvjp(_forward, _backward)
+
+
+def _scan_chunks(options, hidden_BLD, table_VD, targets_BL, weights_BL, *, gradients: bool):
+    """Loss, sums and (dhidden, dtable), chunk by chunk along the sequence.
+
+    Chunks are taken along the sequence, so that a batch sharded over devices stays so.
+    """
+    B, L, _ = hidden_BLD.shape
+    chunks = _chunk_count(L, 4 * B * L * table_VD.shape[0], options.chunk_bytes)
+    table = table_VD.astype(hidden_BLD.dtype)
+
+    def add_chunk(carry, chunk):
+        loss, sums, dtable = carry
+        chunk_loss, chunk_sums, dhidden, chunk_dtable = _chunk(
+            options, table, *chunk, gradients=gradients
+        )
+        if gradients:
+            dtable = dtable + chunk_dtable
+        return (loss + chunk_loss, jax.tree.map(jnp.add, sums, chunk_sums), dtable), dhidden
+
+    zero = jnp.zeros((), jnp.float32)
+    dtable = jnp.zeros(table_VD.shape, jnp.float32) if gradients else zero
+    carry = (zero, LossSums(zero, zero, zero), dtable)
+    arrays = (hidden_BLD, targets_BL, weights_BL)
+    if chunks == 1:
+        (loss, sums, dtable), dhidden_BLD = add_chunk(carry, arrays)
+    else:
+        split = [x.reshape(B, chunks, L // chunks, *x.shape[2:]).swapaxes(0, 1) for x in arrays]
+        (loss, sums, dtable), dhidden = jax.lax.scan(add_chunk, carry, split)
+        dhidden_BLD = dhidden.swapaxes(0, 1).reshape(hidden_BLD.shape) if gradients else None
+    return (loss, sums), (dhidden_BLD, dtable.astype(table_VD.dtype))
+
+
+def _chunk_count(length: int, logits_bytes: int, chunk_bytes: int) -> int:
+    """The smallest divisor of `length` that brings a chunk's logits below `chunk_bytes`."""
+    wanted = min(length, math.ceil(logits_bytes / chunk_bytes))
+    return next(count for count in range(wanted, length + 1) if length % count == 0)
+
+
+def _chunk(options, table_VD, hidden_BLD, targets_BL, weights_BL, *, gradients: bool) -> Any:
+    """Loss, sums and gradients (or Nones) of one chunk of tokens."""
+    hidden_MD = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])
+    targets_M1 = targets_BL.reshape(-1, 1)
+    weights_M1 = weights_BL.reshape(-1, 1)
+    vocab_1V = jnp.arange(table_VD.shape[0])[None, :]
+    raw_MV = jax.lax.dot_general(
+        hidden_MD, table_VD, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+    )
+    cap = options.soft_cap
+    capped_MV = cap * jnp.tanh(raw_MV / cap) if cap else raw_MV
+    logits_MV = jnp.where(vocab_1V < options.vocab_size, capped_MV, -jnp.inf)
+    max_M1 = logits_MV.max(-1, keepdims=True)
+    exp_MV = jnp.exp(logits_MV - max_M1)
+    sum_M1 = exp_MV.sum(-1, keepdims=True)
+    log_z_M1 = jnp.log(sum_M1) + max_M1
+    target_M1 = jnp.take_along_axis(logits_MV, targets_M1, -1)
+    nll_M1 = log_z_M1 - target_M1
+    sums = LossSums(
+        cross_entropy=jnp.sum(nll_M1 * weights_M1),
+        correct=jnp.sum((target_M1 >= max_M1) * weights_M1),
+        weight=jnp.sum(weights_M1),
+    )
+    loss = sums.cross_entropy + options.z_loss * jnp.sum(log_z_M1**2 * weights_M1)
+    if not gradients:
+        return loss, sums, None, None
+    # d(nll)/d(logits) = softmax - onehot; the z-loss adds 2 z log(Z) softmax.
+    softmax_scale_M1 = (1 + 2 * options.z_loss * log_z_M1) / sum_M1 * weights_M1
+    dlogits_MV = exp_MV * softmax_scale_M1 - (vocab_1V == targets_M1) * weights_M1
+    if cap:
+        dlogits_MV *= 1 - (capped_MV / cap) ** 2
+    dlogits_MV = dlogits_MV.astype(hidden_MD.dtype)
+    dhidden_MD = jax.lax.dot_general(
+        dlogits_MV, table_VD, (((1,), (0,)), ((), ())), preferred_element_type=hidden_MD.dtype
+    )
+    dtable_VD = jax.lax.dot_general(
+        dlogits_MV, hidden_MD, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
+    )
+    return loss, sums, dhidden_MD.reshape(hidden_BLD.shape), dtable_VD

@@ -1,0 +1,111 @@
+"""A config with its data and its program: what the command line and the library train with."""
+
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from gpt_jax.config import RunConfig
+from gpt_jax.data.mixture import open_sources
+from gpt_jax.data.pipeline import eval_batches, make_train_pipeline
+from gpt_jax.data.shards import Shards
+from gpt_jax.data.split import TRAIN, VALIDATION
+from gpt_jax.evaluate import Evaluation, evaluate
+from gpt_jax.inference.generate import Generator
+from gpt_jax.model.flops import train_flops_per_token
+from gpt_jax.parallel.mesh import make_mesh
+from gpt_jax.telemetry.chips import memory_in_use, peak_flops
+from gpt_jax.tokenizer import Tokenizer
+from gpt_jax.train.program import Program, make_program
+from gpt_jax.train.state import TrainState
+
+
+class Session:
+    """Everything that a training loop needs and that does not depend on where results go."""
+
+    def __init__(self, config: RunConfig, tokenizer: Tokenizer, folder: pathlib.Path):
+        """Opens the shards in `folder` and builds the program of a finalized config.
+
+        Raises:
+            UserError: the data is too short, or config and devices do not fit each other.
+        """
+        self.config, self.tokenizer = config, tokenizer
+        self.program = make_program(config, make_mesh(config.mesh))
+        self.pipeline = make_train_pipeline(
+            open_sources(folder, config.data, split=TRAIN, tokenizer=tokenizer),
+            seq_len=config.model.max_seq_len,
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            segment_ids=config.data.segment_ids,
+            num_threads=config.data.num_threads,
+            prefetch_batches=config.data.prefetch_batches,
+        )
+        self._validation = Shards.open(folder, VALIDATION, tokenizer=tokenizer)
+
+    def init(self) -> TrainState:
+        """A fresh state; the weights depend on the seed alone."""
+        return self.program.init(jax.random.key(self.config.seed))
+
+    def batches(self, step: int) -> Iterator[dict[str, np.ndarray]]:
+        """The training batches from `step` on."""
+        return self.pipeline.batches(step)
+
+    def evaluate(self, state: TrainState) -> dict[str, Evaluation]:
+        """The loss on the run's validation windows, of the weights and of their average."""
+        weights = {'eval': state.params}
+        if state.ema is not None:
+            weights['eval_ema'] = state.ema
+        limit = self.config.eval.batches
+        return {
+            prefix: evaluate_shards(
+                self.program, self.config, params, self._validation, limit=limit
+            )
+            for prefix, params in weights.items()
+        }
+
+    def sample(self, state: TrainState) -> str:
+        """A text of the state's average, if it keeps one, else of its weights."""
+        params = state.params if state.ema is None else state.ema
+        params = jax.device_get(params)  # one copy, on the first device
+        generator = Generator(self.config.model, params, self.tokenizer)
+        texts = generator.generate([self.config.sample.prompt], self.config.sample)
+        return '\n\n'.join(text.prompt + text.text for text in texts)
+
+    def throughput(self, tokens_per_second: float) -> dict[str, float]:
+        """Model FLOPs utilisation and memory, where the device is known to tell them."""
+        device = self.program.mesh.devices.flat[0]
+        row = {}
+        peak = peak_flops(device.device_kind)
+        if peak is not None:
+            length = self.config.model.max_seq_len
+            flops = tokens_per_second * train_flops_per_token(self.config.model, length=length)
+            row['mfu'] = flops / (peak * self.program.mesh.size)
+        memory = memory_in_use(device)
+        if memory is not None:
+            row['memory_gib'] = memory
+        return row
+
+
+def evaluate_shards(
+    program: Program, config: RunConfig, params: Any, shards: Shards, *, limit: int
+) -> Evaluation:
+    """The loss on `limit` batches spread over `shards`; 0: on all of it."""
+    batches = eval_batches(
+        shards,
+        seq_len=config.model.max_seq_len,
+        batch_size=config.eval.batch_size,
+        limit=limit,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        segment_ids=config.data.segment_ids,
+    )
+    return evaluate(
+        lambda params, batch: program.eval_step(params, program.place(batch)),
+        params,
+        batches,
+        bytes_per_token=shards.num_bytes / max(1, shards.num_tokens - 1),
+    )

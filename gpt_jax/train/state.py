@@ -1,0 +1,36 @@
+"""Everything that a step reads and writes, and so everything that a checkpoint must hold."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+
+@flax.struct.dataclass
+class TrainState:
+    """The state between two steps; parameters in the stored layout."""
+
+    step: Int[Array, '']  # steps taken, skipped ones included
+    params: Any
+    opt_state: Any
+    ema: Any  # moving average of `params`, or None
+    skipped: Int[Array, '']  # updates skipped because something was not finite
+    bad_steps: Int[Array, '']  # of these, the ones in a row that end at this step
+
+
+def make_state(
+    params: Any, optimizer: optax.GradientTransformation, *, ema_decay: float
+) -> TrainState:
+    """The state before the first step."""
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(
+        step=zero,
+        params=params,
+        opt_state=optimizer.init(params),
+        ema=jax.tree.map(jnp.copy, params) if ema_decay else None,
+        skipped=zero,
+        bad_steps=zero,
+    )

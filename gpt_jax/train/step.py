@@ -1,0 +1,160 @@
+"""One training step and one evaluation step as pure functions of arrays."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gpt_jax.model.gpt import GPT, output_table
+from gpt_jax.model.layout import layers_per_period, to_executed, to_stored
+from gpt_jax.config import TrainConfig
+from gpt_jax.train.loss import LossOptions, LossSums, cross_entropy
+from gpt_jax.train.state import TrainState
+
+# 'tokens' [B, L+1] int32; optional 'segment_ids' [B, L+1] int32, 'loss_mask' [B, L] float32.
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepParts:
+    """What the steps are made of."""
+
+    model: GPT
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    clip_norm: float  # the gradient's global norm is cut to this; 0: off
+    train: TrainConfig
+    seed: int
+
+
+def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """The step: gradients over micro-batches, clipping, update, and skipping what is not finite.
+
+    Dropout of step t is drawn from fold_in(seed, t), so nothing random is stored. The learning
+    rate follows the updates that were made: a skipped step does not advance it.
+    """
+    train, config = parts.train, parts.model.config
+    period = layers_per_period(config, scan=parts.model.scan)
+    has_dropout = config.dropout > 0 or config.attention_dropout > 0
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(parts.seed), state.step)
+        batch = _with_loss_mask(batch)
+        total_weight = jnp.maximum(batch['loss_mask'].sum(), 1.0)
+        executed = to_executed(state.params, period=period)
+
+        def micro_loss(executed: Any, micro: Batch, index: jax.Array) -> tuple[jax.Array, LossSums]:
+            dropout_key = jax.random.fold_in(key, index) if has_dropout else None
+            loss, sums = _loss(parts, executed, micro, dropout_key, z_loss=train.z_loss)
+            return loss / total_weight, sums
+
+        grad_fn = jax.value_and_grad(micro_loss, has_aux=True)
+        if train.grad_accumulation == 1:
+            (loss, sums), grads = grad_fn(executed, batch, jnp.int32(0))
+        else:
+            loss, sums, grads = _accumulate(grad_fn, executed, batch, train.grad_accumulation)
+        grads = to_stored(grads, num_layers=config.num_layers)
+
+        grad_norm = optax.global_norm(grads)
+        if parts.clip_norm:
+            scale = jnp.minimum(1.0, parts.clip_norm / (grad_norm + 1e-6))
+            grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+        updates, opt_state = parts.optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if train.ema_decay:
+            ema = optax.incremental_update(params, ema, step_size=1 - train.ema_decay)
+
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        params, opt_state, ema = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, opt_state, ema),
+            (state.params, state.opt_state, state.ema),
+        )
+        new_state = TrainState(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            ema=ema,
+            skipped=state.skipped + ~finite,
+            bad_steps=jnp.where(finite, 0, state.bad_steps + 1),
+        )
+        metrics = {
+            'loss': sums.cross_entropy / total_weight,
+            'accuracy': sums.correct / total_weight,
+            'grad_norm': grad_norm,
+            'param_norm': optax.global_norm(params),
+            'learning_rate': jnp.asarray(parts.schedule(state.step - state.skipped), jnp.float32),
+            'skipped_steps': new_state.skipped,
+            'bad_steps': new_state.bad_steps,
+        }
+        if train.z_loss:
+            metrics['z_loss'] = loss - metrics['loss']
+        return new_state, metrics
+
+    return train_step
+
+
+def make_eval_step(parts: StepParts) -> Callable[[Any, Batch], LossSums]:
+    """Sums of cross entropy over a batch, without dropout and without gradients."""
+    period = layers_per_period(parts.model.config, scan=parts.model.scan)
+
+    def eval_step(params: Any, batch: Batch) -> LossSums:
+        executed = to_executed(params, period=period)
+        return _loss(parts, executed, _with_loss_mask(batch), None, z_loss=0.0)[1]
+
+    return eval_step
+
+
+def _loss(parts: StepParts, executed: Any, batch: Batch, dropout_key, *, z_loss: float):
+    """Summed loss and sums of one (micro-)batch."""
+    config, tokens = parts.model.config, batch['tokens']
+    segments = batch.get('segment_ids')
+    hidden_BLD, _ = parts.model.apply(
+        {'params': executed},
+        tokens[:, :-1],
+        segment_ids_BL=None if segments is None else segments[:, :-1],
+        dropout_key=dropout_key,
+        method='hidden',
+    )
+    options = LossOptions(
+        vocab_size=config.vocab_size,
+        soft_cap=config.output_soft_cap,
+        z_loss=z_loss,
+        chunk_bytes=parts.train.loss_chunk_bytes,
+    )
+    return cross_entropy(
+        hidden_BLD, output_table(executed), tokens[:, 1:], batch['loss_mask'], options
+    )
+
+
+def _with_loss_mask(batch: Batch) -> Batch:
+    """The batch with a `loss_mask`: all ones unless it brought its own."""
+    tokens = batch['tokens']
+    ones = jnp.ones((tokens.shape[0], tokens.shape[1] - 1), jnp.float32)
+    return {'loss_mask': ones, **batch}
+
+
+def _accumulate(grad_fn, executed: Any, batch: Batch, micro_batches: int):
+    """Sums losses and gradients over micro-batches, one at a time.
+
+    Micro-batch i takes every `micro_batches`-th row, so that rows stay on their devices.
+    """
+
+    def split(x: jax.Array) -> jax.Array:
+        return x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1)
+
+    def add_micro_batch(total: Any, indexed: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+        index, micro = indexed
+        (loss, sums), grads = grad_fn(executed, micro, index)
+        return jax.tree.map(jnp.add, total, (loss, sums, grads)), None
+
+    zero = jnp.zeros((), jnp.float32)
+    start = (zero, LossSums(zero, zero, zero), jax.tree.map(jnp.zeros_like, executed))
+    micros = (jnp.arange(micro_batches), jax.tree.map(split, batch))
+    total, _ = jax.lax.scan(add_micro_batch, start, micros)
+    return total

@@ -1,0 +1,38 @@
+"""What a run really uses, for the table at its start."""
+
+import jax
+
+from gpt_jax.config import RunConfig
+from gpt_jax.model.flops import train_flops_per_token
+from gpt_jax.model.gpt import count_params
+from gpt_jax.train.program import Program
+
+
+def summarize(program: Program, config: RunConfig) -> dict[str, str]:
+    """Devices, model, and what was chosen where the config said `auto`."""
+    model, train = config.model, config.train
+    devices = program.mesh.devices.flatten()
+    tokens = train.batch_size * model.max_seq_len
+    moved = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.abstract_state))
+    heads = f'{model.num_heads} heads of {model.head_dim}'
+    if model.num_kv_heads != model.num_heads:
+        heads += f' over {model.num_kv_heads} key/value heads'
+    return {
+        'devices': f'{len(devices)} x {devices[0].device_kind}, '
+        f'{jax.process_count()} process(es), jax {jax.__version__}',
+        'mesh': ', '.join(f'{axis}={size}' for axis, size in program.mesh.shape.items())
+        + '; parameters replicated',
+        'parameters': f'{count_params(model):,} (state {moved / 2**20:,.1f} MiB)',
+        'model': f'{model.num_layers} layers, d_model {model.d_model}, d_ff {model.d_ff}, {heads}, '
+        f'vocabulary {model.vocab_size:,} (table {model.padded_vocab_size:,}), '
+        f'context {model.max_seq_len}',
+        'attention': f'{program.model.kernel} kernel, {model.position} positions',
+        'dtypes': f'parameters {model.param_dtype}, compute {model.compute_dtype}',
+        'layers': ('scanned' if program.model.scan else 'unrolled') + f', remat {model.remat}',
+        'optimizer': f'{type(config.optimizer).__name__}, learning rate '
+        f'{config.optimizer.learning_rate:g} ({config.schedule.kind})',
+        'batch': f'{train.batch_size} x {model.max_seq_len} = {tokens:,} tokens a step, '
+        f'{train.grad_accumulation} micro-batch(es)',
+        'work': f'{train.num_steps:,} steps, {train.num_steps * tokens:,} tokens, '
+        f'{train_flops_per_token(model, length=model.max_seq_len) * tokens:.3g} FLOPs a step',
+    }
