@@ -1,0 +1,361 @@
+"""Checkpoints: named trees of arrays and some JSON, saved in the background, verified when read.
+
+One checkpoint is a folder `<step>` that orbax writes beside its final name and renames when all
+of it is on disk:
+
+    <step>/<item>/   one named tree: the arrays by path, so that any subset of items can be read
+    <step>/meta/     the document: the caller's meta, and what is needed to verify the arrays
+
+orbax notices a truncated array file but not a flipped bit, and counts an empty folder as the
+latest step; therefore everything read here is compared with the document. The trees are
+stored flat: optax's tuples, None and empty states come from the tree to restore into.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+import pathlib
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from gpt_jax import files, fingerprint
+from gpt_jax.checkpoint_document import (
+    META,
+    DamagedError,
+    by_item,
+    check_fingerprints,
+    check_structure,
+    list_steps,
+    lowest_loss,
+    make_document,
+    read_document,
+    read_documents,
+    read_losses,
+    remove_unfinished,
+    seal,
+    to_abstract,
+    to_array,
+)
+from gpt_jax.errors import UserError
+
+DAMAGED = 'damaged'  # sub-folder that keeps the steps that could not be read
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class CheckpointConfig:
+    """When to save, and which checkpoints stay."""
+
+    save_every: int = 500  # steps between checkpoints; 0 saves only when the run ends
+    keep_last: int = 2  # the newest checkpoints that stay
+    keep_every: int = 0  # also keep the steps that are multiples of this; 0 keeps none
+    keep_best: bool = True  # also keep the checkpoint with the lowest evaluation loss
+    asynchronous: bool = True  # write while training goes on
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Restored:
+    """What `Checkpointer.restore` returns: the trees in the structure that was asked for."""
+
+    step: int
+    items: dict[str, Any]
+    meta: dict[str, Any]
+
+
+class Checkpointer(contextlib.AbstractContextManager):
+    """The checkpoints in one folder. A context manager: leaving it waits for the last save.
+
+    One writer at a time; any number of readers (`read_only=True`), which move and delete nothing.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        config: CheckpointConfig | None = None,
+        *,
+        read_only: bool = False,
+        report: Callable[[str], None] = print,
+    ):
+        """Opens the folder; a writer creates it and removes what an interrupted save left.
+
+        Raises:
+          UserError: a value of `config` is impossible, or the folder cannot be written.
+        """
+        self.folder = pathlib.Path(folder).absolute()
+        self.config = config or CheckpointConfig()
+        self._read_only = read_only
+        self._report = report
+        self._losses: dict[int, float | None] = {}  # by step, the one being written included
+        _validate(self.config)
+        _silence_orbax()
+        with self._naming_failures():
+            self._manager = self._open()
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def save(
+        self,
+        step: int,
+        items: Mapping[str, Any],
+        meta: Mapping[str, Any],
+        *,
+        eval_loss: float | None = None,
+    ) -> bool:
+        """Saves named trees; returns once they are copied to the host, so they may be donated.
+
+        Args:
+          step: updates done. A step saved before with the same bits is left as it is; one with
+            other bits is replaced.
+          items: name -> tree of arrays; a tree without leaves (such as EMA switched off) is fine.
+          meta: what belongs to the arrays and is JSON: the position in the data, the config.
+          eval_loss: what `keep_best` compares, in nats; None, NaN or infinity is never the best.
+
+        Returns:
+          False if the same checkpoint was there already.
+
+        Raises:
+          UserError: this save or the one before, still being written, failed (full disk). Older
+            checkpoints are intact and the half-written one is removed.
+        """
+        self.wait()
+        leaves = {name: to_array(name, x) for name, x in fingerprint.named_leaves(items).items()}
+        document = make_document(leaves, meta=meta, eval_loss=eval_loss)
+        if step in list_steps(self.folder):
+            saved = read_documents(self.folder).get(step)
+            if saved and saved['leaves'] == document['leaves']:
+                return False
+            with self._naming_failures():
+                self._manager.delete(step)
+        self._losses[step] = document['eval_loss']
+        trees = {item: ocp.args.StandardSave(tree) for item, tree in by_item(leaves).items()}
+        with self._naming_failures():
+            # force: orbax would apply a cadence of its own.
+            args = ocp.args.Composite(**trees, **{META: ocp.args.JsonSave(seal(document))})
+            self._manager.save(step, args=args, force=True)
+        return True
+
+    def wait(self) -> None:
+        """Returns when the last save is on disk. Raises UserError if it failed."""
+        with self._naming_failures():
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for the last save and ends the background threads. Raises UserError as `wait`."""
+        self.wait()
+        self._manager.close()
+
+    def clear(self) -> None:
+        """Deletes every checkpoint, damaged ones included: a fresh start."""
+        self.wait()
+        self._manager.close()
+        with self._naming_failures():
+            if self.folder.exists():
+                shutil.rmtree(self.folder)
+            self._manager = self._open()
+
+    def steps(self) -> list[int]:
+        """The finished checkpoints whose document is intact, oldest first."""
+        return sorted(read_documents(self.folder))
+
+    def best_step(self) -> int | None:
+        """The step with the lowest evaluation loss, the latest among equals; None without one."""
+        return lowest_loss(read_losses(self.folder))
+
+    def meta(self, step: int | str = 'latest') -> dict[str, Any] | None:
+        """The meta of a step, read without its arrays; None if there is no checkpoint.
+
+        Args:
+          step: a number, 'latest' or 'best'.
+
+        Raises:
+          UserError: the step is not there or its document is damaged.
+        """
+        documents = read_documents(self.folder)
+        if step == 'latest':
+            return documents[max(documents)]['meta'] if documents else None
+        step = self._find(step)
+        if step not in documents:
+            raise self._unavailable(f'checkpoint {self.folder / str(step)} is damaged')
+        return documents[step]['meta']
+
+    def restore(
+        self, abstract_items: Mapping[str, Any], *, step: int | str = 'latest'
+    ) -> Restored | None:
+        """Reads and verifies items; only those named in `abstract_items` are read from the disk.
+
+        Args:
+          abstract_items: name -> tree of ShapeDtypeStruct (or arrays) to restore into. Each leaf
+            goes to its `sharding`, whatever the devices it was saved from; to the first device
+            when it has none.
+          step: 'latest' tries the newest first; a damaged one is moved to `damaged/` with a line
+            to `report`, and the one before is tried. A number or 'best' is that step or an error.
+
+        Returns:
+          None if nothing was ever saved here and `step` is 'latest'.
+
+        Raises:
+          UserError: no checkpoint is readable; the step asked for is missing or damaged; the
+            arrays have other shapes or dtypes than asked for.
+        """
+        self.wait()
+        if step != 'latest':
+            found = self._find(step)
+            try:
+                return self._load(found, abstract_items)
+            except DamagedError as error:
+                raise self._unavailable(
+                    f'checkpoint {self.folder / str(found)} is damaged ({error})', but=found
+                ) from error
+        damaged = sorted(path.name for path in (self.folder / DAMAGED).glob('*'))
+        for found in sorted(list_steps(self.folder), reverse=True):
+            try:
+                return self._load(found, abstract_items)
+            except DamagedError as error:
+                damaged.append(str(found))
+                self._set_aside(found, str(error))
+        if damaged:
+            raise UserError(
+                f'no checkpoint in {self.folder} is readable (damaged: {", ".join(damaged)}); '
+                'put back a copy of one, or start over with --fresh'
+            )
+        return None
+
+    def _load(self, step: int, abstract_items: Mapping[str, Any]) -> Restored:
+        document = read_document(self.folder, step)
+        abstract_items = jax.tree.map(to_abstract, dict(abstract_items))
+        targets = fingerprint.named_leaves(abstract_items)
+        check_structure(document, targets, where=f'checkpoint {self.folder / str(step)}')
+        wanted = by_item(targets)
+        args = {item: ocp.args.StandardRestore(tree) for item, tree in wanted.items()}
+        try:
+            stored = self._manager.restore(step, args=ocp.args.Composite(**args)) if args else {}
+        except (jax.errors.JaxRuntimeError, MemoryError):
+            raise  # too little memory says nothing about the files
+        except Exception as error:  # orbax and tensorstore raise many kinds
+            raise DamagedError(
+                str(error).partition('\n')[0][:120] or type(error).__name__
+            ) from error
+        leaves = [stored[item][key] for item, tree in wanted.items() for key in tree]
+        items = jax.tree.unflatten(jax.tree.structure(abstract_items), leaves)
+        check_fingerprints(document, items)
+        return Restored(step, items, document['meta'])
+
+    def _find(self, step: int | str) -> int:
+        """The number of a step that is there. Raises UserError."""
+        if step == 'best':
+            best = self.best_step()
+            if best is None:
+                raise self._unavailable(f'no checkpoint in {self.folder} has an evaluation loss')
+            return best
+        if not str(step).isdecimal():
+            raise UserError(f'the step must be a number, latest or best, not {step!r}')
+        if int(step) not in list_steps(self.folder):
+            raise self._unavailable(f'there is no checkpoint of step {step} in {self.folder}')
+        return int(step)
+
+    def _unavailable(self, problem: str, *, but: int | None = None) -> UserError:
+        steps = [str(step) for step in self.steps() if step != but]
+        return UserError(f'{problem}; available: {", ".join(steps) or "none"}')
+
+    def _set_aside(self, step: int, reason: str) -> None:
+        """Moves a damaged step out of the way, to where it can be looked at."""
+        source = self.folder / str(step)
+        if self._read_only:
+            self._report(f'checkpoint {source} is damaged ({reason}); trying the one before')
+            return
+        target = self.folder / DAMAGED / str(step)
+        target.parent.mkdir(exist_ok=True)
+        while target.exists():
+            target = target.with_name(f'{target.name}+')
+        source.rename(target)
+        self._report(f'checkpoint {source} is damaged ({reason}); moved to {target}')
+        self._reopen()
+
+    def _open(self) -> ocp.CheckpointManager:
+        if not self._read_only:
+            remove_unfinished(self.folder)
+        self._losses = read_losses(self.folder)
+        kept = [preservation_policy.LatestN(self.config.keep_last)]
+        if self.config.keep_every:
+            kept.append(preservation_policy.EveryNSteps(self.config.keep_every))
+        if self.config.keep_best:
+            kept.append(_LowestLoss(self._losses))
+        options = ocp.CheckpointManagerOptions(
+            create=not self._read_only,
+            read_only=self._read_only,
+            enable_async_checkpointing=self.config.asynchronous,
+            preservation_policy=preservation_policy.AnyPreservationPolicy(kept),
+            lightweight_initialize=True,  # the documents say what orbax would read from metrics
+        )
+        return ocp.CheckpointManager(self.folder, options=options)
+
+    def _reopen(self) -> None:
+        """Makes orbax forget what it remembers of the folder; removes half-written steps."""
+        with contextlib.suppress(Exception):  # the failure that brought us here, once more
+            self._manager.close()
+        self._manager = self._open()
+
+    @contextlib.contextmanager
+    def _naming_failures(self) -> Iterator[None]:
+        """Turns a failed write into a UserError, with the folder as it was before the save."""
+        try:
+            yield
+        except Exception as error:
+            reason = _system_error(error)
+            if reason is None:
+                raise
+            with contextlib.suppress(OSError):
+                self._reopen()
+            raise files.cannot_write(self.folder, OSError(0, reason)) from error
+
+
+class _LowestLoss:
+    """Preserves the checkpoint with the lowest evaluation loss (orbax's PreservationPolicy)."""
+
+    def __init__(self, losses: Mapping[int, float | None]):
+        self._losses = losses
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        best = lowest_loss({info.step: self._losses.get(info.step) for info in checkpoints})
+        return [info.step == best for info in checkpoints]
+
+
+def _system_error(error: Exception) -> str | None:
+    """What the operating system said about a failed write; None for any other kind of error."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    found = re.search(r"os_error_code='(\d+)'", str(error))  # in a ValueError, by tensorstore
+    return os.strerror(int(found.group(1))) if found else None
+
+
+def _validate(config: CheckpointConfig) -> None:
+    if config.keep_last < 1:
+        raise UserError(f'config.checkpoint.keep_last must be 1 or more, not {config.keep_last}')
+    for key, value in (('save_every', config.save_every), ('keep_every', config.keep_every)):
+        if value < 0:
+            raise UserError(f'config.checkpoint.{key} must be 0 (off) or more, not {value}')
+
+
+@functools.cache
+def _silence_orbax() -> None:
+    """Keeps orbax from writing to the terminal: its failures are raised, and shown once."""
+
+    def show(unraisable: Any, shown_by: Callable[[Any], Any] = sys.unraisablehook) -> None:
+        # When one array cannot be written, orbax leaves before tensorstore is done with the others.
+        if str(unraisable.exc_value) != 'Event loop is closed':
+            shown_by(unraisable)
+
+    for name in ('absl', 'asyncio'):  # the second reports tasks of orbax that nobody waited for
+        logging.getLogger(name).addFilter(
+            lambda record: '/orbax/' not in record.pathname + record.getMessage()
+        )
+    sys.unraisablehook = show

@@ -1,0 +1,80 @@
+"""What is known of the accelerators: their peak, against which MFU is measured, and their memory.
+
+Peaks are those of dense bfloat16 matrix products (float16 where a chip has no bfloat16), as the
+maker publishes them, without structured sparsity.
+"""
+
+import dataclasses
+from typing import Any
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Chip:
+    """One device as jax counts devices."""
+
+    peak_flops: float  # per second, dense bfloat16 with float32 accumulation
+    memory_bytes: int
+
+
+# By `jax.Device.device_kind`. GPU names are those of the CUDA driver; a TPU v2 or v3 device is
+# one core, half of the chip that Google describes.
+CHIPS: dict[str, Chip] = {
+    # https://www.nvidia.com/en-us/data-center/h100/ (halved: the page counts sparsity)
+    'NVIDIA H100 80GB HBM3': Chip(989.4e12, 80 * GIB),
+    'NVIDIA H100 PCIe': Chip(756.0e12, 80 * GIB),
+    'NVIDIA H100 NVL': Chip(835.5e12, 94 * GIB),
+    # https://www.nvidia.com/en-us/data-center/h200/
+    'NVIDIA H200': Chip(989.4e12, 141 * 10**9),
+    'NVIDIA H200 NVL': Chip(835.5e12, 141 * 10**9),
+    'NVIDIA GH200 480GB': Chip(989.4e12, 96 * GIB),
+    # https://resources.nvidia.com/en-us-blackwell-architecture (B200: 180 GB of HBM3e usable)
+    'NVIDIA B200': Chip(2250.0e12, 180 * 10**9),
+    # https://www.nvidia.com/en-us/data-center/a100/
+    'NVIDIA A100-SXM4-40GB': Chip(312.0e12, 40 * GIB),
+    'NVIDIA A100-SXM4-80GB': Chip(312.0e12, 80 * GIB),
+    'NVIDIA A100-PCIE-40GB': Chip(312.0e12, 40 * GIB),
+    'NVIDIA A100 80GB PCIe': Chip(312.0e12, 80 * GIB),
+    # https://www.nvidia.com/en-us/data-center/v100/ (float16; it has no bfloat16)
+    'Tesla V100-SXM2-16GB': Chip(125.0e12, 16 * GIB),
+    'Tesla V100-SXM2-32GB': Chip(125.0e12, 32 * GIB),
+    'Tesla V100-PCIE-16GB': Chip(112.0e12, 16 * GIB),
+    'Tesla V100-PCIE-32GB': Chip(112.0e12, 32 * GIB),
+    # https://www.nvidia.com/en-us/data-center/tesla-t4/ (float16)
+    'Tesla T4': Chip(65.0e12, 16 * GIB),
+    # https://www.nvidia.com/en-us/data-center/l4/ (halved)
+    'NVIDIA L4': Chip(121.0e12, 24 * GIB),
+    # NVIDIA's white papers "Ampere GA102" and "Ada", tables of the GeForce cards: tensor-core
+    # bfloat16 with float32 accumulation
+    'NVIDIA GeForce RTX 3090': Chip(71.0e12, 24 * GIB),
+    'NVIDIA GeForce RTX 4090': Chip(165.2e12, 24 * GIB),
+    # https://cloud.google.com/tpu/docs/v2, /v3, /v4, /v5e, /v5p, /v6e
+    'TPU v2': Chip(22.5e12, 8 * GIB),
+    'TPU v3': Chip(61.5e12, 16 * GIB),
+    'TPU v4': Chip(275.0e12, 32 * GIB),
+    'TPU v5 lite': Chip(197.0e12, 16 * GIB),
+    'TPU v5e': Chip(197.0e12, 16 * GIB),
+    'TPU v5': Chip(459.0e12, 95 * GIB),
+    'TPU v5p': Chip(459.0e12, 95 * GIB),
+    'TPU v6 lite': Chip(918.0e12, 32 * GIB),
+    'TPU v6e': Chip(918.0e12, 32 * GIB),
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """The peak of a `jax.Device.device_kind` in FLOP/s; None when unknown, as for a CPU."""
+    chip = CHIPS.get(device_kind)
+    return chip.peak_flops if chip else None
+
+
+def memory_size(device_kind: str) -> float | None:
+    """The memory of a `jax.Device.device_kind` in GiB; None when unknown."""
+    chip = CHIPS.get(device_kind)
+    return chip.memory_bytes / GIB if chip else None
+
+
+def memory_in_use(device: Any) -> float | None:
+    """The memory allocated on a `jax.Device` now, in GiB; None where it does not say (a CPU)."""
+    statistics = device.memory_stats()
+    return statistics['bytes_in_use'] / GIB if statistics else None

@@ -1,0 +1,253 @@
+"""Metrics by step, written to a table of sinks; a resumed run continues them as if never stopped.
+
+A row is a step and flat keys, `{'step': 20, 'train/loss': 1.9123}`. Rows written after the
+checkpoint that a run resumes from are removed first: the run will write them again.
+"""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import secrets
+import struct
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol, Self
+
+from gpt_jax import files
+from gpt_jax.errors import UserError
+
+
+class Sink(Protocol):
+    """Somewhere to write rows. Made from the workdir and the step resumed from (None: from 0)."""
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        """Adds a row."""
+
+    def flush(self) -> None:
+        """Returns when the rows so far survive a crash of the machine."""
+
+    def close(self) -> None:
+        """Flushes and ends."""
+
+
+class JsonLines:
+    """`metrics.jsonl`: one JSON object a line, readable while the run goes on.
+
+    Floats read back bit for bit. NaN and infinities, for which JSON has no word, are null.
+    """
+
+    def __init__(self, workdir: pathlib.Path, resume_step: int | None):
+        self._path = workdir / 'metrics.jsonl'
+        _keep_lines(self._path, resume_step)
+        with _naming(self._path):
+            workdir.mkdir(parents=True, exist_ok=True)
+            self._file = open(self._path, 'a', encoding='utf-8', buffering=1)  # noqa: SIM115
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        finite = {key: value if math.isfinite(value) else None for key, value in row.items()}
+        with _naming(self._path):
+            self._file.write(json.dumps({'step': step, **finite}, allow_nan=False) + '\n')
+
+    def flush(self) -> None:
+        with _naming(self._path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        with _naming(self._path):
+            self._file.close()
+
+
+class TensorBoard:
+    """Scalars in `tensorboard/`, in event files written by tensorboardX."""
+
+    def __init__(self, workdir: pathlib.Path, resume_step: int | None):
+        from tensorboardX import event_file_writer
+        from tensorboardX.proto import event_pb2, summary_pb2
+
+        self._event_pb2, self._summary_pb2 = event_pb2, summary_pb2
+        self._folder = workdir / 'tensorboard'
+        with _naming(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for path in self._folder.glob('events.out.tfevents.*'):
+                _keep_events(path, resume_step)
+            # Not SummaryWriter: its queue hides when a row is on disk, and a full disk. The suffix:
+            # tensorboardX would overwrite the file of a process that began in the same second.
+            self._writer = event_file_writer.EventsWriter(
+                str(self._folder / 'events'), f'.{time.time_ns():x}'
+            )
+            if resume_step is not None:
+                # Tells a TensorBoard that is running to forget the rows that it has seen.
+                start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+                self._write(event_pb2.Event(step=resume_step + 1, session_log=start))
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        value = self._summary_pb2.Summary.Value
+        summary = self._summary_pb2.Summary(
+            value=[value(tag=key, simple_value=number) for key, number in row.items()]
+        )
+        with _naming(self._folder):
+            self._write(self._event_pb2.Event(step=step, summary=summary))
+
+    def flush(self) -> None:
+        with _naming(self._folder):
+            self._writer.flush()
+
+    def close(self) -> None:
+        with _naming(self._folder):
+            self._writer.close()
+
+    def _write(self, event) -> None:
+        event.wall_time = time.time()
+        self._writer.write_event(event)
+
+
+class Wandb:
+    """Weights & Biases, an optional package; a resumed run continues under the same id.
+
+    The service takes no row back: rows after the step resumed from stay as first written.
+    """
+
+    def __init__(self, workdir: pathlib.Path, resume_step: int | None):
+        try:
+            import wandb
+        except ImportError as error:
+            raise UserError(
+                "the metrics sink 'wandb' needs a package: pip install wandb, or leave it out"
+            ) from error
+        identity = workdir / 'wandb_id.txt'
+        if resume_step is None or not identity.exists():
+            files.write_text(identity, secrets.token_hex(8))
+        self._run = wandb.init(
+            project='gpt_jax',
+            name=workdir.name,
+            dir=str(workdir),
+            id=identity.read_text(encoding='utf-8'),
+            resume='allow',
+        )
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        self._run.log(dict(row), step=step)
+
+    def flush(self) -> None:
+        """Nothing: wandb sends rows in the background and keeps a copy below the workdir."""
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+SINKS: dict[str, Callable[[pathlib.Path, int | None], Sink]] = {
+    'jsonl': JsonLines,
+    'tensorboard': TensorBoard,
+    'wandb': Wandb,
+}
+
+
+class MetricsWriter:
+    """Writes rows to several sinks. A context manager; leaving it closes them."""
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        sinks: tuple[str, ...] = ('jsonl', 'tensorboard'),
+        *,
+        resume_step: int | None,
+    ):
+        """Opens the sinks and removes the rows after `resume_step`, all of them when it is None.
+
+        Raises:
+          UserError: a sink is not in SINKS, its package is missing or its file cannot be written.
+        """
+        for name in sinks:
+            if name not in SINKS:
+                raise UserError(
+                    f'there is no metrics sink {name!r}; choose from {", ".join(SINKS)}'
+                )
+        self._sinks = [SINKS[name](pathlib.Path(workdir), resume_step) for name in sinks]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        """Adds a row; numbers of numpy and jax are read. Raises UserError on a full disk."""
+        row = {key: value if isinstance(value, int) else float(value) for key, value in row.items()}
+        for sink in self._sinks:
+            sink.write(step, row)
+
+    def flush(self) -> None:
+        """Returns when every row so far is on disk: to be called before a checkpoint is saved."""
+        for sink in self._sinks:
+            sink.flush()
+
+    def close(self) -> None:
+        """Flushes and closes every sink."""
+        self.flush()
+        for sink in self._sinks:
+            sink.close()
+
+
+@contextlib.contextmanager
+def _naming(path: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise files.cannot_write(path, error) from error
+
+
+def _keep_lines(path: pathlib.Path, last_step: int | None) -> None:
+    """Rewrites a JSON Lines file with the rows up to a step, without a torn last line."""
+    if not path.exists():
+        return
+    with open(path, 'rb') as old, files.atomic_file(path) as new:
+        new.writelines(line for line in old if _is_row_up_to(line, last_step))
+
+
+def _is_row_up_to(line: bytes, last_step: int | None) -> bool:
+    if last_step is None or not line.endswith(b'\n'):
+        return False
+    try:
+        return json.loads(line)['step'] <= last_step
+    except (ValueError, KeyError, TypeError):
+        return False  # a line that a crash of the machine left unreadable
+
+
+def _keep_events(path: pathlib.Path, last_step: int | None) -> None:
+    """Rewrites an event file with the events up to a step; deletes it when there is none."""
+    from tensorboardX.proto import event_pb2
+
+    if last_step is None:
+        path.unlink()
+        return
+    kept = [
+        record
+        for record, payload in _records(path.read_bytes())
+        if event_pb2.Event.FromString(payload).step <= last_step
+    ]
+    with files.atomic_file(path) as new:
+        new.writelines(kept)
+
+
+def _records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The records of a TFRecord file and their payloads, up to a torn or damaged one.
+
+    A record is the length (u64), its checksum (u32), the payload and its checksum (u32):
+    https://www.tensorflow.org/tutorials/load_data/tfrecord
+    """
+    from tensorboardX import record_writer
+
+    start = 0
+    while start + 12 <= len(data):
+        (length,) = struct.unpack_from('<Q', data, start)
+        end = start + 12 + length + 4
+        payload = data[start + 12 : end - 4]
+        if end > len(data) or struct.unpack_from('<I', data, end - 4)[0] != (
+            record_writer.masked_crc32c(payload)
+        ):
+            return
+        yield data[start:end], payload
+        start = end
