@@ -1,6 +1,5 @@
 """The tree of a run's knobs, and what turns a config file into a checked, final tree."""
 
-import copy
 import dataclasses
 import importlib.util
 import math
@@ -9,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from gpt_jax.checkpoint import CheckpointConfig
-from gpt_jax.config_tree import freeze
+from gpt_jax.config_tree import freeze, from_json, to_json
 from gpt_jax.data.config import DataConfig
 from gpt_jax.errors import UserError
 from gpt_jax.inference.config import SampleConfig, finalize_sample
@@ -79,7 +78,7 @@ def finalize(config: RunConfig, *, vocab_size: int, train_tokens: int = 0) -> Ru
     Raises:
         UserError: a value cannot work; the message names its key and the fix.
     """
-    config = copy.deepcopy(config)
+    config = from_json(to_json(config), RunConfig)  # a copy whose every value has its type
     if config.model.vocab_size and config.model.vocab_size < vocab_size:
         raise UserError(
             f'config.model.vocab_size={config.model.vocab_size} is smaller than the '

@@ -1,6 +1,7 @@
 """Trees of config dataclasses in general: frozen copies, their JSON form, their differences."""
 
 import dataclasses
+import difflib
 import enum
 import functools
 import types
@@ -61,7 +62,7 @@ def from_json(values: dict[str, Any], cls: type, key: str = 'config') -> Any:
         if name == '_type':
             continue
         if name not in fields:
-            raise UserError(f'{key}.{name} in config.json is not a known key')
+            raise UserError(f'{key}.{name} is not a known key')
         arguments[name] = _from_json_value(value, fields[name].type, f'{key}.{name}')
     return cls(**arguments)
 
@@ -72,7 +73,7 @@ def _from_json_value(value: Any, kind: Any, key: str) -> Any:
     if members and isinstance(value, dict):
         chosen = [member for member in members if member.__name__ == value.get('_type')]
         if not chosen:
-            raise UserError(f'{key}._type={value.get("_type")!r} in config.json is not known')
+            raise UserError(f'{key}._type={value.get("_type")!r} is not known')
         return from_json(value, chosen[0], key)
     if dataclasses.is_dataclass(kind):
         return from_json(value, kind, key)
@@ -84,9 +85,9 @@ def _from_json_value(value: Any, kind: Any, key: str) -> Any:
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
     except (TypeError, ValueError) as error:
-        raise UserError(f'{key}={value!r} in config.json: {error}') from error
+        raise UserError(f'{key}={value!r}: {error}') from error
     if not isinstance(value, kind):
-        raise UserError(f'{key}={value!r} in config.json must be of type {kind.__name__}')
+        raise UserError(f'{key}={value!r} must be of type {kind.__name__}')
     return value
 
 
@@ -112,3 +113,25 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]
+
+
+def check_key(config: Any, path: str) -> None:
+    """Refuses a dotted path that names nothing in a config tree.
+
+    Raises:
+        UserError: naming the first unknown part and the nearest known one.
+    """
+    for depth, name in enumerate(parts := path.split('.')):
+        where = '.'.join(['config', *parts[:depth]])
+        if not dataclasses.is_dataclass(config):
+            raise UserError(f'{where} is a value; it has no key {name!r}')
+        known = [field.name for field in dataclasses.fields(config)]
+        if name not in known:
+            raise UserError(f'{where}.{name} is not a key; ' + suggest(name, known))
+        config = getattr(config, name)
+
+
+def suggest(name: str, known: list[str]) -> str:
+    """`did you mean X?`, or what there is when nothing is near."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f'did you mean {near[0]}?' if near else f'there are {", ".join(known)}'

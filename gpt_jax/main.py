@@ -11,15 +11,10 @@ from ml_collections import config_flags
 
 from gpt_jax import run
 from gpt_jax.config import RunConfig, load_config, run_name
+from gpt_jax.config_tree import check_key
 from gpt_jax.errors import UserError
-from gpt_jax.modes import evaluate, generate, prepare, train
+from gpt_jax.modes import MODES
 
-MODES: dict[str, ModuleType] = {
-    'train': train,
-    'prepare': prepare,
-    'evaluate': evaluate,
-    'generate': generate,
-}
 USAGE = """usage: python -m gpt_jax.main --config FILE.py[:variant] [--workdir DIR] [--mode MODE]
                               [--config.KEY=VALUE ...]
 
@@ -82,13 +77,16 @@ def _take(argv: list[str], name: str) -> tuple[list[str], str]:
 
 def _parse(flags: absl_flags.FlagValues, config: RunConfig, argv: list[str]) -> None:
     """Puts the mode's flags, and `config` with the `--config.*` overrides, into `flags`."""
+    for argument in argv:
+        if match := re.match(r'--?(?:no)?config\.([^=]*)', argument):
+            check_key(config, match[1])
     try:
         config_flags.DEFINE_config_dataclass(
             'config', config, flag_values=flags, sys_argv=['', *argv]
         )
         extra = flags(['gpt_jax.main', *argv])[1:]
     except (AttributeError, KeyError, TypeError, ValueError, absl_flags.Error) as error:
-        raise UserError(f'{error} (see --help, and gpt_jax/config.py for the keys)') from error
+        raise UserError(f'{error} (see --help)') from error
     if extra:
         raise UserError(f'unexpected argument {extra[0]!r}; options begin with --')
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from gpt_jax.config import RunConfig
+from gpt_jax.config import RunConfig, finalize
 from gpt_jax.data.prepare import prepare
 from gpt_jax.data.shard_tokenizer import make_run_tokenizer
 from gpt_jax.data.shards import Shards
@@ -24,6 +24,7 @@ def run(
     overrides: dict[str, Any],
 ) -> int:
     """Prepares the data of `config` and prints what there is."""
+    finalize(config, vocab_size=1)
     folder = prepare(config.data, config.tokenizer)
     tokenizer = make_run_tokenizer(folder, config.tokenizer)
     rows = {

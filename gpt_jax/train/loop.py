@@ -25,17 +25,21 @@ class Outcome(enum.Enum):
     STOPPED = 'stopped'  # asked to; what was done is saved
 
 
+def _nothing(*_: Any) -> None:
+    """A hook that is not there."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hooks:
     """What the loop calls, and nothing of how it is done."""
 
     evaluate: Callable[[TrainState], dict[str, Evaluation]]  # by prefix: 'eval', 'eval_ema'
-    sample: Callable[[TrainState], str]
-    save: Callable[[TrainState, int, float | None], None]  # state, step, evaluation loss
-    write: Callable[[int, dict[str, float]], None]  # a row of metrics
-    flush: Callable[[], None]  # rows are on disk when it returns
-    stop: Callable[[], bool]  # polled every step
     throughput: Callable[[float], dict[str, float]]  # tokens/s -> what else follows from it
+    sample: Callable[[TrainState], str] | None = None  # a text to show
+    save: Callable[[TrainState, int, float | None], None] = _nothing  # state, step, eval loss
+    write: Callable[[int, dict[str, float]], None] = _nothing  # a row of metrics
+    flush: Callable[[], None] = _nothing  # rows are on disk when it returns
+    stop: Callable[[], bool] = lambda: False  # polled every step
 
 
 def run(
@@ -73,7 +77,7 @@ def run(
 
         last, stopping = done == num_steps, hooks.stop()
         evaluating = last or _due(config.eval.every, done)
-        sampling = last or _due(config.sample.every, done)
+        sampling = hooks.sample is not None and (last or _due(config.sample.every, done))
         saving = last or stopping or _due(config.checkpoint.save_every, done)
         if evaluating or sampling or saving:
             recorder.read_previous()

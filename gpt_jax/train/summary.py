@@ -5,6 +5,7 @@ import jax
 from gpt_jax.config import RunConfig
 from gpt_jax.model.flops import train_flops_per_token
 from gpt_jax.model.gpt import count_params
+from gpt_jax.telemetry.chips import memory_size
 from gpt_jax.train.program import Program
 
 
@@ -17,9 +18,11 @@ def summarize(program: Program, config: RunConfig) -> dict[str, str]:
     heads = f'{model.num_heads} heads of {model.head_dim}'
     if model.num_kv_heads != model.num_heads:
         heads += f' over {model.num_kv_heads} key/value heads'
+    memory = memory_size(devices[0].device_kind)
+    kind = devices[0].device_kind + (f' ({memory:.0f} GiB)' if memory else '')
     return {
-        'devices': f'{len(devices)} x {devices[0].device_kind}, '
-        f'{jax.process_count()} process(es), jax {jax.__version__}',
+        'devices': f'{len(devices)} x {kind}, {jax.process_count()} process(es), '
+        f'jax {jax.__version__}',
         'mesh': ', '.join(f'{axis}={size}' for axis, size in program.mesh.shape.items())
         + '; parameters replicated',
         'parameters': f'{count_params(model):,} (state {moved / 2**20:,.1f} MiB)',

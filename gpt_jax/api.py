@@ -1,0 +1,298 @@
+"""The library door: `from gpt_jax import GPT`. The same code as the command line, by hand.
+
+    gpt = GPT(vocab_size=10000, num_layers=6, num_heads=8, d_model=512, d_ff=2048)
+    gpt.fit('corpus.txt', steps=1000)
+    print(gpt.generate('Once upon a time', max_length=100))
+    gpt.save('runs/mine')
+"""
+
+import copy
+import dataclasses
+import functools
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterable, Sequence
+from typing import Any, Self
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gpt_jax import files
+from gpt_jax import run as runs
+from gpt_jax.checkpoint import Checkpointer
+from gpt_jax.config import RunConfig, finalize
+from gpt_jax.config_tree import suggest
+from gpt_jax.data.config import DataConfig
+from gpt_jax.data.encode import encode_text_file
+from gpt_jax.data.prepare import prepare
+from gpt_jax.data.shard_tokenizer import make_run_tokenizer
+from gpt_jax.errors import UserError
+from gpt_jax.evaluate import Evaluation
+from gpt_jax.inference.config import SampleConfig, finalize_sample
+from gpt_jax.inference.generate import Generator
+from gpt_jax.model.config import ModelConfig
+from gpt_jax.model.gpt import init_params
+from gpt_jax.model.layout import layers_per_period, to_executed
+from gpt_jax.parallel.mesh import make_mesh
+from gpt_jax.telemetry.progress import Progress
+from gpt_jax.tokenizer import Tokenizer, TokenizerConfig, TokenizerKind, make_tokenizer
+from gpt_jax.train import loop
+from gpt_jax.train.program import make_program
+from gpt_jax.train.session import Session, evaluate_shards
+
+
+class GPT:
+    """A model with its weights and its tokenizer.
+
+    Without a tokenizer it reads bytes, until `fit` trains a byte-level BPE of `vocab_size` on the
+    text. Ids of `vocab_size` that the tokenizer does not have are never drawn.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int = 0,
+        *,
+        tokenizer: Tokenizer | None = None,
+        seed: int = 0,
+        **model: Any,
+    ):
+        """Makes a model with random weights.
+
+        Args:
+          vocab_size: rows of the embedding; 0: as many as the tokenizer has.
+          tokenizer: what turns text into ids (`gpt_jax.tokenizer`).
+          seed: of the weights, and of the order of training data.
+          **model: any knob of `gpt_jax.model.config.ModelConfig`.
+
+        Raises:
+            UserError: a knob is unknown, or its value cannot work.
+        """
+        _check_names(model, ModelConfig, 'GPT')
+        self._own_tokenizer = tokenizer is not None
+        self.tokenizer = tokenizer or make_tokenizer(TokenizerConfig(), tuple)
+        config = RunConfig(seed=seed, model=ModelConfig(vocab_size=vocab_size, **model))
+        config.tokenizer.kind = self.tokenizer.kind
+        self._set_config(config)
+        self._params: Any = None
+        self.steps = 0  # training steps taken
+        self._generator: Generator | None = None
+
+    @property
+    def module(self) -> nn.Module:
+        """The flax module; it takes parameters in the executed layout (`model/layout.py`)."""
+        return self._program.model
+
+    @property
+    def params(self) -> Any:
+        """The weights, in the stored layout: every leaf of `blocks` is stacked over layers."""
+        if self._params is None:
+            key = jax.random.key(self.config.seed)
+            self._params = jax.jit(lambda key: nn.unbox(init_params(self.config.model, key)))(key)
+        return self._params
+
+    @params.setter
+    def params(self, params: Any) -> None:
+        self._params, self._generator = params, None
+
+    def apply(self, tokens: Any) -> Float[Array, 'B L V']:
+        """The logits of the token after each of `tokens` [B, L]."""
+        period = layers_per_period(self.config.model, scan=self.module.scan)
+        executed = to_executed(self.params, period=period)
+        return self.module.apply({'params': executed}, jnp.asarray(tokens))[0]
+
+    def fit(
+        self,
+        text: str | os.PathLike,
+        *,
+        steps: int = 1000,
+        batch_size: int = 16,
+        learning_rate: float = 1e-3,
+        log_every: int = 50,
+        quiet: bool = False,
+    ) -> Evaluation:
+        """Trains on a text, or on the file, folder or glob that `text` names.
+
+        The last tenth is kept for validation. AdamW with a cosine schedule and a warm-up of a
+        tenth of the steps. Calling it again goes on with these weights and a new optimizer.
+
+        Returns:
+          The loss on the validation part.
+
+        Raises:
+            UserError: the text is shorter than one window of `max_seq_len` tokens, or empty.
+        """
+        config = copy.deepcopy(self._draft)
+        config.train.num_steps, config.train.batch_size = steps, batch_size
+        config.train.log_every = min(log_every, steps)
+        config.optimizer.learning_rate = learning_rate
+        config.schedule.warmup_steps = steps // 10
+        config.eval.every, config.checkpoint.save_every, config.checkpoint.keep_best = 0, 0, False
+        progress = functools.partial(Progress, quiet=quiet)
+        with tempfile.TemporaryDirectory(prefix='gpt_jax-') as scratch:
+            config.data = _describe_text(text, pathlib.Path(scratch))
+            if not self._own_tokenizer:
+                kind, size = TokenizerKind.BPE, self.config.model.vocab_size
+                config.tokenizer = TokenizerConfig(kind=kind, vocab_size=size)
+                folder = prepare(config.data, config.tokenizer, progress=progress)
+                self.tokenizer = make_run_tokenizer(folder, config.tokenizer)
+                self._own_tokenizer = True
+            else:
+                self.tokenizer.save(pathlib.Path(scratch) / 'tokenizer')
+                config.tokenizer.path = str(pathlib.Path(scratch) / 'tokenizer')
+                folder = prepare(config.data, config.tokenizer, progress=progress)
+                config.tokenizer.path = ''
+            self._set_config(config)
+            session = Session(self.config, self.tokenizer, folder)
+            return self._run(session, quiet)
+
+    def generate(
+        self,
+        prompt: str | Sequence[str] = '',
+        *,
+        max_length: int = 0,
+        max_new_tokens: int = 0,
+        **sampling: Any,
+    ) -> str | list[str]:
+        """Continues one prompt or several; returns them with their continuations.
+
+        Args:
+          prompt: where to begin.
+          max_length: most tokens in all, the prompt's included; 0: no such limit.
+          max_new_tokens: most tokens after the prompt; 0: SampleConfig's default.
+          **sampling: any other knob of `gpt_jax.inference.config.SampleConfig`. With
+            `num_samples` a list is returned.
+
+        Raises:
+            UserError: a knob is unknown or impossible, or a prompt is too long.
+        """
+        _check_names(sampling, SampleConfig, 'generate')
+        config = SampleConfig(**sampling)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        config.max_new_tokens = max_new_tokens or config.max_new_tokens
+        if max_length:
+            longest = max(len(self.tokenizer.encode(each)) for each in prompts)
+            if max_length <= longest:
+                raise UserError(
+                    f'max_length={max_length} leaves no room after a prompt of {longest} tokens; '
+                    f'raise it, or give max_new_tokens'
+                )
+            config.max_new_tokens = max_length - longest
+        finalize_sample(config)
+        if self._generator is None:
+            self._generator = Generator(self.config.model, self.params, self.tokenizer)
+        results = self._generator.generate(prompts, config)
+        texts = [result.prompt + result.text for result in results]
+        return texts[0] if isinstance(prompt, str) and config.num_samples == 1 else texts
+
+    def evaluate(self, text: str | os.PathLike) -> Evaluation:
+        """The loss on a text, or on the file that `text` names.
+
+        Raises:
+            UserError: the text has fewer than two tokens.
+        """
+        with tempfile.TemporaryDirectory(prefix='gpt_jax-') as scratch:
+            shards = encode_text_file(
+                _describe_text(text, pathlib.Path(scratch)).source, self.tokenizer
+            )
+            return evaluate_shards(self._program, self.config, self.params, shards, limit=0)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes config, tokenizer and weights; `load` and the command line read them."""
+        run = runs.Run(pathlib.Path(folder), self.config, self.tokenizer)
+        with runs.lock(run.workdir):
+            runs.save_run(run, overrides={})
+            with Checkpointer(run.checkpoints, self.config.checkpoint) as checkpointer:
+                checkpointer.clear()
+                checkpointer.save(self.steps, {'params': self.params}, {})
+
+    @classmethod
+    def load(
+        cls, folder: str | os.PathLike, *, step: int | str = 'latest', weights: str = 'raw'
+    ) -> Self:
+        """Reads what `save` wrote, or any run of the command line.
+
+        Args:
+          folder: the run's workdir.
+          step: which checkpoint: a number, 'latest' or 'best'.
+          weights: 'raw', or 'ema' for their moving average.
+
+        Raises:
+            UserError: there is no such run or checkpoint.
+        """
+        workdir = pathlib.Path(folder)
+        config = runs.read_config(workdir)
+        tokenizer = runs.read_tokenizer(workdir)
+        gpt = cls(tokenizer=tokenizer, seed=config.seed)
+        gpt._set_config(config)
+        run = runs.Run(workdir, gpt.config, tokenizer)
+        gpt.steps, gpt.params = runs.restore_weights(run, step=step, weights=weights)
+        return gpt
+
+    def _set_config(self, config: RunConfig) -> None:
+        """Finalizes `config` and rebuilds what depends on it."""
+        self._draft = config
+        self.config = finalize(config, vocab_size=self.tokenizer.vocab_size)
+        self._program = make_program(self.config, make_mesh(self.config.mesh))
+
+    def _run(self, session: Session, quiet: bool) -> Evaluation:
+        """Trains a session from this model's weights and takes the result."""
+        results: dict[str, Evaluation] = {}
+
+        def evaluate(state: Any) -> dict[str, Evaluation]:
+            results.update(session.evaluate(state))
+            return results
+
+        hooks = loop.Hooks(evaluate=evaluate, throughput=session.throughput)
+        state = session.init()
+        if self._params is not None:
+            placed = jax.device_put(self._params, jax.tree.map(lambda x: x.sharding, state.params))
+            state = state.replace(params=placed)
+        steps = self.config.train.num_steps
+        with Progress(steps, unit='steps', description='fit', quiet=quiet) as progress:
+            state, _ = loop.run(
+                session.program,
+                self.config,
+                state=state,
+                batches=session.batches(0),
+                hooks=hooks,
+                progress=progress,
+            )
+        self.params = state.params
+        self.steps += steps
+        return results['eval']
+
+
+def _describe_text(text: str | os.PathLike, scratch: pathlib.Path) -> DataConfig:
+    """Where the text is: the file or folder it names, else a file made of it."""
+    if not isinstance(text, str) or (len(text) < 4096 and _exists(text)):
+        return DataConfig(corpus='text', source=os.fspath(text), split='tail:0.1')
+    files.write_text(scratch / 'text.txt', text)
+    return DataConfig(
+        corpus='text',
+        source=str(scratch / 'text.txt'),
+        split='tail:0.1',
+        cache_dir=str(scratch / 'shards'),
+    )
+
+
+def _exists(text: str) -> bool:
+    """Whether a text is the name of something."""
+    try:
+        return pathlib.Path(text).exists()
+    except (OSError, ValueError):  # too long for a name, or with a NUL in it
+        return False
+
+
+def _check_names(given: Iterable[str], config: type, where: str) -> None:
+    """Refuses keywords that are not fields of `config`.
+
+    Raises:
+        UserError: naming the keyword and the nearest field.
+    """
+    known = [field.name for field in dataclasses.fields(config)]
+    for name in given:
+        if name not in known:
+            raise UserError(f'{where} has no argument {name!r}; {suggest(name, known)}')
