@@ -1,0 +1,5 @@
+"""From text to batches: corpora -> prepare -> shards on disk -> pipeline.
+
+`prepare` runs once for each combination of corpus, split and tokenizer; training sees only the
+shards and the manifest that it leaves.
+"""

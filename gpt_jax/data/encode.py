@@ -1,0 +1,73 @@
+"""Text into ids, in the background while more text is read."""
+
+import collections
+import concurrent.futures
+import pathlib
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from gpt_jax.data import documents
+from gpt_jax.data.config import DataConfig
+from gpt_jax.data.shards import Shards
+from gpt_jax.data.sources import open_decompressed
+from gpt_jax.data.split import Part, count_bytes
+from gpt_jax.errors import UserError
+from gpt_jax.tokenizer import Tokenizer
+
+_BATCH_BYTES = 2**23  # of text that is encoded at once, spread over the cores by the tokenizer
+_BATCHES_AHEAD = 2
+
+
+def encode_parts(
+    parts: Iterable[Part], tokenizer: Tokenizer
+) -> Iterator[list[tuple[Part, np.ndarray]]]:
+    """Yields the parts in order with their ids, some MiB of text at a time."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        waiting: collections.deque = collections.deque()
+        try:
+            for batch in _batches(parts):
+                texts = [part.piece.text for part in batch]
+                waiting.append((batch, pool.submit(tokenizer.encode_batch, texts)))
+                if len(waiting) > _BATCHES_AHEAD:
+                    yield _take(waiting)
+            while waiting:
+                yield _take(waiting)
+        finally:
+            for _, ids in waiting:
+                ids.cancel()
+
+
+def encode_text_file(path: str | pathlib.Path, tokenizer: Tokenizer) -> Shards:
+    """Any UTF-8 text (also .gz, .zst) as tokens in memory, to evaluate on.
+
+    Raises:
+        UserError: the file is missing, empty or not UTF-8.
+    """
+    path, tokens, num_bytes = pathlib.Path(path).expanduser(), [], 0
+    with open_decompressed(path) as (_, file):
+        for piece in documents.read_text(file, path, DataConfig()):
+            tokens += tokenizer.encode_batch([piece.text])
+            num_bytes += count_bytes(piece.text)
+    if not tokens:
+        raise UserError(f'{path} is empty; name a file with text')
+    return Shards.from_tokens(
+        np.concatenate(tokens), name=str(path), num_bytes=num_bytes, eot_id=tokenizer.eot_id
+    )
+
+
+def _take(waiting: collections.deque) -> list[tuple[Part, np.ndarray]]:
+    batch, ids = waiting.popleft()
+    return list(zip(batch, ids.result(), strict=True))
+
+
+def _batches(parts: Iterable[Part]) -> Iterator[list[Part]]:
+    batch, size = [], 0
+    for part in parts:
+        batch.append(part)
+        size += part.num_bytes
+        if size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

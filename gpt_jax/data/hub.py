@@ -1,0 +1,87 @@
+"""Data sets of the Hugging Face hub, streamed: nothing but the shards is kept."""
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Iterator
+
+from gpt_jax.data import documents, locations
+from gpt_jax.data.config import DataConfig
+from gpt_jax.data.documents import Piece
+from gpt_jax.errors import UserError
+
+
+@dataclasses.dataclass
+class HubCorpus:
+    """The split `train` of `config.source`, 'NAME' or 'NAME:CONFIGURATION', or of a local folder.
+
+    The hub's data is pinned to the revision whose hash is the fingerprint.
+    """
+
+    name: str
+    config: DataConfig
+    unit: str = 'documents'
+    position: float = 0.0
+    size: float = 0.0  # the hub does not always know
+
+    def pieces(self) -> Iterator[Piece]:
+        """The documents, fetched as they are asked for.
+
+        Raises:
+            UserError: the data set cannot be loaded, or has no field `config.text_field`.
+        """
+        try:
+            import datasets
+        except ImportError as error:
+            raise documents.missing_package('datasets', 'config.data.corpus=huggingface') from error
+        name, configuration = self._parts()
+        revision = None if self._folder() else self.fingerprint()
+        try:
+            rows = datasets.load_dataset(
+                name, configuration, split='train', streaming=True, revision=revision
+            )
+            records = iter(rows)
+        except Exception as error:  # whatever the loader of that data set raises
+            raise self._cannot_load(error) from error
+        self.position = 0.0
+        while True:
+            try:
+                record = next(records)
+            except StopIteration:
+                return
+            except Exception as error:
+                raise self._cannot_load(error) from error
+            self.position += 1
+            text = documents.text_of(record, self.config.text_field, where=self.config.source)
+            if text:
+                yield Piece(text)
+
+    def fingerprint(self) -> str:
+        """The hub's hash of the revision; of a local folder the hash of its files."""
+        if folder := self._folder():
+            digest = hashlib.sha256()
+            for path in sorted(path for path in folder.rglob('*') if path.is_file()):
+                digest.update(bytes.fromhex(locations.content_hash(path, self.config)))
+            return digest.hexdigest()
+        try:
+            import huggingface_hub
+        except ImportError as error:
+            raise documents.missing_package('datasets', 'config.data.corpus=huggingface') from error
+        try:
+            return huggingface_hub.HfApi().dataset_info(self._parts()[0]).sha
+        except Exception as error:  # no network, no such data set, no permission
+            raise self._cannot_load(error) from error
+
+    def _parts(self) -> tuple[str, str | None]:
+        if self._folder():
+            return self.config.source, None
+        name, _, configuration = self.config.source.partition(':')
+        return name, configuration or None
+
+    def _folder(self) -> pathlib.Path | None:
+        path = pathlib.Path(self.config.source).expanduser()
+        return path if path.is_dir() else None
+
+    def _cannot_load(self, error: Exception) -> UserError:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return UserError(f'cannot load config.data.source={self.config.source!r}: {reason}')

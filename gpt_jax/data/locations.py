@@ -1,0 +1,75 @@
+"""Where prepared shards and downloads are kept, and what guards and describes them."""
+
+import contextlib
+import fcntl
+import logging
+import os
+import pathlib
+from collections.abc import Iterator
+
+from gpt_jax import files
+from gpt_jax.data.config import DataConfig
+from gpt_jax.errors import UserError
+
+_HASHES = 'content_hashes.json'
+_REMEMBERED_BYTES = 2**26  # files from 64 MiB on are hashed once and recognised by their date
+
+_log = logging.getLogger(__name__)
+
+
+def cache_folder(config: DataConfig) -> pathlib.Path:
+    """`config.cache_dir`, or gpt_jax/data in the user's cache folder."""
+    if config.cache_dir:
+        return pathlib.Path(config.cache_dir).expanduser()
+    base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    return pathlib.Path(base) / 'gpt_jax' / 'data'
+
+
+def downloads(config: DataConfig) -> pathlib.Path:
+    """The folder of files fetched from the web."""
+    return cache_folder(config) / 'downloads'
+
+
+def content_hash(path: pathlib.Path, config: DataConfig) -> str:
+    """The SHA-256 of a file; that of a large file is remembered until its size or date changes.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        status = path.stat()
+        if status.st_size < _REMEMBERED_BYTES:
+            return files.sha256_of(path)
+        memory = cache_folder(config) / _HASHES
+        known = files.read_json(memory) if memory.is_file() else {}
+        key, stamp = str(path.resolve()), [status.st_size, status.st_mtime_ns]
+        if known.get(key, [])[:2] != stamp:
+            known[key] = [*stamp, files.sha256_of(path)]
+            files.write_json(memory, known)
+        return known[key][2]
+    except OSError as error:
+        raise UserError(f'cannot read {path}: {error.strerror or error}') from error
+
+
+@contextlib.contextmanager
+def lock(folder: pathlib.Path) -> Iterator[None]:
+    """Holds a folder against other processes; waits for the one that has it.
+
+    Raises:
+        UserError: the file that carries the lock cannot be written.
+    """
+    path = folder.with_name(f'.{folder.name}.lock')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise files.cannot_write(path, error) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _log.warning('waiting for another process that prepares %s', folder)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)  # which lets go of the lock, as does the end of the process

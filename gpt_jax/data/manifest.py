@@ -1,0 +1,151 @@
+"""manifest.json of prepared shards: what is in the folder. It is written last, so no manifest means
+that the shards are not finished, and nothing reads them.
+
+Beside it stand, for every shard, NAME.tokens (little-endian uint16 or uint32), NAME.documents
+(little-endian int64: where documents begin, in tokens from the shard's start) and NAME.json (this
+shard's ShardInfo, written after the two: the record that lets an interrupted preparation go on);
+and tokenizer/, the tokenizer that made the tokens.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any, Self
+
+from gpt_jax import files
+from gpt_jax.errors import UserError
+
+MANIFEST = 'manifest.json'
+TOKENIZER = 'tokenizer'
+VERSION = 1
+OFFSET_DTYPE = '<i8'
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardInfo:
+    """One shard: a run of a split's tokens."""
+
+    name: str  # of its files, without the suffix
+    tokens: int
+    documents: int  # that begin in it
+    num_bytes: int  # of text in UTF-8
+    pieces: int  # of text that were encoded one by one
+    sha256: str  # of NAME.tokens followed by NAME.documents
+
+    def tokens_path(self, folder: pathlib.Path) -> pathlib.Path:
+        return folder / f'{self.name}.tokens'
+
+    def documents_path(self, folder: pathlib.Path) -> pathlib.Path:
+        return folder / f'{self.name}.documents'
+
+    def check_sizes(self, folder: pathlib.Path, token_bytes: int) -> None:
+        """Refuses a shard whose files are missing, cut short or too long.
+
+        Raises:
+            UserError: naming the file.
+        """
+        for path, size in (
+            (self.tokens_path(folder), self.tokens * token_bytes),
+            (self.documents_path(folder), self.documents * 8),
+        ):
+            found = path.stat().st_size if path.is_file() else None
+            if found != size:
+                raise UserError(
+                    f'{path} has {"no" if found is None else found} bytes where its manifest says '
+                    f'{size}; delete {folder} and prepare it again'
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitInfo:
+    """One split: its shards in order, and their sums."""
+
+    tokens: int
+    documents: int
+    num_bytes: int
+    shards: tuple[ShardInfo, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a folder of prepared shards holds."""
+
+    version: int
+    corpus: str  # readable name
+    identity: str  # hash of everything that decides the content, source and tokenizer included
+    source_fingerprint: str
+    split_rule: str
+    tokenizer_kind: str
+    tokenizer_fingerprint: str
+    vocab_size: int
+    eot_id: int
+    dtype: str  # of the tokens, as numpy writes it
+    splits: dict[str, SplitInfo]
+
+    @classmethod
+    def read(cls, folder: pathlib.Path) -> Self:
+        """Reads a folder's manifest and checks the sizes of the files that it lists.
+
+        Raises:
+            UserError: there is none, it is damaged or of another version, or a file is torn.
+        """
+        path = folder / MANIFEST
+        stored = files.read_json(path)
+        version = stored.get('version') if isinstance(stored, dict) else None
+        if version != VERSION:
+            raise UserError(
+                f'{path} has version {version}, this program reads {VERSION}; '
+                f'delete {folder} and prepare it again'
+            )
+        try:
+            splits = {name: _read_split(split) for name, split in stored.pop('splits').items()}
+            manifest = cls(splits=splits, **stored)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f'{path} is damaged ({error}); delete {folder} and prepare it again'
+            ) from error
+        token_bytes = token_dtype_bytes(manifest.dtype)
+        for split in manifest.splits.values():
+            for shard in split.shards:
+                shard.check_sizes(folder, token_bytes)
+        return manifest
+
+    def write(self, folder: pathlib.Path) -> None:
+        """Writes manifest.json: from here on the folder can be read."""
+        files.write_json(folder / MANIFEST, dataclasses.asdict(self))
+
+
+def is_prepared(source: str | pathlib.Path) -> bool:
+    """Whether `source` is a folder of shards that are finished."""
+    return (pathlib.Path(source).expanduser() / MANIFEST).is_file()
+
+
+def sum_shards(shards: list[ShardInfo]) -> SplitInfo:
+    """A split made of these shards."""
+    return SplitInfo(
+        tokens=sum(shard.tokens for shard in shards),
+        documents=sum(shard.documents for shard in shards),
+        num_bytes=sum(shard.num_bytes for shard in shards),
+        shards=tuple(shards),
+    )
+
+
+def token_dtype(vocab_size: int) -> str:
+    """The smallest type that holds every id: uint16 up to 65,536 ids."""
+    return '<u2' if vocab_size <= 2**16 else '<u4'
+
+
+def token_dtype_bytes(dtype: str) -> int:
+    """Bytes a token."""
+    return int(dtype[-1])
+
+
+def hash_of(value: Any) -> str:
+    """The SHA-256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode('utf-8')).hexdigest()
+
+
+def _read_split(stored: dict[str, Any]) -> SplitInfo:
+    shards = tuple(ShardInfo(**shard) for shard in stored.pop('shards'))
+    return SplitInfo(shards=shards, **stored)

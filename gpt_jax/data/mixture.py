@@ -1,0 +1,91 @@
+"""Several sources in one stream: which of them gives the i-th window."""
+
+import dataclasses
+import fractions
+import math
+import pathlib
+from collections.abc import Sequence
+
+from gpt_jax.data.config import DataConfig
+from gpt_jax.data.shards import Shards
+from gpt_jax.errors import UserError
+from gpt_jax.tokenizer import Tokenizer
+
+ENDLESS = 2**62  # windows; grain calculates with lengths as floats and fails above 2**63
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One split of a corpus and its share of the windows, relative to the others'."""
+
+    shards: Shards
+    weight: float = 1.0
+
+
+class Selection:
+    """Maps the index of a window to (source, index in that source), in exact proportions.
+
+    The windows of a source are spread as evenly as they can be, and the mapping is a formula:
+    any index is found in the time that it takes to look at every source. It has the interface
+    of grain's DatasetSelectionMap, whose own mixture rounds the weights.
+    """
+
+    def __init__(self, weights: Sequence[float]):
+        """Takes weights as they are written: 0.3 is 3/10, not the nearest binary fraction."""
+        exact = [fractions.Fraction(str(weight)) for weight in weights]
+        scale = math.lcm(*(weight.denominator for weight in exact))
+        self._weights = [int(weight * scale) for weight in exact]
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        # Of the first n windows, n - n * (left - w) // left are the first source's, where w is
+        # its weight and `left` the sum of all; the others share the rest in the same way.
+        before, after, left = index, index + 1, sum(self._weights)
+        for source, weight in enumerate(self._weights):
+            others_before = before * (left - weight) // left
+            others_after = after * (left - weight) // left
+            if others_before == others_after:
+                return source, before - others_before
+            before, after, left = others_before, others_after, left - weight
+        raise AssertionError('the last source takes every window that is left')
+
+
+def open_sources(
+    folder: str | pathlib.Path, config: DataConfig, *, split: str, tokenizer: Tokenizer
+) -> list[Source]:
+    """The corpus that `prepare` made, and what `config.mixture` adds to it.
+
+    Args:
+      folder: what `prepare` returned.
+      config: gives the weights.
+      split: 'train' or 'validation'.
+      tokenizer: that of the run, with which all of them must have been made.
+
+    Raises:
+        UserError: a folder is missing, was made with another tokenizer, or a weight is wrong.
+    """
+    _check_weight('config.data.weight', config.weight)
+    sources = [Source(Shards.open(folder, split, tokenizer=tokenizer), config.weight)]
+    for entry in config.mixture:
+        name, _, number = entry.rpartition('=')
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        if not name or math.isnan(weight):
+            raise UserError(
+                f'config.data.mixture={entry!r} must be FOLDER=WEIGHT, such as /data/books=0.3'
+            )
+        _check_weight(f'the weight in config.data.mixture={entry!r}', weight)
+        try:
+            sources.append(Source(Shards.open(name, split, tokenizer=tokenizer), weight))
+        except UserError as error:
+            raise UserError(f'config.data.mixture={entry!r}: {error}') from error
+    return sources
+
+
+def _check_weight(name: str, weight: float) -> None:
+    if not 0 < weight < math.inf:
+        raise UserError(f'{name} is {weight:g}; it must be a positive number')

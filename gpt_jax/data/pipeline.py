@@ -1,0 +1,258 @@
+"""Batches of windows: the batch at step t is a pure function of (seed, t) and the data.
+
+Training cuts each source into windows of seq_len + 1 tokens, seq_len apart. An epoch cuts it
+anew at a random phase and shuffles the windows. The window at index i, the batch at step t and
+the rows of one process are each a formula, so seeking costs nothing and the global batch is the
+same for any number of processes and threads.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from gpt_jax.data.manifest import hash_of
+from gpt_jax.data.mixture import ENDLESS, Selection, Source
+from gpt_jax.data.shards import Shards
+from gpt_jax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+
+
+class TrainPipeline:
+    """This process's rows of every training batch; see `make_train_pipeline`.
+
+    Attributes:
+      identity: what decides the batches, as JSON; store it and compare it when resuming.
+      windows_per_epoch: of each source.
+      steps_per_epoch: batches in which the first source is seen once; a fraction.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        identity: dict[str, Any],
+        windows_per_epoch: list[int],
+        steps_per_epoch: float,
+        num_threads: int,
+        prefetch_batches: int,
+    ):
+        self._dataset = dataset  # a grain.MapDataset of batches
+        self._num_threads, self._prefetch_batches = num_threads, prefetch_batches
+        self.identity = identity
+        self.windows_per_epoch, self.steps_per_epoch = windows_per_epoch, steps_per_epoch
+
+    def batch_at(self, step: int) -> Batch:
+        """The batch of one step: int32 tokens [rows, seq_len + 1], and segment_ids if asked for."""
+        return self._dataset[step]
+
+    def batches(self, start_step: int = 0) -> Iterator[Batch]:
+        """The batches of start_step, start_step + 1, … without end; threads read ahead."""
+        import grain
+
+        options = grain.ReadOptions(
+            num_threads=self._num_threads,
+            prefetch_buffer_size=max(self._prefetch_batches, self._num_threads),
+        )
+        return iter(self._dataset.slice(slice(start_step, None)).to_iter_dataset(options))
+
+    @property
+    def fingerprint(self) -> str:
+        """The SHA-256 of `identity`."""
+        return hash_of(self.identity)
+
+
+def make_train_pipeline(
+    sources: Sequence[Source],
+    *,
+    seq_len: int,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    segment_ids: bool = False,
+    num_threads: int = 1,
+    prefetch_batches: int = 4,
+) -> TrainPipeline:
+    """Builds the endless stream of training batches.
+
+    Args:
+      sources: what to draw from and in which proportions.
+      seq_len: predicted tokens in a window; a window has one more.
+      batch_size: windows in a global batch.
+      seed: decides order and phases.
+      process_index: which rows to read: those of [index, index + 1) * batch_size / count.
+      process_count: processes that share a global batch.
+      segment_ids: also give the document of every token, counted from 1 in each window.
+      num_threads: threads that read ahead; 0 for none.
+      prefetch_batches: how many batches they read ahead.
+
+    Raises:
+        UserError: a source is shorter than one window, or the processes do not divide the batch.
+    """
+    import grain
+
+    if batch_size <= 0 or batch_size % process_count:
+        raise UserError(
+            f'config.train.batch_size={batch_size} must be a positive multiple of the '
+            f'{process_count} processes'
+        )
+    windows = [
+        _Windows(source.shards, seq_len=seq_len, seed=seed, number=number, segment_ids=segment_ids)
+        for number, source in enumerate(sources)
+    ]
+    datasets = [
+        grain.MapDataset.range(each.per_epoch)
+        .shuffle(seed=each.shuffle_seed)
+        .repeat(ENDLESS // each.per_epoch)
+        .map_with_index(each.read)
+        for each in windows
+    ]
+    weights = [source.weight for source in sources]
+    dataset = datasets[0]
+    if len(datasets) > 1:
+        dataset = grain.MapDataset.select_from_datasets(datasets, Selection(weights))
+    rows = dataset.batch(batch_size // process_count)
+    return TrainPipeline(
+        rows.slice(slice(process_index, None, process_count)),
+        identity={
+            'sources': [
+                {'fingerprint': source.shards.fingerprint, 'weight': source.weight}
+                for source in sources
+            ],
+            'seq_len': seq_len,
+            'batch_size': batch_size,
+            'seed': seed,
+            'segment_ids': segment_ids,
+        },
+        windows_per_epoch=[each.per_epoch for each in windows],
+        steps_per_epoch=windows[0].per_epoch / batch_size * (sum(weights) / weights[0]),
+        num_threads=num_threads,
+        prefetch_batches=prefetch_batches,
+    )
+
+
+class _Windows:
+    """The windows of one source.
+
+    An epoch draws a phase p in [1, T] and cuts at p, p + T, p + 2T, …; the windows at the two ends
+    are moved inwards to be whole. So every token is predicted in every epoch, a few near the ends
+    twice, and the number of windows is the same in every epoch.
+    """
+
+    def __init__(self, shards: Shards, *, seq_len: int, seed: int, number: int, segment_ids: bool):
+        targets = shards.num_tokens - 1
+        if targets < seq_len:
+            raise UserError(
+                f'{shards.name} has {shards.num_tokens} tokens, fewer than one window of '
+                f'{seq_len + 1}; lower config.model.max_seq_len or give more text with '
+                'config.data.source'
+            )
+        self._shards, self._seq_len, self._segment_ids = shards, seq_len, segment_ids
+        self._last_start = targets - seq_len
+        self.per_epoch = 1 + -(-(targets - 1) // seq_len)
+        entropy = (seed % 2**64, number)
+        self.shuffle_seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+        @functools.lru_cache(maxsize=4)
+        def phase(epoch: int) -> int:
+            state = np.random.SeedSequence((*entropy, epoch)).generate_state(1, np.uint64)
+            return 1 + int(state[0]) % seq_len
+
+        self.phase = phase
+
+    def read(self, index: int, window: int) -> Batch:
+        """The window of that number in the epoch that `index` falls into."""
+        start = self.phase(index // self.per_epoch) + (window - 1) * self._seq_len
+        start = min(max(start, 0), self._last_start)
+        stop = start + self._seq_len + 1
+        example = {'tokens': self._shards.read(start, stop)}
+        if self._segment_ids:
+            example['segment_ids'] = self._shards.segment_ids(start, stop)
+        return example
+
+
+def eval_batches(
+    shards: Shards,
+    *,
+    seq_len: int,
+    batch_size: int,
+    limit: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    segment_ids: bool = False,
+) -> Iterator[Batch]:
+    """The windows of a split in order, every token after the first predicted exactly once.
+
+    Args:
+      shards: the split.
+      seq_len: predicted tokens in a window.
+      batch_size: windows in a global batch; the last one is filled up with empty windows.
+      limit: the most batches to give, 0 for all; fewer windows are spread evenly over the split.
+      process_index: which rows to read, as in `make_train_pipeline`.
+      process_count: processes that share a global batch.
+      segment_ids: also give the document of every token, 0 on padding.
+
+    Returns:
+      Batches of int32 tokens [rows, seq_len + 1] and float32 loss_mask [rows, seq_len], which is 0
+      where the target is padding. With the negative log-likelihood in nats summed over the mask
+      and no limit, bits per byte are nll / ln 2 / shards.num_bytes.
+
+    Raises:
+        UserError: the split has no token to predict, or the processes do not divide the batch.
+    """
+    if shards.num_tokens < 2:
+        raise UserError(
+            f'{shards.name} has {shards.num_tokens} tokens and so none to predict; '
+            'change config.data.split or config.data.source'
+        )
+    if batch_size <= 0 or batch_size % process_count:
+        raise UserError(
+            f'config.eval.batch_size={batch_size} must be a positive multiple of the '
+            f'{process_count} processes'
+        )
+    rows = batch_size // process_count
+    return _eval_batches(
+        shards,
+        seq_len=seq_len,
+        batch_size=batch_size,
+        limit=limit,
+        rows=range(process_index * rows, (process_index + 1) * rows),
+        segment_ids=segment_ids,
+    )
+
+
+def num_eval_batches(shards: Shards, *, seq_len: int, batch_size: int, limit: int = 0) -> int:
+    """How many batches `eval_batches` gives."""
+    batches = -(-_num_eval_windows(shards, seq_len) // batch_size)
+    return min(batches, limit) if limit else batches
+
+
+def _num_eval_windows(shards: Shards, seq_len: int) -> int:
+    return -(-(shards.num_tokens - 1) // seq_len)
+
+
+def _eval_batches(
+    shards: Shards, *, seq_len: int, batch_size: int, limit: int, rows: range, segment_ids: bool
+) -> Iterator[Batch]:
+    available = _num_eval_windows(shards, seq_len)
+    chosen = min(available, limit * batch_size) if limit else available
+    for first in range(0, chosen, batch_size):
+        batch = {
+            'tokens': np.zeros((len(rows), seq_len + 1), np.int32),
+            'loss_mask': np.zeros((len(rows), seq_len), np.float32),
+        }
+        if segment_ids:
+            batch['segment_ids'] = np.zeros((len(rows), seq_len + 1), np.int32)
+        for i, row in enumerate(rows):
+            if first + row >= chosen:
+                break
+            start = (first + row) * available // chosen * seq_len
+            stop = min(start + seq_len + 1, shards.num_tokens)
+            batch['tokens'][i, : stop - start] = shards.read(start, stop)
+            batch['loss_mask'][i, : stop - start - 1] = 1
+            if segment_ids:
+                batch['segment_ids'][i, : stop - start] = shards.segment_ids(start, stop)
+        yield batch

@@ -1,0 +1,267 @@
+"""Turns a corpus into token shards, once.
+
+The folder's name holds a hash of everything that decides its content, so another setting is
+another folder and a changed source file is noticed. Killed at any moment, preparation goes on
+behind the last finished shard; until manifest.json is written nothing reads the folder.
+"""
+
+import logging
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+from gpt_jax import files
+from gpt_jax import tokenizer as tokenizers
+from gpt_jax.data import locations
+from gpt_jax.data.config import DataConfig
+from gpt_jax.data.corpora import Corpus, make_corpus
+from gpt_jax.data.documents import Piece
+from gpt_jax.data.encode import encode_parts
+from gpt_jax.data.manifest import (
+    MANIFEST,
+    TOKENIZER,
+    VERSION,
+    Manifest,
+    SplitInfo,
+    hash_of,
+    token_dtype,
+)
+from gpt_jax.data.shard_tokenizer import load_tokenizer, make_run_tokenizer, tokenizer_identity
+from gpt_jax.data.shard_writer import ShardWriter
+from gpt_jax.data.shards import Shards
+from gpt_jax.data.split import (
+    SPLITS,
+    TRAIN,
+    Part,
+    SplitKind,
+    SplitRule,
+    Survey,
+    parse_split,
+    split_pieces,
+    survey,
+)
+from gpt_jax.errors import UserError
+from gpt_jax.telemetry.progress import Progress
+from gpt_jax.tokenizer import Tokenizer, TokenizerConfig, TokenizerKind
+
+SHARDS = 'shards'  # the corpus that is shards already
+SHARD_TOKENS = 2**25
+_PIECES_PER_UPDATE = 1024
+
+_log = logging.getLogger(__name__)
+
+MakeProgress = Callable[..., AbstractContextManager[Any]]
+
+
+def prepare(
+    config: DataConfig,
+    tokenizer_config: TokenizerConfig,
+    *,
+    progress: MakeProgress = Progress,
+    shard_tokens: int = SHARD_TOKENS,
+) -> pathlib.Path:
+    """Makes sure that the corpus is there as shards; quick when it is.
+
+    Args:
+      config: the corpus, its split and where to keep the shards.
+      tokenizer_config: the tokenizer; one without a path is built from the training documents
+        (char: from all, as nanoGPT's) and kept in the folder.
+      progress: shows how far along it is; called as gpt_jax.telemetry.progress.Progress is.
+      shard_tokens: the size from which on a shard is closed.
+
+    Returns:
+      What `Shards.open` reads: the folder of the shards, or `config.source` itself for the
+      corpus 'shards'.
+
+    Raises:
+        UserError: the source, the split or the tokenizer is wrong, or the disk is full.
+    """
+    if config.corpus == SHARDS:
+        return _check_existing(config, tokenizer_config)
+    rule = parse_split(config.split)
+    corpus = make_corpus(config)
+    source_fingerprint = corpus.fingerprint()
+    identity = hash_of(
+        {
+            'version': VERSION,
+            'corpus': config.corpus,
+            'source': source_fingerprint,
+            'text_field': config.text_field,
+            'separator': config.separator,
+            'split': str(rule),
+            'tokenizer': tokenizer_identity(tokenizer_config),
+        }
+    )
+    folder = locations.cache_folder(config) / f'{corpus.name}-{identity[:12]}'
+    if not _is_whole(folder):
+        with locations.lock(folder):
+            if not _is_whole(folder):  # another process may have finished it meanwhile
+                _remove_leftovers(folder)
+                _build(
+                    folder,
+                    corpus,
+                    rule,
+                    tokenizer_config,
+                    progress=progress,
+                    shard_tokens=shard_tokens,
+                    identity=identity,
+                    source_fingerprint=source_fingerprint,
+                )
+    return folder
+
+
+def _build(
+    folder: pathlib.Path,
+    corpus: Corpus,
+    rule: SplitRule,
+    tokenizer_config: TokenizerConfig,
+    *,
+    progress: MakeProgress,
+    shard_tokens: int,
+    identity: str,
+    source_fingerprint: str,
+) -> None:
+    """Writes the tokenizer, the shards that are not there yet, and the manifest."""
+    size = _survey(corpus, progress) if rule.kind is SplitKind.TAIL and rule.fraction else None
+
+    def parts() -> Iterator[Part]:
+        return split_pieces(corpus.pieces(), rule, size)
+
+    try:
+        tokenizer = _keep_tokenizer(folder, tokenizer_config, parts)
+        dtype = token_dtype(tokenizer.vocab_size)
+        writers = {
+            split: ShardWriter(
+                folder, split, dtype=dtype, eot_id=tokenizer.eot_id, shard_tokens=shard_tokens
+            )
+            for split in SPLITS
+        }
+        with progress(corpus.size, unit=corpus.unit, description='prepare') as line:
+            unfinished = (part for part in parts() if not writers[part.split].take_finished())
+            for batch in encode_parts(unfinished, tokenizer):
+                for part, ids in batch:
+                    writers[part.split].add(
+                        ids, starts_document=part.piece.starts_document, num_bytes=part.num_bytes
+                    )
+                tokens = sum(writer.tokens for writer in writers.values())
+                line.update(corpus.position, tokens=tokens)
+        splits = {split: writer.finish() for split, writer in writers.items()}
+        _check_not_empty(splits, folder, rule)
+    except UserError:
+        if not any(folder.glob('*.tokens')):  # nothing that another attempt could go on from
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    Manifest(
+        version=VERSION,
+        corpus=corpus.name,
+        identity=identity,
+        source_fingerprint=source_fingerprint,
+        split_rule=str(rule),
+        tokenizer_kind=str(tokenizer.kind),
+        tokenizer_fingerprint=tokenizer.fingerprint(),
+        vocab_size=tokenizer.vocab_size,
+        eot_id=tokenizer.eot_id,
+        dtype=dtype,
+        splits=splits,
+    ).write(folder)
+
+
+def _survey(corpus: Corpus, progress: MakeProgress) -> Survey:
+    """Reads the corpus through to learn where its tail begins."""
+
+    def watched(line: Any) -> Iterator[Piece]:
+        for number, piece in enumerate(corpus.pieces()):
+            if number % _PIECES_PER_UPDATE == 0:
+                line.update(corpus.position)
+            yield piece
+
+    with progress(corpus.size, unit=corpus.unit, description='measure') as line:
+        return survey(watched(line))
+
+
+def _keep_tokenizer(
+    folder: pathlib.Path, config: TokenizerConfig, parts: Callable[[], Iterator[Part]]
+) -> Tokenizer:
+    """The tokenizer kept in the folder, else a new one that is then kept there."""
+    kept = folder / TOKENIZER
+    if kept.is_dir():
+        return tokenizers.load(kept)
+
+    def texts() -> Iterator[str]:
+        whole = config.kind is TokenizerKind.CHAR
+        return (part.piece.text for part in parts() if whole or part.split == TRAIN)
+
+    tokenizer = tokenizers.make_tokenizer(config, texts)
+    temporary = kept.with_name(f'.{TOKENIZER}.tmp-{os.getpid()}')
+    try:
+        temporary.mkdir(parents=True)
+        tokenizer.save(temporary)
+        temporary.rename(kept)
+    except OSError as error:
+        raise files.cannot_write(kept, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return tokenizer
+
+
+def _check_not_empty(splits: dict[str, SplitInfo], folder: pathlib.Path, rule: SplitRule) -> None:
+    """Refuses a corpus that leaves a split without text, and removes what was made of it.
+
+    Raises:
+        UserError: naming the split.
+    """
+    empty = [split for split in SPLITS if not splits[split].num_bytes]
+    if len(empty) == len(SPLITS):
+        shutil.rmtree(folder)
+        raise UserError(
+            'the corpus has no text; set config.data.corpus and config.data.source to one that has'
+        )
+    if empty and rule.fraction:
+        shutil.rmtree(folder)
+        documents = sum(split.documents for split in splits.values())
+        raise UserError(
+            f'config.data.split={rule} leaves the {empty[0]} split without text '
+            f'({documents} documents in all); change config.data.split, for example to tail:0.1'
+        )
+
+
+def _check_existing(config: DataConfig, tokenizer_config: TokenizerConfig) -> pathlib.Path:
+    """Checks that shards are there and that the tokenizer fits; returns where they are."""
+    if not config.source:
+        raise UserError(
+            'config.data.corpus=shards needs config.data.source: a prepared folder, '
+            'or a folder, glob or file of .bin shards'
+        )
+    source = pathlib.Path(config.source).expanduser()
+    tokenizer = make_run_tokenizer(source, tokenizer_config)
+    try:
+        Shards.open(source, TRAIN, tokenizer=tokenizer)
+    except UserError as error:
+        raise UserError(f'config.data.source: {error}') from error
+    return source
+
+
+def _is_whole(folder: pathlib.Path) -> bool:
+    if not (folder / MANIFEST).is_file():
+        return False
+    try:
+        load_tokenizer(folder)
+    except UserError as error:
+        _log.warning('%s; preparing again what is damaged', error)
+        return False
+    return True
+
+
+def _remove_leftovers(folder: pathlib.Path) -> None:
+    """Removes what a killed process was writing, and a manifest that describes damaged files."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for path in folder.glob('.*.tmp-*'):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if (folder / TOKENIZER).is_dir():
+        try:
+            tokenizers.load(folder / TOKENIZER)
+        except UserError:  # then its tokens cannot be trusted either
+            shutil.rmtree(folder)

@@ -1,0 +1,117 @@
+"""Writing the shards of one split, each whole or not at all."""
+
+import dataclasses
+import hashlib
+import pathlib
+
+import numpy as np
+
+from gpt_jax import files
+from gpt_jax.data.manifest import OFFSET_DTYPE, ShardInfo, SplitInfo, sum_shards
+from gpt_jax.errors import UserError
+
+
+class ShardWriter:
+    """Collects encoded pieces and writes a shard whenever `shard_tokens` are reached.
+
+    Where a shard ends depends on the pieces alone, so a writer that finds finished shards in its
+    folder keeps them and goes on behind them: see `take_finished`.
+    """
+
+    def __init__(
+        self, folder: pathlib.Path, split: str, *, dtype: str, eot_id: int, shard_tokens: int
+    ):
+        self._folder, self._split = folder, split
+        self._dtype, self._eot_id, self._shard_tokens = np.dtype(dtype), eot_id, shard_tokens
+        self._shards = self._finished_shards()
+        self._documents = sum(shard.documents for shard in self._shards)
+        self._to_skip = sum(shard.pieces for shard in self._shards)
+        self.tokens = sum(shard.tokens for shard in self._shards)
+        self._clear()
+
+    def take_finished(self) -> bool:
+        """Whether the next piece is in a finished shard; then it must not be added."""
+        self._to_skip -= 1
+        return self._to_skip >= 0
+
+    def add(self, ids: np.ndarray, *, starts_document: bool, num_bytes: int) -> None:
+        """Appends one piece. The end-of-text token goes before every document but the first.
+
+        Raises:
+            UserError: a shard cannot be written.
+        """
+        if starts_document:
+            self._offsets.append(self._num_tokens)
+            if self._documents:
+                self._append(np.array([self._eot_id]))
+            self._documents += 1
+        self._append(ids)
+        self._num_bytes += num_bytes
+        self._pieces += 1
+        if self._num_tokens >= self._shard_tokens:
+            self._write()
+
+    def finish(self) -> SplitInfo:
+        """Writes what is left; returns the whole split.
+
+        Raises:
+            UserError: a shard cannot be written.
+        """
+        if self._pieces:
+            self._write()
+        return sum_shards(self._shards)
+
+    def _append(self, ids: np.ndarray) -> None:
+        self._parts.append(ids.astype(self._dtype))
+        self._num_tokens += len(ids)
+        self.tokens += len(ids)
+
+    def _clear(self) -> None:
+        self._parts: list[np.ndarray] = []
+        self._offsets: list[int] = []
+        self._num_tokens = self._num_bytes = self._pieces = 0
+
+    def _write(self) -> None:
+        tokens = np.concatenate(self._parts)
+        offsets = np.array(self._offsets, OFFSET_DTYPE)
+        digest = hashlib.sha256(tokens)
+        digest.update(offsets)
+        shard = ShardInfo(
+            name=self._name(len(self._shards)),
+            tokens=len(tokens),
+            documents=len(offsets),
+            num_bytes=self._num_bytes,
+            pieces=self._pieces,
+            sha256=digest.hexdigest(),
+        )
+        for path, array in (
+            (shard.tokens_path(self._folder), tokens),
+            (shard.documents_path(self._folder), offsets),
+        ):
+            with files.atomic_file(path) as file:
+                file.write(array)
+        files.write_json(self._record_path(shard.name), dataclasses.asdict(shard))
+        self._shards.append(shard)
+        self._clear()
+
+    def _name(self, number: int) -> str:
+        return f'{self._split}-{number:05d}'
+
+    def _record_path(self, name: str) -> pathlib.Path:
+        return self._folder / f'{name}.json'
+
+    def _finished_shards(self) -> list[ShardInfo]:
+        """The whole shards that an interrupted preparation left, up to the first that is not."""
+        shards: list[ShardInfo] = []
+        while (path := self._record_path(self._name(len(shards)))).is_file():
+            try:
+                shard = ShardInfo(**files.read_json(path))
+                shard.check_sizes(self._folder, self._dtype.itemsize)
+            except (UserError, TypeError):
+                break
+            digest = hashlib.sha256(shard.tokens_path(self._folder).read_bytes())
+            digest.update(shard.documents_path(self._folder).read_bytes())
+            if digest.hexdigest() != shard.sha256:
+                break
+            shards.append(shard)
+        return shards

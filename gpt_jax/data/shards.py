@@ -1,0 +1,198 @@
+"""Reading a split: its tokens as one long sequence, whatever files they are in."""
+
+import bisect
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Self
+
+import numpy as np
+
+from gpt_jax.data import existing
+from gpt_jax.data.manifest import MANIFEST, OFFSET_DTYPE, TOKENIZER, Manifest, hash_of, is_prepared
+from gpt_jax.errors import UserError
+from gpt_jax.tokenizer import Tokenizer
+
+_CHECKED_TOKENS = 2**20  # of each file without a manifest, at its start
+
+
+class Shards:
+    """The tokens of one split, memory-mapped.
+
+    Documents are parted by the end-of-text token, which counts as the first token of the document
+    behind it: the beginning of a text is learned from the end-of-text token alone, and the end of
+    a text from that text.
+
+    Attributes:
+      name: what error messages call it: the folder and the split.
+      num_tokens: how many tokens there are.
+      fingerprint: a hash that equal content has on every machine.
+    """
+
+    def __init__(
+        self,
+        arrays: Sequence[np.ndarray],
+        *,
+        name: str,
+        fingerprint: str,
+        count_bytes: Callable[[], int],
+        eot_id: int,
+        offsets: Sequence[np.ndarray] | None = None,
+    ):
+        """Args:
+        arrays: the tokens, cut anywhere.
+        name: see above.
+        fingerprint: see above.
+        count_bytes: gives the length of the text in UTF-8.
+        eot_id: the token that begins a document where `offsets` is None.
+        offsets: for every array where documents begin in it, ascending.
+        """
+        self._arrays, self._offsets = list(arrays), offsets
+        self._starts = np.cumsum([0, *map(len, arrays)]).tolist()
+        self._count_bytes, self._eot_id = count_bytes, eot_id
+        self.name, self.fingerprint = name, fingerprint
+        self.num_tokens: int = self._starts[-1]
+
+    @classmethod
+    def open(
+        cls, source: str | pathlib.Path, split: str, *, tokenizer: Tokenizer | None = None
+    ) -> Self:
+        """Opens a prepared folder, nanoGPT's or llm.c's .bin files.
+
+        Args:
+          source: the folder; for .bin files also a glob or one file.
+          split: 'train' or 'validation'.
+          tokenizer: the one that the run uses, to check that it made these tokens. Files without
+            a manifest need it for its end-of-text id.
+
+        Raises:
+            UserError: nothing is there, a file is torn, or the tokenizer is another one.
+        """
+        if is_prepared(source):
+            return cls._open_prepared(pathlib.Path(source).expanduser(), split, tokenizer)
+        if tokenizer is None:
+            raise UserError(f'{source} has no {MANIFEST}; reading its tokens needs a tokenizer')
+        return cls._open_existing(source, split, tokenizer)
+
+    @classmethod
+    def from_tokens(cls, tokens: np.ndarray, *, name: str, num_bytes: int, eot_id: int) -> Self:
+        """Tokens in memory, such as those of a text that is only evaluated."""
+        return cls(
+            [tokens],
+            name=name,
+            fingerprint=existing.sampled_fingerprint([tokens]),
+            count_bytes=lambda: num_bytes,
+            eot_id=eot_id,
+        )
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Tokens [start, stop) as a fresh int32 array."""
+        first = bisect.bisect_right(self._starts, start) - 1
+        if stop <= self._starts[first + 1]:
+            base = self._starts[first]
+            return self._arrays[first][start - base : stop - base].astype(np.int32)
+        last = bisect.bisect_left(self._starts, stop)
+        parts = [
+            self._arrays[i][max(0, start - self._starts[i]) : stop - self._starts[i]]
+            for i in range(first, last)
+        ]
+        return np.concatenate(parts).astype(np.int32)
+
+    def segment_ids(self, start: int, stop: int) -> np.ndarray:
+        """For tokens [start, stop) the number of their document, the first one's being 1; int32."""
+        ids = np.empty(stop - start, np.int32)
+        begin, number = 0, 1
+        for edge in self._document_starts(start + 1, stop):
+            ids[begin : edge - start] = number
+            begin, number = edge - start, number + 1
+        ids[begin:] = number
+        return ids
+
+    @property
+    def num_bytes(self) -> int:
+        """The length of the split's text in UTF-8, for bits per byte."""
+        return self._count_bytes()
+
+    def _document_starts(self, start: int, stop: int) -> list[int]:
+        """Where documents begin among tokens [start, stop), ascending."""
+        if self._offsets is None:
+            if start == stop:
+                return []
+            return (np.flatnonzero(self.read(start, stop) == self._eot_id) + start).tolist()
+        found = []
+        shard = bisect.bisect_right(self._starts, start) - 1
+        while shard < len(self._offsets) and (base := self._starts[shard]) < stop:
+            offsets = self._offsets[shard]
+            low, high = offsets.searchsorted(start - base), offsets.searchsorted(stop - base)
+            found += (offsets[low:high] + base).tolist()
+            shard += 1
+        return found
+
+    @classmethod
+    def _open_prepared(cls, folder: pathlib.Path, split: str, tokenizer: Tokenizer | None) -> Self:
+        manifest = Manifest.read(folder)
+        if tokenizer is not None and tokenizer.fingerprint() != manifest.tokenizer_fingerprint:
+            raise UserError(
+                f'{folder} was made with another {manifest.tokenizer_kind} tokenizer than the run '
+                f'has; set config.tokenizer.path={folder / TOKENIZER} or prepare the data again'
+            )
+        info = manifest.splits.get(split)
+        if info is None or not info.tokens:
+            raise UserError(
+                f'{folder} has no {split} split (config.data.split={manifest.split_rule})'
+            )
+        return cls(
+            [_map(shard.tokens_path(folder), manifest.dtype) for shard in info.shards],
+            name=f'{folder}, split {split}',
+            fingerprint=hash_of(
+                [manifest.identity, manifest.tokenizer_fingerprint, split, info.tokens]
+            ),
+            count_bytes=lambda: info.num_bytes,
+            eot_id=manifest.eot_id,
+            offsets=[_map(shard.documents_path(folder), OFFSET_DTYPE) for shard in info.shards],
+        )
+
+    @classmethod
+    def _open_existing(cls, source: str | pathlib.Path, split: str, tokenizer: Tokenizer) -> Self:
+        files = existing.find_token_files(source, split)
+        arrays = [existing.open_token_file(path) for path in files]
+        for path, array in zip(files, arrays, strict=True):
+            largest = int(array[:_CHECKED_TOKENS].max())
+            if largest >= tokenizer.vocab_size:
+                raise _too_large_id(path, largest, tokenizer)
+        return cls(
+            arrays,
+            name=f'{source}, split {split}',
+            fingerprint=existing.sampled_fingerprint(arrays),
+            count_bytes=lambda: _count_bytes(source, arrays, tokenizer),
+            eot_id=tokenizer.eot_id,
+        )
+
+
+def _map(path: pathlib.Path, dtype: str) -> np.ndarray:
+    # A file of no bytes cannot be mapped. As a plain array, slicing a memmap is twice as fast.
+    if not path.stat().st_size:
+        return np.zeros(0, dtype)
+    return np.asarray(np.memmap(path, dtype, 'r'))
+
+
+def _too_large_id(path: str | pathlib.Path, token_id: int, tokenizer: Tokenizer) -> UserError:
+    return UserError(
+        f'{path} has the token id {token_id}, but the {tokenizer.kind} tokenizer has only '
+        f'{tokenizer.vocab_size} ids; set config.tokenizer.kind and .path to the one that made it'
+    )
+
+
+def _count_bytes(
+    source: str | pathlib.Path, arrays: Sequence[np.ndarray], tokenizer: Tokenizer
+) -> int:
+    lengths = [len(tokenizer.id_to_bytes(i)) for i in range(tokenizer.vocab_size)]
+    for special in tokenizer.special_tokens.values():
+        lengths[special] = 0
+    total = 0
+    for array in arrays:
+        for start in range(0, len(array), _CHECKED_TOKENS):
+            counts = np.bincount(array[start : start + _CHECKED_TOKENS], minlength=len(lengths))
+            if len(counts) > len(lengths):
+                raise _too_large_id(source, len(counts) - 1, tokenizer)
+            total += int(counts @ np.array(lengths, np.int64))
+    return total

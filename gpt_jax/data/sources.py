@@ -1,0 +1,142 @@
+"""The files behind `config.data.source`: finding them and opening them."""
+
+import codecs
+import contextlib
+import glob
+import gzip
+import io
+import os
+import pathlib
+import zlib
+from collections.abc import Callable, Collection, Iterator
+from typing import Any, BinaryIO
+
+from gpt_jax.data import documents
+from gpt_jax.data.config import DataConfig
+from gpt_jax.errors import UserError
+
+_JSONL_SUFFIXES = ('.jsonl', '.ndjson')
+_COMPRESSED_SUFFIXES = ('.gz', '.zst')
+_BINARY_PROBE_BYTES = 8192
+_ZSTD_READ_BYTES = 2**17
+
+
+def source_files(config: DataConfig, wanted: Callable[[pathlib.Path], bool]) -> list[pathlib.Path]:
+    """The files that `config.source` names, in order of their names.
+
+    A file is taken as it is; of a folder the files below it that are `wanted`, hidden ones left
+    out; of a glob (`**` spans folders) what it matches.
+
+    Raises:
+        UserError: there are none.
+    """
+    if not config.source:
+        raise no_source(config)
+    path = pathlib.Path(config.source).expanduser()
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = [file for file in files_below(path) if wanted(file)]
+    else:
+        matches = map(pathlib.Path, glob.glob(str(path), recursive=True))
+        found = sorted((file for file in matches if file.is_file()), key=pathlib.Path.as_posix)
+    if not found:
+        raise UserError(
+            f'config.data.source={config.source!r} names no {config.corpus} files; '
+            'give a file, a folder or a glob that exists'
+        )
+    return found
+
+
+def files_below(root: pathlib.Path, *, skip: Collection[str] = ()) -> list[pathlib.Path]:
+    """All files below a folder, sorted by their place there; none hidden or in folders to skip."""
+    found = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in skip and not name.startswith('.')]
+        found += [pathlib.Path(folder, name) for name in names if not name.startswith('.')]
+    return sorted(
+        (path for path in found if path.is_file()), key=lambda path: path.relative_to(root).parts
+    )
+
+
+def looks_binary(path: pathlib.Path) -> bool:
+    """Whether git would call the file binary: a zero byte near its start."""
+    try:
+        with open(path, 'rb') as file:
+            return b'\0' in file.read(_BINARY_PROBE_BYTES).removeprefix(codecs.BOM_UTF8)
+    except OSError as error:
+        raise UserError(f'cannot read {path}: {error.strerror or error}') from error
+
+
+@contextlib.contextmanager
+def open_decompressed(path: pathlib.Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """Opens a file that may be compressed: the file as it is on disk, and its content.
+
+    Raises:
+        UserError: the file cannot be read, is damaged, or needs a package that is missing.
+    """
+    damaged: tuple[type[Exception], ...] = (EOFError, zlib.error, gzip.BadGzipFile)
+    try:
+        with open(path, 'rb') as raw:
+            if path.suffix == '.gz':
+                content = gzip.GzipFile(fileobj=raw)
+            elif path.suffix == '.zst':
+                try:
+                    import zstandard
+                except ImportError as error:
+                    raise documents.missing_package('zstandard', str(path)) from error
+                damaged += (zstandard.ZstdError,)
+                content = io.BufferedReader(_ZstdFile(raw, zstandard.ZstdDecompressor()))
+            else:
+                content = raw
+            yield raw, content
+    except damaged as error:
+        raise UserError(f'{path} is damaged ({error}); fetch or compress it again') from error
+    except OSError as error:
+        raise UserError(f'cannot read {path}: {error.strerror or error}') from error
+
+
+class _ZstdFile(io.RawIOBase):
+    """The content of a .zst file, all its frames. zstandard's own reader takes a file that was cut
+    short for its end.
+    """
+
+    def __init__(self, raw: BinaryIO, decompressor: Any):
+        self._raw, self._decompressor = raw, decompressor
+        self._frame = decompressor.decompressobj()
+        self._content = memoryview(b'')
+        self._in_frame = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._content:
+            data = self._frame.unused_data if self._frame.eof else b''
+            if self._frame.eof:
+                self._frame, self._in_frame = self._decompressor.decompressobj(), False
+            data = data or self._raw.read(_ZSTD_READ_BYTES)
+            if not data:
+                if self._in_frame:
+                    raise EOFError('it ends in the middle')
+                return 0
+            self._in_frame = True
+            self._content = memoryview(self._frame.decompress(data))
+        size = min(len(buffer), len(self._content))
+        buffer[:size], self._content = self._content[:size], self._content[size:]
+        return size
+
+
+def is_jsonl(path: pathlib.Path) -> bool:
+    """Whether the name says JSON lines, compressed or not."""
+    name = path.name
+    for suffix in _COMPRESSED_SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name.endswith(_JSONL_SUFFIXES)
+
+
+def no_source(config: DataConfig) -> UserError:
+    """The error for a corpus that needs a source and has none."""
+    return UserError(
+        f'config.data.corpus={config.corpus} needs config.data.source; set it to what to read'
+    )

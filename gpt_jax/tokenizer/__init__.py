@@ -1,0 +1,129 @@
+"""Text to token ids and back: byte, char, sentencepiece and bpe behind one protocol."""
+
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from gpt_jax import files
+from gpt_jax.errors import UserError
+from gpt_jax.tokenizer.bpe import BpeTokenizer
+from gpt_jax.tokenizer.byte import ByteTokenizer
+from gpt_jax.tokenizer.char import CharTokenizer
+from gpt_jax.tokenizer.config import SentencePieceAlgorithm, TokenizerConfig, TokenizerKind
+from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
+from gpt_jax.tokenizer.streaming import StreamDecoder
+from gpt_jax.tokenizer.token_table import CONFIG_FILE
+
+__all__ = [
+    'TOKENIZERS',
+    'SentencePieceAlgorithm',
+    'StreamDecoder',
+    'Tokenizer',
+    'TokenizerConfig',
+    'TokenizerKind',
+    'load',
+    'make_tokenizer',
+]
+
+
+class Tokenizer(Protocol):
+    """What the rest of gpt_jax may ask of a tokenizer.
+
+    Where `lossless`, `decode(encode(text)) == text` for every str that is valid Unicode. A lone
+    surrogate is not: it raises UserError, as does an id outside the vocabulary.
+    """
+
+    kind: TokenizerKind
+    vocab_size: int  # all ids, special tokens included
+    eot_id: int  # ends a text; every tokenizer has one
+    special_tokens: dict[str, int]  # by name; they have no text
+    lossless: bool
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """The ids; names of special tokens are plain text unless `allow_special`."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids (uint32) of every text, as `encode` gives them, in parallel."""
+
+    def decode(self, ids: Any) -> str:
+        """The text; bytes that are not UTF-8 become U+FFFD, special tokens nothing."""
+
+    def id_to_bytes(self, token_id: int) -> bytes:
+        """The bytes that an id adds in the middle of a text."""
+
+    def stream(self) -> StreamDecoder:
+        """A decoder of ids that arrive a few at a time, never showing half a character."""
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides an id."""
+
+    def save(self, folder: str | pathlib.Path) -> None:
+        """Writes what `load` reads."""
+
+
+TOKENIZERS: dict[
+    TokenizerKind,
+    type[ByteTokenizer] | type[CharTokenizer] | type[SentencePieceTokenizer] | type[BpeTokenizer],
+] = {
+    TokenizerKind.BYTE: ByteTokenizer,
+    TokenizerKind.CHAR: CharTokenizer,
+    TokenizerKind.SENTENCEPIECE: SentencePieceTokenizer,
+    TokenizerKind.BPE: BpeTokenizer,
+}
+
+
+def load(folder: str | pathlib.Path) -> Tokenizer:
+    """Restores a tokenizer that `save` wrote, fingerprint and all.
+
+    Raises:
+        UserError: the folder holds no tokenizer, or its files are damaged.
+    """
+    folder = pathlib.Path(folder)
+    path = folder / CONFIG_FILE
+    stored = files.read_json(path)
+    kind = stored.get('kind') if isinstance(stored, dict) else None
+    if kind not in list(TokenizerKind):
+        raise UserError(
+            f'{path} names no tokenizer kind ({", ".join(TOKENIZERS)}); '
+            'it was not written by gpt_jax, or is damaged'
+        )
+    tokenizer = TOKENIZERS[TokenizerKind(kind)].read(folder)
+    if tokenizer.fingerprint() != stored.get('fingerprint'):
+        raise UserError(
+            f'{folder} holds another tokenizer than {path} was written for; restore its files'
+        )
+    return tokenizer
+
+
+def make_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterable[str]]) -> Tokenizer:
+    """Reads the tokenizer at `config.path`, or builds one from the texts of the corpus.
+
+    `char` reads every text for its alphabet; `bpe` and `sentencepiece` train on the first
+    `config.train_megabytes`; `byte` reads nothing. The result depends on the texts and the
+    config only.
+
+    Raises:
+        UserError: the path holds no tokenizer of this kind, or the texts cannot give one.
+    """
+    if not config.path:
+        return TOKENIZERS[config.kind].build(config, texts)
+    path = pathlib.Path(config.path).expanduser()
+    try:
+        tokenizer = load(path) if _is_saved(path) else TOKENIZERS[config.kind].read(path)
+    except UserError as error:
+        raise UserError(f'config.tokenizer.path: {error}') from error
+    if tokenizer.kind != config.kind:
+        raise UserError(
+            f'config.tokenizer.path: {path} holds a {tokenizer.kind} tokenizer; '
+            f'set config.tokenizer.kind={tokenizer.kind}'
+        )
+    return tokenizer
+
+
+def _is_saved(folder: pathlib.Path) -> bool:
+    """Whether `save` wrote the folder; transformers has a file of that name too, with no kind."""
+    path = folder / CONFIG_FILE
+    stored = files.read_json(path) if path.is_file() else None
+    return isinstance(stored, dict) and 'kind' in stored

@@ -1,0 +1,158 @@
+"""GPT-2's byte-level BPE: tiktoken encodes it, the `tokenizers` library trains it.
+
+Ids of a trained vocabulary are laid out as GPT-2's: 256 bytes, the merges in order, the end of
+a text last.
+"""
+
+import json
+import os
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Self
+
+import numpy as np
+
+from gpt_jax import files
+from gpt_jax.tokenizer.bpe_vocabulary import (
+    TOKENIZER_JSON,
+    BpeVocabulary,
+    parse_gpt2,
+    read_tokenizer_json,
+)
+from gpt_jax.tokenizer.config import TokenizerConfig, TokenizerKind, check_vocab_size
+from gpt_jax.tokenizer.text import check_unicode, take_megabytes
+from gpt_jax.tokenizer.token_table import TableTokenizer, canonical_json, with_end_of_text
+from gpt_jax.tokenizer.tokenizer_json import JsonTokenizer
+
+# tiktoken's spelling of GPT-2's splitting rule (tiktoken_ext/openai_public.py, r50k_pat_str):
+# the same pieces, several times faster.
+_SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+# The rule never joins the last blank of a run to what stands before it, so text cut there gives
+# the same ids. Without cuts a million blanks overflow the regex engine's stack.
+_CUT = re.compile(r'[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000](?=\S)')
+_CHUNK_CHARACTERS = 1 << 17
+_SMALLEST_VOCABULARY = 257  # the bytes and the end of a text
+# The trainer's time is quadratic in the length of a word.
+_LONG_WORD = re.compile(r'\S{1000}|\s{1000}')
+
+
+class BpeTokenizer(TableTokenizer):
+    """Byte-level BPE with GPT-2's splitting rule, GPT-2's own vocabulary or a trained one."""
+
+    kind = TokenizerKind.BPE
+
+    def __init__(self, vocabulary: BpeVocabulary):
+        import tiktoken
+
+        ranks = vocabulary.ranks()
+        size = 1 + max([*ranks.values(), *vocabulary.special_tokens.values()])
+        special_tokens, eot_id = with_end_of_text(vocabulary.special_tokens, size)
+        token_bytes = [None] * max(size, eot_id + 1)
+        for token, token_id in ranks.items():
+            token_bytes[token_id] = token
+        super().__init__(token_bytes, special_tokens=special_tokens, eot_id=eot_id)
+        self._vocabulary = BpeVocabulary(
+            ids=vocabulary.ids, merges=vocabulary.merges, special_tokens=special_tokens
+        )
+        # Without special tokens tiktoken stops at every character to look for one.
+        self._encoding = tiktoken.Encoding(
+            'gpt_jax', pat_str=_SPLIT, mergeable_ranks=ranks, special_tokens=special_tokens
+        )
+
+    @classmethod
+    def build(cls, config: TokenizerConfig, texts: Callable[[], Iterable[str]]) -> Self:
+        """Trains on the start of the corpus; a tiny corpus ends with fewer ids than asked for.
+
+        Raises:
+            UserError: the corpus is empty, or vocab_size cannot hold the 256 bytes and the end
+                of a text.
+        """
+        import tokenizers
+
+        check_vocab_size(config, smallest=_SMALLEST_VOCABULARY)
+        trained = tokenizers.Tokenizer(tokenizers.models.BPE())
+        trained.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trained.decoder = tokenizers.decoders.ByteLevel()
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=config.vocab_size - 1,  # the end of a text comes on top
+            initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        sample = take_megabytes(texts(), config.train_megabytes)
+        trained.train_from_iterator((part for text in sample for part in _parts(text)), trainer)
+        vocabulary = parse_gpt2(json.loads(trained.to_str()))
+        assert vocabulary is not None, 'a trained byte-level BPE is GPT-2-style'
+        return cls(vocabulary)
+
+    @classmethod
+    def read(cls, path: pathlib.Path) -> TableTokenizer:
+        """Reads GPT-2-style files, or through the `tokenizers` library any other tokenizer.json.
+
+        Raises:
+            UserError: a file is missing or cannot be read.
+        """
+        path, spec = read_tokenizer_json(path)
+        vocabulary = parse_gpt2(spec)
+        return JsonTokenizer(spec, name=str(path)) if vocabulary is None else cls(vocabulary)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of every text; long texts are spread over the cores too.
+
+        Raises:
+            UserError: a text is not valid Unicode.
+        """
+        for text in texts:
+            check_unicode(text)
+        chunks = [_cut(text) for text in texts]
+        ids = iter(self._encode_chunks([chunk for parts in chunks for chunk in parts]))
+        return [_join([next(ids) for _ in parts]) for parts in chunks]
+
+    def content(self) -> bytes:
+        """The splitting rule and the ids; the order of the merges follows from them."""
+        return canonical_json([_SPLIT, self._vocabulary.ids])
+
+    def write_files(self, folder: pathlib.Path) -> None:
+        """Writes a tokenizer.json."""
+        files.write_json(folder / TOKENIZER_JSON, self._vocabulary.to_json())
+
+    def _encode_chunks(self, chunks: list[str]) -> list[np.ndarray]:
+        def encode(some: list[str]) -> list[np.ndarray]:
+            return [self._encoding.encode_to_numpy(chunk, disallowed_special=()) for chunk in some]
+
+        num_threads = min(os.cpu_count() or 1, len(chunks))
+        if num_threads <= 1:
+            return encode(chunks)
+        # A few shares a thread: short texts cost no scheduling, long ones still balance.
+        share = -(-len(chunks) // (4 * num_threads))
+        shares = [chunks[i : i + share] for i in range(0, len(chunks), share)]
+        with ThreadPoolExecutor(num_threads) as pool:
+            return [ids for some in pool.map(encode, shares) for ids in some]
+
+
+def _parts(text: str) -> Iterator[str]:
+    """The text to train on, with words that never end cut into shorter ones."""
+    start = 0
+    for word in _LONG_WORD.finditer(text):
+        yield text[start : word.end()]
+        start = word.end()
+    yield text[start:]
+
+
+def _cut(text: str) -> list[str]:
+    """Cuts a long text where that changes no id, about every `_CHUNK_CHARACTERS`."""
+    chunks = []
+    start = 0
+    while len(text) - start > _CHUNK_CHARACTERS:
+        cut = _CUT.search(text, start + _CHUNK_CHARACTERS)
+        if cut is None:
+            break
+        chunks.append(text[start : cut.start()])
+        start = cut.start()
+    chunks.append(text[start:])
+    return chunks
+
+
+def _join(parts: list[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -1,0 +1,49 @@
+"""The simplest vocabulary: the 256 bytes of UTF-8, and one id for the end of a text."""
+
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Self
+
+import numpy as np
+
+from gpt_jax.errors import UserError
+from gpt_jax.tokenizer.config import TokenizerConfig, TokenizerKind
+from gpt_jax.tokenizer.text import check_unicode
+from gpt_jax.tokenizer.token_table import CONFIG_FILE, END_OF_TEXT, TableTokenizer
+
+
+class ByteTokenizer(TableTokenizer):
+    """Id i is byte i; id 256 ends a text."""
+
+    kind = TokenizerKind.BYTE
+
+    def __init__(self):
+        super().__init__(
+            [bytes([i]) for i in range(256)] + [b''], special_tokens={END_OF_TEXT: 256}, eot_id=256
+        )
+
+    @classmethod
+    def build(cls, config: TokenizerConfig, texts: Callable[[], Iterable[str]]) -> Self:
+        """The same tokenizer for every corpus."""
+        del config, texts
+        return cls()
+
+    @classmethod
+    def read(cls, path: pathlib.Path) -> Self:
+        """Accepts only a folder that `save` wrote: there is nothing else to read."""
+        if not (path / CONFIG_FILE).is_file():
+            raise UserError(f'{path}: the byte tokenizer has no files; leave the path empty')
+        return cls()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The UTF-8 bytes of every text; a copy of memory, for which threads are no help."""
+        for text in texts:
+            check_unicode(text)
+        return [np.frombuffer(text.encode(), np.uint8).astype(np.uint32) for text in texts]
+
+    def content(self) -> bytes:
+        """Nothing: there is one byte tokenizer."""
+        return b''
+
+    def write_files(self, folder: pathlib.Path) -> None:
+        """Writes nothing: the kind says it all."""

@@ -1,0 +1,44 @@
+"""Which tokenizer a run uses, and how it is trained when there is none yet."""
+
+import dataclasses
+import enum
+
+from gpt_jax.errors import UserError
+
+
+class TokenizerKind(enum.StrEnum):
+    """The keys of `gpt_jax.tokenizer.TOKENIZERS`."""
+
+    BYTE = 'byte'
+    CHAR = 'char'
+    SENTENCEPIECE = 'sentencepiece'
+    BPE = 'bpe'
+
+
+class SentencePieceAlgorithm(enum.StrEnum):
+    """How SentencePiece chooses its pieces."""
+
+    UNIGRAM = 'unigram'
+    BPE = 'bpe'
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class TokenizerConfig:
+    kind: TokenizerKind = TokenizerKind.BYTE  # what turns text into ids
+    path: str = ''  # an existing tokenizer, file or folder; '' builds one from the corpus
+    vocab_size: int = 0  # number of ids to train (bpe, sentencepiece); byte and char have their own
+    algorithm: SentencePieceAlgorithm = SentencePieceAlgorithm.UNIGRAM  # sentencepiece training
+    train_megabytes: int = 32  # text (10^6 bytes) that training reads, from the corpus's start
+
+
+def check_vocab_size(config: TokenizerConfig, *, smallest: int) -> None:
+    """Refuses to train fewer than `smallest` ids.
+
+    Raises:
+        UserError: `config.vocab_size` is smaller, or was not set.
+    """
+    if config.vocab_size < smallest:
+        raise UserError(
+            f'config.tokenizer.vocab_size={config.vocab_size} must be at least {smallest} to train '
+            f'a {config.kind} tokenizer; or name an existing one (config.tokenizer.path)'
+        )

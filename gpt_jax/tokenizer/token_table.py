@@ -1,0 +1,169 @@
+"""What all tokenizers share: every id stands for fixed bytes, so a table decodes.
+
+A kind adds how text becomes ids (`encode_batch`), what fixes those ids (`content`), the files
+that hold it (`write_files`), and two constructors: `build(config, texts)` makes one from a
+corpus, `read(path)` takes those files or the kind's usual files made elsewhere.
+"""
+
+import abc
+import functools
+import hashlib
+import json
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from gpt_jax import files
+from gpt_jax.errors import UserError
+from gpt_jax.tokenizer.config import TokenizerKind
+from gpt_jax.tokenizer.streaming import StreamDecoder
+
+CONFIG_FILE = 'tokenizer_config.json'
+END_OF_TEXT = '<|endoftext|>'
+_END_OF_TEXT_NAMES = (END_OF_TEXT, '<|end_of_text|>', '</s>', '<eos>', '[EOS]')
+
+
+class TableTokenizer(abc.ABC):
+    """Base of every entry of `TOKENIZERS`; see `gpt_jax.tokenizer.Tokenizer` for the contract."""
+
+    kind: ClassVar[TokenizerKind]
+
+    def __init__(
+        self,
+        token_bytes: Sequence[bytes | None],
+        *,
+        special_tokens: dict[str, int],
+        eot_id: int,
+        lossless: bool = True,
+        leading_spaces: int = 0,
+    ):
+        """Takes the bytes of every id; None is an id that the vocabulary skips.
+
+        Special tokens have no text: their bytes are empty. `leading_spaces` is how many spaces at
+        the very start of a decoded text are the tokenizer's own and not the text's.
+        """
+        self.special_tokens = special_tokens
+        self.eot_id = eot_id
+        self.lossless = lossless
+        self._token_bytes = list(token_bytes)
+        for token_id in special_tokens.values():
+            self._token_bytes[token_id] = b''
+        self._missing = {i for i, token in enumerate(self._token_bytes) if token is None}
+        self._leading_spaces = leading_spaces
+
+    @abc.abstractmethod
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids (uint32) of every text, as `encode` gives them, on all cores."""
+
+    @abc.abstractmethod
+    def content(self) -> bytes:
+        """Bytes that are equal exactly where every text has equal ids."""
+
+    @abc.abstractmethod
+    def write_files(self, folder: pathlib.Path) -> None:
+        """Writes what `read(folder)` of the same kind restores this tokenizer from."""
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of ids, special tokens included."""
+        return len(self._token_bytes)
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """The ids of `text`; with `allow_special`, names of special tokens become their ids.
+
+        Without it such a name is plain text, so that no document can forge the end of a text.
+        """
+        if not allow_special:
+            return self.encode_batch([text])[0].tolist()
+        names = sorted(self.special_tokens, key=len, reverse=True)
+        # The group makes split return text, name, text, …, text.
+        parts = re.split(f'({"|".join(map(re.escape, names))})', text)
+        ids = []
+        for part_ids, name in zip(self.encode_batch(parts[::2]), [*parts[1::2], None], strict=True):
+            ids += part_ids.tolist()
+            if name is not None:
+                ids.append(self.special_tokens[name])
+        return ids
+
+    def decode(self, ids: Any) -> str:
+        """The text of `ids`; bytes that are not UTF-8 become U+FFFD, special tokens nothing.
+
+        Raises:
+            UserError: an id is outside the vocabulary.
+        """
+        stream = self.stream()
+        return stream.push(ids) + stream.flush()
+
+    def id_to_bytes(self, token_id: int) -> bytes:
+        """The bytes that an id adds in the middle of a text; empty for special tokens.
+
+        Raises:
+            UserError: the id is outside the vocabulary.
+        """
+        return self._join([token_id])
+
+    def stream(self) -> StreamDecoder:
+        """A decoder of ids that arrive a few at a time."""
+        return StreamDecoder(self._join, leading_spaces=self._leading_spaces)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides an id: equal after save and load, and on every machine."""
+        return self._fingerprint
+
+    def save(self, folder: str | pathlib.Path) -> None:
+        """Writes what `gpt_jax.tokenizer.load` reads; `tokenizer_config.json` comes last."""
+        folder = pathlib.Path(folder)
+        self.write_files(folder)
+        files.write_json(
+            folder / CONFIG_FILE, {'kind': self.kind.value, 'fingerprint': self.fingerprint()}
+        )
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
+        ends = {'kind': self.kind.value, 'eot_id': self.eot_id, 'special': self.special_tokens}
+        digest = hashlib.sha256(canonical_json(ends))
+        digest.update(self.content())
+        return digest.hexdigest()
+
+    def _join(self, ids: Any) -> bytes:
+        ids = np.atleast_1d(np.asarray(ids))
+        if not ids.size:
+            return b''
+        wrong = ids[(ids < 0) | (ids >= self.vocab_size)].tolist()
+        ids = ids.tolist()
+        wrong = wrong or [i for i in ids if i in self._missing]
+        if wrong:
+            raise UserError(
+                f'token id {wrong[0]} is not in the vocabulary of the {self.kind} tokenizer '
+                f'({self.vocab_size} ids); decode with the tokenizer that made these ids'
+            )
+        return b''.join([self._token_bytes[i] for i in ids])
+
+
+def with_end_of_text(special_tokens: dict[str, int], size: int) -> tuple[dict[str, int], int]:
+    """The special tokens and the id that ends a text; where none does, id `size` is added."""
+    for name in _END_OF_TEXT_NAMES:
+        if name in special_tokens:
+            return special_tokens, special_tokens[name]
+    return {**special_tokens, END_OF_TEXT: size}, size
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON bytes that are equal where the values are."""
+    return json.dumps(value, sort_keys=True, separators=(',', ':')).encode()
+
+
+def find_file(path: pathlib.Path, names: Sequence[str]) -> pathlib.Path:
+    """`path` itself where it is a file, else the first of `names` in the folder.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    candidates = [path] if path.is_file() else [path / name for name in names]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise UserError(f'{path} does not exist or has no {" or ".join(names)}; correct the path')

@@ -1,0 +1,153 @@
+"""Every tokenizer.json that is not GPT-2-style, through the `tokenizers` library.
+
+The library encodes. Decoding is a table like everywhere else, taken from the library's own
+decoder one token at a time, so that streaming and `decode` agree; rules that look at several
+tokens at once (WordPiece's clean-up of English) are not applied.
+"""
+
+import json
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gpt_jax import files
+from gpt_jax.errors import UserError
+from gpt_jax.tokenizer.bpe_vocabulary import TOKENIZER_JSON, byte_characters
+from gpt_jax.tokenizer.config import TokenizerKind
+from gpt_jax.tokenizer.text import check_unicode
+from gpt_jax.tokenizer.token_table import TableTokenizer, canonical_json, with_end_of_text
+
+_BYTE_TOKEN = re.compile(r'<0x([0-9A-F]{2})>')
+
+
+class JsonTokenizer(TableTokenizer):
+    """A tokenizer.json of any family; kind bpe, whose files it shares."""
+
+    kind = TokenizerKind.BPE
+
+    def __init__(self, spec: dict[str, Any], *, name: str):
+        """Takes the contents of a tokenizer.json; `name` is the file to blame in messages.
+
+        Raises:
+            UserError: the library cannot read it.
+        """
+        import tokenizers
+
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(spec))
+        except Exception as error:  # the library raises Exception itself
+            raise UserError(
+                f'{name} is not a tokenizer.json ({_one_line(error)}); restore it'
+            ) from error
+        self._name = name
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True  # as plain text, the library means
+        self._spec = spec
+        added = self._tokenizer.get_added_tokens_decoder()
+        special_tokens = {token.content: i for i, token in added.items() if token.special}
+        ids = self._tokenizer.get_vocab(with_added_tokens=True)
+        size = 1 + max(ids.values(), default=-1)
+        special_tokens, eot_id = with_end_of_text(special_tokens, size)
+        texts = {token_id: token.content.encode() for token_id, token in added.items()}
+        if _is_byte_level(spec):
+            byte_of = {character: byte for byte, character in enumerate(byte_characters())}
+            for token, token_id in ids.items():
+                if token_id not in texts and byte_of.keys() >= set(token):
+                    texts[token_id] = bytes(byte_of[character] for character in token)
+            leading_spaces = 0
+        else:
+            ordinary = {token: i for token, i in ids.items() if i not in texts}
+            leading_spaces = self._decode_each(ordinary, texts)
+        super().__init__(
+            [texts.get(i) for i in range(max(size, eot_id + 1))],
+            special_tokens=special_tokens,
+            eot_id=eot_id,
+            lossless=_is_lossless(spec),
+            leading_spaces=leading_spaces,
+        )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restores what the library forgets when it is pickled."""
+        self.__dict__.update(state)
+        self._tokenizer.encode_special_tokens = True
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of every text, on the library's own threads.
+
+        Raises:
+            UserError: a text is not valid Unicode, or has a character that the vocabulary lacks
+                when it has no token for unknown ones either.
+        """
+        for text in texts:
+            check_unicode(text)
+        try:
+            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        except Exception as error:  # the library raises Exception itself
+            raise UserError(f'{self._name} cannot encode the text: {_one_line(error)}') from error
+        return [np.array(encoding.ids, np.uint32) for encoding in encodings]
+
+    def content(self) -> bytes:
+        """The tokenizer.json."""
+        return canonical_json(self._spec)
+
+    def write_files(self, folder: pathlib.Path) -> None:
+        """Writes the tokenizer.json."""
+        files.write_json(folder / TOKENIZER_JSON, self._spec)
+
+    def _decode_each(self, ordinary: dict[str, int], texts: dict[int, bytes]) -> int:
+        """Adds what each token writes after another one; returns the spaces lost at the start."""
+        alone = dict(zip(ordinary, self._decode([[i] for i in ordinary.values()]), strict=True))
+        # A word to stand before each token: one that writes itself and nothing else.
+        anchor = next((i for token, i in ordinary.items() if token == alone[token]), None)
+        before = [] if anchor is None else [anchor]
+        prefix = self._decode([before])[0]
+        leading_spaces = 0
+        after = self._decode([[*before, i] for i in ordinary.values()])
+        for (token, token_id), text in zip(ordinary.items(), after, strict=True):
+            text = text.removeprefix(prefix)
+            byte = _BYTE_TOKEN.fullmatch(token)
+            if byte and text != token:
+                texts[token_id] = bytes.fromhex(byte[1])
+            else:
+                texts[token_id] = text.encode()
+                if text.startswith(' ') and text[1:] == alone[token]:
+                    leading_spaces = 1
+        return leading_spaces
+
+    def _decode(self, batch: list[list[int]]) -> list[str]:
+        return self._tokenizer.decode_batch(batch, skip_special_tokens=False)
+
+
+def _one_line(error: Exception) -> str:
+    return ' '.join(str(error).split())
+
+
+def _is_byte_level(spec: dict[str, Any]) -> bool:
+    return (spec.get('decoder') or {}).get('type') == 'ByteLevel'
+
+
+def _is_lossless(spec: dict[str, Any]) -> bool:
+    """Whether every text comes back: byte-level BPE over all bytes, and nothing rewrites text."""
+    split = spec.get('pre_tokenizer') or {}
+    steps = split['pretokenizers'] if split.get('type') == 'Sequence' else [split]
+    byte_level = [step for step in steps if step.get('type') == 'ByteLevel']
+    model = spec['model']
+    return (
+        _is_byte_level(spec)
+        and model.get('type') == 'BPE'
+        and model['vocab'].keys() >= set(byte_characters())
+        and spec.get('normalizer') is None
+        and bool(byte_level)
+        and not any(step.get('add_prefix_space', True) for step in byte_level)
+        and all(step.get('type') in ('ByteLevel', 'Split', 'Digits') for step in steps)
+        and not any(step.get('behavior') == 'Removed' for step in steps)
+        and not any(
+            token['lstrip'] or token['rstrip']
+            for token in spec.get('added_tokens') or []
+            if not token['special']
+        )
+    )
