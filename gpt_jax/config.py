@@ -4,11 +4,12 @@ import dataclasses
 import importlib.util
 import math
 import pathlib
+import sys
 from collections.abc import Iterable
 from typing import Any
 
 from gpt_jax.checkpoint import CheckpointConfig
-from gpt_jax.config_tree import freeze, from_json, to_json
+from gpt_jax.config_tree import freeze, from_json, suggest, to_json
 from gpt_jax.data.config import DataConfig
 from gpt_jax.errors import UserError
 from gpt_jax.inference.config import SampleConfig, finalize_sample
@@ -18,6 +19,7 @@ from gpt_jax.optim.adamw import AdamW
 from gpt_jax.optim.schedule import ScheduleConfig
 from gpt_jax.parallel.mesh import MeshConfig
 from gpt_jax.parallel.runtime import RuntimeConfig
+from gpt_jax.telemetry.metrics import SINKS
 from gpt_jax.tokenizer import TokenizerConfig
 
 
@@ -107,6 +109,9 @@ def _finalize_train(config: RunConfig, train_tokens: int) -> None:
     for name in ('num_tokens', 'num_epochs', 'z_loss'):
         if getattr(train, name) < 0:
             raise UserError(f'config.train.{name}={getattr(train, name)} must not be negative')
+    for name in train.sinks:
+        if name not in SINKS:
+            raise UserError(f'config.train.sinks: there is no {name!r}; ' + suggest(name, [*SINKS]))
     if not 0 <= train.ema_decay < 1:
         raise UserError(f'config.train.ema_decay={train.ema_decay} must be in [0, 1)')
     if evaluation.every < 0 or evaluation.batches < 0 or evaluation.batch_size < 0:
@@ -132,7 +137,10 @@ def load_config(spec: str) -> RunConfig:
     if loader is None:
         raise UserError(f'--config={name}: not a Python file')
     module = importlib.util.module_from_spec(loader)
+    root = str(path.resolve().parents[1])  # so that one config can import another
     try:
+        if root not in sys.path:
+            sys.path.append(root)
         loader.loader.exec_module(module)
         config = module.get_config(variant)
     except UserError:

@@ -88,6 +88,7 @@ class _Row:
         self.prompt_tokens = tokenizer.encode(prompt) or [tokenizer.eot_id]
         self._eot_id = tokenizer.eot_id
         self._decoder = tokenizer.stream()
+        self._decoder.push(self.prompt_tokens)  # so that the text goes on inside a sentence
         self._stop = stop
         self._held = ''  # decoded, but perhaps the start of a stop string
 

@@ -14,7 +14,7 @@ class SamplingRule:
 
     temperature: Float[Array, '']
     top_k: Int[Array, '']  # the vocabulary's size: off
-    top_p: Float[Array, '']
+    top_p: Float[Array, '']  # infinity: off; sums of probabilities round to 1 too early
     min_p: Float[Array, '']
     repetition_penalty: Float[Array, '']
     greedy: bool = flax.struct.field(pytree_node=False)
@@ -27,7 +27,7 @@ def make_rule(config: SampleConfig, *, vocab_size: int) -> SamplingRule:
     return SamplingRule(
         temperature=jnp.float32(config.temperature or 1.0),
         top_k=jnp.int32(min(config.top_k or vocab_size, vocab_size)),
-        top_p=jnp.float32(config.top_p),
+        top_p=jnp.float32(config.top_p if config.top_p < 1 else jnp.inf),
         min_p=jnp.float32(config.min_p),
         repetition_penalty=jnp.float32(config.repetition_penalty),
         greedy=config.temperature == 0,

@@ -85,7 +85,7 @@ class ModelConfig:
     head_dim: int = 0  # 0: d_model / num_heads
     attention: AttentionKind = AttentionKind.GROUPED_QUERY
     attention_kernel: AttentionKernel = AttentionKernel.AUTO  # auto: the backend's fastest
-    window_pattern: tuple[int, ...] = ()  # sliding window of each layer, repeating; 0: whole context
+    window_pattern: tuple[int, ...] = ()  # sliding window of each layer, repeating; 0: none
     qk_norm: bool = False  # RMSNorm of queries and keys, per head
     attention_soft_cap: float = 0.0  # scores become cap * tanh(scores / cap); 0: off
     output_soft_cap: float = 0.0  # the same for the output logits; 0: off

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core.meta import add_axis
 from jaxtyping import Array, Float, Int, Key
 
 from gpt_jax.model.attention import AttentionContext
@@ -62,8 +63,9 @@ class GPT(nn.Module):
     """A decoder-only transformer (Radford et al. 2018, 2019).
 
     Takes parameters in the executed layout (`layout.to_executed`); `init_params` makes them in
-    the stored one. `scan` loops over the layers instead of unrolling them, `flat` merges batch
-    and sequence between the attentions; neither changes the result.
+    the stored one. `scan` loops over the periods of layers instead of unrolling them (a single
+    period has no loop), `flat` merges batch and sequence between the attentions; neither changes
+    the result.
     """
 
     config: ModelConfig
@@ -77,7 +79,8 @@ class GPT(nn.Module):
         if POSITIONS[c.position].embed is not None:
             self.position = POSITIONS[c.position].embed(c)
         layers = layers_per_period(c, scan=self.scan)
-        if self.scan:
+        self.loops = layers < c.num_layers
+        if self.loops:
             scanned = nn.scan(
                 Period,
                 variable_axes={'params': 0, 'intermediates': 0},
@@ -135,7 +138,7 @@ class GPT(nn.Module):
             dropout_key, embedding_key = jax.random.split(dropout_key)
             x = dropout(x, c.dropout, embedding_key)
         context = AttentionContext(positions_BL, mask)
-        if self.scan:
+        if self.loops:
             first_layers = jnp.arange(0, c.num_layers, self.blocks.layers)
             if cache is not None:
                 raise ValueError('decoding with a cache runs unrolled: build GPT with scan=False')
@@ -186,8 +189,11 @@ def init_params(config: ModelConfig, key: Key[Array, '']) -> dict[str, Any]:
     compiled and looped, so that large models initialise as quickly as small ones.
     """
     model = GPT(dataclasses.replace(config, window_pattern=()), scan=True)
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    return to_stored(model.init(key, tokens)['params'], num_layers=config.num_layers)
+    params = model.init(key, jnp.zeros((1, 1), jnp.int32))['params']
+    if config.num_layers == 1:  # without a loop over the layers nothing has named their axis
+        blocks = add_axis(params['blocks'], 0, {nn.PARTITION_NAME: 'layers'})
+        params = {**params, 'blocks': blocks}
+    return to_stored(params, num_layers=config.num_layers)
 
 
 def output_table(params: dict[str, Any]) -> jax.Array:

@@ -11,7 +11,7 @@ from gpt_jax import run as runs
 from gpt_jax.config import RunConfig
 from gpt_jax.errors import UserError
 from gpt_jax.inference.config import SampleConfig, finalize_sample
-from gpt_jax.inference.generate import Ended, Generation, Generator
+from gpt_jax.inference.generate import Ended, Generator
 from gpt_jax.modes import saved_weights
 
 # Flags that set config.sample.* without the prefix.
@@ -54,7 +54,6 @@ def run(
     prompts = _prompts(flags, config.sample)
     opened = saved_weights.open_run(config, workdir)
     step, params = runs.restore_weights(opened, step=flags.step, weights=flags.weights)
-    print(f'{workdir}, step {step}', file=sys.stderr)
     generator = Generator(opened.config.model, params, opened.tokenizer)
     sampling = opened.config.sample
     if len(prompts) * sampling.num_samples == 1:
@@ -63,6 +62,7 @@ def run(
         for index, generation in enumerate(generator.generate(prompts, sampling)):
             print(f'--- sample {index + 1}')
             print(generation.prompt + generation.text)
+    print(f'({workdir}, {flags.weights} weights of step {step})', file=sys.stderr)
     return 0
 
 
@@ -86,10 +86,10 @@ def _prompts(flags: absl_flags.FlagValues, sampling: SampleConfig) -> list[str]:
 
 def _print_streaming(generator: Generator, prompts: list[str], sampling: SampleConfig) -> None:
     """Prints one text while it is written."""
-    print(prompts[0], end='', flush=True)
-    generation: Generation | None = None
+    shown = prompts[0]  # with the first piece: a prompt that is refused is not shown
     for [(piece, generation)] in generator.stream(prompts, sampling):
-        print(piece, end='', flush=True)
+        print(shown + piece, end='', flush=True)
+        shown = ''
+        if generation.ended == Ended.END_OF_TEXT:
+            print('\n(end of text)', end='', file=sys.stderr)
     print()
-    if generation is not None and generation.ended == Ended.END_OF_TEXT:
-        print('(end of text)', file=sys.stderr)

@@ -93,7 +93,6 @@ def _train(
         return loop.Outcome.COMPLETE
     if restored is not None:
         print(f'resuming at step {start}', flush=True)
-    runs.save_run(this_run, overrides=overrides)
 
     def save(state: TrainState, step: int, eval_loss: float | None) -> None:
         checkpointer.save(
@@ -118,6 +117,7 @@ def _train(
             stop=stop.requested,
             throughput=session.throughput,
         )
+        runs.save_run(this_run, overrides=overrides)
         best = checkpointer.best_step()
         _, outcome = loop.run(
             session.program,

@@ -59,7 +59,7 @@ def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[Tra
             loss, sums, grads = _accumulate(grad_fn, executed, batch, train.grad_accumulation)
         grads = to_stored(grads, num_layers=config.num_layers)
 
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         if parts.clip_norm:
             scale = jnp.minimum(1.0, parts.clip_norm / (grad_norm + 1e-6))
             grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
@@ -87,7 +87,7 @@ def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[Tra
             'loss': sums.cross_entropy / total_weight,
             'accuracy': sums.correct / total_weight,
             'grad_norm': grad_norm,
-            'param_norm': optax.global_norm(params),
+            'param_norm': optax.tree.norm(params),
             'learning_rate': jnp.asarray(parts.schedule(state.step - state.skipped), jnp.float32),
             'skipped_steps': new_state.skipped,
             'bad_steps': new_state.bad_steps,

@@ -1,0 +1,174 @@
+"""Which tokens may be drawn, from the definitions of the filters; and how often they are."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpt_jax.errors import UserError
+from gpt_jax.inference.config import SampleConfig, finalize_sample
+from gpt_jax.inference.sampling import filter_logits, make_rule, sample
+
+B, V = 4, 40
+LOGITS = np.random.default_rng(0).normal(0, 2, (B, V)).astype(np.float32)
+SEEN = np.random.default_rng(1).random((B, V)) < 0.3
+quick_jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+filter_jit = quick_jit(filter_logits)
+
+
+def softmax(logits):
+    weights = np.exp(logits - logits.max())
+    return weights / weights.sum()
+
+
+def filter_by_definition(
+    logits, seen, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0
+):
+    """One row, in float64: the logits that are left, -inf for those that are not."""
+    logits = logits.astype(np.float64)
+    if repetition_penalty != 1.0:
+        divided, multiplied = logits / repetition_penalty, logits * repetition_penalty
+        logits = np.where(seen, np.where(logits > 0, divided, multiplied), logits)
+    logits = logits / temperature
+    order = list(np.argsort(-logits))
+    if top_k:
+        order = order[:top_k]
+    if top_p < 1:
+        probabilities = softmax(logits[order])
+        total, kept = 0.0, 0
+        while total < top_p:  # the fewest tokens that reach top_p together
+            total += probabilities[kept]
+            kept += 1
+        order = order[:kept]
+    likeliest = logits[order[0]]
+    order = [i for i in order if np.exp(logits[i] - likeliest) >= min_p]
+    left = np.full(len(logits), -np.inf)
+    left[order] = logits[order]
+    return left
+
+
+RULES = {
+    'nothing': {},
+    'temperature': dict(temperature=0.7),
+    'top_k': dict(top_k=5),
+    'top_k 1': dict(top_k=1),
+    'top_k over the vocabulary': dict(top_k=V + 5),
+    'top_p': dict(top_p=0.8),
+    'top_p below the likeliest': dict(top_p=0.01),
+    'min_p': dict(min_p=0.1),
+    'repetition_penalty': dict(repetition_penalty=1.7),
+    'repetition_penalty below 1': dict(repetition_penalty=0.6),
+    'top_k, top_p': dict(top_k=6, top_p=0.7),
+    'top_p, temperature': dict(top_p=0.8, temperature=2.0),
+    'min_p, temperature': dict(min_p=0.1, temperature=2.0),
+    'all': dict(temperature=1.5, top_k=20, top_p=0.9, min_p=0.05, repetition_penalty=1.3),
+}
+
+
+def rule_of(**changes):
+    return make_rule(SampleConfig(**({'temperature': 1.0} | changes)), vocab_size=V)
+
+
+@pytest.mark.parametrize('changes', RULES.values(), ids=RULES.keys())
+def test_filters_follow_their_definitions(changes):
+    actual = np.asarray(filter_jit(LOGITS, SEEN, rule_of(**changes)))
+    expected = np.stack(
+        [filter_by_definition(*row, **changes) for row in zip(LOGITS, SEEN, strict=True)]
+    )
+    np.testing.assert_array_equal(np.isfinite(actual), np.isfinite(expected))
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    assert np.isfinite(actual).any(-1).all(), 'the likeliest token is left'
+
+
+def test_rules_are_different():
+    counts = {
+        name: np.isfinite(filter_jit(LOGITS, SEEN, rule_of(**changes))).sum(-1).tolist()
+        for name, changes in RULES.items()
+    }
+    assert counts['nothing'] == counts['top_k over the vocabulary'] == [V] * B
+    assert counts['top_k'] == [5] * B
+    assert counts['top_p below the likeliest'] == counts['top_k 1'] == [1] * B
+    assert all(1 < count < V for name in ('top_p', 'min_p', 'all') for count in counts[name])
+
+
+def test_what_is_off_excludes_nothing_however_unlikely():
+    steep = np.array([[0.0, -30.0, -60.0, -90.0]], np.float32)
+    unseen = np.zeros((1, 4), bool)
+    for changes, left in ((dict(top_k=3), 3), (dict(top_k=9), 4), (dict(min_p=1e-20), 2), ({}, 4)):
+        assert np.isfinite(filter_jit(steep, unseen, rule_of(**changes))).sum() == left, changes
+
+
+def test_excluded_tokens_stay_excluded():
+    logits = np.where(np.arange(V) < 30, LOGITS, -np.inf).astype(np.float32)
+    for changes in RULES.values():
+        left = np.asarray(filter_jit(logits, SEEN, rule_of(**changes)))
+        assert not np.isnan(left).any()
+        assert np.isneginf(left[:, 30:]).all()
+        assert np.isfinite(left).any(-1).all()
+
+
+@pytest.mark.parametrize('changes', [{}, dict(top_k=3), dict(repetition_penalty=5.0)], ids=str)
+def test_greedy_takes_the_likeliest_whatever_the_key(changes):
+    rule = rule_of(temperature=0.0, **changes)
+    expected = [
+        filter_by_definition(*row, **changes).argmax() for row in zip(LOGITS, SEEN, strict=True)
+    ]
+    for seed in range(3):
+        keys = jax.random.split(jax.random.key(seed), B)
+        tokens = quick_jit(sample)(LOGITS, SEEN, keys, rule)
+        assert tokens.dtype == jnp.int32
+        np.testing.assert_array_equal(tokens, expected)
+    if 'repetition_penalty' in changes:
+        assert expected != LOGITS.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize('changes', [{}, dict(temperature=2.0, top_k=4, min_p=0.1)], ids=str)
+def test_tokens_come_as_often_as_they_are_likely(changes):
+    draws = 20_000
+    logits = np.array([2.0, 1.0, 0.5, 0.0, -1.0, -2.0], np.float32)
+    unseen = np.zeros((draws, 6), bool)
+    keys = jax.random.split(jax.random.key(0), draws)
+    rule = make_rule(SampleConfig(**({'temperature': 1.0} | changes)), vocab_size=6)
+    tokens = quick_jit(sample)(np.tile(logits, (draws, 1)), unseen, keys, rule)
+    counts = np.bincount(tokens, minlength=6)
+    expected = draws * softmax(filter_by_definition(logits, unseen[0], **changes))
+    possible = expected > 0
+    assert (counts[~possible] == 0).all()
+    chi_square = ((counts - expected)[possible] ** 2 / expected[possible]).sum()
+    assert chi_square < 25  # five degrees of freedom: exceeded once in 7,000 times
+
+
+def test_a_row_depends_on_itself_only():
+    rule = rule_of(top_k=10, top_p=0.95, min_p=0.01, repetition_penalty=1.2)
+    keys = jax.random.split(jax.random.key(7), B)
+    draw = quick_jit(sample)
+    together = draw(LOGITS, SEEN, keys, rule)
+    alone = [
+        int(draw(LOGITS[i : i + 1], SEEN[i : i + 1], keys[i : i + 1], rule)[0]) for i in range(B)
+    ]
+    assert together.tolist() == alone
+    again = draw(LOGITS, SEEN, jax.random.split(jax.random.key(8), B), rule)
+    assert again.tolist() != alone
+
+
+WRONG = dict(
+    every=-1,
+    max_new_tokens=0,
+    num_samples=0,
+    temperature=-0.1,
+    top_k=-1,
+    top_p=0.0,
+    min_p=1.0,
+    repetition_penalty=0.0,
+    stop=('a', ''),
+    chunk=0,
+)
+
+
+@pytest.mark.parametrize('name', WRONG)
+def test_impossible_values_are_named(name):
+    finalize_sample(SampleConfig())
+    with pytest.raises(UserError, match=rf'^config\.sample\.{name}='):
+        finalize_sample(SampleConfig(**{name: WRONG[name]}))

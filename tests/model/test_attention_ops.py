@@ -1,0 +1,238 @@
+"""The reference kernel against loops in float64, and the choice of a kernel."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpt_jax.errors import UserError
+from gpt_jax.model.attention_ops import (
+    AttentionMask,
+    attend_cudnn,
+    attend_xla,
+    cudnn_obstacle,
+    resolve_kernel,
+)
+from gpt_jax.model.config import AttentionKernel, ModelConfig, finalize_model
+
+B, L, S, H, K = 2, 7, 12, 4, 6
+quick_jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+SLOPES = (1.0, 0.5, 0.25, 0.125)
+SEGMENTS = ((0, 0, 0, 1, 1, 1, 2), (3, 3, 3, 3, 0, 0, 0))
+
+
+def attend_by_loops(
+    q, k, v, *, first_query=0, window=0, cap=0.0, slopes=None, segments=None, first_slot=None
+):
+    """Attention from its definition; NaN for queries that may see no key at all."""
+    batch, length, heads, width = q.shape
+    out = np.full(q.shape, np.nan)
+    for b, i, h in np.ndindex(batch, length, heads):
+        own = first_query + i
+        group = h // (heads // k.shape[2])
+        scores, values = [], []
+        for slot in range(own + 1):
+            if window and slot <= own - window:
+                continue
+            if segments is not None and segments[b][slot] != segments[b][own]:
+                continue
+            if first_slot is not None and slot < first_slot[b]:
+                continue
+            score = sum(q[b, i, h, d] * k[b, slot, group, d] for d in range(width))
+            score /= np.sqrt(width)
+            if cap:
+                score = cap * np.tanh(score / cap)
+            if slopes is not None:
+                score -= slopes[h] * (own - slot)
+            scores.append(score)
+            values.append(v[b, slot, group])
+        if scores:
+            weights = np.exp(np.array(scores) - max(scores))
+            out[b, i, h] = (weights / weights.sum()) @ np.array(values)
+    return out
+
+
+def float32(arrays):
+    return [jnp.asarray(x, jnp.float32) for x in arrays]
+
+
+def inputs(*, keys=L, kv_heads=H, seed=0):
+    """Queries, keys and values in float64, large enough for a soft cap and a softmax to matter."""
+    draw = np.random.default_rng(seed).standard_normal
+    shapes = [(B, L, H, K), (B, keys, kv_heads, K), (B, keys, kv_heads, K)]
+    return [2 * draw(shape) for shape in shapes]
+
+
+def attend(
+    q, k, v, *, first_query=0, window=0, cap=0.0, slopes=None, segments=None, first_slot=None
+):
+    """`attend_xla` with the arguments of `attend_by_loops`."""
+    mask = AttentionMask(
+        first_query_slot=first_query,
+        segment_ids_BS=None if segments is None else jnp.asarray(segments),
+        first_slot_B=None if first_slot is None else jnp.asarray(first_slot),
+    )
+    slopes_H = None if slopes is None else jnp.asarray(slopes)
+    return attend_xla(q, k, v, mask=mask, window=window, soft_cap=cap, slopes_H=slopes_H)
+
+
+CASES = {
+    'causal': ({}, {}),
+    'window': ({}, dict(window=3)),
+    'window of one': ({}, dict(window=1)),
+    'gqa': (dict(kv_heads=2), {}),
+    'mqa': (dict(kv_heads=1), {}),
+    'soft cap': ({}, dict(cap=2.0)),
+    'alibi': ({}, dict(slopes=SLOPES)),
+    'alibi gqa': (dict(kv_heads=2), dict(slopes=SLOPES)),
+    'segments': ({}, dict(segments=SEGMENTS)),
+    'padding': ({}, dict(first_slot=(0, 3))),
+    'middle of a cache': (dict(keys=S), dict(first_query=4)),
+    'cache, all': (
+        dict(keys=S, kv_heads=2),
+        dict(first_query=4, window=5, cap=3.0, slopes=SLOPES, first_slot=(1, 6)),
+    ),
+    'segments, all': (
+        dict(kv_heads=2),
+        dict(window=2, cap=3.0, slopes=SLOPES, segments=SEGMENTS),
+    ),
+}
+
+
+@pytest.mark.parametrize('shapes, options', CASES.values(), ids=CASES.keys())
+def test_forward_equals_the_loops(shapes, options):
+    arrays = inputs(**shapes)
+    expected = attend_by_loops(*arrays, **options)
+    actual = np.asarray(quick_jit(functools.partial(attend, **options))(*float32(arrays)))
+    assert np.isfinite(actual).all(), 'queries in the padding must stay finite'
+    seeing = np.isfinite(expected)
+    assert seeing.mean() > 0.7
+    np.testing.assert_allclose(actual[seeing], expected[seeing], rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_equal_numerical_ones():
+    options = dict(window=3, cap=2.0, slopes=SLOPES[:2], segments=((0, 0, 0, 1),))
+    draw = np.random.default_rng(1).standard_normal
+    arrays = [draw((1, 4, 2, 3)), draw((1, 4, 1, 3)), draw((1, 4, 1, 3))]
+    weights = draw((1, 4, 2, 3))
+
+    def loss(q, k, v):
+        return jnp.sum(attend(q, k, v, **options) * weights.astype(np.float32))
+
+    actual = quick_jit(jax.grad(loss, argnums=(0, 1, 2)))(*float32(arrays))
+    for i, array in enumerate(arrays):
+        expected = np.zeros_like(array)
+        for at in np.ndindex(array.shape):
+            step = np.zeros_like(array)
+            step[at] = 1e-5
+            above = attend_by_loops(*arrays[:i], array + step, *arrays[i + 1 :], **options)
+            below = attend_by_loops(*arrays[:i], array - step, *arrays[i + 1 :], **options)
+            expected[at] = ((above - below) * weights).sum() / 2e-5
+        np.testing.assert_allclose(actual[i], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_half_precision_stays_close():
+    arrays = inputs()
+    rounded = [np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64) for x in arrays]
+    actual = quick_jit(attend)(*(jnp.asarray(x, jnp.bfloat16) for x in arrays))
+    assert actual.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+        np.asarray(actual, np.float64), attend_by_loops(*rounded), rtol=0.02, atol=0.03
+    )
+
+
+def attend_dropping(rate, key, *, window=0):
+    mask = AttentionMask()
+    return attend_xla(
+        *float32(inputs()), mask=mask, window=window, dropout_rate=rate, dropout_key=key
+    )
+
+
+def test_dropout_scales_what_it_keeps():
+    # A query that sees one key only has the weight 1, so that its output is the value or nothing.
+    out = quick_jit(functools.partial(attend_dropping, 0.25, window=1))(jax.random.key(0))
+    kept = np.asarray(out / float32(inputs())[2])
+    np.testing.assert_allclose(kept, np.where(kept > 0.5, 1 / 0.75, 0), atol=1e-5)
+    assert 0.05 < (kept == 0).mean() < 0.5
+
+
+def test_dropout_keeps_the_mean():
+    drop = functools.partial(attend_dropping, 0.5)
+    many = np.asarray(quick_jit(jax.vmap(drop))(jax.random.split(jax.random.key(0), 2000)))
+    error = many.mean(0) - quick_jit(drop)(None)
+    assert (np.abs(error) / (many.std(0) / np.sqrt(len(many)) + 1e-6)).max() < 5, 'standard errors'
+
+
+def test_dropout_follows_its_key():
+    drop = quick_jit(functools.partial(attend_dropping, 0.5))
+    first, second = jax.random.key(3), jax.random.key(4)
+    np.testing.assert_array_equal(drop(first), drop(first))
+    assert float(np.abs(drop(first) - drop(second)).max()) > 0.1
+    off = quick_jit(functools.partial(attend_dropping, 0.0))
+    np.testing.assert_array_equal(off(first), drop(None))
+
+
+def model_config(**changes):
+    """A config that cuDNN can run on a GPU, but for `changes`."""
+    values = dict(vocab_size=70, num_heads=4, d_model=256, compute_dtype='bfloat16')
+    config = ModelConfig(**(values | changes))
+    finalize_model(config)
+    return config
+
+
+def test_auto_takes_the_fused_kernel_where_it_runs():
+    resolve = functools.partial(resolve_kernel, segments=False)
+    assert resolve(model_config(), backend='gpu') == AttentionKernel.CUDNN
+    assert resolve(model_config(), backend='cpu') == AttentionKernel.XLA
+    assert resolve(model_config(), backend='tpu') == AttentionKernel.XLA
+    assert resolve(model_config(attention_dropout=0.1), backend='gpu') == AttentionKernel.XLA
+    assert resolve_kernel(model_config(), backend='gpu', segments=True) == AttentionKernel.XLA
+    asked = model_config(attention_kernel='xla')
+    assert resolve(asked, backend='gpu') == AttentionKernel.XLA
+
+
+OBSTACLES = {
+    'the backend is cpu': dict(backend='cpu'),
+    'config.model.compute_dtype': dict(compute_dtype='float32'),
+    'config.model.attention_soft_cap': dict(attention_soft_cap=30.0),
+    'config.model.position': dict(position='alibi'),
+    'config.data.segment_ids': dict(segments=True),
+    'config.model.head_dim is over 128': dict(head_dim=136),
+    'config.model.head_dim is over 128 or no multiple of 8': dict(head_dim=60),
+}
+
+
+@pytest.mark.parametrize('name', OBSTACLES)
+def test_asking_for_a_kernel_that_cannot_run_is_an_error(name):
+    changes = dict(OBSTACLES[name])
+    where = dict(backend=changes.pop('backend', 'gpu'), segments=changes.pop('segments', False))
+    with pytest.raises(UserError) as error:
+        resolve_kernel(model_config(attention_kernel='cudnn', **changes), **where)
+    assert 'config.model.attention_kernel=cudnn' in str(error.value)
+    assert name in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+def test_dropout_is_an_obstacle_and_an_error():
+    obstacle = cudnn_obstacle(model_config(attention_dropout=0.1), backend='gpu', segments=False)
+    assert 'config.model.attention_dropout' in obstacle
+    with pytest.raises(UserError, match=r'config\.model\.attention_dropout=0'):
+        model_config(attention_kernel='cudnn', attention_dropout=0.1)
+
+
+REFUSED = {
+    'soft cap': lambda: dict(soft_cap=1.0),
+    'slopes': lambda: dict(slopes_H=jnp.ones(H)),
+    'dropout': lambda: dict(dropout_rate=0.1, dropout_key=jax.random.key(0)),
+    'segments': lambda: dict(mask=AttentionMask(segment_ids_BS=jnp.zeros((B, L), jnp.int32))),
+    'padding': lambda: dict(mask=AttentionMask(first_slot_B=jnp.zeros(B, jnp.int32))),
+}
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_the_fused_kernel_refuses_what_it_would_ignore(name):
+    arrays = (jnp.asarray(x, jnp.bfloat16) for x in inputs())
+    with pytest.raises(ValueError, match='cudnn attention'):
+        attend_cudnn(*arrays, **({'mask': AttentionMask()} | REFUSED[name]()))

@@ -1,0 +1,127 @@
+"""The library door."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gpt_jax import GPT
+from gpt_jax.errors import UserError
+from gpt_jax.tokenizer import TokenizerConfig, TokenizerKind, make_tokenizer
+from tests.tiny_config import TEXT
+
+SMALL = dict(num_layers=2, num_heads=2, d_model=32, max_seq_len=32)
+
+
+@pytest.fixture(scope='module')
+def fitted() -> GPT:
+    """A tiny model after some steps on the committed text."""
+    gpt = GPT(vocab_size=300, **SMALL)
+    gpt.fit(TEXT, steps=60, batch_size=8, learning_rate=3e-3, quiet=True)
+    return gpt
+
+
+def test_as_written_in_the_readme():
+    gpt = GPT(vocab_size=10000, num_layers=6, num_heads=8, d_model=512, d_ff=2048)
+    text = gpt.generate('Once upon a time', max_length=20)
+    assert text.startswith('Once upon a time')
+    assert len(gpt.tokenizer.encode('Once upon a time')) == 16, 'bytes until fit'
+    assert gpt.params['blocks']['mlp']['up']['kernel'].shape == (6, 512, 2048)
+
+
+def test_fit_lowers_the_loss_and_trains_a_tokenizer(fitted):
+    fresh = GPT(vocab_size=300, tokenizer=fitted.tokenizer, **SMALL)
+    text = TEXT.read_text(encoding='utf-8')
+    before, after = fresh.evaluate(text), fitted.evaluate(text)
+    assert after.loss < before.loss - 1
+    assert after.tokens == before.tokens == len(fitted.tokenizer.encode(text)) - 1
+    assert fitted.tokenizer.kind == TokenizerKind.BPE
+    assert fitted.tokenizer.vocab_size == 300
+    assert fitted.steps == 60
+
+
+def test_fit_takes_a_text_or_a_path(fitted):
+    text = TEXT.read_text(encoding='utf-8')
+    results = []
+    for source in (text, str(TEXT), TEXT):
+        gpt = GPT(vocab_size=260, **SMALL)
+        results.append(gpt.fit(source, steps=2, batch_size=8, quiet=True))
+    assert results[0] == results[1] == results[2]
+
+
+def test_fit_goes_on(fitted, tmp_path):
+    fitted.save(tmp_path)
+    gpt = GPT.load(tmp_path)
+    before = gpt.evaluate(TEXT).loss
+    gpt.fit(TEXT, steps=20, batch_size=8, quiet=True)
+    assert gpt.steps == 80
+    assert gpt.evaluate(TEXT).loss < before
+    assert gpt.tokenizer.fingerprint() == fitted.tokenizer.fingerprint()
+
+
+def test_save_and_load(fitted, tmp_path):
+    fitted.save(tmp_path)
+    loaded = GPT.load(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, fitted.params)
+    options = dict(max_new_tokens=12, seed=1)
+    assert loaded.generate('Alice', **options) == fitted.generate('Alice', **options)
+    assert loaded.config.model == fitted.config.model
+
+
+def test_a_saved_model_is_a_run_of_the_command_line(fitted, tmp_path, capsys):
+    from gpt_jax.main import main
+
+    fitted.save(tmp_path)
+    arguments = ['--mode=generate', '--prompt=Alice', '--max_new_tokens=12', '--seed=1']
+    assert main([f'--workdir={tmp_path}', *arguments]) == 0
+    text = fitted.generate('Alice', max_new_tokens=12, seed=1)
+    assert capsys.readouterr().out == text + '\n'
+
+
+def test_lengths(fitted):
+    prompt = 'Alice was beginning'
+    tokens = len(fitted.tokenizer.encode(prompt))
+    sampling = dict(temperature=0.0)
+    whole = fitted.generate(prompt, max_length=tokens + 5, **sampling)
+    assert whole == fitted.generate(prompt, max_new_tokens=5, **sampling)
+    with pytest.raises(UserError, match=f'max_length={tokens} leaves no room'):
+        fitted.generate(prompt, max_length=tokens)
+
+
+def test_several_prompts_and_samples(fitted):
+    texts = fitted.generate(['Alice', 'Down, down'], max_new_tokens=5)
+    assert [text[:5] for text in texts] == ['Alice', 'Down,']
+    assert len(fitted.generate('Alice', max_new_tokens=5, num_samples=3)) == 3
+
+
+def test_apply_gives_the_logits_that_generate_uses(fitted):
+    ids = fitted.tokenizer.encode('Alice was')
+    logits = fitted.apply([ids])
+    assert logits.shape == (1, len(ids), 300)
+    likeliest = int(jnp.argmax(logits[0, -1]))
+    text = fitted.generate('Alice was', max_new_tokens=1, temperature=0.0)
+    assert text == fitted.tokenizer.decode([*ids, likeliest])
+
+
+def test_own_tokenizer():
+    text = TEXT.read_text(encoding='utf-8')
+    tokenizer = make_tokenizer(TokenizerConfig(kind=TokenizerKind.CHAR), lambda: [text])
+    gpt = GPT(tokenizer=tokenizer, **SMALL)
+    assert gpt.config.model.vocab_size == tokenizer.vocab_size
+    gpt.fit(text, steps=2, batch_size=8, quiet=True)
+    assert gpt.tokenizer is tokenizer
+
+
+def test_wrong_arguments(fitted):
+    with pytest.raises(UserError, match='did you mean num_layers'):
+        GPT(num_layer=2)
+    with pytest.raises(UserError, match='did you mean temperature'):
+        fitted.generate('Alice', temperatur=1.0)
+    with pytest.raises(UserError, match='vocab_size=100 is smaller than the tokenizer'):
+        GPT(vocab_size=100)
+    with pytest.raises(UserError, match='d_model=33 is not divisible'):
+        GPT(num_heads=2, d_model=33)
+    with pytest.raises(UserError, match='max_seq_len'):
+        GPT(vocab_size=260, **SMALL).fit('too short', steps=1, quiet=True)
+    with pytest.raises(UserError, match='holds no run'):
+        GPT.load('nowhere')

@@ -1,0 +1,77 @@
+"""Every shipped config is loaded, finalized and built from shapes, as a run would."""
+
+import pathlib
+
+import jax
+import pytest
+
+from gpt_jax.config import finalize, load_config
+from gpt_jax.config_tree import freeze, from_json, to_json
+from gpt_jax.config import RunConfig
+from gpt_jax.optim.param_groups import map_with_path
+from gpt_jax.parallel.mesh import MeshConfig, make_mesh
+from gpt_jax.train.program import make_program
+from tests.golden_file import check_golden
+
+CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
+SPECS = {
+    'quickstart': 1024,
+    'shakespeare_char:cpu': 66,
+    'shakespeare_char:gpu': 66,
+    'gpt1': 40478,
+    'gpt2_124m': 50257,
+    'gpt2_355m': 50257,
+    'gpt2_774m': 50257,
+    'gpt2_1558m': 50257,
+    'gpt3:125m': 50257,
+    'gpt3:350m': 50257,
+    'gpt3:760m': 50257,
+    'gpt3:1300m': 50257,
+    'llama3_1b': 128256,
+    'modern_124m': 50257,
+}
+
+
+def _load(spec: str, vocab_size: int) -> RunConfig:
+    name, _, variant = spec.partition(':')
+    config = load_config(f'{CONFIGS / name}.py' + (f':{variant}' if variant else ''))
+    return finalize(config, vocab_size=vocab_size, train_tokens=10**9)
+
+
+@pytest.mark.parametrize('spec', SPECS)
+def test_parameters_of_every_config(spec):
+    config = _load(spec, SPECS[spec])
+    program = make_program(config, make_mesh(MeshConfig(data=1)))
+    lines = []
+    map_with_path(
+        lambda path, leaf: lines.append(
+            f'{path:<40} {"x".join(map(str, leaf.shape)):<20} {leaf.dtype.name} {leaf.sharding.spec}'
+        ),
+        program.abstract_state.params,
+    )
+    total = sum(leaf.size for leaf in jax.tree.leaves(program.abstract_state.params))
+    check_golden(
+        f'parameters/{spec.replace(":", "-")}.txt', '\n'.join([*lines, f'{total:,} stored', ''])
+    )
+
+
+@pytest.mark.parametrize('spec', SPECS)
+def test_config_survives_json(spec):
+    config = _load(spec, SPECS[spec])
+    assert freeze(from_json(to_json(config), RunConfig)) == config
+
+
+def test_every_config_file_is_listed():
+    names = {path.stem for path in CONFIGS.glob('*.py')} - {'base'}
+    assert names == {spec.partition(':')[0] for spec in SPECS}
+
+
+@pytest.mark.parametrize('name', sorted({spec.partition(':')[0] for spec in SPECS}))
+def test_unknown_variants_are_refused(name):
+    with pytest.raises(Exception, match='unknown variant :nonsense'):
+        load_config(f'{CONFIGS / name}.py:nonsense')
+
+
+@pytest.mark.parametrize('name', sorted({spec.partition(':')[0] for spec in SPECS}))
+def test_a_config_opens_with_the_command_that_runs_it(name):
+    assert f'--config configs/{name}.py' in (CONFIGS / f'{name}.py').read_text(encoding='utf-8')

@@ -1,0 +1,266 @@
+"""The command line as users type it: the modes, and one clear line for every wrong input."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+
+import pytest
+
+from gpt_jax.main import main
+from tests.command_line import TINY, rows, run, start
+from tests.tiny_config import TEXT
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory) -> pathlib.Path:
+    """The workdir of a finished tiny run."""
+    workdir = tmp_path_factory.mktemp('runs') / 'tiny'
+    assert main([f'--config={TINY}', f'--workdir={workdir}']) == 0
+    return workdir
+
+
+def _error(capsys, *arguments: str) -> str:
+    """Runs `main`, expects status 2 and exactly one line on stderr; returns it."""
+    capsys.readouterr()
+    assert main(list(arguments)) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith('error: ')
+    return lines[0]
+
+
+def test_train_leaves_what_scripts_rely_on(trained):
+    table = rows(trained)
+    steps = [row['step'] for row in table if 'train/loss' in row]
+    assert steps == list(range(2, 41, 2))
+    assert [row['step'] for row in table if 'eval/loss' in row] == [10, 20, 30, 40]
+    row = next(row for row in table if 'train/loss' in row)
+    assert {'train/accuracy', 'train/grad_norm', 'train/param_norm', 'train/learning_rate'} < set(
+        row
+    )
+    assert {'eval/perplexity', 'eval/bits_per_byte', 'eval_ema/loss'} < set(table[-1])
+    config = json.loads((trained / 'config.json').read_text())
+    assert config['optimizer']['_type'] == 'AdamW'
+    assert config['model']['d_ff'] == 128
+    provenance = json.loads((trained / 'provenance.json').read_text())
+    assert set(provenance) == {'command', 'overrides', 'git_commit'}
+    assert list((trained / 'tensorboard').iterdir())
+    first, last = (row['train/loss'] for row in (table[0], table[-2]))
+    assert last < first
+
+
+def test_a_complete_run_says_so(trained, capsys):
+    before = rows(trained)
+    assert main([f'--config={TINY}', f'--workdir={trained}']) == 0
+    assert 'is complete: 40 steps' in capsys.readouterr().out
+    assert rows(trained) == before
+
+
+def test_evaluate(trained, capsys, tmp_path):
+    assert main(['--mode=evaluate', f'--workdir={trained}']) == 0
+    whole = json.loads((trained / 'eval.json').read_text())
+    assert 'bits_per_byte' in capsys.readouterr().out
+    assert {'loss', 'perplexity', 'bits_per_byte', 'tokens'} <= set(whole)
+    text = TEXT.read_text(encoding='utf-8')
+    assert whole['tokens'] == len(text) - int(len(text) * 0.8) - 1
+    assert main(['--mode=evaluate', f'--workdir={trained}', '--step=best', '--weights=ema']) == 0
+    averaged = json.loads((trained / 'eval.json').read_text())
+    assert averaged['loss'] != whole['loss']
+    (tmp_path / 'some.txt').write_text('Alice was late', encoding='utf-8')
+    assert (
+        main(['--mode=evaluate', f'--workdir={trained}', f'--text={tmp_path / "some.txt"}']) == 0
+    )
+    assert json.loads((trained / 'eval.json').read_text())['tokens'] == 13
+
+
+def test_generate(trained, capsys, tmp_path):
+    arguments = ['--mode=generate', f'--workdir={trained}', '--max_new_tokens=12', '--seed=3']
+
+    def text(*more: str) -> str:
+        capsys.readouterr()
+        assert main([*arguments, *more]) == 0
+        return capsys.readouterr().out
+
+    streamed = text('--prompt=Alice ')
+    assert streamed.startswith('Alice ')
+    assert len(streamed.rstrip('\n')) <= len('Alice ') + 12
+    assert text('--prompt=Alice ') == streamed, 'a seed gives the same text'
+    (tmp_path / 'prompt.txt').write_text('Alice ', encoding='utf-8')
+    assert text(f'--prompt_file={tmp_path / "prompt.txt"}') == streamed
+    assert text('--prompt=Alice ', '--num_samples=3').count('--- sample') == 3
+    assert text('--prompt=Alice ', '--prompt=Down', '--temperature=0').count('--- sample') == 2
+    assert 'e' not in text('--prompt=Alic', '--stop=e', '--temperature=0')
+
+
+def test_prepare(capsys):
+    assert main([f'--config={TINY}', '--mode=prepare']) == 0
+    assert 'validation' in capsys.readouterr().out
+
+
+def test_fresh_starts_over(tmp_path, capsys):
+    arguments = [f'--config={TINY}', f'--workdir={tmp_path}', '--config.train.num_steps=4']
+    assert main(arguments) == 0
+    before = rows(tmp_path)
+    assert main([*arguments, '--fresh']) == 0
+    assert 'resuming' not in capsys.readouterr().out
+    assert rows(tmp_path) == before
+
+
+def test_workdir_alone_trains_on(tmp_path, capsys):
+    assert main([f'--config={TINY}', f'--workdir={tmp_path}', '--config.train.num_steps=4']) == 0
+    assert main([f'--workdir={tmp_path}', '--config.train.num_steps=6']) == 0
+    assert 'config.train.num_steps: 4 -> 6' in capsys.readouterr().out
+    assert rows(tmp_path)[-1]['step'] == 6
+
+
+def test_length_in_epochs_and_tokens(tmp_path):
+    arguments = [f'--config={TINY}', '--config.train.log_every=1', '--config.eval.every=0']
+    main([*arguments, f'--workdir={tmp_path / "a"}', '--config.train.num_tokens=700'])
+    assert rows(tmp_path / 'a')[-1]['step'] == 3  # 256 tokens a step
+    main([*arguments, f'--workdir={tmp_path / "b"}', '--config.train.num_epochs=0.5'])
+    text = TEXT.read_text(encoding='utf-8')
+    assert rows(tmp_path / 'b')[-1]['step'] == -(-int(len(text) * 0.8) // 512)
+
+
+def test_help_explains_each_mode(capsys):
+    assert main(['--help']) == 0
+    output = capsys.readouterr().out
+    for word in ('train ', 'prepare ', 'evaluate ', 'generate ', '--fresh', '--prompt', '--step'):
+        assert word in output
+
+
+WRONG = {
+    'nothing': ([], '--config FILE.py'),
+    'no such config': (['--config=configs/none.py'], '--config=configs/none.py: no such file'),
+    'no such variant': ([f'--config={TINY}:adm'], 'unknown variant :adm; this file has :adamw'),
+    'no such mode': ([f'--config={TINY}', '--mode=trian'], '--mode=trian'),
+    'no such flag': ([f'--config={TINY}', '--foo=1'], 'foo'),
+    'stray word': ([f'--config={TINY}', 'train'], "unexpected argument 'train'"),
+    'unknown key': ([f'--config={TINY}', '--config.model.d_modl=3'], 'did you mean d_model?'),
+    'key below a value': ([f'--config={TINY}', '--config.seed.x=3'], 'config.seed is a value'),
+    'wrong type': ([f'--config={TINY}', '--config.model.d_model=abc'], 'config.model.d_model=abc'),
+    'wrong choice': ([f'--config={TINY}', '--config.model.norm=x'], 'layernorm|rmsnorm'),
+    'wrong tuple': ([f'--config={TINY}', '--config.model.window_pattern=(1,x)'], 'window_pattern'),
+    'shape': (
+        [f'--config={TINY}', '--config.model.d_model=33'],
+        'config.model.d_model=33 is not divisible by config.model.num_heads=2',
+    ),
+    'heads': ([f'--config={TINY}', '--config.model.num_kv_heads=3'], 'config.model.num_kv_heads=3'),
+    'accumulation': (
+        [f'--config={TINY}', '--config.train.grad_accumulation=3'],
+        'config.train.grad_accumulation=3',
+    ),
+    'small vocabulary': (
+        [f'--config={TINY}', '--config.model.vocab_size=10'],
+        'config.model.vocab_size=10 is smaller than the tokenizer',
+    ),
+    'missing corpus': (
+        [f'--config={TINY}', '--config.data.source=/nowhere/text.txt'],
+        '/nowhere/text.txt',
+    ),
+    'no such corpus': ([f'--config={TINY}', '--config.data.corpus=txt'], 'config.data.corpus'),
+    'no such sink': ([f'--config={TINY}', "--config.train.sinks=('csv',)"], 'csv'),
+    'kernel that cannot run': (
+        [f'--config={TINY}', '--config.model.attention_kernel=cudnn'],
+        'config.model.attention_kernel=cudnn',
+    ),
+    'text shorter than a window': (
+        [f'--config={TINY}', '--config.model.max_seq_len=100000'],
+        'config.model.max_seq_len',
+    ),
+    'learning rate': ([f'--config={TINY}', '--config.optimizer.learning_rate=0'], 'learning_rate'),
+    'no run': (['--mode=generate', '--workdir=/nowhere/run'], '/nowhere/run'),
+}
+
+
+@pytest.mark.parametrize('arguments, expected', WRONG.values(), ids=WRONG.keys())
+def test_wrong_input_is_one_line(arguments, expected, capsys, tmp_path):
+    if arguments and not any(argument.startswith('--workdir') for argument in arguments):
+        arguments = [*arguments, f'--workdir={tmp_path / "run"}']
+    assert expected in _error(capsys, *arguments)
+    assert not (tmp_path / 'run' / 'config.json').exists(), 'a refused run left a config'
+
+
+@pytest.mark.parametrize(
+    ('content', 'expected'),
+    [(b'', 'config.data.source has no text'), (b'abc \xff\xfe def' * 100, 'text.txt is not')],
+    ids=['empty corpus', 'not UTF-8'],
+)
+def test_wrong_text(content, expected, capsys, tmp_path):
+    (tmp_path / 'text.txt').write_bytes(content)
+    line = _error(
+        capsys,
+        f'--config={TINY}',
+        f'--workdir={tmp_path / "run"}',
+        f'--config.data.source={tmp_path / "text.txt"}',
+        f'--config.data.cache_dir={tmp_path / "cache"}',
+    )
+    assert expected in line
+
+
+def test_wrong_uses_of_a_run(trained, capsys):
+    generate = ['--mode=generate', f'--workdir={trained}']
+    assert '33 tokens, the context holds 1 to 32' in _error(capsys, *generate, '--prompt', 'a' * 33)
+    assert 'U+00A7' in _error(capsys, *generate, '--prompt=§')
+    assert 'there is no checkpoint of step 7' in _error(capsys, *generate, '--step=7')
+    assert 'config.sample.top_p' in _error(capsys, *generate, '--top_p=2')
+    assert '--prompt_file=/nowhere' in _error(capsys, *generate, '--prompt_file=/nowhere')
+    train = [f'--config={TINY}', f'--workdir={trained}', '--config.train.num_steps=50']
+    assert 'config.train.batch_size: 8 -> 4' in _error(
+        capsys, *train, '--config.train.batch_size=4'
+    )
+    assert 'shape' in _error(capsys, *train, '--config.model.d_model=64')
+    assert 'tokenizer' in _error(
+        capsys, *train, '--config.tokenizer.kind=byte', '--config.model.vocab_size=512'
+    )
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(Exception, match='no such file'):
+        main(['--config=configs/none.py', '--debug'])
+
+
+def test_a_second_writer_is_refused(tmp_path, capsys):
+    arguments = [f'--config={TINY}', f'--workdir={tmp_path}']
+    process = start(*arguments, '--config.train.num_steps=100000')
+    try:
+        while not (tmp_path / 'config.json').exists():
+            assert process.poll() is None
+        assert f'in use by process {process.pid}' in _error(capsys, *arguments)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+
+
+def test_full_disk(tmp_path):
+    """A limit on the size of files stands for the disk: the run ends in one line."""
+    process = subprocess.run(
+        [
+            'bash',
+            '-c',
+            'ulimit -f 20; exec "$@"',
+            'bash',
+            os.sys.executable,
+            '-m',
+            'gpt_jax.main',
+            f'--config={TINY}',
+            f'--workdir={tmp_path}',
+            '--config.runtime.compilation_cache=false',
+        ],
+        env={k: v for k, v in os.environ.items() if k != 'JAX_COMPILATION_CACHE_DIR'},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 2, process.stdout + process.stderr
+    assert process.stderr.strip().splitlines()[-1].startswith('error: cannot write')
+    assert 'Traceback' not in process.stderr
+    assert not [path for path in (tmp_path / 'checkpoints').glob('*') if path.name.isdecimal()]
+
+
+def test_runs_as_a_module(tmp_path):
+    assert 'usage:' in run('--help')
+    assert 'error: ' in run('--config=nothing.py', status=2)

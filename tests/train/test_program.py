@@ -1,0 +1,117 @@
+"""The jitted program: devices change nothing, layers run scanned or not, nothing recompiles."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from gpt_jax.config import RunConfig, finalize
+from gpt_jax.errors import UserError
+from gpt_jax.optim import AdamW, Muon
+from gpt_jax.parallel.mesh import MeshConfig, make_mesh
+from gpt_jax.parallel.rules import RULES
+from gpt_jax.train.program import make_program
+from tests.golden_file import check_golden_numbers
+from tests.tiny_config import VARIANTS, get_config
+
+
+def _config(variant='adamw', **model) -> RunConfig:
+    config = get_config(variant)
+    for name, value in model.items():
+        setattr(config.model, name, value)
+    return finalize(config, vocab_size=65)
+
+
+def _losses(config: RunConfig, *, devices=1, steps=3) -> list[float]:
+    program = make_program(config, make_mesh(MeshConfig(data=devices)))
+    state = program.init(jax.random.key(config.seed))
+    losses = []
+    for step in range(steps):
+        tokens = np.random.default_rng(step).integers(0, 65, (8, 33)).astype(np.int32)
+        state, metrics = program.train_step(state, program.place({'tokens': tokens}))
+        losses.append(float(metrics['loss']))
+    return losses
+
+
+@pytest.mark.parametrize('variant', ['adamw', 'muon'])
+def test_eight_devices_equal_one(variant):
+    config = _config(variant)
+    config = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, grad_accumulation=1)
+    )
+    np.testing.assert_allclose(_losses(config, devices=8), _losses(config), rtol=1e-5)
+
+
+def test_scanned_layers_train_like_unrolled_ones():
+    np.testing.assert_allclose(
+        _losses(_config(scan_layers='on', window_pattern=(8, 0))),
+        _losses(_config(scan_layers='off', window_pattern=(8, 0))),
+        rtol=1e-5,
+    )
+
+
+def test_losses_of_three_steps():
+    """The same numbers on every machine and on both supported versions of jax, to 1e-5."""
+    losses = {variant: _losses(_config(variant)) for variant in VARIANTS}
+    check_golden_numbers('losses.txt', losses, rtol=1e-5)
+
+
+def test_one_program_for_all_steps():
+    config = _config()
+    program = make_program(config, make_mesh(MeshConfig(data=2)))
+    step = program.train_step.__wrapped__
+    state = program.init(jax.random.key(0))
+    for seed in range(3):
+        tokens = np.random.default_rng(seed).integers(0, 65, (8, 33)).astype(np.int32)
+        state, _ = program.train_step(state, program.place({'tokens': tokens}))
+    assert step._cache_size() == 1
+
+
+def test_the_state_is_donated():
+    program = make_program(_config(), make_mesh(MeshConfig(data=1)))
+    state = program.init(jax.random.key(0))
+    tokens = np.zeros((8, 33), np.int32)
+    program.train_step(state, program.place({'tokens': tokens}))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+
+
+def test_every_block_constrains_its_activations():
+    config = get_config()
+    config.train.grad_accumulation = 1
+    config = finalize(config, vocab_size=65)
+    program = make_program(config, make_mesh(MeshConfig(data=8)))
+    batch = {'tokens': jax.ShapeDtypeStruct((64, 33), np.int32)}
+    with jax.set_mesh(program.mesh), nn.logical_axis_rules(tuple(RULES.items())):
+        lowered = program.train_step.lower(program.abstract_state, batch).as_text()
+    constraints = lowered.count('sdy.sharding_constraint') + lowered.count('@Sharding')
+    assert constraints >= config.model.num_layers + 1
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(UserError, match=r'config.train.batch_size / .* not divisible by the 8'):
+        make_program(_config(), make_mesh(MeshConfig(data=8)))
+
+
+def test_more_devices_than_there_are():
+    with pytest.raises(UserError, match='config.mesh.data=9'):
+        make_mesh(MeshConfig(data=9))
+
+
+def test_initial_weights_depend_on_the_seed_alone():
+    def table(devices, seed):
+        program = make_program(_config(), make_mesh(MeshConfig(data=devices)))
+        return np.asarray(program.init(jax.random.key(seed)).params['embedding']['table'])
+
+    np.testing.assert_array_equal(table(1, 0), table(4, 0))
+    assert (table(1, 0) != table(1, 1)).any()
+
+
+def test_moments_are_sharded_like_their_parameters():
+    for optimizer in (AdamW(), Muon()):
+        config = get_config()
+        config.optimizer = optimizer
+        program = make_program(finalize(config, vocab_size=65), make_mesh(MeshConfig(data=2)))
+        state = program.abstract_state
+        assert all(leaf.sharding.mesh == program.mesh for leaf in jax.tree.leaves(state))
