@@ -1,9 +1,9 @@
 """The library door: `from gpt_jax import GPT`. The same code as the command line, by hand.
 
-    gpt = GPT(vocab_size=10000, num_layers=6, num_heads=8, d_model=512, d_ff=2048)
-    gpt.fit('corpus.txt', steps=1000)
-    print(gpt.generate('Once upon a time', max_length=100))
-    gpt.save('runs/mine')
+gpt = GPT(vocab_size=10000, num_layers=6, num_heads=8, d_model=512, d_ff=2048)
+gpt.fit('corpus.txt', steps=1000)
+print(gpt.generate('Once upon a time', max_length=100))
+gpt.save('runs/mine')
 """
 
 import copy

@@ -84,7 +84,7 @@ def finalize(config: RunConfig, *, vocab_size: int, train_tokens: int = 0) -> Ru
     if config.model.vocab_size and config.model.vocab_size < vocab_size:
         raise UserError(
             f'config.model.vocab_size={config.model.vocab_size} is smaller than the '
-            f'tokenizer with its {vocab_size} tokens; raise it, or use 0 to take the tokenizer\'s'
+            f"tokenizer with its {vocab_size} tokens; raise it, or use 0 to take the tokenizer's"
         )
     config.model.vocab_size = config.model.vocab_size or vocab_size
     finalize_model(config.model)

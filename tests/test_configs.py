@@ -5,9 +5,8 @@ import pathlib
 import jax
 import pytest
 
-from gpt_jax.config import finalize, load_config
+from gpt_jax.config import RunConfig, finalize, load_config
 from gpt_jax.config_tree import freeze, from_json, to_json
-from gpt_jax.config import RunConfig
 from gpt_jax.optim.param_groups import map_with_path
 from gpt_jax.parallel.mesh import MeshConfig, make_mesh
 from gpt_jax.train.program import make_program
@@ -43,12 +42,12 @@ def test_parameters_of_every_config(spec):
     config = _load(spec, SPECS[spec])
     program = make_program(config, make_mesh(MeshConfig(data=1)))
     lines = []
-    map_with_path(
-        lambda path, leaf: lines.append(
-            f'{path:<40} {"x".join(map(str, leaf.shape)):<20} {leaf.dtype.name} {leaf.sharding.spec}'
-        ),
-        program.abstract_state.params,
-    )
+
+    def describe(path, leaf):
+        shape = 'x'.join(map(str, leaf.shape))
+        lines.append(f'{path:<40} {shape:<20} {leaf.dtype.name} {leaf.sharding.spec}')
+
+    map_with_path(describe, program.abstract_state.params)
     total = sum(leaf.size for leaf in jax.tree.leaves(program.abstract_state.params))
     check_golden(
         f'parameters/{spec.replace(":", "-")}.txt', '\n'.join([*lines, f'{total:,} stored', ''])

@@ -70,9 +70,7 @@ def test_evaluate(trained, capsys, tmp_path):
     averaged = json.loads((trained / 'eval.json').read_text())
     assert averaged['loss'] != whole['loss']
     (tmp_path / 'some.txt').write_text('Alice was late', encoding='utf-8')
-    assert (
-        main(['--mode=evaluate', f'--workdir={trained}', f'--text={tmp_path / "some.txt"}']) == 0
-    )
+    assert main(['--mode=evaluate', f'--workdir={trained}', f'--text={tmp_path / "some.txt"}']) == 0
     assert json.loads((trained / 'eval.json').read_text())['tokens'] == 13
 
 

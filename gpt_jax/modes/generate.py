@@ -1,6 +1,5 @@
 """Write text with a trained run's weights, streamed to the terminal."""
 
-import dataclasses
 import pathlib
 import sys
 from typing import Any

@@ -95,9 +95,7 @@ def _train(
         print(f'resuming at step {start}', flush=True)
 
     def save(state: TrainState, step: int, eval_loss: float | None) -> None:
-        checkpointer.save(
-            step, _items(state), meta | {'eval_loss': eval_loss}, eval_loss=eval_loss
-        )
+        checkpointer.save(step, _items(state), meta | {'eval_loss': eval_loss}, eval_loss=eval_loss)
 
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(
@@ -155,10 +153,10 @@ def _check_resumable(saved: dict[str, Any], meta: dict[str, Any], workdir: pathl
         )
     if saved['data'] != meta['data']:
         causes = [change for change in changes if change.startswith(DATA_KEYS)]
+        cause = '; '.join(causes) or 'the corpus changed'
         raise UserError(
-            f'{workdir} was trained on other batches ({"; ".join(causes) or "the corpus changed"}), '
-            f'so it cannot go on exactly; undo that, choose another --workdir, or start over with '
-            f'--fresh'
+            f'{workdir} was trained on other batches ({cause}), so it cannot go on exactly; undo '
+            f'that, choose another --workdir, or start over with --fresh'
         )
     if changes:
         print('\n'.join(['changed since the checkpoint:', *(f'  {change}' for change in changes)]))

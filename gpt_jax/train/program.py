@@ -69,9 +69,7 @@ def make_program(config: RunConfig, mesh: Mesh) -> Program:
         learning_rate=config.optimizer.learning_rate,
         num_steps=config.train.num_steps,
     )
-    optimizer = make_optimizer(
-        config.optimizer, config.schedule, num_steps=config.train.num_steps
-    )
+    optimizer = make_optimizer(config.optimizer, config.schedule, num_steps=config.train.num_steps)
     parts = StepParts(
         model=model,
         optimizer=optimizer,

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gpt_jax.config import TrainConfig
 from gpt_jax.model.gpt import GPT, output_table
 from gpt_jax.model.layout import layers_per_period, to_executed, to_stored
-from gpt_jax.config import TrainConfig
 from gpt_jax.train.loss import LossOptions, LossSums, cross_entropy
 from gpt_jax.train.state import TrainState
 

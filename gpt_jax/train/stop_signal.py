@@ -31,5 +31,7 @@ class StopSignal:
 
     def _remember(self, number: int, _: FrameType | None) -> None:
         self.received = signal.Signals(number)
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else self._previous[number])
+        signal.signal(
+            number, signal.SIG_DFL if number == signal.SIGTERM else self._previous[number]
+        )
         print(f'\n{self.received.name}: saving; once more ends at once', flush=True)

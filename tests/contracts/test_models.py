@@ -163,7 +163,9 @@ def test_dropout_is_the_same_scanned_and_unrolled():
 def test_flat_activations_and_saved_products_change_nothing(remat):
     config = make_config(remat=remat, window_pattern=(3, 0), num_kv_heads=2, dropout=0.1)
     params, tokens = _init(GPT(config)), jnp.asarray(TOKENS)
-    expected = _loss_and_grads(GPT(make_config(window_pattern=(3, 0), num_kv_heads=2)), params, tokens)
+    expected = _loss_and_grads(
+        GPT(make_config(window_pattern=(3, 0), num_kv_heads=2)), params, tokens
+    )
     actual = _loss_and_grads(GPT(config, flat=False), params, tokens)
     np.testing.assert_allclose(actual[0], expected[0], rtol=2e-5, atol=2e-5)
     _check_grads(actual[2], expected[2], tolerance=5e-5)

@@ -78,9 +78,7 @@ def test_told_to_stop(number, status, tmp_path):
     step = max(int(path.name) for path in (tmp_path / 'run/checkpoints').iterdir())
     assert rows(tmp_path / 'run')[-1]['step'] == step
     assert 'the same command goes on from there' in output
-    output = run(
-        *config, f'--workdir={tmp_path / "run"}', f'--config.train.num_steps={step + 3}'
-    )
+    output = run(*config, f'--workdir={tmp_path / "run"}', f'--config.train.num_steps={step + 3}')
     assert f'resuming at step {step}' in output
     assert 'config.train.num_steps: 2000 ->' in output
     assert rows(tmp_path / 'run')[-1]['step'] == step + 3

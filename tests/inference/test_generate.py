@@ -1,0 +1,90 @@
+"""From ids to text: stop strings, streaming, order."""
+
+import types
+
+import numpy as np
+import pytest
+
+from gpt_jax.inference import generate
+from gpt_jax.inference.config import SampleConfig
+from gpt_jax.inference.generate import Ended, Generator
+from gpt_jax.tokenizer.byte import ByteTokenizer
+
+EOT = 256
+
+
+@pytest.fixture
+def write(monkeypatch):
+    """A function that makes the "model" write given texts, a few ids at a time."""
+
+    def make(*texts: str, ending: bool = False, chunk: int = 3) -> Generator:
+        rows = [[*text.encode(), *([EOT] if ending else [])] for text in texts]
+        length = max(map(len, rows))
+        ids = np.array([row + [EOT] * (length - len(row)) for row in rows])
+
+        class Decoder:
+            def __init__(self, config, params, *, vocab_size, eot_id):
+                assert (vocab_size, eot_id) == (257, EOT)
+
+            def generate(self, prompts, sampling):
+                self.prompts = prompts
+                for start in range(0, min(length, sampling.max_new_tokens), chunk):
+                    yield ids[:, start : min(start + chunk, sampling.max_new_tokens)]
+
+        monkeypatch.setattr(generate, 'Decoder', Decoder)
+        return Generator(types.SimpleNamespace(), None, ByteTokenizer())
+
+    return make
+
+
+def _options(text: str, **changes) -> SampleConfig:
+    return SampleConfig(max_new_tokens=len(text.encode()), **changes)
+
+
+@pytest.mark.parametrize('chunk', [1, 2, 3, 5, 100])
+def test_stop_strings_cut_exactly(write, chunk):
+    text = 'one, two; three. END and more'
+    [result] = write(text, chunk=chunk).generate([''], _options(text, stop=('END', '; t')))
+    assert result.text == 'one, two'
+    assert result.ended == Ended.STOP
+
+
+@pytest.mark.parametrize('chunk', [1, 2, 3, 5, 100])
+def test_pieces_make_up_the_text_and_hide_what_may_be_a_stop(write, chunk):
+    text = 'ab«x»ENDé🙂EN'
+    pieces, shown = [], ''
+    for [(piece, row)] in write(text, chunk=chunk).stream([''], _options(text, stop=('ENDING',))):
+        pieces.append(piece)
+        shown += piece
+        assert text.startswith(shown), 'half a character was shown'
+        assert row.text == shown
+        if row.ended is None:
+            assert not shown.endswith(('E', 'EN', 'END')), 'the start of a stop string was shown'
+    assert ''.join(pieces) == text, 'what was held back comes at the end'
+    assert row.ended == Ended.LENGTH
+
+
+def test_end_of_text_ends_a_row_and_its_neighbours_go_on(write):
+    generator = write('short', 'a longer text', ending=True)
+    first, second = generator.generate(['', ''], SampleConfig(max_new_tokens=50))
+    assert (first.text, first.ended) == ('short', Ended.END_OF_TEXT)
+    assert second.text == 'a longer text'
+    assert first.tokens == list(b'short')
+
+
+def test_a_text_cut_inside_a_character_shows_the_damage_at_the_end(write):
+    [result] = write('a🙂').generate([''], SampleConfig(max_new_tokens=3))
+    assert result.text.startswith('a')
+    assert set(result.text[1:]) == {'\ufffd'}
+
+
+def test_samples_of_a_prompt_stand_together_and_empty_prompts_start_after_a_text(write):
+    generator = write('1', '2', '3', '4')
+    results = generator.generate(['x', ''], SampleConfig(max_new_tokens=1, num_samples=2))
+    assert [(result.prompt, result.text) for result in results] == [
+        ('x', '1'),
+        ('x', '2'),
+        ('', '3'),
+        ('', '4'),
+    ]
+    assert generator._decoder.prompts == [[120], [120], [EOT], [EOT]]
