@@ -3,7 +3,7 @@
 import itertools
 import random
 
-from gpt_jax.config_tree import freeze
+from gpt_jax.config_tree import freeze, from_json, to_json
 from gpt_jax.model.config import (
     MLPKind,
     ModelConfig,
@@ -20,6 +20,7 @@ def make_config(**changes) -> ModelConfig:
     """A finalized, frozen small config: two periods of layers."""
     layers = 2 * max(1, len(changes.get('window_pattern', ())))
     config = ModelConfig(**(BASE | {'num_layers': layers} | changes))
+    config = from_json(to_json(config), ModelConfig)  # 'rope' becomes PositionKind.ROPE
     finalize_model(config)
     return freeze(config)
 

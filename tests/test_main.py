@@ -1,5 +1,6 @@
 """The command line as users type it: the modes, and one clear line for every wrong input."""
 
+import io
 import json
 import os
 import pathlib
@@ -9,7 +10,7 @@ import subprocess
 import pytest
 
 from gpt_jax.main import main
-from tests.command_line import TINY, rows, run, start
+from tests.command_line import TINY, fingerprints, rows, run, start
 from tests.tiny_config import TEXT
 
 
@@ -262,3 +263,41 @@ def test_full_disk(tmp_path):
 def test_runs_as_a_module(tmp_path):
     assert 'usage:' in run('--help')
     assert 'error: ' in run('--config=nothing.py', status=2)
+
+
+def test_prompt_from_stdin(trained, capsys, monkeypatch):
+    monkeypatch.setattr('sys.stdin', io.StringIO('Alice '))
+    arguments = ['--mode=generate', f'--workdir={trained}', '--max_new_tokens=3', '--prompt=-']
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.startswith('Alice ')
+
+
+def test_attention_within_documents(tmp_path, capsys):
+    arguments = [f'--config={TINY}', '--config.train.num_steps=2', '--config.data.segment_ids=true']
+    separated = TEXT.read_text(encoding='utf-8').replace('\n\n', '<|endoftext|>')
+    (tmp_path / 'text.txt').write_text(separated, encoding='utf-8')
+    arguments += [
+        f'--config.data.source={tmp_path / "text.txt"}',
+        '--config.data.separator=<|endoftext|>',
+    ]
+    assert main([*arguments, f'--workdir={tmp_path / "run"}']) == 0
+    assert main(['--mode=evaluate', f'--workdir={tmp_path / "run"}']) == 0
+
+
+def test_a_damaged_checkpoint_is_set_aside(tmp_path, capsys):
+    """One flipped bit in the newest checkpoint: the run goes on from the one before, exactly."""
+    whole, damaged = tmp_path / 'whole', tmp_path / 'damaged'
+    assert main([f'--config={TINY}', f'--workdir={whole}']) == 0
+    assert main([f'--config={TINY}', f'--workdir={damaged}']) == 0
+    arrays = [path for path in (damaged / 'checkpoints/40/params').rglob('*') if path.is_file()]
+    largest = max(arrays, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    capsys.readouterr()
+    assert main([f'--config={TINY}', f'--workdir={damaged}']) == 0
+    output = capsys.readouterr().out
+    assert 'checkpoints/40 is damaged' in output
+    assert 'resuming at step 30' in output
+    assert rows(damaged) == rows(whole)
+    assert fingerprints(damaged, 40) == fingerprints(whole, 40)

@@ -48,14 +48,17 @@ def run(
     """Trains to the end of the run, or until told to stop."""
     finalize(config, vocab_size=1)  # what can be refused early is
     runtime.initialize(config.runtime)
-    with runs.lock(workdir), StopSignal() as stop:
+    with runs.lock(workdir):
         folder = prepare(config.data, config.tokenizer)
         tokenizer = make_run_tokenizer(folder, config.tokenizer)
         tokens = Shards.open(folder, 'train', tokenizer=tokenizer).num_tokens
         final = finalize(config, vocab_size=tokenizer.vocab_size, train_tokens=tokens)
         session = Session(final, tokenizer, folder)
         this_run = runs.Run(workdir, final, tokenizer)
-        with Checkpointer(this_run.checkpoints, final.checkpoint) as checkpointer:
+        with (
+            Checkpointer(this_run.checkpoints, final.checkpoint) as checkpointer,
+            StopSignal() as stop,
+        ):
             if flags.fresh:
                 checkpointer.clear()
             outcome = _train(session, this_run, checkpointer, stop, overrides)

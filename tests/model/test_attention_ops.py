@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gpt_jax.config_tree import from_json, to_json
 from gpt_jax.errors import UserError
 from gpt_jax.model.attention_ops import (
     AttentionMask,
@@ -177,7 +178,7 @@ def test_dropout_follows_its_key():
 def model_config(**changes):
     """A config that cuDNN can run on a GPU, but for `changes`."""
     values = dict(vocab_size=70, num_heads=4, d_model=256, compute_dtype='bfloat16')
-    config = ModelConfig(**(values | changes))
+    config = from_json(to_json(ModelConfig(**(values | changes))), ModelConfig)
     finalize_model(config)
     return config
 

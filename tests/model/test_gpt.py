@@ -322,14 +322,14 @@ def test_padding_rows_of_the_vocabulary_change_nothing(tied):
         executed = to_executed(params, period=config.num_layers)
 
         def loss(executed):
-            hidden_BLD, _ = GPT(config).apply({'params': executed}, TOKENS, method='hidden')
+            hidden_BLD, _ = GPT(config).apply({'params': executed}, jnp.asarray(TOKENS), method='hidden')
             weights_BL = jnp.ones(TOKENS.shape)
             options = LossOptions(vocab_size=config.vocab_size)
             table_VD = output_table(executed)
             return cross_entropy(hidden_BLD, table_VD, jnp.asarray(TOKENS), weights_BL, options)
 
         (value, sums), grads = jax.value_and_grad(loss, has_aux=True)(executed)
-        return GPT(config).apply({'params': executed}, TOKENS)[0], value, sums, grads
+        return GPT(config).apply({'params': executed}, jnp.asarray(TOKENS))[0], value, sums, grads
 
     params = disturbed(config)
     name = 'embedding' if tied else 'output'

@@ -15,10 +15,10 @@ LOGITS_BYTES = 4 * B * L * PADDED
 quick_jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 
 RNG = np.random.default_rng(0)
-HIDDEN = RNG.standard_normal((B, L, D)).astype(np.float32)
-TABLE = RNG.standard_normal((PADDED, D)).astype(np.float32)
-TARGETS = RNG.integers(0, V, (B, L)).astype(np.int32)
-MASK = (RNG.random((B, L)) < 0.6).astype(np.float32)
+HIDDEN = jnp.asarray(RNG.standard_normal((B, L, D)), jnp.float32)
+TABLE = jnp.asarray(RNG.standard_normal((PADDED, D)), jnp.float32)
+TARGETS = jnp.asarray(RNG.integers(0, V, (B, L)), jnp.int32)
+MASK = jnp.asarray(RNG.random((B, L)) < 0.6, jnp.float32)
 
 
 def plain_loss(hidden_BLD, table_VD, targets_BL, weights_BL, options):
@@ -96,7 +96,7 @@ def test_correct_counts_the_most_likely_targets():
     best_BL = (HIDDEN @ TABLE[:V].T).argmax(-1)
     hits_BL = (np.arange(B * L) % 3 == 0).reshape(B, L)
     targets_BL = np.where(hits_BL, best_BL, (best_BL + 1) % V).astype(np.int32)
-    _, sums = cross_entropy(HIDDEN, TABLE, targets_BL, MASK, LossOptions(vocab_size=V))
+    _, sums = cross_entropy(HIDDEN, TABLE, jnp.asarray(targets_BL), MASK, LossOptions(vocab_size=V))
     assert float(sums.correct) == (hits_BL * MASK).sum() > 0
 
 
