@@ -356,6 +356,6 @@ def _silence_orbax() -> None:
 
     for name in ('absl', 'asyncio'):  # the second reports tasks of orbax that nobody waited for
         logging.getLogger(name).addFilter(
-            lambda record: '/orbax/' not in record.pathname + record.getMessage()
+            lambda record: 'orbax' not in record.pathname + record.getMessage()
         )
     sys.unraisablehook = show
