@@ -25,10 +25,10 @@ demo: $(VENV)/.runtime
 	$(BIN)/python -m gpt_jax.main --config configs/quickstart.py --mode generate
 
 test: $(VENV)/.development
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -n 2 $(TESTS)
 
 test-all: $(VENV)/.development
-	$(BIN)/python -m pytest --exhaustive $(TESTS)
+	$(BIN)/python -m pytest -n 2 --exhaustive $(TESTS)
 
 lint: $(VENV)/.development
 	$(BIN)/ruff check .
