@@ -110,10 +110,9 @@ class GPT:
         steps: int = 1000,
         batch_size: int = 16,
         learning_rate: float = 1e-3,
-        log_every: int = 50,
         quiet: bool = False,
     ) -> Evaluation:
-        """Trains on a text, or on the file, folder or glob that `text` names.
+        """Trains on a text, or on the file or folder that `text` names.
 
         The last tenth is kept for validation. AdamW with a cosine schedule and a warm-up of a
         tenth of the steps. Calling it again goes on with these weights and a new optimizer.
@@ -122,11 +121,11 @@ class GPT:
           The loss on the validation part.
 
         Raises:
-            UserError: the text is shorter than one window of `max_seq_len` tokens, or empty.
+            UserError: the text is shorter than one window of `max_seq_len` tokens, or empty, or is
+                the name of nothing.
         """
         config = copy.deepcopy(self._draft)
         config.train.num_steps, config.train.batch_size = steps, batch_size
-        config.train.log_every = min(log_every, steps)
         config.optimizer.learning_rate = learning_rate
         config.schedule.warmup_steps = steps // 10
         config.eval.every, config.checkpoint.save_every, config.checkpoint.keep_best = 0, 0, False
@@ -145,8 +144,11 @@ class GPT:
                 folder = prepare(config.data, config.tokenizer, progress=progress)
                 config.tokenizer.path = ''
             self._set_config(config)
-            session = Session(self.config, self.tokenizer, folder)
-            return self._run(session, quiet)
+            result = self._run(Session(self.config, self.tokenizer, folder), quiet)
+        if not pathlib.Path(config.data.source).exists():  # a text that was given as such
+            config.data = DataConfig(corpus='text', split=config.data.split)
+            self._set_config(config)
+        return result
 
     def generate(
         self,
@@ -266,9 +268,15 @@ class GPT:
 
 
 def _describe_text(text: str | os.PathLike, scratch: pathlib.Path) -> DataConfig:
-    """Where the text is: the file or folder it names, else a file made of it."""
-    if not isinstance(text, str) or (len(text) < 4096 and _exists(text)):
+    """Where the text is: the file or folder it names, else a file made of it.
+
+    Raises:
+        UserError: it is one word and not the name of a file, so surely a mistyped one.
+    """
+    if not isinstance(text, str) or _exists(text):
         return DataConfig(corpus='text', source=os.fspath(text), split='tail:0.1')
+    if len(text.split()) == 1:
+        raise UserError(f'there is no file {text!r}, and as a text it is a single word')
     files.write_text(scratch / 'text.txt', text)
     return DataConfig(
         corpus='text',

@@ -1,10 +1,10 @@
 """Evaluation over token windows, given the step that sums a batch's losses."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-import jax
+import numpy as np
 
 
 class Evaluation(NamedTuple):
@@ -33,15 +33,10 @@ def evaluate(
     `eval_step(params, batch)` returns sums with `cross_entropy`, `correct` and `weight`. The sums
     are added in float64 on the host, in order, so the result is the same on every run.
     """
-    cross_entropy = correct = weight = 0.0
-    pending = None
-    for batch in batches:
-        sums = eval_step(params, batch)
-        if pending is not None:  # read the previous batch while this one runs
-            cross_entropy, correct, weight = _add(pending, cross_entropy, correct, weight)
-        pending = sums
-    if pending is not None:
-        cross_entropy, correct, weight = _add(pending, cross_entropy, correct, weight)
+    totals = np.zeros(3)
+    for sums in _one_behind(eval_step(params, batch) for batch in batches):
+        totals += [float(sums.cross_entropy), float(sums.correct), float(sums.weight)]
+    cross_entropy, correct, weight = totals.tolist()
     loss = cross_entropy / max(weight, 1.0)
     return Evaluation(
         loss=loss,
@@ -52,11 +47,12 @@ def evaluate(
     )
 
 
-def _add(sums: Any, cross_entropy: float, correct: float, weight: float):
-    """The totals with one batch's sums added."""
-    sums = jax.device_get(sums)
-    return (
-        cross_entropy + float(sums.cross_entropy),
-        correct + float(sums.correct),
-        weight + float(sums.weight),
-    )
+def _one_behind(results: Iterable[Any]) -> Iterator[Any]:
+    """The results one late, so that the next is under way on the device while one is read."""
+    previous = None
+    for result in results:
+        if previous is not None:
+            yield previous
+        previous = result
+    if previous is not None:
+        yield previous

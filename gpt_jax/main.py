@@ -4,7 +4,6 @@ import pathlib
 import re
 import sys
 from collections.abc import Sequence
-from types import ModuleType
 
 from absl import flags as absl_flags
 from ml_collections import config_flags
@@ -13,7 +12,7 @@ from gpt_jax import run
 from gpt_jax.config import RunConfig, load_config, run_name
 from gpt_jax.config_tree import check_key
 from gpt_jax.errors import UserError
-from gpt_jax.modes import MODES
+from gpt_jax.modes import MODES, describe
 
 USAGE = """usage: python -m gpt_jax.main --config FILE.py[:variant] [--workdir DIR] [--mode MODE]
                               [--config.KEY=VALUE ...]
@@ -44,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _main(argv: list[str]) -> int:
     if any(re.fullmatch('--?(help|helpfull|h)', argument) for argument in argv):
-        print(USAGE + '\n'.join(_describe(name, mode) for name, mode in MODES.items()))
+        print(USAGE + '\n'.join(map(describe, MODES)))
         return 0
     argv, spec = _take(argv, 'config')
     argv, workdir = _take(argv, 'workdir')
@@ -89,15 +88,6 @@ def _parse(flags: absl_flags.FlagValues, config: RunConfig, argv: list[str]) -> 
         raise UserError(f'{error} (see --help)') from error
     if extra:
         raise UserError(f'unexpected argument {extra[0]!r}; options begin with --')
-
-
-def _describe(name: str, mode: ModuleType) -> str:
-    """A mode's first docstring line and its flags."""
-    flags = absl_flags.FlagValues()
-    mode.define_flags(flags)
-    lines = [f'  {name:<10}{mode.__doc__.splitlines()[0]}']
-    lines += [f'    --{flag:<20}{flags[flag].help}' for flag in sorted(flags)]
-    return '\n'.join(lines)
 
 
 if __name__ == '__main__':

@@ -47,6 +47,7 @@ def test_fit_takes_a_text_or_a_path(fitted):
         gpt = GPT(vocab_size=260, **SMALL)
         results.append(gpt.fit(source, steps=2, batch_size=8, quiet=True))
     assert results[0] == results[1] == results[2]
+    assert gpt.config.data.source == str(TEXT)
 
 
 def test_fit_goes_on(fitted, tmp_path):
@@ -121,6 +122,8 @@ def test_wrong_arguments(fitted):
         GPT(vocab_size=100)
     with pytest.raises(UserError, match='d_model=33 is not divisible'):
         GPT(num_heads=2, d_model=33)
+    with pytest.raises(UserError, match="there is no file 'corpus.txt'"):
+        fitted.fit('corpus.txt', steps=1)
     with pytest.raises(UserError, match='max_seq_len'):
         GPT(vocab_size=260, **SMALL).fit('too short', steps=1, quiet=True)
     with pytest.raises(UserError, match='holds no run'):

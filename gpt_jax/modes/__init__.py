@@ -2,6 +2,8 @@
 
 from types import ModuleType
 
+from absl import flags as absl_flags
+
 from gpt_jax.modes import evaluate, generate, prepare, train
 
 MODES: dict[str, ModuleType] = {
@@ -10,3 +12,12 @@ MODES: dict[str, ModuleType] = {
     'evaluate': evaluate,
     'generate': generate,
 }
+
+
+def describe(name: str) -> str:
+    """A mode for `--help`: the first line of its docstring, and its flags."""
+    flags = absl_flags.FlagValues()
+    MODES[name].define_flags(flags)
+    lines = [f'  {name:<10}{MODES[name].__doc__.splitlines()[0]}']
+    lines += [f'    --{flag:<20}{flags[flag].help.splitlines()[0]}' for flag in sorted(flags)]
+    return '\n'.join(lines)

@@ -13,17 +13,17 @@ from gpt_jax.inference.config import SampleConfig, finalize_sample
 from gpt_jax.inference.generate import Ended, Generator
 from gpt_jax.modes import saved_weights
 
-# Flags that set config.sample.* without the prefix.
+# Flags that set config.sample.* without the prefix, and their help.
 SAMPLE_FLAGS = {
-    'max_new_tokens': absl_flags.DEFINE_integer,
-    'num_samples': absl_flags.DEFINE_integer,
-    'temperature': absl_flags.DEFINE_float,
-    'top_k': absl_flags.DEFINE_integer,
-    'top_p': absl_flags.DEFINE_float,
-    'min_p': absl_flags.DEFINE_float,
-    'repetition_penalty': absl_flags.DEFINE_float,
-    'seed': absl_flags.DEFINE_integer,
-    'stop': absl_flags.DEFINE_multi_string,
+    'max_new_tokens': (absl_flags.DEFINE_integer, 'tokens after the prompt'),
+    'num_samples': (absl_flags.DEFINE_integer, 'texts for each prompt'),
+    'temperature': (absl_flags.DEFINE_float, '0 always takes the most likely token'),
+    'top_k': (absl_flags.DEFINE_integer, 'only the k most likely tokens'),
+    'top_p': (absl_flags.DEFINE_float, 'only the likeliest tokens that reach this probability'),
+    'min_p': (absl_flags.DEFINE_float, 'only tokens this fraction as likely as the likeliest'),
+    'repetition_penalty': (absl_flags.DEFINE_float, 'makes tokens seen before less likely'),
+    'seed': (absl_flags.DEFINE_integer, 'the same seed gives the same text'),
+    'stop': (absl_flags.DEFINE_multi_string, 'a text that ends the sample; may be repeated'),
 }
 
 
@@ -31,11 +31,11 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     """The prompt, and shortcuts for `--config.sample.*`."""
     saved_weights.define_flags(flags)
     absl_flags.DEFINE_multi_string(
-        'prompt', None, 'text to continue; repeat it for a batch; - reads stdin', flag_values=flags
+        'prompt', None, 'text to continue, - reads stdin; may be repeated', flag_values=flags
     )
     absl_flags.DEFINE_string('prompt_file', None, 'file to continue', flag_values=flags)
-    for name, define in SAMPLE_FLAGS.items():
-        define(name, None, f'short for --config.sample.{name}', flag_values=flags)
+    for name, (define, text) in SAMPLE_FLAGS.items():
+        define(name, None, text, flag_values=flags)
 
 
 def run(

@@ -322,7 +322,9 @@ def test_padding_rows_of_the_vocabulary_change_nothing(tied):
         executed = to_executed(params, period=config.num_layers)
 
         def loss(executed):
-            hidden_BLD, _ = GPT(config).apply({'params': executed}, jnp.asarray(TOKENS), method='hidden')
+            hidden_BLD, _ = GPT(config).apply(
+                {'params': executed}, jnp.asarray(TOKENS), method='hidden'
+            )
             weights_BL = jnp.ones(TOKENS.shape)
             options = LossOptions(vocab_size=config.vocab_size)
             table_VD = output_table(executed)
