@@ -56,3 +56,15 @@ def shared_data() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip('the folder shared/data beside the repository is absent')
     return folder
+
+
+@pytest.fixture(autouse=True)
+def forget_compiled_programs():
+    """Frees compiled programs now and then: each maps memory, of which Linux allows 65,530 pieces.
+
+    Beyond that a process dies inside XLA.
+    """
+    yield
+    maps = pathlib.Path('/proc/self/maps')
+    if 'jax' in sys.modules and maps.exists() and maps.read_bytes().count(b'\n') > 20_000:
+        sys.modules['jax'].clear_caches()
