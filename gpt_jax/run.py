@@ -72,6 +72,8 @@ def save_run(run: Run, *, overrides: dict[str, Any]) -> None:
 def lock(workdir: pathlib.Path) -> Iterator[None]:
     """Holds a workdir for one writer; the lock goes with the process.
 
+    A folder in which nothing was written, because the run was refused, is removed again.
+
     Raises:
         UserError: another process writes there, or the folder cannot be made.
     """
@@ -92,7 +94,15 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # not empty, or not there
+                (workdir / CHECKPOINTS).rmdir()
+            with contextlib.suppress(OSError):
+                if os.listdir(workdir) == ['lock']:
+                    (workdir / 'lock').unlink()
+                    workdir.rmdir()
 
 
 def restore_weights(

@@ -161,6 +161,10 @@ WRONG = {
         '/nowhere/text.txt',
     ),
     'no such corpus': ([f'--config={TINY}', '--config.data.corpus=txt'], 'config.data.corpus'),
+    'source without its corpus': (
+        [f'--config={TINY}', '--config.data.corpus=python_stdlib'],
+        'set config.data.corpus=text to read',
+    ),
     'no such sink': ([f'--config={TINY}', "--config.train.sinks=('csv',)"], 'csv'),
     'kernel that cannot run': (
         [f'--config={TINY}', '--config.model.attention_kernel=cudnn'],
@@ -180,7 +184,7 @@ def test_wrong_input_is_one_line(arguments, expected, capsys, tmp_path):
     if arguments and not any(argument.startswith('--workdir') for argument in arguments):
         arguments = [*arguments, f'--workdir={tmp_path / "run"}']
     assert expected in _error(capsys, *arguments)
-    assert not (tmp_path / 'run' / 'config.json').exists(), 'a refused run left a config'
+    assert not (tmp_path / 'run').exists(), 'a refused run left something'
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,7 @@ def make_corpus(config: DataConfig) -> Corpus:
 
 def python_stdlib(config: DataConfig) -> Corpus:
     """The sources of the running Python's standard library, about 11 MB; one document a file."""
+    _refuse_source(config)
     root = pathlib.Path(sysconfig.get_path('stdlib'))
     found = [
         path
@@ -151,10 +152,20 @@ def url(config: DataConfig) -> Corpus:
 
 def tiny_shakespeare(config: DataConfig) -> Corpus:
     """Karpathy's 1,115,394 characters of Shakespeare; split it with tail:0.1 as nanoGPT does."""
+    _refuse_source(config)
     path = download(
         TINY_SHAKESPEARE_URL, sha256=TINY_SHAKESPEARE_SHA256, folder=locations.downloads(config)
     )
     return FileCorpus('tiny_shakespeare', [path], documents.read_text, config)
+
+
+def _refuse_source(config: DataConfig) -> None:
+    """For a corpus that brings its own text: a source would be ignored."""
+    if config.source:
+        raise UserError(
+            f'config.data.corpus={config.corpus} takes no config.data.source; '
+            f'set config.data.corpus=text to read {config.source}'
+        )
 
 
 CORPORA: dict[str, Callable[[DataConfig], Corpus]] = {
