@@ -305,3 +305,19 @@ def test_a_damaged_checkpoint_is_set_aside(tmp_path, capsys):
     assert 'resuming at step 30' in output
     assert rows(damaged) == rows(whole)
     assert fingerprints(damaged, 40) == fingerprints(whole, 40)
+
+
+def test_a_run_that_diverges_stops_and_saves(tmp_path, capsys):
+    line = _error(
+        capsys,
+        f'--config={TINY}',
+        f'--workdir={tmp_path}',
+        '--config.optimizer.learning_rate=1e30',
+        '--config.optimizer.clip_norm=0',
+        '--config.train.max_bad_steps=3',
+    )
+    assert '3 steps in a row up to step' in line
+    assert 'config.optimizer.learning_rate' in line
+    step = int(line.split('up to step ')[1].split()[0])
+    assert (tmp_path / 'checkpoints' / str(step)).is_dir()
+    assert rows(tmp_path)[-1]['step'] <= step
