@@ -25,7 +25,7 @@ class Generation:
 
     prompt: str
     text: str = ''  # after the prompt
-    tokens: list[int] = dataclasses.field(default_factory=list)  # drawn, the ending one excluded
+    tokens: list[int] = dataclasses.field(default_factory=list)  # drawn, without end of text
     ended: Ended | None = None  # None: not yet
 
 
@@ -95,27 +95,33 @@ class _Row:
     def push(self, tokens: list[int], last: bool) -> str:
         """Takes drawn ids, returns the text that is certain now. `last`: no more will come."""
         result = self.generation
-        if result.ended:
-            return ''
-        if self._eot_id in tokens:
-            tokens = tokens[: tokens.index(self._eot_id)]
-            result.ended = Ended.END_OF_TEXT
-        elif last:
-            result.ended = Ended.LENGTH
-        result.tokens.extend(tokens)
-        self._held += self._decoder.push(tokens)
-        if result.ended:
+        shown = len(result.text)
+        for token in tokens:  # one by one, so that the result does not depend on the chunks
+            if result.ended:
+                break
+            if token == self._eot_id:
+                self._release(Ended.END_OF_TEXT)
+            else:
+                result.tokens.append(token)
+                self._held += self._decoder.push([token])
+                self._release()
+        if last and not result.ended:
+            self._release(Ended.LENGTH)
+        return result.text[shown:]
+
+    def _release(self, ended: Ended | None = None) -> None:
+        """Shows what is certain of the held text; of stop strings the first that is complete."""
+        if ended:
             self._held += self._decoder.flush()
-        found = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
-        if found:
-            piece, self._held = self._held[: min(found)], ''
-            result.ended = Ended.STOP
+        starts = {stop: self._held.find(stop) for stop in self._stop}
+        stops = [(at + len(stop), at) for stop, at in starts.items() if at >= 0]
+        if stops:
+            (_, cut), ended = min(stops), Ended.STOP
         else:
-            keep = 0 if result.ended else self._possible_stop()
-            cut = len(self._held) - keep
-            piece, self._held = self._held[:cut], self._held[cut:]
-        result.text += piece
-        return piece
+            cut = len(self._held) - (0 if ended else self._possible_stop())
+        self.generation.text += self._held[:cut]
+        self._held = self._held[cut:]
+        self.generation.ended = ended
 
     def _possible_stop(self) -> int:
         """How many characters at the end of the held text may begin a stop string."""

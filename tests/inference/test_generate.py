@@ -64,6 +64,26 @@ def test_pieces_make_up_the_text_and_hide_what_may_be_a_stop(write, chunk):
     assert row.ended == Ended.LENGTH
 
 
+OVERLAPS = {
+    'inside another': (('abcd', 'bc'), 'a'),
+    'ends with another': (('abc', 'bc'), ''),
+    'begins like another': (('bcx', 'bcde'), 'a'),
+    'repeats itself': (('cdcdd',), 'ab'),
+}
+
+
+@pytest.mark.parametrize('chunk', [1, 2, 4, 100])
+@pytest.mark.parametrize('stop, left', OVERLAPS.values(), ids=OVERLAPS.keys())
+def test_the_first_complete_stop_string_wins_in_all_chunks(write, stop, left, chunk):
+    text = 'abcdcdcddef' if left == 'ab' else 'abcdef'
+    if stop == ('cdcdd',):
+        left = 'abcd'
+    [result] = write(text, chunk=chunk).generate([''], _options(text, stop=stop))
+    assert (result.text, result.ended) == (left, Ended.STOP)
+    complete = min(text.find(s) + len(s) for s in stop if s in text)
+    assert bytes(result.tokens).decode() == text[:complete], 'tokens end where the text does'
+
+
 def test_end_of_text_ends_a_row_and_its_neighbours_go_on(write):
     generator = write('short', 'a longer text', ending=True)
     first, second = generator.generate(['', ''], SampleConfig(max_new_tokens=50))
