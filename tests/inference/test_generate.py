@@ -2,13 +2,19 @@
 
 import types
 
+import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 
+from gpt_jax.errors import UserError
 from gpt_jax.inference import generate
 from gpt_jax.inference.config import SampleConfig
 from gpt_jax.inference.generate import Ended, Generator
+from gpt_jax.model.gpt import init_params
 from gpt_jax.tokenizer.byte import ByteTokenizer
+from gpt_jax.tokenizer.streaming import StreamDecoder
+from tests.model_configs import make_config
 
 EOT = 256
 
@@ -65,23 +71,34 @@ def test_pieces_make_up_the_text_and_hide_what_may_be_a_stop(write, chunk):
 
 
 OVERLAPS = {
-    'inside another': (('abcd', 'bc'), 'a'),
-    'ends with another': (('abc', 'bc'), ''),
-    'begins like another': (('bcx', 'bcde'), 'a'),
-    'repeats itself': (('cdcdd',), 'ab'),
+    'inside another': ('abcdef', ('abcd', 'bc'), 'a'),
+    'ends with another': ('abcdef', ('abc', 'bc'), ''),
+    'begins like another': ('abcdef', ('bcx', 'bcde'), 'a'),
+    'begins again inside': ('abcdcdcddef', ('cdcdd',), 'abcd'),
 }
 
 
 @pytest.mark.parametrize('chunk', [1, 2, 4, 100])
-@pytest.mark.parametrize('stop, left', OVERLAPS.values(), ids=OVERLAPS.keys())
-def test_the_first_complete_stop_string_wins_in_all_chunks(write, stop, left, chunk):
-    text = 'abcdcdcddef' if left == 'ab' else 'abcdef'
-    if stop == ('cdcdd',):
-        left = 'abcd'
+@pytest.mark.parametrize('text, stop, left', OVERLAPS.values(), ids=OVERLAPS.keys())
+def test_the_first_complete_stop_string_wins_in_all_chunks(write, text, stop, left, chunk):
     [result] = write(text, chunk=chunk).generate([''], _options(text, stop=stop))
     assert (result.text, result.ended) == (left, Ended.STOP)
-    complete = min(text.find(s) + len(s) for s in stop if s in text)
-    assert bytes(result.tokens).decode() == text[:complete], 'tokens end where the text does'
+    complete = min(text.find(string) + len(string) for string in stop if string in text)
+    assert bytes(result.tokens).decode() == text[:complete]
+
+
+def test_nothing_is_drawn_after_all_texts_have_stopped(write):
+    generator = write('ab. cdefgh', 'abcd. efgh', chunk=3)
+    steps = list(generator.stream(['', ''], _options('ab. cdefgh', stop=('.',))))
+    assert [[piece for piece, _ in step] for step in steps] == [['ab', 'abc'], ['', 'd']]
+
+
+def test_a_text_goes_on_inside_the_sentence_of_its_prompt(write, monkeypatch):
+    """SentencePiece's models write a space before the first word of a text, which is no text."""
+    generator = write(' on')
+    tokenizer = generator._tokenizer
+    monkeypatch.setattr(tokenizer, 'stream', lambda: StreamDecoder(bytes, leading_spaces=1))
+    assert generator.generate([' go'], _options(' on'))[0].text == ' on'
 
 
 def test_end_of_text_ends_a_row_and_its_neighbours_go_on(write):
@@ -108,3 +125,19 @@ def test_samples_of_a_prompt_stand_together_and_empty_prompts_start_after_a_text
         ('', '4'),
     ]
     assert generator._decoder.prompts == [[120], [120], [EOT], [EOT]]
+
+
+def test_the_text_of_a_model_is_its_decoded_ids():
+    tokenizer = ByteTokenizer()
+    config = make_config(vocab_size=257, max_seq_len=16, num_layers=1, d_model=16)
+    params = nn.unbox(jax.jit(init_params, static_argnums=0)(config, jax.random.key(0)))
+    generator = Generator(config, params, tokenizer)
+    sampling = SampleConfig(max_new_tokens=12, temperature=5.0, num_samples=2, chunk=5)
+    results = generator.generate(['né', ''], sampling)
+    prompts = [tokenizer.encode('né')] * 2 + [[EOT]] * 2
+    ids = np.concatenate(list(generator._decoder.generate(prompts, sampling)), 1).tolist()
+    assert [result.tokens for result in results] == ids
+    assert [result.text for result in results] == [tokenizer.decode(row) for row in ids]
+    assert len({result.text for result in results}) == 4
+    with pytest.raises(UserError, match='the prompt has 17 tokens'):
+        generator.generate(['x' * 17], sampling)
