@@ -36,6 +36,7 @@ class TrainConfig:
     z_loss: float = 0.0  # weight of log(Z)², which keeps the logits from drifting; 0: off
     max_bad_steps: int = 10  # non-finite steps in a row that end the run
     loss_chunk_bytes: int = 2**27  # the loss holds at most this much of the logits at once
+    steps_per_call: int = 0  # steps that the device makes in one call; 0: by backend and size
     log_every: int = 10  # steps between rows of metrics
     sinks: tuple[str, ...] = ('jsonl', 'tensorboard')  # where metrics go; also: wandb
 
@@ -93,6 +94,15 @@ def finalize(config: RunConfig, *, vocab_size: int, train_tokens: int = 0) -> Ru
     return freeze(config)
 
 
+def call_cadences(config: RunConfig) -> dict[str, int]:
+    """What happens every so many steps (0: never), and so only between two calls, by its key."""
+    return {
+        'config.eval.every': config.eval.every,
+        'config.sample.every': config.sample.every,
+        'config.checkpoint.save_every': config.checkpoint.save_every,
+    }
+
+
 def _finalize_train(config: RunConfig, train_tokens: int) -> None:
     """Fills the derived values of `config.train` and `config.eval`, and checks them."""
     train, evaluation = config.train, config.eval
@@ -104,6 +114,16 @@ def _finalize_train(config: RunConfig, train_tokens: int) -> None:
             f'config.train.batch_size={train.batch_size} is not divisible by '
             f'config.train.grad_accumulation={train.grad_accumulation}; change one of them'
         )
+    if train.steps_per_call < 0:
+        raise UserError(
+            f'config.train.steps_per_call={train.steps_per_call} must not be negative; 0 is auto'
+        )
+    for name, every in call_cadences(config).items():
+        if train.steps_per_call and every % train.steps_per_call:
+            raise UserError(
+                f'{name}={every} is not a multiple of config.train.steps_per_call='
+                f'{train.steps_per_call}; change one of them'
+            )
     if train.num_tokens and train.num_epochs:
         raise UserError('set only one of config.train.num_tokens and config.train.num_epochs')
     for name in ('num_tokens', 'num_epochs', 'z_loss'):

@@ -40,9 +40,9 @@ def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:
     return jax.tree.map(sharding, specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The sharding of `[B, …]` arrays: rows over the data axis."""
-    return NamedSharding(mesh, PartitionSpec(RULES['batch']))
+def batch_sharding(mesh: Mesh, *, rows_axis: int = 0) -> NamedSharding:
+    """The sharding of `[…, B, …]` arrays: rows over the data axis."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * rows_axis, RULES['batch']))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

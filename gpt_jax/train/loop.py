@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -39,7 +40,7 @@ class Hooks:
     save: Callable[[TrainState, int, float | None], None] = _nothing  # state, step, eval loss
     write: Callable[[int, dict[str, float]], None] = _nothing  # a row of metrics
     flush: Callable[[], None] = _nothing  # rows are on disk when it returns
-    stop: Callable[[], bool] = lambda: False  # polled every step
+    stop: Callable[[], bool] = lambda: False  # polled after every call
 
 
 def run(
@@ -52,10 +53,10 @@ def run(
     progress: Progress,
     best_loss: float = math.inf,
 ) -> tuple[TrainState, Outcome]:
-    """Trains from `state` to `config.train.num_steps`.
+    """Trains from `state` to `config.train.num_steps`, in calls of one or several steps.
 
-    Metrics of step t are read after step t+1 is dispatched, so that the device never waits for
-    the host. Rows up to a step are on disk before its checkpoint is.
+    Metrics of a call are read after the next one is dispatched, so that the device never waits
+    for the host. Rows up to a step are on disk before its checkpoint is.
 
     Args:
       batches: the data from the state's step on.
@@ -65,13 +66,15 @@ def run(
         UserError: too many non-finite steps in a row; the state is saved first.
     """
     num_steps = config.train.num_steps
-    first = int(state.step)
-    recorder = _Recorder(config, hooks, progress, first)
-    for done in range(first + 1, num_steps + 1):
+    done = int(state.step)
+    recorder = _Recorder(config, hooks, progress, done)
+    while done < num_steps:
+        count = program.call_length(done, num_steps)
         began = time.perf_counter()
-        batch = next(batches)
+        call = list(itertools.islice(batches, count))
         waited = time.perf_counter() - began
-        state, metrics = program.train_step(state, program.place(batch))
+        state, metrics = program.advance(state, call)
+        done += count
         recorder.read_previous()
         recorder.remember(done, metrics, waited)
 
@@ -112,10 +115,10 @@ def _due(every: int, step: int) -> bool:
 
 
 class _Recorder:
-    """Turns a step's metrics into rows and into the progress line, one step late."""
+    """Turns the metrics of a call into rows and into the progress line, one call late."""
 
     def __init__(self, config: RunConfig, hooks: Hooks, progress: Progress, first: int):
-        self.bad_steps = 0
+        self.bad_steps = 0  # in a row, at the worst step of the call that was read last
         self._config, self._hooks, self._progress = config, hooks, progress
         self._tokens_per_step = config.train.batch_size * config.model.max_seq_len
         self._pending: tuple[int, dict[str, Any]] | None = None
@@ -123,35 +126,44 @@ class _Recorder:
         self._clock = time.perf_counter()  # when the steps that make up a row began
         self._clock_step = first
 
-    def remember(self, step: int, metrics: dict[str, jax.Array], waited: float) -> None:
-        self._pending = (step, metrics)
+    def remember(self, done: int, metrics: dict[str, jax.Array], waited: float) -> None:
+        """Takes the metrics `[steps]` of the call that ended with step `done`."""
+        self._pending = (done, metrics)
         self._waited += waited
 
     def restart_clock(self) -> None:
-        """Leaves out of tokens/s what happened between two steps, such as an evaluation."""
+        """Leaves out of tokens/s what happened between two calls, such as an evaluation."""
         self._clock = time.perf_counter()
 
     def read_previous(self) -> None:
-        """Reads the metrics that were remembered last, and writes a row when one is due."""
+        """Reads the metrics that were remembered last, and writes the rows that are due."""
         if self._pending is None:
             return
-        (step, metrics), self._pending = self._pending, None
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        self.bad_steps = int(values['bad_steps'])
-        fields = {'loss': values['loss']}
-        if step % self._config.train.log_every == 0:
-            now = time.perf_counter()
-            steps = step - self._clock_step
-            rate = steps * self._tokens_per_step / (now - self._clock)
-            row = {f'train/{name}': value for name, value in values.items()}
-            row['train/tokens'] = float(step * self._tokens_per_step)
-            row['train/tokens_per_second'] = rate
-            row['train/data_wait_seconds'] = self._waited / steps
-            row |= {f'train/{key}': value for key, value in self._hooks.throughput(rate).items()}
-            self._hooks.write(step, row)
-            self._clock, self._clock_step, self._waited = now, step, 0.0
-            fields['tok/s'] = rate
-        self._progress.update(step, **fields)
+        (done, metrics), self._pending = self._pending, None
+        values = jax.device_get(metrics)
+        steps = range(done - len(values['loss']) + 1, done + 1)
+        self.bad_steps = int(values['bad_steps'].max())
+        fields = {'loss': float(values['loss'][-1])}
+        due = [step for step in steps if step % self._config.train.log_every == 0]
+        if due:
+            speed = self._speed(done)
+            for step in due:
+                row = {name: float(value[step - steps[0]]) for name, value in values.items()}
+                row['tokens'] = float(step * self._tokens_per_step)
+                row = {f'train/{name}': value for name, value in (row | speed).items()}
+                self._hooks.write(step, row)
+            fields['tok/s'] = speed['tokens_per_second']
+        self._progress.update(done, **fields)
+
+    def _speed(self, done: int) -> dict[str, float]:
+        """What was measured from the last row on to the end of the call that was read."""
+        now = time.perf_counter()
+        steps = done - self._clock_step
+        rate = steps * self._tokens_per_step / (now - self._clock)
+        waited = self._waited / steps
+        self._clock, self._clock_step, self._waited = now, done, 0.0
+        measured = {'tokens_per_second': rate, 'data_wait_seconds': waited}
+        return measured | self._hooks.throughput(rate)
 
     def evaluation(self, step: int, results: dict[str, Evaluation]) -> float:
         """Writes an evaluation's row and line; returns the loss that decides what is best."""

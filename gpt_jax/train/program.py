@@ -6,7 +6,8 @@ tests and ahead-of-time checks share it.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -14,10 +15,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gpt_jax.config import RunConfig
+from gpt_jax.config import RunConfig, call_cadences
 from gpt_jax.errors import UserError
 from gpt_jax.model.attention_ops import resolve_kernel
 from gpt_jax.model.config import ModelConfig, ScanLayers
+from gpt_jax.model.flops import train_flops_per_token
 from gpt_jax.model.gpt import GPT, init_params
 from gpt_jax.optim import make_optimizer
 from gpt_jax.optim.schedule import make_schedule
@@ -26,6 +28,10 @@ from gpt_jax.parallel.rules import RULES, batch_sharding, parameter_shardings, r
 from gpt_jax.train.loss import LossSums
 from gpt_jax.train.state import TrainState, make_state
 from gpt_jax.train.step import Batch, Metrics, StepParts, make_eval_step, make_train_step
+
+# Work that one call may hold, for the choice of `train.steps_per_call`; none: a step a call.
+FLOPS_PER_CALL = {'cpu': 2e11}  # about half a second
+MAX_STEPS_PER_CALL = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,16 +43,42 @@ class Program:
     abstract_state: TrainState  # ShapeDtypeStructs with shardings
     init: Callable[[jax.Array], TrainState]  # from a PRNG key
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]  # donates the state
+    train_steps: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]  # of stacked batches
+    steps_per_call: int  # how many batches `train_steps` takes in a run
     eval_step: Callable[[Any, Batch], LossSums]  # from params
 
     def place(self, batch: dict[str, np.ndarray]) -> Batch:
         """Moves this process's rows of a batch onto its devices."""
-        sharding = batch_sharding(self.mesh)
-        processes = jax.process_count()
+        return self._place(batch, rows_axis=0)
+
+    def advance(
+        self, state: TrainState, batches: Sequence[dict[str, np.ndarray]]
+    ) -> tuple[TrainState, Metrics]:
+        """Takes a step for each of `batches` in one call of the device; donates the state.
+
+        Every metric is a vector with an entry a step.
+        """
+        if len(batches) == 1:
+            state, metrics = self.train_step(state, self.place(batches[0]))
+            return state, {name: value[None] for name, value in metrics.items()}
+        stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+        return self.train_steps(state, self._place(stacked, rows_axis=1))
+
+    def call_length(self, step: int, num_steps: int) -> int:
+        """How many steps the next call takes after `step` of `num_steps`.
+
+        Calls begin at multiples of `steps_per_call`; what is left over is taken one by one.
+        """
+        aligned = step % self.steps_per_call == 0 and step + self.steps_per_call <= num_steps
+        return self.steps_per_call if aligned else 1
+
+    def _place(self, batch: dict[str, np.ndarray], *, rows_axis: int) -> Batch:
+        sharding = batch_sharding(self.mesh, rows_axis=rows_axis)
 
         def put(rows: np.ndarray) -> jax.Array:
-            shape = (rows.shape[0] * processes, *rows.shape[1:])
-            return jax.make_array_from_process_local_data(sharding, rows, shape)
+            shape = list(rows.shape)
+            shape[rows_axis] *= jax.process_count()
+            return jax.make_array_from_process_local_data(sharding, rows, tuple(shape))
 
         return {name: put(rows) for name, rows in batch.items()}
 
@@ -90,6 +122,11 @@ def make_program(config: RunConfig, mesh: Mesh) -> Program:
         shardings,
     )
     rows, whole = batch_sharding(mesh), replicated(mesh)
+    train_step = make_train_step(parts)
+
+    def train_steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
+        return jax.lax.scan(train_step, state, batches)
+
     return Program(
         mesh=mesh,
         model=model,
@@ -98,12 +135,22 @@ def make_program(config: RunConfig, mesh: Mesh) -> Program:
         train_step=_on_mesh(
             mesh,
             jax.jit(
-                make_train_step(parts),
+                train_step,
                 in_shardings=(shardings, rows),
                 out_shardings=(shardings, whole),
                 donate_argnums=0,
             ),
         ),
+        train_steps=_on_mesh(
+            mesh,
+            jax.jit(
+                train_steps,
+                in_shardings=(shardings, batch_sharding(mesh, rows_axis=1)),
+                out_shardings=(shardings, whole),
+                donate_argnums=0,
+            ),
+        ),
+        steps_per_call=choose_steps_per_call(config, backend=backend),
         eval_step=_on_mesh(
             mesh,
             jax.jit(
@@ -121,6 +168,21 @@ def use_scan(config: ModelConfig, *, backend: str) -> bool:
         return config.scan_layers == ScanLayers.ON
     whole_periods = config.num_layers % max(1, len(config.window_pattern)) == 0
     return backend == 'tpu' and whole_periods
+
+
+def choose_steps_per_call(config: RunConfig, *, backend: str) -> int:
+    """How many steps a call takes: the config's number, or what the backend gains from.
+
+    On a CPU a call costs page faults, since memory is given back after each: steps of a small
+    model are taken up to ten at once, as long as a call stays short enough to be told to stop.
+    """
+    if config.train.steps_per_call:
+        return config.train.steps_per_call
+    tokens = config.train.batch_size * config.model.max_seq_len
+    flops = tokens * train_flops_per_token(config.model, length=config.model.max_seq_len)
+    limit = min(MAX_STEPS_PER_CALL, int(FLOPS_PER_CALL.get(backend, 0) / flops))
+    together = math.gcd(*call_cadences(config).values())
+    return max(k for k in range(1, max(1, limit) + 1) if together % k == 0)
 
 
 def _check_batches(config: RunConfig, mesh: Mesh) -> None:

@@ -12,7 +12,7 @@ from gpt_jax.errors import UserError
 from gpt_jax.optim import AdamW, Muon
 from gpt_jax.parallel.mesh import MeshConfig, make_mesh
 from gpt_jax.parallel.rules import RULES
-from gpt_jax.train.program import make_program
+from gpt_jax.train.program import choose_steps_per_call, make_program
 from tests.golden_file import check_golden_numbers
 from tests.tiny_config import VARIANTS, get_config
 
@@ -115,3 +115,55 @@ def test_moments_are_sharded_like_their_parameters():
         program = make_program(finalize(config, vocab_size=65), make_mesh(MeshConfig(data=2)))
         state = program.abstract_state
         assert all(leaf.sharding.mesh == program.mesh for leaf in jax.tree.leaves(state))
+
+
+def test_ten_steps_in_a_call_equal_ten_calls():
+    """To 1e-6 over 20 steps, with a row of metrics for each."""
+    config = _config()
+    batches = [
+        {'tokens': np.random.default_rng(step).integers(0, 65, (8, 33)).astype(np.int32)}
+        for step in range(20)
+    ]
+
+    def rows(steps_per_call):
+        program = make_program(config, make_mesh(MeshConfig(data=2)))
+        state = program.init(jax.random.key(0))
+        calls = []
+        for start in range(0, 20, steps_per_call):
+            state, metrics = program.advance(state, batches[start : start + steps_per_call])
+            calls.append(metrics)
+        return {name: np.concatenate([call[name] for call in calls]) for name in calls[0]}
+
+    one, ten = rows(1), rows(10)
+    assert all(values.shape == (20,) for values in ten.values())
+    for name, values in one.items():
+        np.testing.assert_allclose(ten[name], values, rtol=1e-6, err_msg=name)
+
+
+def test_calls_stay_aligned():
+    config = get_config()
+    config.train.steps_per_call = 5
+    program = make_program(finalize(config, vocab_size=65), make_mesh(MeshConfig(data=1)))
+    lengths, step = [], 3  # as after a run with another number of steps a call
+    while step < 17:
+        lengths.append(program.call_length(step, 17))
+        step += lengths[-1]
+    assert lengths == [1, 1, 5, 5, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ('backend', 'save_every', 'd_model', 'expected'),
+    [('cpu', 10, 32, 10), ('cpu', 18, 32, 9), ('cpu', 10, 8192, 1), ('gpu', 10, 32, 1)],
+)
+def test_steps_per_call_by_backend_and_size(backend, save_every, d_model, expected):
+    config = get_config()
+    config.checkpoint.save_every, config.eval.every = save_every, 0
+    config.model.d_model = d_model
+    assert choose_steps_per_call(finalize(config, vocab_size=65), backend=backend) == expected
+
+
+def test_a_cadence_inside_a_call_is_refused():
+    config = get_config()
+    config.train.steps_per_call = 4
+    with pytest.raises(UserError, match=r'config.eval.every=10 is not a multiple of .*call=4'):
+        finalize(config, vocab_size=65)

@@ -23,18 +23,20 @@ def _wait_for_rows(process: subprocess.Popen, workdir, count: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('variant', VARIANTS)
-def test_killed_at_half_time(variant, tmp_path):
-    config = f'--config={TINY}:{variant}'
+@pytest.mark.parametrize(
+    ('variant', 'steps_per_call'), [*((variant, 1) for variant in VARIANTS), ('adamw', 5)]
+)
+def test_killed_at_half_time(variant, steps_per_call, tmp_path):
+    config = [f'--config={TINY}:{variant}', f'--config.train.steps_per_call={steps_per_call}']
     whole, killed = tmp_path / 'whole', tmp_path / 'killed'
-    run(config, f'--workdir={whole}')
+    run(*config, f'--workdir={whole}')
 
-    process = start(config, f'--workdir={killed}')
+    process = start(*config, f'--workdir={killed}')
     _wait_for_rows(process, killed, 14)  # past the checkpoint of step 20
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    output = run(config, f'--workdir={killed}')
+    output = run(*config, f'--workdir={killed}')
     assert 'resuming at step' in output
 
     assert rows(killed) == rows(whole)
