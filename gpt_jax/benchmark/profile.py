@@ -6,10 +6,11 @@ root, so a residual sum that was fused into a norm counts as that norm.
 """
 
 import collections
+import contextlib
 import dataclasses
 import pathlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -75,6 +76,22 @@ class Profile:
     step_ms: float
     groups: dict[str, float]  # milliseconds a step, the largest first
     kernels: list[Kernel]  # the longest first
+
+
+@contextlib.contextmanager
+def exact_names() -> Iterator[None]:
+    """What is compiled within carries the names of this source.
+
+    Otherwise the persistent cache may return the same operations under the names that they had
+    when they were first compiled.
+    """
+    key = 'jax_compilation_cache_include_metadata_in_key'
+    before = getattr(jax.config, key)
+    jax.config.update(key, True)
+    try:
+        yield
+    finally:
+        jax.config.update(key, before)
 
 
 def record(folder: pathlib.Path, run: Callable[[], Any]) -> pathlib.Path:

@@ -1,5 +1,6 @@
 """Time the real training step on this machine: speed, MFU, memory, compilation, start-up."""
 
+import contextlib
 import dataclasses
 import pathlib
 import sys
@@ -67,7 +68,8 @@ def run(
     runtime.initialize(config.runtime)
     config, program, batches = _open(config, start_up, data=flags.benchmark_data)
     print(format_table('benchmark', summarize(program, config)), flush=True)
-    training = TrainingBenchmark(program, config, batches, start_up=start_up)
+    with profile.exact_names() if flags.profile else contextlib.nullcontext():
+        training = TrainingBenchmark(program, config, batches, start_up=start_up)
     report = training.measure(
         warmup=flags.benchmark_warmup,
         groups=flags.benchmark_groups,

@@ -101,7 +101,8 @@ def test_the_real_step_is_traced(tmp_path):
     config.model.position = 'rope'
     config = finalize(config, vocab_size=65)
     program = make_program(config, make_mesh(config.mesh))
-    training = TrainingBenchmark(program, config, synthetic_batches(config))
+    with profile.exact_names():
+        training = TrainingBenchmark(program, config, synthetic_batches(config))
     trace = profile.record(tmp_path / 'profile', lambda: training.run(3))
     events = profile.read_events(trace, platform='cpu')
     instructions = profile.read_instructions(training.compiled.as_text())
@@ -110,6 +111,8 @@ def test_the_real_step_is_traced(tmp_path):
     busy = result.step_ms - result.groups['gaps']
     assert result.groups.get('other', 0.0) < 0.2 * busy, 'most of the time has a group'
     assert {'products', 'attention', 'norm', 'optimizer', 'loss'} <= set(result.groups)
+    scopes = {each.operation.split('/')[0] for each in result.kernels if each.group == 'optimizer'}
+    assert {'clip', 'optimizer'} <= scopes
     assert sum(each.milliseconds for each in result.kernels) == pytest.approx(busy)
     assert 'optimizer' in profile.format_profile(result)
 
@@ -118,3 +121,18 @@ def test_a_trace_without_kernels_is_refused(tmp_path):
     trace = profile.record(tmp_path, lambda: jax.block_until_ready(np.zeros(3)))
     with pytest.raises(UserError, match='/device:GPU:0; leave out --profile'):
         profile.read_events(trace, platform='gpu')
+
+
+def test_names_are_those_of_this_source_and_not_of_the_cache():
+    def compiled_names(scope):
+        @jax.jit
+        def double(x):
+            with jax.named_scope(scope):
+                return x * 2.0
+
+        return double.lower(np.float32(1)).compile().as_text()
+
+    with profile.exact_names():
+        assert 'double)/before/' in compiled_names('before')
+        assert 'double)/after/' in compiled_names('after')
+    assert not jax.config.jax_compilation_cache_include_metadata_in_key
