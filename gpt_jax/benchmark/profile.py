@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import pathlib
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -26,13 +27,15 @@ GROUPS: tuple[tuple[str, str], ...] = (
     ('products', r'/(query|key|value|output)/.*(dot|gemm)'),
     ('attention', r'[/(]attention/|fmha|sdpa|flash'),
     ('products', r'dot_general|gemm|cutlass|nvjet|cublas|(^| )dot'),
+    ('dropout', r'[/(]dropout\W'),
     ('loss', r'[/(]loss\W'),
     ('activation', r'/mlp/'),
     ('embedding', r'/embedding/'),
     (
         'data movement',
         r'/(slice|stack|concatenate|pad|squeeze|transpose|reshape|broadcast_in_dim|copy) '
-        r'|(^| )(wrapped_)?(copy|transpose|slice|concatenate|broadcast|bitcast|memcpy|memset)',
+        r'|mem(cpy|set)|(^| )(wrapped_)?(copy|transpose|slice|concatenate|broadcast|bitcast)'
+        r'(_fusion)?([._]\d+)?( |$)',
     ),
 )
 OTHER, GAPS = 'other', 'gaps'
@@ -118,18 +121,23 @@ def read_events(path: pathlib.Path, *, platform: str) -> list[Event]:
         UserError: there are none.
     """
     plane_name, line_prefix = DEVICE_LINES[platform]
-    events = [
-        _event(event, stats)
-        for plane in jax.profiler.ProfileData.from_file(str(path)).planes
-        if plane.name == plane_name
-        for line in plane.lines
-        if line.name.startswith(line_prefix)
-        for event in line.events
-        if event.duration_ns > 0
-        for stats in [dict(event.stats)]
-        # The threads of a CPU share one plane, with all devices and with what is no kernel.
-        if platform != 'cpu' or ('hlo_op' in stats and not stats.get('device_ordinal'))
-    ]
+    data = jax.profiler.ProfileData.from_file(str(path))
+    with warnings.catch_warnings():
+        # jaxlib 0.12 warns when it makes the type of `event.stats`, and aborts where a warning is
+        # an error.
+        warnings.simplefilter('ignore', DeprecationWarning)
+        events = [
+            _event(event, stats)
+            for plane in data.planes
+            if plane.name == plane_name
+            for line in plane.lines
+            if line.name.startswith(line_prefix)
+            for event in line.events
+            if event.duration_ns > 0
+            for stats in [dict(event.stats)]
+            # The threads of a CPU share one plane, with all devices and what is no kernel.
+            if platform != 'cpu' or ('hlo_op' in stats and not stats.get('device_ordinal'))
+        ]
     if not events:
         raise UserError(f'{path} shows no kernel on {plane_name}; leave out --profile')
     return events
@@ -237,6 +245,11 @@ def _location(op_name: str) -> str:
     return re.sub(r'layer_\d+', 'layer_*', re.sub(r'^jit\(\w+\)/', '', op_name))
 
 
+def _shorten(text: str, width: int) -> str:
+    """The end of a text, which says the most of where an operation comes from."""
+    return text if len(text) <= width else '…' + text[1 - width :]
+
+
 def format_profile(profile: Profile, *, rows: int = 12) -> str:
     """The table of groups, and that of the `rows` longest kernels."""
     share = 100 / profile.step_ms
@@ -245,7 +258,7 @@ def format_profile(profile: Profile, *, rows: int = 12) -> str:
     lines += ['', '    ms/step   share   count  group          kernel: operation']
     lines += [
         f'  {each.milliseconds:9.3f}  {each.milliseconds * share:5.1f}%  {each.count:6g}  '
-        f'{each.group:13}  {each.name}: {each.operation}'
+        f'{each.group:13}  {each.name}: {_shorten(each.operation, 90)}'
         for each in profile.kernels[:rows]
     ]
     return '\n'.join(lines)
