@@ -63,7 +63,7 @@ def read_tokenizer(workdir: pathlib.Path) -> Tokenizer:
 def save_run(run: Run, *, overrides: dict[str, Any]) -> None:
     """Writes what `read_config` and `read_tokenizer` read, and where the run came from."""
     run.tokenizer.save(run.workdir / TOKENIZER)
-    provenance = {'command': sys.argv, 'overrides': overrides, 'git_commit': _git_commit()}
+    provenance = {'command': sys.argv, 'overrides': overrides, 'git_commit': git_commit()}
     files.write_json(run.workdir / PROVENANCE, provenance)
     files.write_json(run.workdir / CONFIG, to_json(run.config))
 
@@ -131,7 +131,7 @@ def restore_weights(
     return restored.step, restored.items[item]
 
 
-def _git_commit() -> str:
+def git_commit() -> str:
     """The commit of the code that runs, '+' appended when files differ; '' outside git."""
     git = ['git', '-C', str(pathlib.Path(__file__).parent)]
     try:

@@ -59,5 +59,6 @@ def dropout(x: Float[Array, '...'], rate: float, key: Key[Array, ''] | None) -> 
     """Zeroes entries with probability `rate` and scales the rest; without a key, does nothing."""
     if key is None or rate == 0.0:
         return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
-    return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
+    with jax.named_scope('dropout'):
+        keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+        return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))

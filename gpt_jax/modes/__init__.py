@@ -4,13 +4,14 @@ from types import ModuleType
 
 from absl import flags as absl_flags
 
-from gpt_jax.modes import evaluate, generate, prepare, train
+from gpt_jax.modes import benchmark, evaluate, generate, prepare, train
 
 MODES: dict[str, ModuleType] = {
     'train': train,
     'prepare': prepare,
     'evaluate': evaluate,
     'generate': generate,
+    'benchmark': benchmark,
 }
 
 

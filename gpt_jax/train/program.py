@@ -221,12 +221,19 @@ def _state_shardings(
 
 
 def _on_mesh(mesh: Mesh, function: Callable) -> Callable:
-    """Runs `function` where logical constraints mean something: flax ignores them elsewhere."""
+    """Runs and lowers `function` where logical constraints mean something.
 
-    @functools.wraps(function)
-    def call(*args):
-        with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(RULES.items())):
-            return function(*args)
+    Elsewhere flax ignores them. What `lower(...)` compiles ahead of time is what a call runs.
+    """
 
-    call.lower = function.lower
+    def within(inner: Callable) -> Callable:
+        @functools.wraps(inner)
+        def call(*args):
+            with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(RULES.items())):
+                return inner(*args)
+
+        return call
+
+    call = within(function)
+    call.lower = within(function.lower)
     return call

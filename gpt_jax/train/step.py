@@ -35,7 +35,8 @@ def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[Tra
     """The step: gradients over micro-batches, clipping, update, and skipping what is not finite.
 
     Dropout of step t is drawn from fold_in(seed, t), so nothing random is stored. The learning
-    rate follows the updates that were made: a skipped step does not advance it.
+    rate follows the updates that were made: a skipped step does not advance it. The named scopes
+    are what a profile sorts the time by.
     """
     train, config = parts.train, parts.model.config
     period = layers_per_period(config, scan=parts.model.scan)
@@ -59,22 +60,23 @@ def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[Tra
             loss, sums, grads = _accumulate(grad_fn, executed, batch, train.grad_accumulation)
         grads = to_stored(grads, num_layers=config.num_layers)
 
-        grad_norm = optax.tree.norm(grads)
-        if parts.clip_norm:
-            scale = jnp.minimum(1.0, parts.clip_norm / (grad_norm + 1e-6))
-            grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
-        updates, opt_state = parts.optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = state.ema
-        if train.ema_decay:
-            ema = optax.incremental_update(params, ema, step_size=1 - train.ema_decay)
-
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        params, opt_state, ema = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
-            (params, opt_state, ema),
-            (state.params, state.opt_state, state.ema),
-        )
+        with jax.named_scope('clip'):
+            grad_norm = optax.tree.norm(grads)
+            if parts.clip_norm:
+                scale = jnp.minimum(1.0, parts.clip_norm / (grad_norm + 1e-6))
+                grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+        with jax.named_scope('optimizer'):
+            updates, opt_state = parts.optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            ema = state.ema
+            if train.ema_decay:
+                ema = optax.incremental_update(params, ema, step_size=1 - train.ema_decay)
+            finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+            params, opt_state, ema = jax.tree.map(
+                lambda new, old: jnp.where(finite, new, old),
+                (params, opt_state, ema),
+                (state.params, state.opt_state, state.ema),
+            )
         new_state = TrainState(
             step=state.step + 1,
             params=params,
@@ -127,9 +129,10 @@ def _loss(parts: StepParts, executed: Any, batch: Batch, dropout_key, *, z_loss:
         z_loss=z_loss,
         chunk_bytes=parts.train.loss_chunk_bytes,
     )
-    return cross_entropy(
-        hidden_BLD, output_table(executed), tokens[:, 1:], batch['loss_mask'], options
-    )
+    with jax.named_scope('loss'):
+        return cross_entropy(
+            hidden_BLD, output_table(executed), tokens[:, 1:], batch['loss_mask'], options
+        )
 
 
 def _with_loss_mask(batch: Batch) -> Batch:

@@ -1,0 +1,167 @@
+"""Time the real training step on this machine: speed, MFU, memory, compilation, start-up."""
+
+import contextlib
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags as absl_flags
+
+from gpt_jax import files
+from gpt_jax import run as runs
+from gpt_jax.benchmark import profile
+from gpt_jax.benchmark.machine import describe_machine
+from gpt_jax.benchmark.start_up import StartUp
+from gpt_jax.benchmark.training import TrainingBenchmark, synthetic_batches
+from gpt_jax.config import RunConfig, finalize
+from gpt_jax.config_tree import to_json
+from gpt_jax.data.prepare import prepare
+from gpt_jax.data.shard_tokenizer import make_run_tokenizer
+from gpt_jax.errors import UserError
+from gpt_jax.parallel import runtime
+from gpt_jax.parallel.mesh import make_mesh
+from gpt_jax.telemetry.report import format_table
+from gpt_jax.tokenizer import TokenizerConfig, TokenizerKind
+from gpt_jax.tokenizer.byte import ByteTokenizer
+from gpt_jax.train.program import Program, make_program
+from gpt_jax.train.session import Session
+from gpt_jax.train.summary import summarize
+
+KERNELS_KEPT = 50  # of a profile, in the JSON
+
+
+def define_flags(flags: absl_flags.FlagValues) -> None:
+    """How long to measure, on what, and where results go."""
+    counts = {
+        'benchmark_warmup': (3, 'steps before the first that is timed'),
+        'benchmark_groups': (5, 'groups of steps; the median over them is the result'),
+        'benchmark_steps': (10, 'steps in a group'),
+        'profile_steps': (3, 'steps that --profile traces'),
+    }
+    for name, (default, text) in counts.items():
+        absl_flags.DEFINE_integer(name, default, text, lower_bound=1, flag_values=flags)
+    absl_flags.DEFINE_boolean(
+        'benchmark_data', False, "the run's data instead of random tokens", flag_values=flags
+    )
+    absl_flags.DEFINE_string('benchmark_out', '', 'a JSON file to write', flag_values=flags)
+    absl_flags.DEFINE_boolean(
+        'profile', False, 'also trace some steps and show their kernels', flag_values=flags
+    )
+    absl_flags.DEFINE_string(
+        'profile_dir', '', 'where the trace goes (default: WORKDIR/profile)', flag_values=flags
+    )
+
+
+def run(
+    flags: absl_flags.FlagValues,
+    config: RunConfig,
+    workdir: pathlib.Path,
+    overrides: dict[str, Any],
+) -> int:
+    """Measures, prints, and writes the JSON; nothing is written but what a flag names."""
+    start_up = StartUp()
+    start_up.mark('imports')
+    runtime.initialize(config.runtime)
+    config, program, batches = _open(config, start_up, data=flags.benchmark_data)
+    print(format_table('benchmark', summarize(program, config)), flush=True)
+    with profile.exact_names() if flags.profile else contextlib.nullcontext():
+        training = TrainingBenchmark(program, config, batches, start_up=start_up)
+    report = training.measure(
+        warmup=flags.benchmark_warmup,
+        groups=flags.benchmark_groups,
+        steps=flags.benchmark_steps,
+    )
+    print(format_table('training', _training_rows(report)), flush=True)
+    report['data'] = 'pipeline' if flags.benchmark_data else 'random tokens'
+    report |= {'machine': describe_machine(program.mesh), 'command': sys.argv}
+    report |= {'overrides': overrides, 'git_commit': runs.git_commit(), 'config': to_json(config)}
+    if flags.profile:
+        folder = pathlib.Path(flags.profile_dir or workdir / 'profile')
+        report['profile'] = _profile(training, program, folder, steps=flags.profile_steps)
+    if flags.benchmark_out:
+        files.write_json(flags.benchmark_out, report)
+    return 0
+
+
+def _open(
+    config: RunConfig, start_up: StartUp, *, data: bool
+) -> tuple[RunConfig, Program, Iterator[dict[str, np.ndarray]]]:
+    """The finalized config, its program, and what to train it on."""
+    jax.devices()
+    start_up.mark('devices')
+    if data:
+        folder = prepare(config.data, config.tokenizer)
+        tokenizer = make_run_tokenizer(folder, config.tokenizer)
+        config = finalize(config, vocab_size=tokenizer.vocab_size)
+        start_up.mark('data')
+        session = Session(config, tokenizer, folder)
+        program, batches = session.program, session.batches(0)
+    else:
+        vocab_size = config.model.vocab_size or _vocab_size(config.tokenizer)
+        config = finalize(config, vocab_size=vocab_size)
+        program = make_program(config, make_mesh(config.mesh))
+        batches = synthetic_batches(config)
+    start_up.mark('program')
+    return config, program, batches
+
+
+def _vocab_size(config: TokenizerConfig) -> int:
+    """How many tokens there will be, as far as it is known without the data."""
+    if config.vocab_size:
+        return config.vocab_size
+    if config.kind == TokenizerKind.BYTE:
+        return ByteTokenizer().vocab_size
+    raise UserError(
+        f'the vocabulary of a {config.kind} tokenizer depends on the data: set '
+        f'--config.model.vocab_size=65, say, or read the data with --benchmark_data'
+    )
+
+
+def _training_rows(report: dict[str, Any]) -> dict[str, str]:
+    """What the terminal shows of a report."""
+    rows = {
+        'step': f'{report["step_ms"]:,.2f} ms, median of {len(report["step_ms_groups"])} groups '
+        f'of {report["steps_per_group"]} steps ({report["step_ms_min"]:,.2f} to '
+        f'{report["step_ms_max"]:,.2f})',
+        'tokens': f'{report["tokens_per_second"]:,.0f} a second, '
+        f'{report["tokens_per_step"]:,} a step',
+        'data wait': f'{1e3 * report["data_wait_seconds"]:,.3f} ms a step',
+        'FLOPs': f'{report["model_flops_per_step"]:.4g} a step by formula, '
+        f'{report["hardware_flops_per_step"]:.4g} with recomputation',
+        'MFU': 'unknown: no published peak for this device',
+        'memory': f'{report["peak_memory_bytes"] / 2**20:,.1f} MiB '
+        f'({report["peak_memory_source"]})',
+        'compilation': f'{report["trace_seconds"]:.2f} s to trace and lower, '
+        f'{report["compile_seconds"]:.2f} s to compile (cache: {report["compile_cache"]})',
+        'first step': f'{report["seconds_to_first_step"]:.2f} s after the '
+        f'{report["seconds_to_first_step_since"]}: '
+        + ', '.join(f'{phase} {s:.2f}' for phase, s in report['start_up_seconds'].items()),
+    }
+    if report['mfu'] is not None:
+        rows['MFU'] = (
+            f'{report["mfu"]:.2%} of {report["peak_flops"] / 1e12:,.1f} TFLOP/s (dense bfloat16) '
+            f'a device; {report["hfu"]:.2%} with recomputation'
+        )
+    return rows
+
+
+def _profile(
+    training: TrainingBenchmark, program: Program, folder: pathlib.Path, *, steps: int
+) -> dict[str, Any]:
+    """Traces some steps, prints where their time goes, and returns it for the JSON."""
+    trace = profile.record(folder, lambda: training.run(steps))
+    events = profile.read_events(trace, platform=program.mesh.devices.flat[0].platform)
+    instructions = profile.read_instructions(training.compiled.as_text())
+    result = profile.summarize(events, instructions, steps=steps)
+    print(f'profile of {steps} steps, {result.step_ms:,.2f} ms each while traced')
+    print(profile.format_profile(result))
+    print(
+        f'trace in {folder}: pip install xprof, then xprof --logdir {folder}; or open the '
+        f'.trace.json.gz beside {trace.name} in https://ui.perfetto.dev'
+    )
+    kept = dataclasses.replace(result, kernels=result.kernels[:KERNELS_KEPT])
+    return {'trace': str(trace), 'steps': steps, **dataclasses.asdict(kept)}

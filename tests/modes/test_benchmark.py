@@ -1,0 +1,73 @@
+"""`--mode benchmark` as a user types it."""
+
+import json
+
+from gpt_jax.main import main
+from tests.command_line import TINY
+
+SHORT = ['--benchmark_warmup=1', '--benchmark_groups=2', '--benchmark_steps=2']
+
+
+def _benchmark(tmp_path, *arguments: str) -> int:
+    return main(
+        [
+            '--mode=benchmark',
+            f'--config={TINY}',
+            f'--workdir={tmp_path / "run"}',
+            *SHORT,
+            *arguments,
+        ]
+    )
+
+
+def test_measures_without_data_and_writes_only_what_is_asked(tmp_path, capsys):
+    out = tmp_path / 'out.json'
+    arguments = ['--config.model.vocab_size=65', '--config.data.source=/nowhere']
+    assert _benchmark(tmp_path, *arguments, f'--benchmark_out={out}') == 0
+    printed = capsys.readouterr().out
+    assert 'median of 2 groups of 2 steps' in printed
+    assert 'no published peak' in printed
+    report = json.loads(out.read_text())
+    assert report['step_ms'] > 0
+    assert report['tokens_per_second'] > 0
+    assert report['mfu'] is None
+    assert report['data'] == 'random tokens'
+    assert report['overrides']['model.vocab_size'] == 65
+    assert report['config']['model']['d_ff'] == 128
+    assert report['machine']['device_kind'] == 'cpu'
+    assert report['machine']['device_count'] == 1
+    assert list(report['start_up_seconds']) == [
+        *('imports', 'devices', 'program', 'initialise', 'trace and lower', 'compile'),
+        'first step',
+    ]
+    assert 'profile' not in report
+    assert [path.name for path in tmp_path.iterdir()] == ['out.json']
+
+
+def test_the_runs_data(tmp_path, capsys):
+    out = tmp_path / 'out.json'
+    assert _benchmark(tmp_path, '--benchmark_data', f'--benchmark_out={out}') == 0
+    report = json.loads(out.read_text())
+    assert report['data'] == 'pipeline'
+    assert report['data_wait_seconds'] > 0
+    assert report['start_up_seconds']['data'] > 0
+    assert not (tmp_path / 'run').exists()
+
+
+def test_profile(tmp_path, capsys):
+    out = tmp_path / 'out.json'
+    arguments = ['--config.model.vocab_size=65', '--profile', '--profile_steps=2']
+    assert _benchmark(tmp_path, *arguments, f'--benchmark_out={out}') == 0
+    printed = capsys.readouterr().out
+    profile = json.loads(out.read_text())['profile']
+    assert profile['steps'] == 2
+    assert profile['groups']['products'] > 0
+    assert (tmp_path / 'run' / 'profile').is_dir()
+    assert profile['trace'].startswith(str(tmp_path / 'run' / 'profile'))
+    assert f'xprof --logdir {tmp_path / "run" / "profile"}' in printed
+
+
+def test_an_unknown_vocabulary_is_one_line(tmp_path, capsys):
+    assert _benchmark(tmp_path) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert '--config.model.vocab_size=65' in line and '--benchmark_data' in line
