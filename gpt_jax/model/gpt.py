@@ -11,7 +11,7 @@ from flax.core.meta import add_axis
 from jaxtyping import Array, Float, Int, Key
 
 from gpt_jax.model.attention import AttentionContext
-from gpt_jax.model.attention_ops import AttentionMask
+from gpt_jax.model.attention_mask import AttentionMask
 from gpt_jax.model.block import Block, activation_axes
 from gpt_jax.model.cache import KVCache
 from gpt_jax.model.config import AttentionKernel, ModelConfig, Remat
