@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Key
 
 from gpt_jax.model.attention_mask import AttentionMask
@@ -45,4 +46,4 @@ def attend_xla(
     weights_BGRLS = jax.nn.softmax(scores_BGRLS, axis=-1).astype(v_BSGK.dtype)
     weights_BGRLS = dropout(weights_BGRLS, dropout_rate, dropout_key)
     out_BLGRK = jnp.einsum('BGRLS,BSGK->BLGRK', weights_BGRLS, v_BSGK)
-    return out_BLGRK.reshape(B, L, H, K)
+    return checkpoint_name(out_BLGRK.reshape(B, L, H, K), 'attention')

@@ -69,7 +69,9 @@ class ScanLayers(enum.StrEnum):
 class Remat(enum.StrEnum):
     NONE = 'none'
     FULL = 'full'
+    ATTENTION = 'attention'
     DOTS = 'dots'
+    DOTS_AND_ATTENTION = 'dots_and_attention'
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -107,7 +109,7 @@ class ModelConfig:
     param_dtype: DType = DType.FLOAT32
     compute_dtype: DType = DType.FLOAT32  # of activations and products
     scan_layers: ScanLayers = ScanLayers.AUTO  # one compiled layer, looped; auto: on TPU
-    remat: Remat = Remat.NONE  # what the backward pass recomputes: nothing, all, all but products
+    remat: Remat = Remat.NONE  # what a layer keeps for its backward pass: model/remat.py
 
     @property
     def padded_vocab_size(self) -> int:
