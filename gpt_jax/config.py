@@ -1,6 +1,7 @@
 """The tree of a run's knobs, and what turns a config file into a checked, final tree."""
 
 import dataclasses
+import enum
 import importlib.util
 import math
 import pathlib
@@ -23,6 +24,12 @@ from gpt_jax.telemetry.metrics import SINKS
 from gpt_jax.tokenizer import TokenizerConfig
 
 
+class LossKernel(enum.StrEnum):
+    AUTO = 'auto'
+    XLA = 'xla'
+    TRITON = 'triton'
+
+
 @dataclasses.dataclass(slots=True, kw_only=True)
 class TrainConfig:
     """How long, on how much at a time, and what is reported."""
@@ -35,6 +42,7 @@ class TrainConfig:
     ema_decay: float = 0.0  # exponential moving average of the weights; 0: off
     z_loss: float = 0.0  # weight of log(Z)², which keeps the logits from drifting; 0: off
     max_bad_steps: int = 10  # non-finite steps in a row that end the run
+    loss_kernel: LossKernel = LossKernel.AUTO  # auto: the backend's fastest
     loss_chunk_bytes: int = 2**27  # the loss holds at most this much of the logits at once
     steps_per_call: int = 0  # steps that the device makes in one call; 0: by backend and size
     log_every: int = 10  # steps between rows of metrics

@@ -7,7 +7,8 @@ import jax
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key
 
-from gpt_jax.model.attention_ops import ATTENTION_KERNELS, AttentionMask
+from gpt_jax.model.attention_mask import AttentionMask
+from gpt_jax.model.attention_ops import ATTENTION_KERNELS
 from gpt_jax.model.cache import LayerCache
 from gpt_jax.model.config import AttentionKernel, AttentionKind, ModelConfig
 from gpt_jax.model.linear import Linear
@@ -58,7 +59,7 @@ class GroupedQueryAttention(nn.Module):
         if cache is not None:
             cache = cache.write(k_BSGK, v_BSGK, context.mask.first_query_slot)
             k_BSGK, v_BSGK = cache.key_BSGK, cache.value_BSGK
-        out_BLHK = ATTENTION_KERNELS[self.kernel](
+        out_BLHK = ATTENTION_KERNELS[self.kernel].attend(
             q_BLHK,
             k_BSGK,
             v_BSGK,

@@ -25,6 +25,7 @@ class AttentionKernel(enum.StrEnum):
     AUTO = 'auto'
     XLA = 'xla'
     CUDNN = 'cudnn'
+    SPLASH = 'splash'
 
 
 class PositionKind(enum.StrEnum):
@@ -68,7 +69,9 @@ class ScanLayers(enum.StrEnum):
 class Remat(enum.StrEnum):
     NONE = 'none'
     FULL = 'full'
+    ATTENTION = 'attention'
     DOTS = 'dots'
+    DOTS_AND_ATTENTION = 'dots_and_attention'
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -106,7 +109,7 @@ class ModelConfig:
     param_dtype: DType = DType.FLOAT32
     compute_dtype: DType = DType.FLOAT32  # of activations and products
     scan_layers: ScanLayers = ScanLayers.AUTO  # one compiled layer, looped; auto: on TPU
-    remat: Remat = Remat.NONE  # what the backward pass recomputes: nothing, all, all but products
+    remat: Remat = Remat.NONE  # what a layer keeps for its backward pass: model/remat.py
 
     @property
     def padded_vocab_size(self) -> int:
@@ -161,8 +164,9 @@ def finalize_model(config: ModelConfig) -> None:
             f'{key}window_pattern has {len(c.window_pattern)} entries, which do not divide '
             f'{key}num_layers={c.num_layers}; change one of them or set {key}scan_layers=off'
         )
-    if c.attention_kernel == AttentionKernel.CUDNN and c.attention_dropout:
+    fused = c.attention_kernel not in (AttentionKernel.AUTO, AttentionKernel.XLA)
+    if fused and c.attention_dropout:
         raise UserError(
-            f'{key}attention_kernel=cudnn has no dropout: set {key}attention_dropout=0 or '
-            f'{key}attention_kernel=xla'
+            f'{key}attention_kernel={c.attention_kernel} has no dropout: '
+            f'set {key}attention_dropout=0 or {key}attention_kernel=xla'
         )

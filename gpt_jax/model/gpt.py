@@ -11,7 +11,7 @@ from flax.core.meta import add_axis
 from jaxtyping import Array, Float, Int, Key
 
 from gpt_jax.model.attention import AttentionContext
-from gpt_jax.model.attention_ops import AttentionMask
+from gpt_jax.model.attention_mask import AttentionMask
 from gpt_jax.model.block import Block, activation_axes
 from gpt_jax.model.cache import KVCache
 from gpt_jax.model.config import AttentionKernel, ModelConfig, Remat
@@ -19,11 +19,7 @@ from gpt_jax.model.layout import layers_per_period, to_stored
 from gpt_jax.model.linear import dropout
 from gpt_jax.model.norm import NORMS
 from gpt_jax.model.position import POSITIONS, default_positions
-
-REMAT_POLICIES = {
-    Remat.FULL: None,
-    Remat.DOTS: jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
+from gpt_jax.model.remat import remat_policy
 
 
 class Period(nn.Module):
@@ -46,7 +42,7 @@ class Period(nn.Module):
         c = self.config
         block_class = Block
         if c.remat != Remat.NONE:
-            policy = REMAT_POLICIES[c.remat]
+            policy = remat_policy(c.remat)
             block_class = nn.remat(Block, policy=policy, prevent_cse=self.layers > 1)
         new_layers = []
         for j in range(self.layers):

@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Key
 
 from gpt_jax.model.config import ModelConfig
@@ -43,7 +44,7 @@ class Linear(nn.Module):
             preferred_element_type=x.dtype,
         )
         if not c.use_bias:
-            return y
+            return checkpoint_name(y, self.name)
         bias = self.param(
             'bias',
             nn.with_logical_partitioning(
@@ -52,7 +53,8 @@ class Linear(nn.Module):
             self.outputs,
             jnp.dtype(c.param_dtype),
         )
-        return y + jnp.broadcast_to(bias.reshape(-1).astype(x.dtype), y.shape)
+        y = y + jnp.broadcast_to(bias.reshape(-1).astype(x.dtype), y.shape)
+        return checkpoint_name(y, self.name)
 
 
 def dropout(x: Float[Array, '...'], rate: float, key: Key[Array, ''] | None) -> Float[Array, '...']:

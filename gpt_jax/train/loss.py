@@ -7,12 +7,15 @@ same function is a forward-only loss.
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from gpt_jax.train.loss_kernels import LOSS_KERNELS
+from gpt_jax.train.loss_softmax import LossOptions, softmax_xla
 
 
 @flax.struct.dataclass
@@ -22,15 +25,6 @@ class LossSums:
     cross_entropy: Float[Array, '']  # nats
     correct: Float[Array, '']  # tokens whose most likely prediction is the target
     weight: Float[Array, '']  # tokens that count
-
-
-class LossOptions(NamedTuple):
-    """What the loss needs to know of the model, all static."""
-
-    vocab_size: int  # table rows beyond it are padding
-    soft_cap: float = 0.0
-    z_loss: float = 0.0
-    chunk_bytes: int = 2**27
 
 
 def cross_entropy(
@@ -114,34 +108,27 @@ def _chunk_count(length: int, logits_bytes: int, chunk_bytes: int) -> int:
 def _chunk(options, table_VD, hidden_BLD, targets_BL, weights_BL, *, gradients: bool) -> Any:
     """Loss, sums and gradients (or Nones) of one chunk of tokens."""
     hidden_MD = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])
-    targets_M1 = targets_BL.reshape(-1, 1)
-    weights_M1 = weights_BL.reshape(-1, 1)
-    vocab_1V = jnp.arange(table_VD.shape[0])[None, :]
+    targets_M, weights_M = targets_BL.reshape(-1), weights_BL.reshape(-1)
+    kernel = LOSS_KERNELS[options.kernel]
+    float32 = kernel.float32_logits or not gradients
     raw_MV = jax.lax.dot_general(
-        hidden_MD, table_VD, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+        hidden_MD,
+        table_VD,
+        (((1,), (1,)), ((), ())),
+        preferred_element_type=jnp.float32 if float32 else hidden_MD.dtype,
     )
-    cap = options.soft_cap
-    capped_MV = cap * jnp.tanh(raw_MV / cap) if cap else raw_MV
-    logits_MV = jnp.where(vocab_1V < options.vocab_size, capped_MV, -jnp.inf)
-    max_M1 = logits_MV.max(-1, keepdims=True)
-    exp_MV = jnp.exp(logits_MV - max_M1)
-    sum_M1 = exp_MV.sum(-1, keepdims=True)
-    log_z_M1 = jnp.log(sum_M1) + max_M1
-    target_M1 = jnp.take_along_axis(logits_MV, targets_M1, -1)
-    nll_M1 = log_z_M1 - target_M1
+    if gradients:
+        losses, dlogits_MV = kernel.softmax(options, raw_MV, targets_M, weights_M)
+    else:
+        losses, _ = softmax_xla(options, raw_MV, targets_M, weights_M, gradients=False)
     sums = LossSums(
-        cross_entropy=jnp.sum(nll_M1 * weights_M1),
-        correct=jnp.sum((target_M1 >= max_M1) * weights_M1),
-        weight=jnp.sum(weights_M1),
+        cross_entropy=jnp.sum(losses.nll_M * weights_M),
+        correct=jnp.sum(losses.correct_M * weights_M),
+        weight=jnp.sum(weights_M),
     )
-    loss = sums.cross_entropy + options.z_loss * jnp.sum(log_z_M1**2 * weights_M1)
+    loss = sums.cross_entropy + options.z_loss * jnp.sum(losses.log_z_M**2 * weights_M)
     if not gradients:
         return loss, sums, None, None
-    # d(nll)/d(logits) = softmax - onehot; the z-loss adds 2 z log(Z) softmax.
-    softmax_scale_M1 = (1 + 2 * options.z_loss * log_z_M1) / sum_M1 * weights_M1
-    dlogits_MV = exp_MV * softmax_scale_M1 - (vocab_1V == targets_M1) * weights_M1
-    if cap:
-        dlogits_MV *= 1 - (capped_MV / cap) ** 2
     dlogits_MV = dlogits_MV.astype(hidden_MD.dtype)
     dhidden_MD = jax.lax.dot_general(
         dlogits_MV, table_VD, (((1,), (0,)), ((), ())), preferred_element_type=hidden_MD.dtype

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gpt_jax.config import RunConfig, call_cadences
+from gpt_jax.config import LossKernel, RunConfig, call_cadences
 from gpt_jax.errors import UserError
 from gpt_jax.model.attention_ops import resolve_kernel
 from gpt_jax.model.config import ModelConfig, ScanLayers
@@ -26,6 +26,7 @@ from gpt_jax.optim.schedule import make_schedule
 from gpt_jax.optim.state import follow_parameters
 from gpt_jax.parallel.rules import RULES, batch_sharding, parameter_shardings, replicated
 from gpt_jax.train.loss import LossSums
+from gpt_jax.train.loss_kernels import resolve_loss_kernel
 from gpt_jax.train.state import TrainState, make_state
 from gpt_jax.train.step import Batch, Metrics, StepParts, make_eval_step, make_train_step
 
@@ -40,6 +41,7 @@ class Program:
 
     mesh: Mesh
     model: GPT
+    loss_kernel: LossKernel
     abstract_state: TrainState  # ShapeDtypeStructs with shardings
     init: Callable[[jax.Array], TrainState]  # from a PRNG key
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]  # donates the state
@@ -96,6 +98,11 @@ def make_program(config: RunConfig, mesh: Mesh) -> Program:
         kernel=resolve_kernel(config.model, backend=backend, segments=config.data.segment_ids),
         scan=use_scan(config.model, backend=backend),
     )
+    loss_kernel = resolve_loss_kernel(
+        config.train.loss_kernel,
+        backend=backend,
+        vocab_parts=mesh.shape.get(RULES['vocab'], 1),
+    )
     schedule = make_schedule(
         config.schedule,
         learning_rate=config.optimizer.learning_rate,
@@ -109,6 +116,7 @@ def make_program(config: RunConfig, mesh: Mesh) -> Program:
         clip_norm=config.optimizer.clip_norm,
         train=config.train,
         seed=config.seed,
+        loss_kernel=loss_kernel,
     )
 
     def init_state(key: jax.Array) -> TrainState:
@@ -130,6 +138,7 @@ def make_program(config: RunConfig, mesh: Mesh) -> Program:
     return Program(
         mesh=mesh,
         model=model,
+        loss_kernel=loss_kernel,
         abstract_state=abstract_state,
         init=_on_mesh(mesh, jax.jit(init_state, out_shardings=shardings)),
         train_step=_on_mesh(

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gpt_jax.config import TrainConfig
+from gpt_jax.config import LossKernel, TrainConfig
 from gpt_jax.model.gpt import GPT, output_table
 from gpt_jax.model.layout import layers_per_period, to_executed, to_stored
-from gpt_jax.train.loss import LossOptions, LossSums, cross_entropy
+from gpt_jax.train.loss import LossSums, cross_entropy
+from gpt_jax.train.loss_softmax import LossOptions
 from gpt_jax.train.state import TrainState
 
 # 'tokens' [B, L+1] int32; optional 'segment_ids' [B, L+1] int32, 'loss_mask' [B, L] float32.
@@ -29,6 +30,7 @@ class StepParts:
     clip_norm: float  # the gradient's global norm is cut to this; 0: off
     train: TrainConfig
     seed: int
+    loss_kernel: LossKernel = LossKernel.XLA
 
 
 def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -128,6 +130,7 @@ def _loss(parts: StepParts, executed: Any, batch: Batch, dropout_key, *, z_loss:
         soft_cap=config.output_soft_cap,
         z_loss=z_loss,
         chunk_bytes=parts.train.loss_chunk_bytes,
+        kernel=parts.loss_kernel,
     )
     with jax.named_scope('loss'):
         return cross_entropy(

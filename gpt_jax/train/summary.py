@@ -30,6 +30,7 @@ def summarize(program: Program, config: RunConfig) -> dict[str, str]:
         f'vocabulary {model.vocab_size:,} (table {model.padded_vocab_size:,}), '
         f'context {model.max_seq_len}',
         'attention': f'{program.model.kernel} kernel, {model.position} positions',
+        'loss': f'{program.loss_kernel} kernel',
         'dtypes': f'parameters {model.param_dtype}, compute {model.compute_dtype}',
         'layers': ('scanned' if program.model.scan else 'unrolled') + f', remat {model.remat}',
         'optimizer': f'{type(config.optimizer).__name__}, learning rate '

@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from gpt_jax.config_tree import freeze
 from gpt_jax.model.cache import make_cache
+from gpt_jax.model.config import Remat
 from gpt_jax.model.gpt import GPT, init_params
 from gpt_jax.model.layout import layers_per_period, to_executed, to_stored
 from tests.model_configs import FULL, PAIRWISE, SINGLE, make_config
@@ -159,8 +160,8 @@ def test_dropout_is_the_same_scanned_and_unrolled():
     assert float(jnp.abs(unrolled - _forward(model, params, tokens)).max()) > 0.01
 
 
-@pytest.mark.parametrize('remat', ['none', 'dots'])
-def test_flat_activations_and_saved_products_change_nothing(remat):
+@pytest.mark.parametrize('remat', Remat)
+def test_flat_activations_and_rematerialisation_change_nothing(remat):
     config = make_config(remat=remat, window_pattern=(3, 0), num_kv_heads=2, dropout=0.1)
     params, tokens = _init(GPT(config)), jnp.asarray(TOKENS)
     expected = _loss_and_grads(

@@ -9,13 +9,10 @@ import pytest
 
 from gpt_jax.config_tree import from_json, to_json
 from gpt_jax.errors import UserError
-from gpt_jax.model.attention_ops import (
-    AttentionMask,
-    attend_cudnn,
-    attend_xla,
-    cudnn_obstacle,
-    resolve_kernel,
-)
+from gpt_jax.model.attention_cudnn import attend_cudnn
+from gpt_jax.model.attention_mask import AttentionMask
+from gpt_jax.model.attention_ops import ATTENTION_KERNELS, kernel_obstacle, resolve_kernel
+from gpt_jax.model.attention_xla import attend_xla
 from gpt_jax.model.config import AttentionKernel, ModelConfig, finalize_model
 
 B, L, S, H, K = 2, 7, 12, 4, 6
@@ -176,7 +173,7 @@ def test_dropout_follows_its_key():
 
 
 def model_config(**changes):
-    """A config that cuDNN can run on a GPU, but for `changes`."""
+    """A config that each fused kernel can run on its backend, but for `changes`."""
     values = dict(vocab_size=70, num_heads=4, d_model=256, compute_dtype='bfloat16')
     config = from_json(to_json(ModelConfig(**(values | changes))), ModelConfig)
     finalize_model(config)
@@ -187,40 +184,61 @@ def test_auto_takes_the_fused_kernel_where_it_runs():
     resolve = functools.partial(resolve_kernel, segments=False)
     assert resolve(model_config(), backend='gpu') == AttentionKernel.CUDNN
     assert resolve(model_config(), backend='cpu') == AttentionKernel.XLA
-    assert resolve(model_config(), backend='tpu') == AttentionKernel.XLA
-    assert resolve(model_config(attention_dropout=0.1), backend='gpu') == AttentionKernel.XLA
+    assert resolve(model_config(), backend='tpu') == AttentionKernel.SPLASH
+    for backend in ('gpu', 'tpu'):
+        dropping = model_config(attention_dropout=0.1)
+        assert resolve(dropping, backend=backend) == AttentionKernel.XLA
+        asked = model_config(attention_kernel='xla')
+        assert resolve(asked, backend=backend) == AttentionKernel.XLA
     assert resolve_kernel(model_config(), backend='gpu', segments=True) == AttentionKernel.XLA
-    asked = model_config(attention_kernel='xla')
-    assert resolve(asked, backend='gpu') == AttentionKernel.XLA
+    assert resolve_kernel(model_config(), backend='tpu', segments=True) == AttentionKernel.SPLASH
 
 
 OBSTACLES = {
-    'the backend is cpu': dict(backend='cpu'),
-    'config.model.compute_dtype': dict(compute_dtype='float32'),
-    'config.model.attention_soft_cap': dict(attention_soft_cap=30.0),
-    'config.model.position': dict(position='alibi'),
-    'config.data.segment_ids': dict(segments=True),
-    'config.model.head_dim is over 128': dict(head_dim=136),
-    'config.model.head_dim is over 128 or no multiple of 8': dict(head_dim=60),
+    'cudnn': {
+        'the backend is cpu': dict(backend='cpu'),
+        'config.model.compute_dtype': dict(compute_dtype='float32'),
+        'config.model.attention_soft_cap': dict(attention_soft_cap=30.0),
+        'config.model.position': dict(position='alibi'),
+        'config.data.segment_ids': dict(segments=True),
+        'config.model.head_dim is over 128': dict(head_dim=136),
+        'config.model.head_dim is over 128 or no multiple of 8': dict(head_dim=60),
+    },
+    'splash': {
+        'the backend is gpu': dict(backend='gpu'),
+        'config.model.position': dict(position='alibi'),
+    },
 }
+BACKENDS = {'cudnn': 'gpu', 'splash': 'tpu'}
 
 
-@pytest.mark.parametrize('name', OBSTACLES)
-def test_asking_for_a_kernel_that_cannot_run_is_an_error(name):
-    changes = dict(OBSTACLES[name])
-    where = dict(backend=changes.pop('backend', 'gpu'), segments=changes.pop('segments', False))
+@pytest.mark.parametrize(
+    'kernel, name', [(kernel, name) for kernel, names in OBSTACLES.items() for name in names]
+)
+def test_asking_for_a_kernel_that_cannot_run_is_an_error(kernel, name):
+    changes = dict(OBSTACLES[kernel][name])
+    where = dict(
+        backend=changes.pop('backend', BACKENDS[kernel]), segments=changes.pop('segments', False)
+    )
     with pytest.raises(UserError) as error:
-        resolve_kernel(model_config(attention_kernel='cudnn', **changes), **where)
-    assert 'config.model.attention_kernel=cudnn' in str(error.value)
+        resolve_kernel(model_config(attention_kernel=kernel, **changes), **where)
+    assert f'config.model.attention_kernel={kernel}' in str(error.value)
     assert name in str(error.value)
     assert '\n' not in str(error.value)
 
 
-def test_dropout_is_an_obstacle_and_an_error():
-    obstacle = cudnn_obstacle(model_config(attention_dropout=0.1), backend='gpu', segments=False)
+@pytest.mark.parametrize('kernel, backend', BACKENDS.items())
+def test_dropout_is_an_obstacle_and_an_error(kernel, backend):
+    dropping = model_config(attention_dropout=0.1)
+    obstacle = kernel_obstacle(AttentionKernel(kernel), dropping, backend=backend, segments=False)
     assert 'config.model.attention_dropout' in obstacle
     with pytest.raises(UserError, match=r'config\.model\.attention_dropout=0'):
-        model_config(attention_kernel='cudnn', attention_dropout=0.1)
+        model_config(attention_kernel=kernel, attention_dropout=0.1)
+
+
+def test_every_kernel_is_listed_and_the_reference_is_the_last_resort():
+    assert set(ATTENTION_KERNELS) == set(AttentionKernel) - {AttentionKernel.AUTO}
+    assert list(ATTENTION_KERNELS)[-1] == AttentionKernel.XLA
 
 
 REFUSED = {

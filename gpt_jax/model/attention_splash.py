@@ -1,0 +1,116 @@
+"""The score kernel of TPUs: splash attention, block-sparse flash attention in Pallas.
+
+`jax.experimental.pallas.ops.tpu.splash_attention`; the algorithm is FlashAttention (Dao et al.
+2022, https://arxiv.org/abs/2205.14135), with blocks that the mask empties left out.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int, Key
+
+from gpt_jax.model.attention_mask import AttentionMask
+from gpt_jax.model.config import ModelConfig, PositionKind
+from gpt_jax.model.per_device import call_per_device, mesh_axes
+
+LANES = 128  # lengths are padded to a multiple of it
+BLOCKS = (512, 256, 128)  # the largest that divides the length is taken
+
+
+def attend_splash(
+    q_BLHK: Float[Array, 'B L H K'],
+    k_BSGK: Float[Array, 'B S G K'],
+    v_BSGK: Float[Array, 'B S G K'],
+    *,
+    mask: AttentionMask,
+    window: int = 0,
+    soft_cap: float = 0.0,
+    slopes_H: Float[Array, 'H'] | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: Key[Array, ''] | None = None,
+    interpret: bool = False,
+) -> Float[Array, 'B L H K']:
+    """Causal attention, windows, soft cap, segments, GQA and MQA; the scores never reach memory.
+
+    On a mesh each device attends for its own sequences and heads. `interpret` runs the kernel
+    in Python on any backend, for tests.
+
+    Raises:
+        ValueError: something that the kernel would ignore was asked for.
+    """
+    if slopes_H is not None or (dropout_rate and dropout_key is not None):
+        raise ValueError('splash attention has no score slopes and no dropout')
+    if mask.first_slot_B is not None or q_BLHK.shape[1] != k_BSGK.shape[1]:
+        raise ValueError('splash attention takes no padding and no cache')
+    H, G = q_BLHK.shape[2], k_BSGK.shape[2]
+    kv_heads = 'kv_heads'
+    if mesh_axes('heads', H) != mesh_axes('kv_heads', G):  # a device would lack its queries' keys
+        k_BSGK, v_BSGK = (jnp.repeat(x, H // G, axis=2) for x in (k_BSGK, v_BSGK))
+        kv_heads = 'heads'
+    arrays = [q_BLHK, k_BSGK, v_BSGK]
+    axes = [PartitionSpec('batch', None, heads, None) for heads in ('heads', kv_heads, kv_heads)]
+    if mask.segment_ids_BS is not None:
+        arrays.append(mask.segment_ids_BS)
+        axes.append(PartitionSpec('batch', None))
+    attend = functools.partial(
+        _attend_on_one_device, window=window, soft_cap=soft_cap, interpret=interpret
+    )
+    return call_per_device(attend, arrays, axes, axes[0])
+
+
+def _attend_on_one_device(
+    q_BLHK: Float[Array, 'B L H K'],
+    k_BSGK: Float[Array, 'B L G K'],
+    v_BSGK: Float[Array, 'B L G K'],
+    segment_ids_BS: Int[Array, 'B L'] | None = None,
+    *,
+    window: int,
+    soft_cap: float,
+    interpret: bool,
+) -> Float[Array, 'B L H K']:
+    """The kernel over a batch. Padding stands behind every real query, which sees none of it."""
+    L, H, K = q_BLHK.shape[1:]
+    padding = -L % LANES
+    length = L + padding
+    if window:
+        head_mask = splash.LocalMask((length, length), (window - 1, 0), offset=0)
+    else:
+        head_mask = splash.CausalMask((length, length))
+    attend = splash.make_splash_mha_single_device(
+        splash.MultiHeadMask([head_mask] * H),
+        block_sizes=_block_sizes(length),
+        attn_logits_soft_cap=soft_cap or None,
+        residual_checkpoint_name='attention',
+        interpret=interpret,
+    )
+
+    def heads_first(x_BLHK: jax.Array) -> jax.Array:
+        return jnp.pad(x_BLHK, ((0, 0), (0, padding), (0, 0), (0, 0))).swapaxes(1, 2)
+
+    segments = None
+    if segment_ids_BS is not None:
+        ids = jnp.pad(segment_ids_BS, ((0, 0), (0, padding)))
+        segments = splash.SegmentIds(q=ids, kv=ids)
+    q_BHLK = heads_first(q_BLHK * jnp.asarray(K**-0.5, q_BLHK.dtype))
+    out_BHLK = jax.vmap(attend)(q_BHLK, heads_first(k_BSGK), heads_first(v_BSGK), segments)
+    return out_BHLK.swapaxes(1, 2)[:, :L]
+
+
+def _block_sizes(length: int) -> splash.BlockSizes:
+    """Square blocks for all three kernels: forward, and the gradients of queries and of keys."""
+    block = next(block for block in BLOCKS if length % block == 0)
+    names = ('q', 'kv', 'kv_compute', 'q_dkv', 'kv_dkv', 'kv_dkv_compute', 'q_dq', 'kv_dq')
+    return splash.BlockSizes(**{f'block_{name}': block for name in names})
+
+
+def splash_obstacles(config: ModelConfig, *, backend: str, segments: bool) -> dict[str, bool]:
+    """Each reason why splash cannot run, and whether it holds for `config` on `backend`."""
+    del segments  # it has them
+    return {
+        f'the backend is {backend}, not tpu': backend != 'tpu',
+        'config.model.position is alibi': config.position == PositionKind.ALIBI,
+        'config.model.attention_dropout is on': bool(config.attention_dropout),
+    }

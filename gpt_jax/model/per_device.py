@@ -1,0 +1,61 @@
+"""Running a function on each device's own part of its arrays, by logical axis names.
+
+XLA cannot split a Pallas kernel over devices: on a mesh it must be called per device. The names
+are mapped by flax's logical axis rules and the mesh is the one that the program runs under
+(`jax.set_mesh`), so the model knows no mesh axis by name.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from flax import linen as nn
+from jax.sharding import AxisType, PartitionSpec
+
+
+def mesh_axes(name: str | None, size: int) -> str | tuple[str, ...] | None:
+    """What a dimension of this logical name is split over; None: every device has all of it.
+
+    A size that the devices do not divide stays whole.
+    """
+    axes = nn.logical_to_mesh_axes((name,))[0]
+    if axes is None:
+        return None
+    devices = jax.sharding.get_abstract_mesh().shape
+    parts = math.prod(devices.get(axis, 1) for axis in ([axes] if isinstance(axes, str) else axes))
+    return axes if parts > 1 and size % parts == 0 else None
+
+
+def call_per_device(
+    function: Callable[..., Any],
+    arrays: Sequence[jax.Array],
+    axes: Sequence[PartitionSpec],
+    out_axes: Any,
+) -> Any:
+    """`function(*arrays)`, each device working on its part of the named dimensions.
+
+    `axes` has the logical names of each array's dimensions (None: never split), `out_axes` those
+    of the result or of each of its leaves; they are among the arguments'. Without a mesh, with
+    one device, and inside a function that runs per device already, this is a plain call.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or AxisType.Manual in mesh.axis_types:
+        return function(*arrays)
+    split = {
+        name: mesh_axes(name, size)
+        for array, names in zip(arrays, axes, strict=True)
+        for name, size in zip(names, array.shape, strict=True)
+    }
+
+    def spec(names: PartitionSpec) -> PartitionSpec:
+        return PartitionSpec(*(split[name] for name in names))
+
+    return jax.shard_map(
+        function,
+        in_specs=tuple(spec(names) for names in axes),
+        out_specs=jax.tree.map(
+            spec, out_axes, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec)
+        ),
+        check_vma=False,
+    )(*arrays)

@@ -1,0 +1,60 @@
+"""From a chunk's logits to its losses and their gradient: the reference, in XLA operations."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from gpt_jax.config import LossKernel
+
+
+class LossOptions(NamedTuple):
+    """What the loss needs to know of the model and the run, all static."""
+
+    vocab_size: int  # table rows beyond it are padding
+    soft_cap: float = 0.0
+    z_loss: float = 0.0
+    chunk_bytes: int = 2**27
+    kernel: LossKernel = LossKernel.XLA
+
+
+class TokenLosses(NamedTuple):
+    """One number a token, not weighted."""
+
+    nll_M: Float[Array, 'M']  # -log p(target)
+    log_z_M: Float[Array, 'M']  # log of the sum over the vocabulary of exp(logit)
+    correct_M: Float[Array, 'M']  # 1 where no logit is larger than the target's, else 0
+
+
+def softmax_xla(
+    options: LossOptions,
+    raw_MV: Float[Array, 'M V'],
+    targets_M: Int[Array, 'M'],
+    weights_M: Float[Array, 'M'],
+    *,
+    gradients: bool = True,
+) -> tuple[TokenLosses, Float[Array, 'M V'] | None]:
+    """The losses of `M` tokens, and d(weighted sum of cross entropy and z-loss) / d(logits).
+
+    `raw_MV` are the products with the table, before the soft cap.
+    """
+    targets_M1, weights_M1 = targets_M[:, None], weights_M[:, None]
+    vocab_1V = jnp.arange(raw_MV.shape[1])[None, :]
+    cap = options.soft_cap
+    capped_MV = cap * jnp.tanh(raw_MV / cap) if cap else raw_MV
+    logits_MV = jnp.where(vocab_1V < options.vocab_size, capped_MV, -jnp.inf)
+    max_M1 = logits_MV.max(-1, keepdims=True)
+    exp_MV = jnp.exp(logits_MV - max_M1)
+    sum_M1 = exp_MV.sum(-1, keepdims=True)
+    log_z_M1 = jnp.log(sum_M1) + max_M1
+    target_M1 = jnp.take_along_axis(logits_MV, targets_M1, -1)
+    correct_M1 = (target_M1 >= max_M1).astype(jnp.float32)
+    losses = TokenLosses(*(x[:, 0] for x in (log_z_M1 - target_M1, log_z_M1, correct_M1)))
+    if not gradients:
+        return losses, None
+    # d(nll)/d(logits) = softmax - onehot; the z-loss adds 2 z log(Z) softmax.
+    softmax_scale_M1 = (1 + 2 * options.z_loss * log_z_M1) / sum_M1 * weights_M1
+    dlogits_MV = exp_MV * softmax_scale_M1 - (vocab_1V == targets_M1) * weights_M1
+    if cap:
+        dlogits_MV *= 1 - (capped_MV / cap) ** 2
+    return losses, dlogits_MV
