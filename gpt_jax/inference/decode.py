@@ -69,6 +69,13 @@ class DecodeStatistics:
         """The part of the guessed tokens that became text; 0 without guesses."""
         return (self.drawn - self.passes) / max(1, self.passes * self.draft_tokens)
 
+    def __str__(self) -> str:
+        return (
+            f'{self.drawn} tokens in {self.passes} passes: '
+            f'{self.drawn / max(1, self.passes):.2f} a pass, '
+            f'{self.acceptance:.0%} of the drafts accepted'
+        )
+
 
 class Decoder:
     """A model that is ready to generate: layers unrolled, weights in the compute dtype.

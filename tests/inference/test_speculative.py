@@ -90,6 +90,8 @@ def test_a_text_that_repeats_takes_few_passes():
     assert text == plain and len(set(text[-20:])) == 1
     assert decoder.statistics.passes < 30
     assert decoder.statistics.acceptance > 0.7
+    report = decode.DecodeStatistics(drawn=100, passes=40, draft_tokens=3)
+    assert str(report) == '100 tokens in 40 passes: 2.50 a pass, 50% of the drafts accepted'
 
 
 def test_ends_of_text_are_the_same_with_drafts():
