@@ -92,6 +92,11 @@ def test_generate(trained, capsys, tmp_path):
     assert text('--prompt=Alice ', '--num_samples=3').count('--- sample') == 3
     assert text('--prompt=Alice ', '--prompt=Down', '--temperature=0').count('--- sample') == 2
     assert 'e' not in text('--prompt=Alic', '--stop=e', '--temperature=0')
+    capsys.readouterr()
+    assert main([*arguments, '--prompt=Alice ', '--draft_tokens=3']) == 0
+    with_drafts = capsys.readouterr()
+    assert with_drafts.out == streamed
+    assert ' a pass, ' in with_drafts.err and 'of the drafts accepted' in with_drafts.err
 
 
 def test_prepare(capsys):

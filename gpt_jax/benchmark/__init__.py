@@ -1,1 +1,1 @@
-"""Measurements of the real program: how fast it trains, and where the time goes."""
+"""Measurements of the real programs: how fast a config trains and generates here."""

@@ -20,7 +20,8 @@ class SampleConfig:
     repetition_penalty: float = 1.0  # tokens seen before become this much less likely; 1: off
     stop: tuple[str, ...] = ()  # texts that end a sample; they are not part of it
     seed: int = 0  # of the sampling; the same seed gives the same text
-    chunk: int = 16  # tokens that the device draws between two looks at the text
+    chunk: int = 16  # tokens between two looks at a streamed text, or for stop strings
+    draft_tokens: int = 0  # guessed from the text's own repetitions, checked in one pass; 0: off
 
 
 def finalize_sample(config: SampleConfig) -> None:
@@ -41,6 +42,7 @@ def finalize_sample(config: SampleConfig) -> None:
         'repetition_penalty': (c.repetition_penalty > 0, 'must be positive; 1 is off'),
         'stop': (all(c.stop), 'must not hold an empty text'),
         'chunk': (c.chunk >= 1, 'must be at least 1'),
+        'draft_tokens': (0 <= c.draft_tokens <= 32, 'must be from 0 (off) to 32'),
     }
     for name, (holds, rule) in rules.items():
         if not holds:

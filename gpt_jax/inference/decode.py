@@ -1,5 +1,11 @@
-"""Generation of token ids: prefill and decoding run on the device, a chunk of tokens a call."""
+"""Generation of token ids: the whole loop runs on the device.
 
+Programs are few and shared by all decoders of one config: batches are padded to a power of two,
+prompts to a rung of a ladder of lengths, and the cache starts at a small capacity that doubles
+when it is full, so that attention only ever reads a cache about as long as the text.
+"""
+
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,13 +19,28 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from gpt_jax.errors import UserError
 from gpt_jax.inference.config import SampleConfig
 from gpt_jax.inference.sampling import SamplingRule, make_rule, sample
+from gpt_jax.inference.speculative import count_accepted, end_drafts, propose
 from gpt_jax.model.cache import KVCache, make_cache
-from gpt_jax.model.config import ModelConfig
+from gpt_jax.model.config import DType, ModelConfig
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.layout import to_executed
 
-LENGTH_MULTIPLE = 32  # prompts are padded, and caches sized, to multiples: fewer programs
+LEAST_PROMPT = 32  # the first rung of the ladder that prompts are padded to
+LEAST_CAPACITY = 128  # and of the one that caches grow along
+# XLA's matrix-vector path on GPUs is slower than a product with eight rows.
+LEAST_ROWS = {'gpu': 8}
+# Products of few bfloat16 rows run at a twentieth of the memory's speed in XLA on CPUs.
+COMPUTE_DTYPES = {'cpu': DType.FLOAT32}
 MATRICES = ('kernel', 'table')  # parameters that only ever enter products, in the compute dtype
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodeSettings:
+    """What the programs are compiled for, besides shapes."""
+
+    model: ModelConfig
+    vocab_size: int  # ids from here on are never drawn
+    eot_id: int
 
 
 @flax.struct.dataclass
@@ -27,32 +48,62 @@ class DecodeState:
     """What passes from one token to the next."""
 
     cache: KVCache
+    text_BS: Int[Array, 'B S']  # the token in each slot of the cache
     logits_BV: Float[Array, 'B V']  # of the next token
-    seen_BV: Bool[Array, 'B V']  # tokens of the row so far
+    seen_BV: Bool[Array, 'B V'] | None  # tokens of the row so far; None: nothing reads it
     drawn: Int[Array, '']  # tokens drawn so far, which is the randomness' counter
     ended_B: Bool[Array, 'B']  # rows that drew the end-of-text token
+    passes: Int[Array, '']  # of the model, after the prompt
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodeStatistics:
+    """How a generation went."""
+
+    drawn: int  # tokens a row
+    passes: int  # of the model over the batch, after the prompt
+    draft_tokens: int  # guessed in each pass
+
+    @property
+    def acceptance(self) -> float:
+        """The part of the guessed tokens that became text; 0 without guesses."""
+        return (self.drawn - self.passes) / max(1, self.passes * self.draft_tokens)
+
+    def __str__(self) -> str:
+        return (
+            f'{self.drawn} tokens in {self.passes} passes: '
+            f'{self.drawn / max(1, self.passes):.2f} a pass, '
+            f'{self.acceptance:.0%} of the drafts accepted'
+        )
 
 
 class Decoder:
-    """A model that is ready to generate: layers unrolled, weights in the compute dtype."""
+    """A model that is ready to generate: layers unrolled, weights in the compute dtype.
+
+    Attributes:
+      params: the weights as the programs read them.
+      statistics: of the latest call of `generate`, as far as it has come.
+    """
 
     def __init__(self, config: ModelConfig, params: Any, *, vocab_size: int, eot_id: int):
         """Takes parameters in the stored layout; ids from `vocab_size` on are never drawn."""
+        backend = jax.default_backend()
         self.config = config
-        self._vocab_size, self._eot_id = vocab_size, eot_id
-        self._model = GPT(config)
-        self._params = jax.jit(self._prepare)(params)
-        self._prefill = jax.jit(self._prefill_rows, static_argnames='slots')
-        self._decode = jax.jit(self._decode_chunk, static_argnames='chunk', donate_argnums=1)
+        dtype = COMPUTE_DTYPES.get(backend, config.compute_dtype)
+        model = dataclasses.replace(config, compute_dtype=dtype)
+        self._settings = DecodeSettings(model=model, vocab_size=vocab_size, eot_id=eot_id)
+        self._least_rows = LEAST_ROWS.get(backend, 1)
+        self.params = _prepare(params, config=model)
+        self.statistics = DecodeStatistics(drawn=0, passes=0, draft_tokens=0)
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: SampleConfig
+        self, prompts: Sequence[Sequence[int]], sampling: SampleConfig, *, chunk: int = 0
     ) -> Iterator[np.ndarray]:
         """Yields `[B, n]` new ids until `max_new_tokens`, or until every row ended.
 
-        Rows that drew the end-of-text token go on repeating it. A text that outgrows the context
-        goes on from the last half of it: before a chunk that would not fit, the row's tokens but
-        the last `max_seq_len // 2` are forgotten.
+        Rows that drew the end-of-text token go on repeating it. A text that fills the context goes
+        on from its last `max_seq_len // 2` tokens. What is drawn does not depend on `chunk`, the
+        most tokens that one piece has (0: as many as the device can draw without the host).
 
         Raises:
             UserError: a prompt is longer than the context, or empty.
@@ -64,134 +115,226 @@ class Decoder:
                     f'the prompt has {len(prompt)} tokens, the context holds 1 to {context} '
                     f'(config.model.max_seq_len); shorten it'
                 )
-        rule = make_rule(sampling, vocab_size=self._vocab_size)
-        row_keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(sampling.seed)))
-        keys_B = row_keys(jnp.arange(len(prompts)))
-        chunk = max(1, min(sampling.chunk, context // 2))
+        B, drafts = len(prompts), sampling.draft_tokens
+        rule = make_rule(sampling, vocab_size=self._settings.vocab_size)
         rows = [list(prompt) for prompt in prompts]
-        lengths = np.array([len(row) for row in rows])
+        padded = max(self._least_rows, _next_power(B))
+        keys_B = _row_keys(jax.random.key(sampling.seed), jnp.arange(padded))
+        visible = np.ones(padded, int)  # tokens of each row that the model sees
+        visible[:B] = [len(row) for row in rows]
         state, remaining = None, sampling.max_new_tokens
         while remaining:
-            count = min(chunk, remaining)
-            outgrown = lengths + count > context
-            if outgrown.any():
-                lengths = np.where(outgrown, context // 2, lengths)
-            if state is None or outgrown.any():
-                state = self._restart(rows, lengths, remaining, state)
-            state, tokens = self._decode(self._params, state, keys_B, rule, count, chunk=chunk)
-            tokens = np.asarray(tokens)[:, :count]
+            full = visible >= context
+            visible[full] = max(1, context // 2)
+            filled = int(visible.max())
+            needed = filled + 1 + drafts
+            slots = _rung(needed, least=LEAST_CAPACITY, most=context + 1 + drafts)
+            if state is None or full.any():
+                state = self._start(rows, visible, rule, state, slots=slots)
+            elif slots > state.text_BS.shape[1]:
+                state = _grow(state, slots=slots)
+            room = min(context, state.text_BS.shape[1] - drafts) - filled
+            count = max(1, min(chunk or remaining, remaining, room))
+            state = _decode(
+                self.params, state, keys_B, rule, count, drafts=drafts, settings=self._settings
+            )
+            drawn, passes, ended, text_BS = jax.device_get(
+                (state.drawn, state.passes, state.ended_B.all(), state.text_BS)
+            )
+            n = int(drawn) - (sampling.max_new_tokens - remaining)
+            tokens = text_BS[:B, filled : filled + n]
             for row, new in zip(rows, tokens, strict=True):
                 row.extend(new.tolist())
-            lengths = lengths + count
-            remaining -= count
+            visible[:B] += n
+            remaining -= n
+            self.statistics = DecodeStatistics(
+                drawn=int(drawn), passes=int(passes), draft_tokens=drafts
+            )
             yield tokens
-            if bool(state.ended_B.all()):
+            if ended:
                 return
 
-    def _restart(
+    def _start(
         self,
         rows: list[list[int]],
-        lengths: np.ndarray,
-        remaining: int,
+        visible: np.ndarray,
+        rule: SamplingRule,
         state: DecodeState | None,
+        *,
+        slots: int,
     ) -> DecodeState:
-        """Runs the last `lengths[b]` tokens of each row into a fresh cache."""
-        longest = int(lengths.max())
-        width = _round_up(longest)
-        room = min(remaining, self.config.max_seq_len - longest)
-        tokens = np.zeros((len(rows), width), np.int32)
-        for row, length, target in zip(rows, lengths, tokens, strict=True):
-            target[width - length :] = row[len(row) - length :]
-        fresh = self._prefill(
-            self._params,
-            jnp.asarray(tokens),
-            jnp.asarray(width - lengths, jnp.int32),
-            slots=_round_up(width + room),
+        """Runs the last `visible[b]` tokens of each row into a fresh cache.
+
+        Rows end in the same slot: they are padded on the left to the longest, and all of them on
+        the right to a rung of the ladder, where nothing sees the padding. Rows beyond `rows` pad
+        the batch.
+        """
+        longest = int(visible.max())
+        width = _rung(longest, least=LEAST_PROMPT, most=self.config.max_seq_len)
+        tokens = np.zeros((len(visible), width), np.int32)
+        for row, length, target in zip(rows, visible, tokens, strict=False):
+            target[longest - length : longest] = row[len(row) - length :]
+        fresh = _prefill(
+            self.params,
+            tokens,
+            (longest - visible).astype(np.int32),
+            np.int32(longest),
+            np.arange(len(visible)) >= len(rows),
+            slots=slots,
+            penalises=rule.penalises,
+            settings=self._settings,
         )
         if state is None:
             return fresh
         return fresh.replace(
-            seen_BV=state.seen_BV | fresh.seen_BV, drawn=state.drawn, ended_B=state.ended_B
+            seen_BV=state.seen_BV | fresh.seen_BV if rule.penalises else None,
+            drawn=state.drawn,
+            ended_B=state.ended_B,
+            passes=state.passes,
         )
 
-    def _prepare(self, params: Any) -> Any:
-        """The parameters as decoding wants them."""
-        dtype = jnp.dtype(self.config.compute_dtype)
 
-        def cast(path: tuple, leaf: jax.Array) -> jax.Array:
-            return leaf.astype(dtype) if path[-1].key in MATRICES else leaf
+@functools.partial(jax.jit, static_argnames='config')
+def _prepare(params: Any, *, config: ModelConfig) -> Any:
+    """Stored parameters as decoding wants them: unrolled, matrices in the compute dtype."""
 
-        executed = to_executed(params, period=self.config.num_layers)
-        return jax.tree_util.tree_map_with_path(cast, executed)
+    def cast(path: tuple, leaf: jax.Array) -> jax.Array:
+        return leaf.astype(jnp.dtype(config.compute_dtype)) if path[-1].key in MATRICES else leaf
 
-    def _prefill_rows(
-        self,
-        params: Any,
-        tokens_BL: Int[Array, 'B L'],
-        first_slot_B: Int[Array, 'B'],
-        *,
-        slots: int,
-    ) -> DecodeState:
-        """The state after the prompts; `first_slot_B` is the padding on their left."""
-        B, L = tokens_BL.shape
-        cache = make_cache(self.config, first_slot_B=first_slot_B, slots=slots)
-        hidden_BLD, cache = self._model.apply(
-            {'params': params}, tokens_BL, cache=cache, method='hidden'
-        )
-        logits_BV = self._model.apply({'params': params}, hidden_BLD[:, -1], method='logits')
-        real_BL = jnp.arange(L)[None, :] >= first_slot_B[:, None]
+    executed = to_executed(params, period=config.num_layers)
+    return jax.tree_util.tree_map_with_path(cast, executed)
+
+
+@jax.jit
+def _row_keys(key: Key[Array, ''], rows_B: Int[Array, 'B']) -> Key[Array, 'B']:
+    """The randomness of each row: its own, whatever rows stand beside it."""
+    return jax.vmap(functools.partial(jax.random.fold_in, key))(rows_B)
+
+
+@functools.partial(jax.jit, static_argnames=('slots', 'penalises', 'settings'))
+def _prefill(
+    params: Any,
+    tokens_BL: Int[Array, 'B L'],
+    first_slot_B: Int[Array, 'B'],
+    length: Int[Array, ''],
+    ended_B: Bool[Array, 'B'],
+    *,
+    slots: int,
+    penalises: bool,
+    settings: DecodeSettings,
+) -> DecodeState:
+    """The state after the prompts, which stand in slots `first_slot_B` … `length - 1`."""
+    B, L = tokens_BL.shape
+    model = GPT(settings.model)
+    cache = make_cache(settings.model, first_slot_B=first_slot_B, slots=slots)
+    hidden_BLD, cache = model.apply({'params': params}, tokens_BL, cache=cache, method='hidden')
+    last_BD = jax.lax.dynamic_index_in_dim(hidden_BLD, length - 1, axis=1, keepdims=False)
+    logits_BV = model.apply({'params': params}, last_BD, method='logits')
+    seen_BV = None
+    if penalises:
+        slot_1L = jnp.arange(L)[None]
+        real_BL = (slot_1L >= first_slot_B[:, None]) & (slot_1L < length)
         seen_BV = jnp.zeros(logits_BV.shape, bool)
         seen_BV = seen_BV.at[jnp.arange(B)[:, None], tokens_BL].max(real_BL)
+    return DecodeState(
+        cache=cache.replace(length=length),
+        text_BS=jnp.pad(tokens_BL, ((0, 0), (0, slots - L))),
+        logits_BV=logits_BV,
+        seen_BV=seen_BV,
+        drawn=jnp.zeros((), jnp.int32),
+        ended_B=ended_B,
+        passes=jnp.zeros((), jnp.int32),
+    )
+
+
+@functools.partial(jax.jit, static_argnames='slots')
+def _grow(state: DecodeState, *, slots: int) -> DecodeState:
+    """The state with a cache of `slots` slots."""
+    padding = slots - state.text_BS.shape[1]
+    return state.replace(
+        cache=state.cache.grow(slots), text_BS=jnp.pad(state.text_BS, ((0, 0), (0, padding)))
+    )
+
+
+@functools.partial(jax.jit, static_argnames=('drafts', 'settings'), donate_argnames='state')
+def _decode(
+    params: Any,
+    state: DecodeState,
+    keys_B: Key[Array, 'B'],
+    rule: SamplingRule,
+    count: Int[Array, ''],
+    *,
+    drafts: int,
+    settings: DecodeSettings,
+) -> DecodeState:
+    """Draws `count` tokens a row, fewer if all rows end, into the next slots of `text_BS`.
+
+    A pass of the model takes the token that is drawn next and `drafts` guesses of what follows;
+    the guesses that are right are text too.
+    """
+    model = GPT(settings.model)
+    end = state.drawn + count
+    B, V = state.logits_BV.shape
+    drawable_1V = jnp.arange(V)[None] < settings.vocab_size
+
+    def draw(state: DecodeState, logits_BCV: jax.Array, seen_BCV: jax.Array | None, first: int):
+        """Tokens `[B, C]`, the first of them number `first` after `state.drawn`."""
+        C = logits_BCV.shape[1]
+        numbers_C = state.drawn + first + jnp.arange(C)
+        fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+        tokens = sample(
+            jnp.where(drawable_1V, logits_BCV.reshape(B * C, V), -jnp.inf),
+            None if seen_BCV is None else seen_BCV.reshape(B * C, V),
+            fold(keys_B, numbers_C).reshape(B * C),
+            rule,
+        )
+        return tokens.reshape(B, C)
+
+    def more(state: DecodeState) -> jax.Array:
+        return (state.drawn < end) & ~state.ended_B.all()
+
+    def advance(state: DecodeState) -> DecodeState:
+        cache, seen_BV = state.cache, state.seen_BV
+        seen_B1V = None if seen_BV is None else seen_BV[:, None]
+        tokens_BC = draw(state, state.logits_BV[:, None], seen_B1V, 0)
+        text_BS = jax.lax.dynamic_update_slice(state.text_BS, tokens_BC, (0, cache.length))
+        if drafts:
+            guesses = propose(text_BS, cache.length + 1, cache.first_slot_B, count=drafts)
+            tokens_BC = jnp.concatenate([tokens_BC, guesses], axis=1)
+        tokens_BC, ended_BC = end_drafts(tokens_BC, state.ended_B, eot_id=settings.eot_id)
+        seen_BCV = None
+        if seen_BV is not None:
+            new_BCV = jax.nn.one_hot(tokens_BC, V, dtype=jnp.int32)
+            seen_BCV = (jax.lax.cummax(new_BCV, axis=1) > 0) | seen_BV[:, None]
+        logits_BCV, cache = model.apply({'params': params}, tokens_BC, cache=cache)
+        accepted = jnp.zeros((), jnp.int32)
+        if drafts:
+            seen = None if seen_BCV is None else seen_BCV[:, :-1]
+            drawn_BC = draw(state, logits_BCV[:, :-1], seen, 1)
+            accepted = count_accepted(tokens_BC[:, 1:], drawn_BC, ended_BC[:, :-1])
+            accepted = jnp.minimum(accepted, end - state.drawn - 1)
+        last = functools.partial(
+            jax.lax.dynamic_index_in_dim, index=accepted, axis=1, keepdims=False
+        )
+        length = state.cache.length
         return DecodeState(
-            cache=cache,
-            logits_BV=logits_BV,
-            seen_BV=seen_BV,
-            drawn=jnp.zeros((), jnp.int32),
-            ended_B=jnp.zeros((B,), bool),
+            cache=cache.replace(length=length + 1 + accepted),
+            text_BS=jax.lax.dynamic_update_slice(text_BS, tokens_BC, (0, length)),
+            logits_BV=last(logits_BCV),
+            seen_BV=None if seen_BCV is None else last(seen_BCV),
+            drawn=state.drawn + 1 + accepted,
+            ended_B=last(ended_BC),
+            passes=state.passes + 1,
         )
 
-    def _decode_chunk(
-        self,
-        params: Any,
-        state: DecodeState,
-        keys_B: Key[Array, 'B'],
-        rule: SamplingRule,
-        count: Int[Array, ''],
-        *,
-        chunk: int,
-    ) -> tuple[DecodeState, Int[Array, 'B chunk']]:
-        """Draws `count <= chunk` tokens a row; columns beyond are the end-of-text token."""
-        B = keys_B.shape[0]
-        drawable_1V = jnp.arange(state.logits_BV.shape[-1])[None, :] < self._vocab_size
-
-        def more(carry: tuple[Any, DecodeState, jax.Array]) -> jax.Array:
-            i, state, _ = carry
-            return (i < count) & ~state.ended_B.all()
-
-        def draw(carry: tuple[Any, DecodeState, jax.Array]) -> tuple[Any, DecodeState, jax.Array]:
-            i, state, tokens_BC = carry
-            keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, state.drawn)
-            logits_BV = jnp.where(drawable_1V, state.logits_BV, -jnp.inf)
-            token_B = sample(logits_BV, state.seen_BV, keys, rule)
-            token_B = jnp.where(state.ended_B, self._eot_id, token_B)
-            logits_BLV, cache = self._model.apply(
-                {'params': params}, token_B[:, None], cache=state.cache
-            )
-            state = DecodeState(
-                cache=cache,
-                logits_BV=logits_BLV[:, 0],
-                seen_BV=state.seen_BV.at[jnp.arange(B), token_B].set(True),
-                drawn=state.drawn + 1,
-                ended_B=state.ended_B | (token_B == self._eot_id),
-            )
-            tokens_BC = jax.lax.dynamic_update_slice(tokens_BC, token_B[:, None], (0, i))
-            return i + 1, state, tokens_BC
-
-        tokens_BC = jnp.full((B, chunk), self._eot_id, jnp.int32)
-        _, state, tokens_BC = jax.lax.while_loop(more, draw, (0, state, tokens_BC))
-        return state, tokens_BC
+    return jax.lax.while_loop(more, advance, state)
 
 
-def _round_up(length: int) -> int:
-    """The next multiple of LENGTH_MULTIPLE."""
-    return -(-length // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+def _next_power(count: int) -> int:
+    """The least power of two that is at least `count`."""
+    return 1 << max(0, count - 1).bit_length()
+
+
+def _rung(length: int, *, least: int, most: int) -> int:
+    """Where `length` stands on the ladder `least`, twice that, … and at the end `most`."""
+    return min(max(least, _next_power(length)), most)

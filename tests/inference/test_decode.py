@@ -1,6 +1,8 @@
 """Decoding with a cache against the whole model on the whole text, every time anew."""
 
+import collections
 import functools
+import re
 
 import jax
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from flax import linen as nn
 
 from gpt_jax.errors import UserError
+from gpt_jax.inference import decode
 from gpt_jax.inference.config import SampleConfig
 from gpt_jax.inference.decode import Decoder
 from gpt_jax.model.gpt import GPT, init_params
@@ -20,13 +23,21 @@ GREEDY = dict(temperature=0.0, max_new_tokens=20)
 quick_jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 
 
+def make_model(**changes):
+    """A config and weights; large ones, so that what is likely depends on the whole text."""
+    values = dict(max_seq_len=48, num_layers=1, d_model=16, init_std=0.3, tie_embeddings=False)
+    config = make_config(**(values | changes))
+    return config, nn.unbox(quick_jit(functools.partial(init_params, config))(jax.random.key(1)))
+
+
+def make_decoder(vocab_size=VOCAB, eot_id=EOT, **changes):
+    return Decoder(*make_model(**changes), vocab_size=vocab_size, eot_id=eot_id)
+
+
 @functools.cache
 def build(vocab_size=VOCAB, eot_id=EOT, **changes):
     """A decoder, and its model as a function of a text to the logits of the next token."""
-    # Large weights and no ties, so that what is likely depends on the whole text.
-    values = dict(max_seq_len=48, num_layers=1, d_model=16, init_std=0.3, tie_embeddings=False)
-    config = make_config(**(values | changes))
-    params = nn.unbox(quick_jit(functools.partial(init_params, config))(jax.random.key(1)))
+    config, params = make_model(**changes)
     model, executed = GPT(config), to_executed(params, period=config.num_layers)
     run = quick_jit(lambda tokens: model.apply({'params': executed}, tokens)[0])
 
@@ -39,32 +50,30 @@ def build(vocab_size=VOCAB, eot_id=EOT, **changes):
     return Decoder(config, params, vocab_size=vocab_size, eot_id=eot_id), next_logits
 
 
-def generate(decoder, prompts, **sampling):
+def generate(decoder, prompts, *, chunk=0, **sampling):
     """The new ids of each row, and how they came."""
-    pieces = list(decoder.generate(prompts, SampleConfig(**sampling)))
+    pieces = list(decoder.generate(prompts, SampleConfig(**sampling), chunk=chunk))
     return np.concatenate(pieces, 1).tolist(), [piece.shape[1] for piece in pieces]
 
 
 @functools.cache
-def greedy_text(prompt, *, chunk, count, **changes):
+def greedy_text(prompt, *, count, **changes):
     """The likeliest continuation by the documented rule for texts that outgrow the context."""
     decoder, next_logits = build(**changes)
     context = decoder.config.max_seq_len
     text, visible = list(prompt), len(prompt)
-    while len(text) < len(prompt) + count:
-        drawn = min(chunk, len(prompt) + count - len(text))
-        if visible + drawn > context:
-            visible = context // 2
-        for _ in range(drawn):
-            text.append(int(next_logits(text[-visible:]).argmax()))
-            visible += 1
+    for _ in range(count):
+        if visible >= context:
+            visible = max(1, context // 2)
+        text.append(int(next_logits(text[-visible:]).argmax()))
+        visible += 1
     return text[len(prompt) :]
 
 
 @pytest.mark.parametrize('chunk', [1, 3, 16])
 def test_greedy_equals_the_model_without_a_cache(chunk):
     decoder, _ = build()
-    expected = [greedy_text(prompt, chunk=chunk, count=20) for prompt in PROMPTS]
+    expected = [greedy_text(prompt, count=20) for prompt in PROMPTS]
     assert all(len(set(text)) > 5 for text in expected)
     together, sizes = generate(decoder, PROMPTS, chunk=chunk, **GREEDY)
     assert together == expected
@@ -83,7 +92,7 @@ def test_greedy_equals_the_model_without_a_cache(chunk):
 )
 def test_greedy_with_other_architectures(changes):
     decoder, _ = build(**changes)
-    expected = [greedy_text(prompt, chunk=16, count=20, **changes) for prompt in PROMPTS]
+    expected = [greedy_text(prompt, count=20, **changes) for prompt in PROMPTS]
     assert generate(decoder, PROMPTS, chunk=16, **GREEDY)[0] == expected
 
 
@@ -126,24 +135,17 @@ def test_the_end_of_text_ends_rows_and_then_the_call():
     assert len(set(ends)) == 3 and max(ends) < 16, ends
     for row, end in zip(rows, ends, strict=True):
         assert set(row[end:]) == {3}
-    assert sizes == [4] * (max(ends) // 4 + 1)
+    assert sizes == [4] * (max(ends) // 4) + [max(ends) % 4 + 1], 'no token after the last end'
 
 
 @pytest.mark.parametrize('length', [5, 10, 12])
 def test_a_text_that_outgrows_the_context_goes_on_from_its_last_half(length):
     decoder, _ = build(max_seq_len=12)
     prompts = [tuple(range(1, 1 + length)), (40, 41)]
-    expected = [greedy_text(p, chunk=4, count=30, max_seq_len=12) for p in prompts]
-    rows, _ = generate(decoder, prompts, temperature=0.0, max_new_tokens=30, chunk=4)
-    assert rows == expected
-
-
-def test_chunks_are_cut_to_half_a_context():
-    decoder, _ = build(max_seq_len=12)
-    expected = greedy_text(PROMPTS[1], chunk=6, count=14, max_seq_len=12)
-    rows, sizes = generate(decoder, PROMPTS[1:2], temperature=0.0, max_new_tokens=14, chunk=100)
-    assert rows == [expected]
-    assert sizes == [6, 6, 2]
+    expected = [greedy_text(p, count=30, max_seq_len=12) for p in prompts]
+    for chunk in (0, 1, 4):
+        rows, _ = generate(decoder, prompts, temperature=0.0, max_new_tokens=30, chunk=chunk)
+        assert rows == expected, chunk
 
 
 def test_randomness_and_penalty_go_on_when_the_context_is_full():
@@ -164,8 +166,22 @@ def test_impossible_prompts_are_refused(prompt):
     assert f'{len(prompt)} tokens' in str(error.value)
 
 
-def test_lengths_and_sampling_values_compile_nothing_anew(caplog):
-    decoder, _ = build()
+@pytest.fixture
+def compiled(caplog):
+    """A function that calls another and tells which programs of decoding that compiled."""
+
+    def run(call):
+        caplog.clear()
+        with jax.log_compiles():
+            call()
+        found = [re.search(r'Compiling jit\((_\w+)\)', record.message) for record in caplog.records]
+        return collections.Counter(match[1] for match in found if match)
+
+    return run
+
+
+def test_lengths_and_sampling_values_compile_nothing_anew(compiled):
+    decoder, _ = build(d_model=12)
     common = dict(max_new_tokens=8, chunk=4)
     lengths = [(3, 9), (20, 1), (31, 30)]
     values = [
@@ -174,13 +190,48 @@ def test_lengths_and_sampling_values_compile_nothing_anew(caplog):
         dict(temperature=1.0, top_k=3, top_p=0.5, min_p=0.2, seed=3),
     ]
 
-    def compiled(pairs):
-        caplog.clear()
-        with jax.log_compiles():
-            for (first, second), sampling in pairs:
-                generate(decoder, [[1] * first, [2] * second], **common, **sampling)
-        return [record.message for record in caplog.records if 'Compiling' in record.message]
+    def call(pairs):
+        for (first, second), sampling in pairs:
+            generate(decoder, [[1] * first, [2] * second], **common, **sampling)
 
-    assert compiled([(lengths[0], values[0])]), 'the first call compiles'
-    assert not compiled([(pair, sampling) for pair in lengths for sampling in values])
-    assert compiled([((33, 5), values[0])]), 'the next bucket compiles'
+    assert compiled(lambda: call([(lengths[0], values[0])])), 'the first call compiles'
+    assert not compiled(lambda: call([(pair, rule) for pair in lengths for rule in values]))
+    assert compiled(lambda: call([((33, 5), values[0])])), 'the next rung compiles'
+
+
+def test_programs_are_few_and_shared_by_all_decoders_of_a_config(compiled):
+    def call():
+        decoder = make_decoder(max_seq_len=300, d_model=12, num_heads=2)
+        for length in (5, 23, 40, 60):
+            for batch in (1, 2, 3, 4):
+                generate(decoder, [[1] * length] * batch, temperature=0.0, max_new_tokens=100)
+
+    rungs = {'_prefill': 2, '_grow': 1, '_decode': 2}  # prompts 32, 64; caches 128, 256
+    programs = {name: 3 * count for name, count in rungs.items()}  # batches 1, 2, 4
+    counts = compiled(call)
+    assert {name: counts[name] for name in programs} == programs
+    assert not compiled(call), 'another decoder of the same config'
+
+
+def test_a_cache_that_grows_changes_nothing():
+    decoder, _ = build(max_seq_len=300, position='rope')
+    prompts, sampling = (PROMPTS[0], tuple(range(60))), dict(temperature=1.0, max_new_tokens=220)
+    small, sizes = generate(decoder, prompts, **sampling)
+    assert sizes == [128 - 1 - 60 + 1, 128, 220 - 196], 'the host is asked when the cache is full'
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decode, 'LEAST_CAPACITY', 301)
+        large, sizes = generate(decoder, prompts, **sampling)
+    assert sizes == [220]
+    assert small == large
+
+
+def test_rows_that_pad_the_batch_change_nothing(monkeypatch):
+    expected = generate(build()[0], PROMPTS, temperature=1.0, max_new_tokens=60)[0]
+    monkeypatch.setitem(decode.LEAST_ROWS, 'cpu', 8)
+    assert generate(make_decoder(), PROMPTS, temperature=1.0, max_new_tokens=60)[0] == expected
+
+
+def test_a_context_of_one_token():
+    decoder, _ = build(max_seq_len=1)
+    rows, _ = generate(decoder, [(3,)], temperature=0.0, max_new_tokens=4)
+    assert rows == [greedy_text((3,), count=4, max_seq_len=1)]

@@ -32,8 +32,8 @@ def write(monkeypatch):
             def __init__(self, config, params, *, vocab_size, eot_id):
                 assert (vocab_size, eot_id) == (257, EOT)
 
-            def generate(self, prompts, sampling):
-                self.prompts = prompts
+            def generate(self, prompts, sampling, **asked):
+                self.prompts, self.asked = prompts, asked
                 for start in range(0, min(length, sampling.max_new_tokens), chunk):
                     yield ids[:, start : min(start + chunk, sampling.max_new_tokens)]
 
@@ -91,6 +91,17 @@ def test_nothing_is_drawn_after_all_texts_have_stopped(write):
     generator = write('ab. cdefgh', 'abcd. efgh', chunk=3)
     steps = list(generator.stream(['', ''], _options('ab. cdefgh', stop=('.',))))
     assert [[piece for piece, _ in step] for step in steps] == [['ab', 'abc'], ['', 'd']]
+
+
+def test_the_host_looks_at_chunks_only_where_it_must(write):
+    generator = write('abc')
+    for ask, chunk in (
+        (lambda: generator.generate([''], _options('abc', chunk=2)), 0),
+        (lambda: generator.generate([''], _options('abc', chunk=2, stop=('x',))), 2),
+        (lambda: list(generator.stream([''], _options('abc', chunk=2))), 2),
+    ):
+        ask()
+        assert generator._decoder.asked == {'chunk': chunk}
 
 
 def test_a_text_goes_on_inside_the_sentence_of_its_prompt(write, monkeypatch):

@@ -164,6 +164,7 @@ WRONG = dict(
     repetition_penalty=0.0,
     stop=('a', ''),
     chunk=0,
+    draft_tokens=33,
 )
 
 

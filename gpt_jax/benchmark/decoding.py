@@ -1,0 +1,112 @@
+"""How fast a model generates here, and how near that is to what the memory allows.
+
+A token of a batch needs all weights once and the keys and values of all rows: reading them is the
+floor of its time.
+"""
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt_jax.config_tree import freeze
+from gpt_jax.inference.config import SampleConfig
+from gpt_jax.inference.decode import Decoder
+from gpt_jax.model.config import ModelConfig
+
+COPY_BYTES = 2**28
+COPIES = 8  # in one call
+
+
+def copy_bandwidth(repeats: int = 5) -> float:
+    """Bytes a second that the default device reads and writes: the best of some copies in place."""
+
+    @jax.jit
+    def copy(x: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, COPIES, lambda _, x: x + 1, x)
+
+    x = jax.block_until_ready(copy(jnp.zeros(COPY_BYTES // 4, jnp.float32)))
+    seconds = min(_seconds(lambda: jax.block_until_ready(copy(x))) for _ in range(repeats))
+    return 2 * COPY_BYTES * COPIES / seconds
+
+
+def measure_decoding(
+    config: ModelConfig,
+    params: Any,
+    *,
+    batch_sizes: Sequence[int],
+    prompt_tokens: int,
+    new_tokens: int,
+    repeats: int,
+) -> list[dict[str, float]]:
+    """Greedy generation by the real Decoder; one row of results a batch size.
+
+    Args:
+      config: of a finalized model.
+      params: its weights, in the stored layout.
+      batch_sizes: texts at a time.
+      prompt_tokens: length of each prompt, of random ids.
+      new_tokens: drawn after each, at least 2.
+      repeats: of each measurement; medians are returned, compilation is outside of them.
+
+    Returns:
+      Dicts of `batch_size`, `compile_seconds` (with the first run), `prefill_tokens_per_second`,
+      `decode_tokens_per_second`, `ms_per_token` (of one token of all rows), `floor_ms_per_token`
+      and `fraction_of_floor` (1: as fast as the memory).
+    """
+    if new_tokens < 2:
+        raise ValueError(f'new_tokens={new_tokens} must be at least 2: the first is the prefill')
+    # The end-of-text id is none of the model's: no text ends early.
+    decoder = Decoder(
+        freeze(config), params, vocab_size=config.vocab_size, eot_id=config.vocab_size
+    )
+    bandwidth = copy_bandwidth()
+    rows = []
+    for batch_size in batch_sizes:
+        random = np.random.default_rng(0)
+        prompts = random.integers(0, config.vocab_size, (batch_size, prompt_tokens)).tolist()
+
+        def generate(count: int, prompts: list[list[int]] = prompts) -> float:
+            sampling = SampleConfig(temperature=0.0, max_new_tokens=count)
+            return _seconds(lambda: list(decoder.generate(prompts, sampling)))
+
+        compile_seconds = generate(new_tokens) + generate(1)
+        first = [generate(1) for _ in range(repeats)]
+        whole = [generate(new_tokens) for _ in range(repeats)]
+        prefill, total = statistics.median(first), statistics.median(whole)
+        token = (total - prefill) / (new_tokens - 1)
+        floor = _bytes_per_token(decoder, batch_size, prompt_tokens + new_tokens / 2) / bandwidth
+        rows.append(
+            {
+                'batch_size': batch_size,
+                'compile_seconds': compile_seconds,
+                'prefill_tokens_per_second': batch_size * prompt_tokens / prefill,
+                'decode_tokens_per_second': batch_size / token,
+                'ms_per_token': 1e3 * token,
+                'floor_ms_per_token': 1e3 * floor,
+                'fraction_of_floor': floor / token,
+            }
+        )
+    return rows
+
+
+def _bytes_per_token(decoder: Decoder, batch_size: int, length: float) -> float:
+    """What drawing one token a row must read: weights, and the cache of `length` tokens a row."""
+    c, params = decoder.config, decoder.params
+    matrices = {name: leaf for name, leaf in params.items() if name != 'position'}
+    if not c.tie_embeddings:
+        del matrices['embedding']  # of which single rows are read, as of the positions
+    leaves = jax.tree.leaves(matrices)
+    itemsize = params['embedding']['table'].dtype.itemsize
+    cache = 2 * c.num_layers * c.num_kv_heads * c.head_dim * itemsize * length * batch_size
+    return sum(leaf.nbytes for leaf in leaves) + cache
+
+
+def _seconds(call: Any) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin

@@ -1,0 +1,48 @@
+"""The measurements are of the real Decoder and agree with each other."""
+
+import flax.linen as nn
+import jax
+import pytest
+
+from gpt_jax.benchmark import decoding
+from gpt_jax.model.gpt import init_params
+from tests.model_configs import make_config
+
+
+@pytest.fixture(autouse=True)
+def small_copies(monkeypatch):
+    monkeypatch.setattr(decoding, 'COPY_BYTES', 2**20)
+
+
+def test_copy_bandwidth_is_that_of_a_memory():
+    assert 1e8 < decoding.copy_bandwidth(repeats=2) < 1e13
+
+
+@pytest.mark.parametrize('tied', [True, False])
+def test_measure_decoding(tied, monkeypatch):
+    monkeypatch.setattr(decoding, 'copy_bandwidth', lambda: 1e9)
+    config = make_config(num_layers=1, tie_embeddings=tied)
+    params = nn.unbox(jax.jit(init_params, static_argnums=0)(config, jax.random.key(0)))
+    rows = decoding.measure_decoding(
+        config, params, batch_sizes=(1, 3), prompt_tokens=4, new_tokens=6, repeats=2
+    )
+    assert [row['batch_size'] for row in rows] == [1, 3]
+    # A layer of d_model 32 has 12,704 numbers, the last norm 64, a table 128 x 32.
+    weights = 4 * (12_704 + 64 + 128 * 32)
+    for row in rows:
+        cache = 2 * 32 * 4 * (4 + 3) * row['batch_size']
+        assert row['floor_ms_per_token'] == pytest.approx((weights + cache) / 1e6)
+        assert row['fraction_of_floor'] == pytest.approx(
+            row['floor_ms_per_token'] / row['ms_per_token']
+        )
+        assert row['decode_tokens_per_second'] == pytest.approx(
+            1e3 * row['batch_size'] / row['ms_per_token']
+        )
+        assert row['compile_seconds'] > 0 and row['prefill_tokens_per_second'] > 0
+
+
+def test_one_new_token_is_refused():
+    with pytest.raises(ValueError, match='new_tokens=1'):
+        decoding.measure_decoding(
+            make_config(), {}, batch_sizes=(1,), prompt_tokens=1, new_tokens=1, repeats=1
+        )
