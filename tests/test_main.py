@@ -320,6 +320,7 @@ def test_a_run_that_diverges_stops_and_saves(tmp_path, capsys):
         '--config.optimizer.learning_rate=1e30',
         '--config.optimizer.clip_norm=0',
         '--config.train.max_bad_steps=3',
+        '--config.train.steps_per_call=1',
     )
     assert '3 steps in a row up to step' in line
     assert 'config.optimizer.learning_rate' in line
