@@ -45,6 +45,7 @@ class TrainConfig:
     loss_kernel: LossKernel = LossKernel.AUTO  # auto: the backend's fastest
     loss_chunk_bytes: int = 2**27  # the loss holds at most this much of the logits at once
     steps_per_call: int = 0  # steps that the device makes in one call; 0: by backend and size
+    deterministic: bool = False  # a GPU run repeats bit for bit, at some cost; others always do
     log_every: int = 10  # steps between rows of metrics
     sinks: tuple[str, ...] = ('jsonl', 'tensorboard')  # where metrics go; also: wandb
 

@@ -1,6 +1,7 @@
 """How fast a program trains: the same calls as the training loop's, timed in groups of steps."""
 
 import itertools
+import math
 import resource
 import statistics
 import sys
@@ -56,12 +57,12 @@ class TrainingBenchmark:
         *,
         start_up: StartUp | None = None,
     ):
-        """Initialises, compiles the step once, and makes the first one."""
+        """Initialises, compiles the call of a step or several once, and makes the first one."""
         self._program, self._config, self._batches = program, config, batches
         self._start_up = start_up = start_up or StartUp()
         self._state = jax.block_until_ready(program.init(jax.random.key(config.seed)))
         start_up.mark('initialise')
-        lowered = program.train_step.lower(self._state, program.place(next(batches)))
+        lowered = program.lower(self._state, self._next_call())
         start_up.mark('trace and lower')
         events: list[str] = []
         listener = lambda event, **_: events.append(event)  # noqa: E731 (to unregister it)
@@ -75,28 +76,37 @@ class TrainingBenchmark:
             'compile_cache': _cache_outcome(events),
         }
         self._metrics: dict[str, jax.Array] = {}
-        self.run(1)
-        start_up.mark('first step')
+        self.run(program.steps_per_call)
+        start_up.mark('first call')
+
+    def whole_calls(self, steps: int) -> int:
+        """`steps`, rounded up to whole calls of the device."""
+        return math.ceil(steps / self._program.steps_per_call) * self._program.steps_per_call
 
     def run(self, steps: int) -> tuple[float, float]:
-        """Runs `steps` steps; the seconds until they are done, and those waited for data."""
+        """Runs `steps` steps in whole calls; the seconds until done, and those waiting for data."""
         waited = 0.0
         began = time.perf_counter()
-        for number in range(steps):
+        for number in range(0, steps, self._program.steps_per_call):
             asked = time.perf_counter()
-            batch = next(self._batches)
+            batches = self._next_call()
             waited += time.perf_counter() - asked
             previous = self._metrics
             with jax.profiler.StepTraceAnnotation('train', step_num=number):
-                self._state, self._metrics = self._program.train_step(
-                    self._state, self._program.place(batch)
-                )
-            jax.device_get(previous)  # as the loop does: the host is one step ahead, not more
+                self._state, self._metrics = self._program.advance(self._state, batches)
+            jax.device_get(previous)  # as the loop does: the host is one call ahead, not more
         jax.block_until_ready((self._state, self._metrics))
         return time.perf_counter() - began, waited
 
+    def _next_call(self) -> list[dict[str, np.ndarray]]:
+        return list(itertools.islice(self._batches, self._program.steps_per_call))
+
     def measure(self, *, warmup: int, groups: int, steps: int) -> dict[str, Any]:
-        """Times `groups` groups of `steps` steps after `warmup` steps; the results by name."""
+        """Times `groups` groups of `steps` steps after `warmup` steps; the results by name.
+
+        Both are rounded up to whole calls.
+        """
+        warmup, steps = self.whole_calls(warmup), self.whole_calls(steps)
         self.run(warmup)
         timed = [self.run(steps) for _ in range(groups)]
         step_ms = [1e3 * seconds / steps for seconds, _ in timed]
@@ -109,11 +119,12 @@ class TrainingBenchmark:
             'step_ms_max': max(step_ms),
             'step_ms_groups': step_ms,
             'steps_per_group': steps,
+            'steps_per_call': self._program.steps_per_call,
             'warmup_steps': warmup,
             'tokens_per_step': tokens,
             'tokens_per_second': 1e3 * tokens / median,
             'data_wait_seconds': sum(waited for _, waited in timed) / (groups * steps),
-            'loss': float(self._metrics['loss']),
+            'loss': float(np.atleast_1d(self._metrics['loss'])[-1]),
             **flops(self._config, self._program, tokens=tokens, seconds=median / 1e3),
             'peak_memory_bytes': peak,
             'peak_memory_source': source,

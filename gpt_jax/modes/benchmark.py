@@ -14,6 +14,7 @@ from absl import flags as absl_flags
 from gpt_jax import files
 from gpt_jax import run as runs
 from gpt_jax.benchmark import profile
+from gpt_jax.benchmark.decoding import measure_decoding
 from gpt_jax.benchmark.machine import describe_machine
 from gpt_jax.benchmark.start_up import StartUp
 from gpt_jax.benchmark.training import TrainingBenchmark, synthetic_batches
@@ -41,11 +42,19 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         'benchmark_groups': (5, 'groups of steps; the median over them is the result'),
         'benchmark_steps': (10, 'steps in a group'),
         'profile_steps': (3, 'steps that --profile traces'),
+        'decode_prompt': (32, 'tokens of a prompt, for --benchmark_decode'),
+        'decode_tokens': (128, 'tokens to draw after it'),
     }
     for name, (default, text) in counts.items():
         absl_flags.DEFINE_integer(name, default, text, lower_bound=1, flag_values=flags)
     absl_flags.DEFINE_boolean(
         'benchmark_data', False, "the run's data instead of random tokens", flag_values=flags
+    )
+    absl_flags.DEFINE_boolean(
+        'benchmark_decode', False, 'time generation instead of training', flag_values=flags
+    )
+    absl_flags.DEFINE_multi_integer(
+        'decode_batch', [1, 8, 64], 'texts at a time; may be repeated', flag_values=flags
     )
     absl_flags.DEFINE_string('benchmark_out', '', 'a JSON file to write', flag_values=flags)
     absl_flags.DEFINE_boolean(
@@ -68,6 +77,26 @@ def run(
     runtime.initialize(config.runtime)
     config, program, batches = _open(config, start_up, data=flags.benchmark_data)
     print(format_table('benchmark', summarize(program, config)), flush=True)
+    if flags.benchmark_decode:
+        report = {'decoding': _measure_decoding(flags, config, program)}
+    else:
+        report = _measure_training(flags, config, program, batches, start_up, workdir)
+    report |= {'machine': describe_machine(program.mesh), 'command': sys.argv}
+    report |= {'overrides': overrides, 'git_commit': runs.git_commit(), 'config': to_json(config)}
+    if flags.benchmark_out:
+        files.write_json(flags.benchmark_out, report)
+    return 0
+
+
+def _measure_training(
+    flags: absl_flags.FlagValues,
+    config: RunConfig,
+    program: Program,
+    batches: Iterator[dict[str, np.ndarray]],
+    start_up: StartUp,
+    workdir: pathlib.Path,
+) -> dict[str, Any]:
+    """Times the step, prints the result, and traces it if asked to."""
     with profile.exact_names() if flags.profile else contextlib.nullcontext():
         training = TrainingBenchmark(program, config, batches, start_up=start_up)
     report = training.measure(
@@ -77,14 +106,39 @@ def run(
     )
     print(format_table('training', _training_rows(report)), flush=True)
     report['data'] = 'pipeline' if flags.benchmark_data else 'random tokens'
-    report |= {'machine': describe_machine(program.mesh), 'command': sys.argv}
-    report |= {'overrides': overrides, 'git_commit': runs.git_commit(), 'config': to_json(config)}
     if flags.profile:
         folder = pathlib.Path(flags.profile_dir or workdir / 'profile')
         report['profile'] = _profile(training, program, folder, steps=flags.profile_steps)
-    if flags.benchmark_out:
-        files.write_json(flags.benchmark_out, report)
-    return 0
+    return report
+
+
+def _measure_decoding(
+    flags: absl_flags.FlagValues, config: RunConfig, program: Program
+) -> list[dict[str, float]]:
+    """Times generation with random weights, and prints the result."""
+    longest = flags.decode_prompt + flags.decode_tokens
+    if longest > config.model.max_seq_len or flags.decode_tokens < 2:
+        raise UserError(
+            f'--decode_prompt and --decode_tokens make {longest} tokens, the context holds '
+            f'{config.model.max_seq_len} (config.model.max_seq_len); draw 2 or more that fit'
+        )
+    rows = measure_decoding(
+        config.model,
+        program.init(jax.random.key(config.seed)).params,
+        batch_sizes=flags.decode_batch,
+        prompt_tokens=flags.decode_prompt,
+        new_tokens=flags.decode_tokens,
+        repeats=flags.benchmark_groups,
+    )
+    table = {
+        f'batch {row["batch_size"]}': f'{row["decode_tokens_per_second"]:,.0f} tokens/s, '
+        f'{row["ms_per_token"]:,.3f} ms a token (floor {row["floor_ms_per_token"]:,.3f} ms); '
+        f'prefill {row["prefill_tokens_per_second"]:,.0f} tokens/s; '
+        f'{row["compile_seconds"]:.1f} s to compile'
+        for row in rows
+    }
+    print(format_table('decoding', table), flush=True)
+    return rows
 
 
 def _open(
@@ -153,6 +207,7 @@ def _profile(
     training: TrainingBenchmark, program: Program, folder: pathlib.Path, *, steps: int
 ) -> dict[str, Any]:
     """Traces some steps, prints where their time goes, and returns it for the JSON."""
+    steps = training.whole_calls(steps)
     trace = profile.record(folder, lambda: training.run(steps))
     events = profile.read_events(trace, platform=program.mesh.devices.flat[0].platform)
     instructions = profile.read_instructions(training.compiled.as_text())

@@ -127,7 +127,7 @@ class _Recorder:
         self._clock_step = first
 
     def remember(self, done: int, metrics: dict[str, jax.Array], waited: float) -> None:
-        """Takes the metrics `[steps]` of the call that ended with step `done`."""
+        """Takes the metrics of the call that ended with step `done`."""
         self._pending = (done, metrics)
         self._waited += waited
 
@@ -140,7 +140,7 @@ class _Recorder:
         if self._pending is None:
             return
         (done, metrics), self._pending = self._pending, None
-        values = jax.device_get(metrics)
+        values = jax.tree.map(np.atleast_1d, jax.device_get(metrics))
         steps = range(done - len(values['loss']) + 1, done + 1)
         self.bad_steps = int(values['bad_steps'].max())
         fields = {'loss': float(values['loss'][-1])}

@@ -13,7 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from gpt_jax.config import LossKernel, RunConfig, call_cadences
 from gpt_jax.errors import UserError
@@ -24,6 +24,7 @@ from gpt_jax.model.gpt import GPT, init_params
 from gpt_jax.optim import make_optimizer
 from gpt_jax.optim.schedule import make_schedule
 from gpt_jax.optim.state import follow_parameters
+from gpt_jax.parallel.compiler_options import compiler_options
 from gpt_jax.parallel.rules import RULES, batch_sharding, parameter_shardings, replicated
 from gpt_jax.train.loss import LossSums
 from gpt_jax.train.loss_kernels import resolve_loss_kernel
@@ -46,6 +47,7 @@ class Program:
     init: Callable[[jax.Array], TrainState]  # from a PRNG key
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]  # donates the state
     train_steps: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]  # of stacked batches
+    compiler_options: dict[str, bool]  # of the steps
     steps_per_call: int  # how many batches `train_steps` takes in a run
     eval_step: Callable[[Any, Batch], LossSums]  # from params
 
@@ -58,13 +60,17 @@ class Program:
     ) -> tuple[TrainState, Metrics]:
         """Takes a step for each of `batches` in one call of the device; donates the state.
 
-        Every metric is a vector with an entry a step.
+        The metrics are those of the step, or for several batches vectors with an entry a step.
         """
-        if len(batches) == 1:
-            state, metrics = self.train_step(state, self.place(batches[0]))
-            return state, {name: value[None] for name, value in metrics.items()}
-        stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
-        return self.train_steps(state, self._place(stacked, rows_axis=1))
+        function, placed = self._call(batches)
+        return function(state, placed)
+
+    def lower(
+        self, state: TrainState, batches: Sequence[dict[str, np.ndarray]]
+    ) -> jax.stages.Lowered:
+        """What `advance` compiles for so many batches; the state may be abstract."""
+        function, placed = self._call(batches)
+        return function.lower(state, placed)
 
     def call_length(self, step: int, num_steps: int) -> int:
         """How many steps the next call takes after `step` of `num_steps`.
@@ -73,6 +79,12 @@ class Program:
         """
         aligned = step % self.steps_per_call == 0 and step + self.steps_per_call <= num_steps
         return self.steps_per_call if aligned else 1
+
+    def _call(self, batches: Sequence[dict[str, np.ndarray]]) -> tuple[Callable, Batch]:
+        if len(batches) == 1:
+            return self.train_step, self.place(batches[0])
+        stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+        return self.train_steps, self._place(stacked, rows_axis=1)
 
     def _place(self, batch: dict[str, np.ndarray], *, rows_axis: int) -> Batch:
         sharding = batch_sharding(self.mesh, rows_axis=rows_axis)
@@ -130,10 +142,21 @@ def make_program(config: RunConfig, mesh: Mesh) -> Program:
         shardings,
     )
     rows, whole = batch_sharding(mesh), replicated(mesh)
+    options = compiler_options(backend, deterministic=config.train.deterministic)
     train_step = make_train_step(parts)
 
     def train_steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
         return jax.lax.scan(train_step, state, batches)
+
+    def compile_step(step: Callable, *, inputs: NamedSharding) -> Callable:
+        jitted = jax.jit(
+            step,
+            in_shardings=(shardings, inputs),
+            out_shardings=(shardings, whole),
+            donate_argnums=0,
+            compiler_options=options,
+        )
+        return _on_mesh(mesh, jitted)
 
     return Program(
         mesh=mesh,
@@ -141,24 +164,9 @@ def make_program(config: RunConfig, mesh: Mesh) -> Program:
         loss_kernel=loss_kernel,
         abstract_state=abstract_state,
         init=_on_mesh(mesh, jax.jit(init_state, out_shardings=shardings)),
-        train_step=_on_mesh(
-            mesh,
-            jax.jit(
-                train_step,
-                in_shardings=(shardings, rows),
-                out_shardings=(shardings, whole),
-                donate_argnums=0,
-            ),
-        ),
-        train_steps=_on_mesh(
-            mesh,
-            jax.jit(
-                train_steps,
-                in_shardings=(shardings, batch_sharding(mesh, rows_axis=1)),
-                out_shardings=(shardings, whole),
-                donate_argnums=0,
-            ),
-        ),
+        train_step=compile_step(train_step, inputs=rows),
+        train_steps=compile_step(train_steps, inputs=batch_sharding(mesh, rows_axis=1)),
+        compiler_options=options,
         steps_per_call=choose_steps_per_call(config, backend=backend),
         eval_step=_on_mesh(
             mesh,
@@ -166,6 +174,7 @@ def make_program(config: RunConfig, mesh: Mesh) -> Program:
                 make_eval_step(parts),
                 in_shardings=(shardings.params, rows),
                 out_shardings=whole,
+                compiler_options=options,
             ),
         ),
     )

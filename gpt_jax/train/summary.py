@@ -33,6 +33,7 @@ def summarize(program: Program, config: RunConfig) -> dict[str, str]:
         'loss': f'{program.loss_kernel} kernel',
         'dtypes': f'parameters {model.param_dtype}, compute {model.compute_dtype}',
         'layers': ('scanned' if program.model.scan else 'unrolled') + f', remat {model.remat}',
+        'compiler': ', '.join(program.compiler_options) or "XLA's defaults",
         'optimizer': f'{type(config.optimizer).__name__}, learning rate '
         f'{config.optimizer.learning_rate:g} ({config.schedule.kind})',
         'batch': f'{train.batch_size} x {model.max_seq_len} = {tokens:,} tokens a step, '

@@ -102,6 +102,7 @@ def test_each_backends_names_are_sorted(names, group):
 def test_the_real_step_is_traced(tmp_path):
     config = get_config('muon')
     config.model.position = 'rope'
+    config.train.steps_per_call = 1
     config = finalize(config, vocab_size=65)
     program = make_program(config, make_mesh(config.mesh))
     with profile.exact_names():

@@ -5,7 +5,12 @@ import json
 from gpt_jax.main import main
 from tests.command_line import TINY
 
-SHORT = ['--benchmark_warmup=1', '--benchmark_groups=2', '--benchmark_steps=2']
+SHORT = [
+    '--benchmark_warmup=1',
+    '--benchmark_groups=2',
+    '--benchmark_steps=2',
+    '--config.train.steps_per_call=2',
+]
 
 
 def _benchmark(tmp_path, *arguments: str) -> int:
@@ -38,7 +43,7 @@ def test_measures_without_data_and_writes_only_what_is_asked(tmp_path, capsys):
     assert report['machine']['device_count'] == 1
     assert list(report['start_up_seconds']) == [
         *('imports', 'devices', 'program', 'initialise', 'trace and lower', 'compile'),
-        'first step',
+        'first call',
     ]
     assert 'profile' not in report
     assert [path.name for path in tmp_path.iterdir()] == ['out.json']
@@ -71,3 +76,16 @@ def test_an_unknown_vocabulary_is_one_line(tmp_path, capsys):
     assert _benchmark(tmp_path) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert '--config.model.vocab_size=65' in line and '--benchmark_data' in line
+
+
+def test_generation(tmp_path, capsys):
+    out = tmp_path / 'out.json'
+    arguments = ['--config.model.vocab_size=65', '--benchmark_decode', f'--benchmark_out={out}']
+    assert _benchmark(tmp_path, *arguments) == 2
+    assert 'the context holds 32' in capsys.readouterr().err
+    sizes = ['--decode_batch=1', '--decode_batch=2', '--decode_prompt=8', '--decode_tokens=24']
+    assert _benchmark(tmp_path, *arguments, *sizes) == 0
+    assert 'batch 2' in capsys.readouterr().out
+    rows = json.loads(out.read_text())['decoding']
+    assert [row['batch_size'] for row in rows] == [1, 2]
+    assert all(row['decode_tokens_per_second'] > 0 for row in rows)

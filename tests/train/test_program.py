@@ -129,7 +129,7 @@ def test_ten_steps_in_a_call_equal_ten_calls():
         for start in range(0, 20, steps_per_call):
             state, metrics = program.advance(state, batches[start : start + steps_per_call])
             calls.append(metrics)
-        return {name: np.concatenate([call[name] for call in calls]) for name in calls[0]}
+        return {name: np.hstack([call[name] for call in calls]) for name in calls[0]}
 
     one, ten = rows(1), rows(10)
     assert all(values.shape == (20,) for values in ten.values())

@@ -1,0 +1,37 @@
+"""XLA's options: one table for each backend, given with the program and never by a shell line."""
+
+import os
+
+# What was measured to help; see benchmarks/README.md.
+OPTIONS: dict[str, dict[str, bool]] = {
+    'cpu': {},
+    'gpu': {
+        # Together about 2 % of a GPT-2 step on an H100, and half of the time to compile it.
+        'xla_gpu_enable_latency_hiding_scheduler': True,
+        'xla_gpu_enable_triton_gemm': False,
+    },
+    'tpu': {},
+}
+
+# What makes a run repeat bit for bit. CPUs and TPUs do so by themselves.
+DETERMINISTIC: dict[str, dict[str, bool]] = {
+    'gpu': {
+        # No atomics in reductions and scatters, no algorithm whose results vary (cuDNN's too).
+        'xla_gpu_deterministic_ops': True,
+        'xla_gpu_exclude_nondeterministic_ops': True,
+    },
+}
+
+
+def compiler_options(backend: str, *, deterministic: bool) -> dict[str, bool]:
+    """For `jax.jit(compiler_options=…)`: the tables' options that XLA_FLAGS does not name.
+
+    Args:
+      backend: 'cpu', 'gpu' or 'tpu'.
+      deterministic: whether results must repeat bit for bit (`config.train.deterministic`).
+    """
+    options = dict(OPTIONS.get(backend, {}))
+    if deterministic:
+        options |= DETERMINISTIC.get(backend, {})
+    given = {flag.lstrip('-').partition('=')[0] for flag in os.environ.get('XLA_FLAGS', '').split()}
+    return {name: value for name, value in options.items() if name not in given}

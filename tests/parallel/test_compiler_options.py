@@ -1,0 +1,27 @@
+"""XLA's options: what a backend gets; what the user said stands; XLA knows every one."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from gpt_jax.parallel.compiler_options import DETERMINISTIC, OPTIONS, compiler_options
+
+
+def test_the_user_is_never_overruled(monkeypatch):
+    monkeypatch.setenv('XLA_FLAGS', '--xla_gpu_enable_triton_gemm=true --xla_dump_to=/x')
+    options = compiler_options('gpu', deterministic=False)
+    assert options == {'xla_gpu_enable_latency_hiding_scheduler': True}
+
+
+def test_only_a_gpu_needs_options_to_repeat():
+    assert compiler_options('cpu', deterministic=True) == {}
+    gained = compiler_options('gpu', deterministic=True).keys() - OPTIONS['gpu'].keys()
+    assert gained == DETERMINISTIC['gpu'].keys()
+
+
+@pytest.mark.parametrize('table', [OPTIONS, DETERMINISTIC], ids=['options', 'deterministic'])
+def test_xla_knows_every_option(table):
+    for options in table.values():
+        jax.jit(jnp.sin, compiler_options=options)(1.0)
+    with pytest.raises(Exception, match='xla_gpu_no_such_option'):
+        jax.jit(jnp.cos, compiler_options={'xla_gpu_no_such_option': True})(1.0)
