@@ -2,9 +2,12 @@
 
 import os
 
+Option = bool | str
+
 # What was measured to help; see benchmarks/README.md.
-OPTIONS: dict[str, dict[str, bool]] = {
-    'cpu': {},
+OPTIONS: dict[str, dict[str, Option]] = {
+    # Without YNNPACK, whose reductions and small products are slow: 8 to 15 % of a step.
+    'cpu': {'xla_cpu_experimental_ynn_fusion_type': ''},
     'gpu': {
         # Together about 2 % of a GPT-2 step on an H100, and half of the time to compile it.
         'xla_gpu_enable_latency_hiding_scheduler': True,
@@ -14,7 +17,7 @@ OPTIONS: dict[str, dict[str, bool]] = {
 }
 
 # What makes a run repeat bit for bit. CPUs and TPUs do so by themselves.
-DETERMINISTIC: dict[str, dict[str, bool]] = {
+DETERMINISTIC: dict[str, dict[str, Option]] = {
     'gpu': {
         # No atomics in reductions and scatters, no algorithm whose results vary (cuDNN's too).
         'xla_gpu_deterministic_ops': True,
@@ -23,7 +26,7 @@ DETERMINISTIC: dict[str, dict[str, bool]] = {
 }
 
 
-def compiler_options(backend: str, *, deterministic: bool) -> dict[str, bool]:
+def compiler_options(backend: str, *, deterministic: bool) -> dict[str, Option]:
     """For `jax.jit(compiler_options=…)`: the tables' options that XLA_FLAGS does not name.
 
     Args:

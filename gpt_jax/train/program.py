@@ -24,7 +24,7 @@ from gpt_jax.model.gpt import GPT, init_params
 from gpt_jax.optim import make_optimizer
 from gpt_jax.optim.schedule import make_schedule
 from gpt_jax.optim.state import follow_parameters
-from gpt_jax.parallel.compiler_options import compiler_options
+from gpt_jax.parallel.compiler_options import Option, compiler_options
 from gpt_jax.parallel.rules import RULES, batch_sharding, parameter_shardings, replicated
 from gpt_jax.train.loss import LossSums
 from gpt_jax.train.loss_kernels import resolve_loss_kernel
@@ -47,7 +47,7 @@ class Program:
     init: Callable[[jax.Array], TrainState]  # from a PRNG key
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]  # donates the state
     train_steps: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]  # of stacked batches
-    compiler_options: dict[str, bool]  # of the steps
+    compiler_options: dict[str, Option]  # of the steps
     steps_per_call: int  # how many batches `train_steps` takes in a run
     eval_step: Callable[[Any, Batch], LossSums]  # from params
 
