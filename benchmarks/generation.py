@@ -9,22 +9,21 @@ of tokens/s, and the median ratio with its range. On a GPU add
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 
+import pairing
+
 PEERS = ('transformers', 'transformers_static')
-RESULT = 'RESULT '
 
 
 def measure_ours(flags: argparse.Namespace) -> dict[int, float]:
     """Tokens/s by batch size, of this project's Decoder."""
-    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    sys.path.insert(0, pairing.ROOT)
     import flax.linen as nn
     import jax
     import numpy as np
@@ -57,7 +56,7 @@ def measure_transformers(flags: argparse.Namespace) -> dict[int, float]:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(pairing.usable_cores())
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     model = GPT2LMHeadModel(GPT2Config()).eval().to(device, getattr(torch, flags.dtype))
     static = {'cache_implementation': 'static'} if flags.worker == 'transformers_static' else {}
@@ -102,8 +101,8 @@ def run_worker(name: str, flags: argparse.Namespace) -> dict[int, float]:
     python = sys.executable if name == 'ours' else flags.peer_python
     command = [python, os.path.abspath(__file__), *sys.argv[1:], '--worker', name]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    line = next(line for line in output.splitlines() if line.startswith(RESULT))
-    return {int(size): speed for size, speed in json.loads(line[len(RESULT) :]).items()}
+    speeds = pairing.read_result(iter(output.splitlines()))
+    return {int(size): speed for size, speed in speeds.items()}
 
 
 def main() -> None:
@@ -120,13 +119,12 @@ def main() -> None:
     parser.add_argument('--worker', choices=WORKERS, help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.worker:
-        print(RESULT + json.dumps(WORKERS[flags.worker](flags)))
+        pairing.print_result(WORKERS[flags.worker](flags))
         return
-    cpus = len(os.sched_getaffinity(0))
-    print(f'{platform.platform()}, {cpus} CPUs, {flags.dtype}, load {os.getloadavg()[0]:.1f}')
+    print(f'{pairing.describe_host()}, {flags.dtype}')
     speeds: dict[str, list[dict[int, float]]] = {'ours': [], flags.peer: []}
-    for index in range(flags.rounds):
-        for name in list(speeds)[:: 1 if index % 2 else -1]:
+    for index, order in enumerate(pairing.turns(list(speeds), flags.rounds)):
+        for name in order:
             speeds[name].append(run_worker(name, flags))
         print(
             f'round {index + 1}: { ({name: runs[-1] for name, runs in speeds.items()}) }',
@@ -134,11 +132,9 @@ def main() -> None:
         )
     for size in flags.batch_sizes:
         ours, theirs = ([run[size] for run in runs] for runs in speeds.values())
-        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
         print(
             f'batch {size}: ours {statistics.median(ours):.1f} tokens/s, {flags.peer} '
-            f'{statistics.median(theirs):.1f}, ratio {statistics.median(ratios):.2f} '
-            f'({min(ratios):.2f} to {max(ratios):.2f})'
+            f'{statistics.median(theirs):.1f}, {pairing.describe_ratio(ours, theirs)}'
         )
 
 
