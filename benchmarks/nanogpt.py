@@ -139,7 +139,7 @@ def make_ours(setup: dict[str, Any]) -> tuple[dict[str, str | int], Run]:
         seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
         memory = program.mesh.devices.flat[0].memory_stats() or {}
         peak = _peak_resident() if on_cpu else memory['peak_bytes_in_use']
-        loss = float(metrics['loss'][-1])
+        loss = float(jax.numpy.ravel(metrics['loss'])[-1])
         return {'seconds': seconds, 'cpu_seconds': cpu_seconds, 'loss': loss, 'peak': peak}
 
     about = {
