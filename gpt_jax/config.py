@@ -38,7 +38,7 @@ class TrainConfig:
     num_steps: int = 1000  # length of the run in steps, unless one of the next two is set
     num_tokens: int = 0  # length of the run in training tokens; 0: off
     num_epochs: float = 0.0  # length of the run in passes over the corpus; 0: off
-    grad_accumulation: int = 1  # micro-batches that a step is split into
+    grad_accumulation: int = 0  # micro-batches that a step is split into; 0: by backend and size
     ema_decay: float = 0.0  # exponential moving average of the weights; 0: off
     z_loss: float = 0.0  # weight of log(Z)², which keeps the logits from drifting; 0: off
     max_bad_steps: int = 10  # non-finite steps in a row that end the run
@@ -115,17 +115,18 @@ def call_cadences(config: RunConfig) -> dict[str, int]:
 def _finalize_train(config: RunConfig, train_tokens: int) -> None:
     """Fills the derived values of `config.train` and `config.eval`, and checks them."""
     train, evaluation = config.train, config.eval
-    for name in ('batch_size', 'num_steps', 'grad_accumulation', 'log_every', 'max_bad_steps'):
+    for name in ('batch_size', 'num_steps', 'log_every', 'max_bad_steps'):
         if getattr(train, name) < 1:
             raise UserError(f'config.train.{name}={getattr(train, name)} must be at least 1')
-    if train.batch_size % train.grad_accumulation:
+    for name in ('grad_accumulation', 'steps_per_call'):
+        if getattr(train, name) < 0:
+            raise UserError(
+                f'config.train.{name}={getattr(train, name)} must not be negative; 0 is auto'
+            )
+    if train.batch_size % (train.grad_accumulation or 1):
         raise UserError(
             f'config.train.batch_size={train.batch_size} is not divisible by '
             f'config.train.grad_accumulation={train.grad_accumulation}; change one of them'
-        )
-    if train.steps_per_call < 0:
-        raise UserError(
-            f'config.train.steps_per_call={train.steps_per_call} must not be negative; 0 is auto'
         )
     for name, every in call_cadences(config).items():
         if train.steps_per_call and every % train.steps_per_call:

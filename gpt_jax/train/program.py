@@ -34,6 +34,8 @@ from gpt_jax.train.step import Batch, Metrics, StepParts, make_eval_step, make_t
 # Work that one call may hold, for the choice of `train.steps_per_call`; none: a step a call.
 FLOPS_PER_CALL = {'cpu': 2e11}  # about half a second
 MAX_STEPS_PER_CALL = 10
+# What the widest activation of a micro-batch may take on a device; none: the batch is not split.
+ACTIVATION_BYTES = {'cpu': 2**24}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,7 @@ class Program:
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]  # donates the state
     train_steps: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]  # of stacked batches
     compiler_options: dict[str, Option]  # of the steps
+    micro_batches: int  # that a step is split into
     steps_per_call: int  # how many batches `train_steps` takes in a run
     eval_step: Callable[[Any, Batch], LossSums]  # from params
 
@@ -104,7 +107,9 @@ def make_program(config: RunConfig, mesh: Mesh) -> Program:
         UserError: the batch does not divide over the mesh, or a requested kernel cannot run.
     """
     backend = mesh.devices.flat[0].platform
-    _check_batches(config, mesh)
+    devices = mesh.shape['data']
+    micro_batches = choose_micro_batches(config, backend=backend, devices=devices)
+    _check_batches(config, micro_batches=micro_batches, devices=devices)
     model = GPT(
         config.model,
         kernel=resolve_kernel(config.model, backend=backend, segments=config.data.segment_ids),
@@ -128,6 +133,7 @@ def make_program(config: RunConfig, mesh: Mesh) -> Program:
         clip_norm=config.optimizer.clip_norm,
         train=config.train,
         seed=config.seed,
+        micro_batches=micro_batches,
         loss_kernel=loss_kernel,
     )
 
@@ -167,6 +173,7 @@ def make_program(config: RunConfig, mesh: Mesh) -> Program:
         train_step=compile_step(train_step, inputs=rows),
         train_steps=compile_step(train_steps, inputs=batch_sharding(mesh, rows_axis=1)),
         compiler_options=options,
+        micro_batches=micro_batches,
         steps_per_call=choose_steps_per_call(config, backend=backend),
         eval_step=_on_mesh(
             mesh,
@@ -203,12 +210,29 @@ def choose_steps_per_call(config: RunConfig, *, backend: str) -> int:
     return max(k for k in range(1, max(1, limit) + 1) if together % k == 0)
 
 
-def _check_batches(config: RunConfig, mesh: Mesh) -> None:
+def choose_micro_batches(config: RunConfig, *, backend: str, devices: int) -> int:
+    """How many micro-batches a step is split into: the config's number, or what fits the caches.
+
+    On a CPU activations that outgrow the caches cost more than the split; elsewhere it only costs.
+    """
+    train, model = config.train, config.model
+    limit = ACTIVATION_BYTES.get(backend)
+    if train.grad_accumulation or limit is None:
+        return train.grad_accumulation or 1
+    rows = devices * max(1, limit // (4 * model.max_seq_len * model.d_ff))
+    for count in range(1, train.batch_size + 1):
+        size, rest = divmod(train.batch_size, count)
+        if rest == 0 and size <= rows and size % devices == 0:
+            return count
+    return 1
+
+
+def _check_batches(config: RunConfig, *, micro_batches: int, devices: int) -> None:
     """Refuses batches that do not divide over the devices."""
-    devices = mesh.shape['data']
-    micro = config.train.batch_size // config.train.grad_accumulation
     sizes = {
-        'config.train.batch_size / config.train.grad_accumulation': micro,
+        'config.train.batch_size / config.train.grad_accumulation': (
+            config.train.batch_size // micro_batches
+        ),
         'config.eval.batch_size': config.eval.batch_size,
     }
     for name, size in sizes.items():

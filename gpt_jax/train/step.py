@@ -30,6 +30,7 @@ class StepParts:
     clip_norm: float  # the gradient's global norm is cut to this; 0: off
     train: TrainConfig
     seed: int
+    micro_batches: int = 1  # that a step is split into
     loss_kernel: LossKernel = LossKernel.XLA
 
 
@@ -56,10 +57,10 @@ def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[Tra
             return loss / total_weight, sums
 
         grad_fn = jax.value_and_grad(micro_loss, has_aux=True)
-        if train.grad_accumulation == 1:
+        if parts.micro_batches == 1:
             (loss, sums), grads = grad_fn(executed, batch, jnp.int32(0))
         else:
-            loss, sums, grads = _accumulate(grad_fn, executed, batch, train.grad_accumulation)
+            loss, sums, grads = _accumulate(grad_fn, executed, batch, parts.micro_batches)
         grads = to_stored(grads, num_layers=config.num_layers)
 
         with jax.named_scope('clip'):

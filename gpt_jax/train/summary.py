@@ -37,7 +37,7 @@ def summarize(program: Program, config: RunConfig) -> dict[str, str]:
         'optimizer': f'{type(config.optimizer).__name__}, learning rate '
         f'{config.optimizer.learning_rate:g} ({config.schedule.kind})',
         'batch': f'{train.batch_size} x {model.max_seq_len} = {tokens:,} tokens a step, '
-        f'{train.grad_accumulation} micro-batch(es), {program.steps_per_call} step(s) a call',
+        f'{program.micro_batches} micro-batch(es), {program.steps_per_call} step(s) a call',
         'work': f'{train.num_steps:,} steps, {train.num_steps * tokens:,} tokens, '
         f'{train_flops_per_token(model, length=model.max_seq_len) * tokens:.3g} FLOPs a step',
     }

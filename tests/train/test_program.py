@@ -10,7 +10,11 @@ from gpt_jax.config import RunConfig, finalize
 from gpt_jax.errors import UserError
 from gpt_jax.optim import AdamW, Muon
 from gpt_jax.parallel.mesh import MeshConfig, make_mesh
-from gpt_jax.train.program import choose_steps_per_call, make_program
+from gpt_jax.train.program import (
+    choose_micro_batches,
+    choose_steps_per_call,
+    make_program,
+)
 from tests.golden_file import check_golden_numbers
 from tests.tiny_config import VARIANTS, get_config
 
@@ -157,6 +161,25 @@ def test_steps_per_call_by_backend_and_size(backend, save_every, d_model, expect
     config.checkpoint.save_every, config.eval.every = save_every, 0
     config.model.d_model = d_model
     assert choose_steps_per_call(finalize(config, vocab_size=65), backend=backend) == expected
+
+
+@pytest.mark.parametrize(
+    ('backend', 'asked', 'd_ff', 'devices', 'expected'),
+    [
+        ('cpu', 0, 128, 1, 1),
+        ('cpu', 0, 2**16, 1, 4),  # 2 of 8 rows: 2 * 32 * 2**16 float32 are 16 MiB
+        ('cpu', 0, 2**16, 2, 2),
+        ('cpu', 0, 2**20, 1, 8),  # a row at a time is all that can be done
+        ('cpu', 0, 2**20, 8, 1),
+        ('cpu', 2, 2**20, 1, 2),
+        ('gpu', 0, 2**20, 1, 1),
+    ],
+)
+def test_micro_batches_fit_the_caches(backend, asked, d_ff, devices, expected):
+    config = get_config()
+    config.train.grad_accumulation, config.model.d_ff = asked, d_ff
+    config = finalize(config, vocab_size=65)
+    assert choose_micro_batches(config, backend=backend, devices=devices) == expected
 
 
 def test_a_cadence_inside_a_call_is_refused():

@@ -23,7 +23,7 @@ PLAIN = SGD(learning_rate=0.1, momentum=0.0, clip_norm=0.0)
 
 
 @functools.cache
-def build(optimizer='sgd', clip_norm=0.0, dropout=0.0, **train):
+def build(optimizer='sgd', clip_norm=0.0, dropout=0.0, micro_batches=1, **train):
     """The jitted step of a tiny model, its parts, and a fresh state."""
     config = make_config(max_seq_len=LENGTH, d_model=16, num_layers=2, dropout=dropout)
     chosen = {'sgd': PLAIN, 'adamw': AdamW(learning_rate=0.01)}[optimizer]
@@ -35,6 +35,7 @@ def build(optimizer='sgd', clip_norm=0.0, dropout=0.0, **train):
         clip_norm=clip_norm,
         train=TrainConfig(batch_size=ROWS, **train),
         seed=5,
+        micro_batches=micro_batches,
     )
     step = jax.jit(make_train_step(parts), compiler_options={'xla_backend_optimization_level': 0})
     params = nn.unbox(init_params(config, jax.random.key(0)))
@@ -78,7 +79,7 @@ def test_micro_batches_change_nothing(z_loss):
     batches = [make_batch(seed) for seed in range(3)]
     step, _, start = build(z_loss=z_loss)
     whole, expected = run(step, start, *batches)
-    step, _, start = build(grad_accumulation=4, z_loss=z_loss)
+    step, _, start = build(micro_batches=4, z_loss=z_loss)
     split, actual = run(step, start, *batches)
     for metrics, wanted in zip(actual, expected, strict=True):
         assert metrics == pytest.approx(wanted, rel=1e-5)
@@ -90,7 +91,7 @@ def test_micro_batches_change_nothing(z_loss):
 
 
 def test_a_masked_micro_batch_changes_nothing():
-    step, _, start = build(grad_accumulation=4)
+    step, _, start = build(micro_batches=4)
     batch = make_batch()
     third = np.arange(ROWS) % 4 == 2  # micro-batch i holds every fourth row from row i on
     batch['loss_mask'][third] = 0
@@ -214,7 +215,7 @@ def test_dropout_is_drawn_from_the_step():
 
 
 def test_micro_batches_draw_their_own_dropout():
-    step, _, start = build(dropout=0.3, grad_accumulation=2)
+    step, _, start = build(dropout=0.3, micro_batches=2)
     row = make_batch(rows=1)['tokens']
     twins = {'tokens': np.repeat(row, ROWS, 0), 'loss_mask': np.ones((ROWS, LENGTH), np.float32)}
     losses = []
