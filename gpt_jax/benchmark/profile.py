@@ -126,30 +126,38 @@ def read_events(path: pathlib.Path, *, platform: str) -> list[Event]:
         # jaxlib 0.12 warns when it makes the type of `event.stats`, and aborts where a warning is
         # an error.
         warnings.simplefilter('ignore', DeprecationWarning)
-        events = [
-            _event(event, stats)
+        traced = [
+            (event, dict(event.stats))
             for plane in data.planes
             if plane.name == plane_name
             for line in plane.lines
             if line.name.startswith(line_prefix)
             for event in line.events
             if event.duration_ns > 0
-            for stats in [dict(event.stats)]
-            # The threads of a CPU share one plane, with all devices and what is no kernel.
-            if platform != 'cpu' or ('hlo_op' in stats and not stats.get('device_ordinal'))
         ]
+    # On a CPU a kernel may only begin its work and leave it to other threads: a mark of its own,
+    # tied to it by number, says when all of it was done.
+    done = {
+        stats.get('_c'): event.start_ns for event, stats in traced if event.name.startswith('end: ')
+    }
+    events = [
+        _event(event, stats, done.get(stats.get('_p'), 0.0))
+        for event, stats in traced
+        # The threads of a CPU share one plane, with all devices and what is no kernel.
+        if platform != 'cpu' or ('hlo_op' in stats and not stats.get('device_ordinal'))
+    ]
     if not events:
         raise UserError(f'{path} shows no kernel on {plane_name}; leave out --profile')
     return events
 
 
-def _event(event: Any, stats: dict[str, Any]) -> Event:
+def _event(event: Any, stats: dict[str, Any], done: float) -> Event:
     kernel = re.split(r' = ', event.name)[0].lstrip('%')  # a TPU's are whole instructions
     return Event(
         kernel=kernel,
         instruction=str(stats.get('hlo_op', '')),
         start=event.start_ns,
-        end=event.start_ns + event.duration_ns,
+        end=max(event.start_ns + event.duration_ns, done),
     )
 
 

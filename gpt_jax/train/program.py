@@ -35,7 +35,7 @@ from gpt_jax.train.step import Batch, Metrics, StepParts, make_eval_step, make_t
 FLOPS_PER_CALL = {'cpu': 2e11}  # about half a second
 MAX_STEPS_PER_CALL = 10
 # What the widest activation of a micro-batch may take on a device; none: the batch is not split.
-ACTIVATION_BYTES = {'cpu': 2**24}
+ACTIVATION_BYTES = {'cpu': 2**22}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Sorting a step's time: known gaps, names of every backend, and a trace of the real step."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -9,6 +10,7 @@ from gpt_jax.benchmark.profile import Event
 from gpt_jax.benchmark.training import TrainingBenchmark, synthetic_batches
 from gpt_jax.config import finalize
 from gpt_jax.errors import UserError
+from gpt_jax.parallel.compiler_options import compiler_options
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.train.program import make_program
 from tests.tiny_config import get_config
@@ -121,6 +123,18 @@ def test_the_real_step_is_traced(tmp_path):
     printed = profile.format_profile(result, rows=1000)
     assert 'optimizer' in printed
     assert max(map(len, printed.splitlines())) < 200, 'long names are cut'
+
+
+def test_a_product_lasts_until_other_threads_have_finished_it(tmp_path):
+    x = jnp.eye(1024)
+    options = compiler_options('cpu', deterministic=False)
+    module = jax.jit(lambda x: x @ x @ x @ x @ x @ x, compiler_options=options).lower(x).compile()
+    jax.block_until_ready(module(x))
+    trace = profile.record(tmp_path, lambda: jax.block_until_ready(module(x)))
+    events = profile.read_events(trace, platform='cpu')
+    instructions = profile.read_instructions(module.as_text())
+    result = profile.summarize(events, instructions, steps=1)
+    assert result.groups['gaps'] < 0.2 * result.step_ms
 
 
 def test_a_trace_without_kernels_is_refused(tmp_path):

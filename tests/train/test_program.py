@@ -167,8 +167,8 @@ def test_steps_per_call_by_backend_and_size(backend, save_every, d_model, expect
     ('backend', 'asked', 'd_ff', 'devices', 'expected'),
     [
         ('cpu', 0, 128, 1, 1),
-        ('cpu', 0, 2**16, 1, 4),  # 2 of 8 rows: 2 * 32 * 2**16 float32 are 16 MiB
-        ('cpu', 0, 2**16, 2, 2),
+        ('cpu', 0, 2**14, 1, 4),  # 2 of 8 rows: 2 * 32 * 2**14 float32 are 4 MiB
+        ('cpu', 0, 2**14, 2, 2),
         ('cpu', 0, 2**20, 1, 8),  # a row at a time is all that can be done
         ('cpu', 0, 2**20, 8, 1),
         ('cpu', 2, 2**20, 1, 2),
