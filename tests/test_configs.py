@@ -40,7 +40,7 @@ def _load(spec: str, vocab_size: int) -> RunConfig:
 @pytest.mark.parametrize('spec', SPECS)
 def test_parameters_of_every_config(spec):
     config = _load(spec, SPECS[spec])
-    program = make_program(config, make_mesh(MeshConfig(data=1)))
+    program = make_program(config, make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
     lines = []
 
     def describe(path, leaf):

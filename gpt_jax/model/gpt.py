@@ -16,7 +16,7 @@ from gpt_jax.model.block import Block, activation_axes
 from gpt_jax.model.cache import KVCache
 from gpt_jax.model.config import AttentionKernel, ModelConfig, Remat
 from gpt_jax.model.layout import layers_per_period, to_stored
-from gpt_jax.model.linear import dropout
+from gpt_jax.model.linear import dropout, look_up
 from gpt_jax.model.norm import NORMS
 from gpt_jax.model.position import POSITIONS, default_positions
 from gpt_jax.model.remat import remat_policy
@@ -175,7 +175,7 @@ class Table(nn.Module):
 
     def __call__(self, ids: Int[Array, '...']) -> Float[Array, '... D']:
         """The rows of `ids`."""
-        return jnp.take(self.table, ids, axis=0)
+        return look_up(self.table, ids, 'vocab')
 
 
 def init_params(config: ModelConfig, key: Key[Array, '']) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The learned linear map, and dropout: what every part of a block is made of."""
+"""The learned linear map, the learned table, and dropout: what every part is made of."""
 
 import math
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from gpt_jax.model.config import ModelConfig
 
@@ -55,6 +55,15 @@ class Linear(nn.Module):
         )
         y = y + jnp.broadcast_to(bias.reshape(-1).astype(x.dtype), y.shape)
         return checkpoint_name(y, self.name)
+
+
+def look_up(
+    table_ND: Float[Array, 'N D'], ids: Int[Array, '...'], axis: str
+) -> Float[Array, '... D']:
+    """The rows `ids` of a table whose first dimension has the logical name `axis`."""
+    # Devices may store a part of each row: they gather the table, not what was looked up.
+    table_ND = nn.with_logical_constraint(table_ND, (axis, 'activation'))
+    return jnp.take(table_ND, ids, axis=0)
 
 
 def dropout(x: Float[Array, '...'], rate: float, key: Key[Array, ''] | None) -> Float[Array, '...']:

@@ -14,17 +14,19 @@ from flax import linen as nn
 from jax.sharding import AxisType, PartitionSpec
 
 
-def mesh_axes(name: str | None, size: int) -> str | tuple[str, ...] | None:
-    """What a dimension of this logical name is split over; None: every device has all of it.
+def mesh_axes(name: str | None, size: int) -> tuple[str, ...]:
+    """What a dimension of this logical name is split over; (): every device has all of it.
 
-    A size that the devices do not divide stays whole.
+    A size that the devices do not divide stays whole. Without a mesh, and inside a function that
+    runs per device already, nothing is split.
     """
-    axes = nn.logical_to_mesh_axes((name,))[0]
-    if axes is None:
-        return None
-    devices = jax.sharding.get_abstract_mesh().shape
-    parts = math.prod(devices.get(axis, 1) for axis in ([axes] if isinstance(axes, str) else axes))
-    return axes if parts > 1 and size % parts == 0 else None
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = nn.logical_to_mesh_axes((name,))[0] or ()
+    axes = (axes,) if isinstance(axes, str) else axes
+    if mesh.empty or AxisType.Manual in mesh.axis_types:
+        return ()
+    axes = tuple(axis for axis in axes if mesh.shape.get(axis, 1) > 1)
+    return axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else ()
 
 
 def call_per_device(
@@ -36,8 +38,9 @@ def call_per_device(
     """`function(*arrays)`, each device working on its part of the named dimensions.
 
     `axes` has the logical names of each array's dimensions (None: never split), `out_axes` those
-    of the result or of each of its leaves; they are among the arguments'. Without a mesh, with
-    one device, and inside a function that runs per device already, this is a plain call.
+    of the result or of each of its leaves: names of the arguments', others are mesh axes.
+    Without a mesh, with one device, and inside a function that runs per device already, this is a
+    plain call.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or AxisType.Manual in mesh.axis_types:
@@ -49,7 +52,7 @@ def call_per_device(
     }
 
     def spec(names: PartitionSpec) -> PartitionSpec:
-        return PartitionSpec(*(split[name] for name in names))
+        return PartitionSpec(*(split.get(name, name) or None for name in names))
 
     return jax.shard_map(
         function,

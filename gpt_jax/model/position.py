@@ -14,6 +14,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from gpt_jax.model.config import ModelConfig, PositionKind
+from gpt_jax.model.linear import look_up
 
 
 class LearnedPosition(nn.Module):
@@ -30,7 +31,7 @@ class LearnedPosition(nn.Module):
         normal = nn.initializers.normal(c.init_std)
         init = nn.with_logical_partitioning(normal, ('positions', 'embed'))
         table = self.param('table', init, (c.max_seq_len, c.d_model), jnp.dtype(c.param_dtype))
-        return x_BLD + jnp.take(table, positions_BL, axis=0).astype(x_BLD.dtype)
+        return x_BLD + look_up(table, positions_BL, 'positions').astype(x_BLD.dtype)
 
 
 class SinusoidalPosition(nn.Module):

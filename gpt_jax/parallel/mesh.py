@@ -1,31 +1,101 @@
-"""The device mesh of a run."""
+"""The device mesh of a run: which devices share what.
+
+The axes, from the slowest connection to the fastest: `data` (whole copies, each with its own
+sequences), `fsdp` (its own sequences, and a part of every weight that is gathered when needed;
+ZeRO, Rajbhandari et al. 2019, https://arxiv.org/abs/1910.02054), `context` (a part of each
+sequence) and `tensor` (a part of each head group, MLP and vocabulary; Shoeybi et al. 2019,
+https://arxiv.org/abs/1909.08053).
+"""
 
 import dataclasses
+import math
+from collections.abc import Sequence
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from gpt_jax.errors import UserError
 
+AXES = ('data', 'fsdp', 'context', 'tensor')
+
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class MeshConfig:
-    """How the devices are arranged."""
+    """How the devices are arranged; at most one axis is -1, which takes all that are left."""
 
-    data: int = -1  # devices that share each batch between them; -1: all
+    data: int = -1  # copies of the model, each with sequences of its own
+    fsdp: int = 1  # devices that also share the sequences, and the storage of the weights
+    tensor: int = 1  # devices that share heads, MLP and vocabulary
+    context: int = 1  # devices that share the length of each sequence
+    slices: int = 1  # TPU slices (or other islands of fast links) that `data` spans
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """A mesh over all devices, or over the first `config.data` of them.
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of the given devices, by default all; without a -1 the first that it needs.
 
     Raises:
-        UserError: more devices were asked for than there are.
+        UserError: the sizes and the devices do not fit each other.
     """
-    devices = jax.devices()
-    count = len(devices) if config.data == -1 else config.data
-    if not 1 <= count <= len(devices):
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = _sizes(config, len(devices))
+    used = devices[: math.prod(sizes.values())]
+    if len(used) < len(devices) and jax.process_count() > 1:
         raise UserError(
-            f'config.mesh.data={config.data} does not fit the {len(devices)} device(s) here; '
-            f'use 1 to {len(devices)}, or -1 for all'
+            f'{_spell(sizes)} leaves {len(devices) - len(used)} of the {len(devices)} devices '
+            f'idle, and so perhaps a whole process; set config.mesh.data=-1'
         )
-    return jax.make_mesh((count,), ('data',), axis_types=(AxisType.Auto,), devices=devices[:count])
+    shape = tuple(sizes[axis] for axis in AXES)
+    return Mesh(
+        _arrange(shape, used, slices=config.slices), AXES, axis_types=(AxisType.Auto,) * len(AXES)
+    )
+
+
+def _sizes(config: MeshConfig, count: int) -> dict[str, int]:
+    """The size of each axis over `count` devices."""
+    sizes = {axis: getattr(config, axis) for axis in AXES}
+    asked = _spell(sizes)
+    free = [axis for axis, size in sizes.items() if size == -1]
+    for axis, size in sizes.items():
+        if size < 1 and size != -1:
+            raise UserError(f'config.mesh.{axis}={size} is not a size; use 1 or more, or -1')
+    if len(free) > 1:
+        raise UserError(f'{asked}: only one axis can be -1; give the others a size')
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if fixed > count:
+        raise UserError(f'{asked} needs {fixed} devices and here are {count}; make an axis smaller')
+    if free:
+        if count % fixed:
+            raise UserError(
+                f'{asked}: {fixed} does not divide the {count} devices here; change an axis so '
+                f'that it does'
+            )
+        sizes[free[0]] = count // fixed
+    if config.slices < 1 or sizes['data'] % config.slices:
+        raise UserError(
+            f'config.mesh.slices={config.slices} does not divide the data axis, which is '
+            f'{sizes["data"]}; change one of them'
+        )
+    return sizes
+
+
+def _arrange(shape: tuple[int, ...], devices: Sequence[jax.Device], *, slices: int) -> np.ndarray:
+    """The devices in `shape`, so that the later axes have the faster links."""
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    try:
+        return mesh_utils.create_hybrid_device_mesh(
+            (shape[0] // slices, *shape[1:]),
+            (slices, *[1] * (len(shape) - 1)),
+            devices,
+            # What has no slices (CPUs, GPUs) is grouped by process.
+            process_is_granule=not hasattr(devices[0], 'slice_index'),
+            allow_split_physical_axes=True,
+        )
+    except ValueError as error:
+        raise UserError(f'config.mesh.slices={slices}: {error}') from error
+
+
+def _spell(sizes: dict[str, int]) -> str:
+    return 'config.mesh ' + ' '.join(f'{axis}={size}' for axis, size in sizes.items())

@@ -1,50 +1,116 @@
 """Logical axes -> mesh axes: the one table that says how everything is sharded."""
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-# Activations first, then parameters. None: replicated.
-RULES: dict[str, str | None] = {
-    'batch': 'data',
-    'length': None,
+# Activations first, then parameters. None: every device has all of it.
+RULES: dict[str, str | tuple[str, ...] | None] = {
+    'batch': ('data', 'fsdp'),
+    'length': 'context',
     'activation': None,
     'layers': None,
-    'embed': None,
-    'heads': None,
-    'kv_heads': None,
+    'embed': 'fsdp',
+    'heads': 'tensor',
+    'kv_heads': 'tensor',
     'head_dim': None,
-    'mlp': None,
-    'vocab': None,
+    'mlp': 'tensor',
+    'vocab': 'tensor',
     'positions': None,
 }
 
 
+def axes_of(name: str | None) -> tuple[str, ...]:
+    """The mesh axes that a logical axis is split over."""
+    axes = RULES[name] if name else None
+    return () if axes is None else (axes,) if isinstance(axes, str) else axes
+
+
+def parts(name: str, mesh: Mesh) -> int:
+    """How many parts a dimension of this logical name is split into."""
+    return math.prod(mesh.shape[axis] for axis in axes_of(name))
+
+
 def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:
     """The sharding of each parameter of a boxed (logically partitioned) tree.
+
+    A dimension that the devices of its axis do not divide stays whole. So does the model width
+    of vectors (biases, the scales of norms): there is nothing to save, and each would be gathered.
 
     Raises:
         ValueError: a parameter names an axis that `RULES` does not know; flax would silently
             replicate it.
     """
 
-    def sharding(spec: PartitionSpec) -> NamedSharding:
-        unknown = {axis for axis in spec if axis is not None} - RULES.keys()
-        if unknown:
-            raise ValueError(f'logical axes {sorted(unknown)} have no rule in parallel/rules.py')
-        return NamedSharding(mesh, PartitionSpec(*(axis and RULES[axis] for axis in spec)))
+    def sharding(parameter: nn.Partitioned) -> NamedSharding:
+        names = _known(parameter.names)
+        is_vector = sum(name != 'layers' for name in names) == 1
+        spec = [
+            RULES[name]
+            if name and _divides(mesh, name, size) and not (is_vector and name == 'embed')
+            else None
+            for name, size in zip(names, parameter.value.shape, strict=True)
+        ]
+        return NamedSharding(mesh, PartitionSpec(*spec))
 
-    specs = nn.get_partition_spec(boxed)
-    return jax.tree.map(sharding, specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
+    return jax.tree.map(sharding, boxed, is_leaf=_is_boxed)
+
+
+def undivided(boxed: Any, mesh: Mesh) -> list[str]:
+    """What stays whole because the devices do not divide it: `heads=25 (tensor=2)`."""
+    found = {
+        f'{name}={size} ({"x".join(f"{axis}={mesh.shape[axis]}" for axis in axes_of(name))})': None
+        for parameter in jax.tree.leaves(boxed, is_leaf=_is_boxed)
+        for name, size in zip(parameter.names, parameter.value.shape, strict=True)
+        if name and not _divides(mesh, name, size)
+    }
+    return list(found)
 
 
 def batch_sharding(mesh: Mesh, *, rows_axis: int = 0) -> NamedSharding:
-    """The sharding of `[…, B, …]` arrays: rows over the data axis."""
+    """The sharding of `[…, B, …]` arrays: rows over the devices that have their own."""
     return NamedSharding(mesh, PartitionSpec(*[None] * rows_axis, RULES['batch']))
+
+
+def process_rows(mesh: Mesh) -> tuple[int, int]:
+    """Which share of each batch's rows this process reads: `(index, count)`.
+
+    Processes whose devices work on the same rows (they share a sequence or its heads) have the
+    same index.
+
+    Raises:
+        ValueError: the rows of two processes overlap without being the same.
+    """
+    rows = parts('batch', mesh)
+    shares: dict[int, set[int]] = {}
+    for device, (owned, *_) in batch_sharding(mesh).devices_indices_map((rows,)).items():
+        shares.setdefault(device.process_index, set()).update(range(*owned.indices(rows)))
+    distinct = sorted({tuple(sorted(share)) for share in shares.values()})
+    if sum(map(len, distinct)) != rows or len({len(share) for share in distinct}) > 1:
+        raise ValueError(f'the processes of {mesh} split the rows of a batch unevenly: {distinct}')
+    mine = shares.get(jax.process_index(), distinct[0])
+    return distinct.index(tuple(sorted(mine))), len(distinct)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     """One whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def _divides(mesh: Mesh, name: str, size: int) -> bool:
+    return size % parts(name, mesh) == 0
+
+
+def _known(names: Iterable[str | None]) -> list[str | None]:
+    names = list(names)
+    if unknown := {name for name in names if name is not None} - RULES.keys():
+        raise ValueError(f'logical axes {sorted(unknown)} have no rule in parallel/rules.py')
+    return names
+
+
+def _is_boxed(leaf: Any) -> bool:
+    return isinstance(leaf, nn.Partitioned)

@@ -7,13 +7,15 @@ same function is a forward-only loss.
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from gpt_jax.model.per_device import call_per_device, mesh_axes
 from gpt_jax.train.loss_kernels import LOSS_KERNELS
 from gpt_jax.train.loss_softmax import LossOptions, softmax_xla
 
@@ -58,7 +60,7 @@ def _backward(options, gradients, cotangents):
     scale, _ = cotangents
     dhidden_BLD, dtable_VD = gradients
     return (
-        (dhidden_BLD * scale.astype(dhidden_BLD.dtype)),
+        dhidden_BLD * scale.astype(dhidden_BLD.dtype),
         dtable_VD * scale.astype(dtable_VD.dtype),
         None,
         None,
@@ -69,18 +71,50 @@ _cross_entropy.defvjp(_forward, _backward)
 
 
 def _scan_chunks(options, hidden_BLD, table_VD, targets_BL, weights_BL, *, gradients: bool):
-    """Loss, sums and (dhidden, dtable), chunk by chunk along the sequence.
+    """Loss, sums and (dhidden, dtable), each device working on its tokens and its vocabulary.
 
-    Chunks are taken along the sequence, so that a batch sharded over devices stays so.
+    What the tokens' devices have in the table's gradient is added up once, after all chunks, and
+    only as much of it as a device stores.
     """
+    (B, L, D), V = hidden_BLD.shape, table_VD.shape[0]
+    tokens = mesh_axes('batch', B) + mesh_axes('length', L)
+    embed = mesh_axes('embed', D)
+    axes = _Axes(tokens=tokens, vocab=mesh_axes('vocab', V), embed=embed)
+    hidden, table, rows = (
+        PartitionSpec('batch', 'length', None),
+        PartitionSpec('vocab', None),
+        PartitionSpec('batch', 'length'),
+    )
+    sums = LossSums(*[PartitionSpec()] * 3)
+    stored = PartitionSpec('vocab', embed if set(embed) <= set(tokens) else None)
+    results, (dhidden_BLD, dtable_VD) = call_per_device(
+        functools.partial(_scan_on_one_device, options, axes, gradients=gradients),
+        [hidden_BLD, table_VD.astype(hidden_BLD.dtype), targets_BL, weights_BL],
+        [hidden, table, rows, rows],
+        ((PartitionSpec(), sums), (hidden, stored) if gradients else (None, None)),
+    )
+    return results, (dhidden_BLD, dtable_VD.astype(table_VD.dtype) if gradients else None)
+
+
+class _Axes(NamedTuple):
+    """Mesh axes, by what is split over them."""
+
+    tokens: tuple[str, ...]
+    vocab: tuple[str, ...]
+    embed: tuple[str, ...]  # the columns of the table, where it is stored
+
+
+def _scan_on_one_device(
+    options, axes: _Axes, hidden_BLD, table_VD, targets_BL, weights_BL, *, gradients: bool
+):
+    """The chunks of one device's tokens, along the sequence."""
     B, L, _ = hidden_BLD.shape
     chunks = _chunk_count(L, 4 * B * L * table_VD.shape[0], options.chunk_bytes)
-    table = table_VD.astype(hidden_BLD.dtype)
 
     def add_chunk(carry, chunk):
         loss, sums, dtable = carry
         chunk_loss, chunk_sums, dhidden, chunk_dtable = _chunk(
-            options, table, *chunk, gradients=gradients
+            options, axes.vocab, table_VD, *chunk, gradients=gradients
         )
         if gradients:
             dtable = dtable + chunk_dtable
@@ -96,7 +130,16 @@ def _scan_chunks(options, hidden_BLD, table_VD, targets_BL, weights_BL, *, gradi
         split = [x.reshape(B, chunks, L // chunks, *x.shape[2:]).swapaxes(0, 1) for x in arrays]
         (loss, sums, dtable), dhidden = jax.lax.scan(add_chunk, carry, split)
         dhidden_BLD = dhidden.swapaxes(0, 1).reshape(hidden_BLD.shape) if gradients else None
-    return (loss, sums), (dhidden_BLD, dtable.astype(table_VD.dtype))
+    loss, sums = jax.lax.psum((loss, sums), axes.tokens)
+    if not gradients:
+        return (loss, sums), (None, None)
+    dhidden_BLD = jax.lax.psum(dhidden_BLD, axes.vocab)
+    if axes.embed and set(axes.embed) <= set(axes.tokens):
+        dtable = jax.lax.psum_scatter(dtable, axes.embed, scatter_dimension=1, tiled=True)
+        dtable = jax.lax.psum(dtable, tuple(a for a in axes.tokens if a not in axes.embed))
+    else:
+        dtable = jax.lax.psum(dtable, axes.tokens)
+    return (loss, sums), (dhidden_BLD, dtable)
 
 
 def _chunk_count(length: int, logits_bytes: int, chunk_bytes: int) -> int:
@@ -105,7 +148,9 @@ def _chunk_count(length: int, logits_bytes: int, chunk_bytes: int) -> int:
     return next(count for count in range(wanted, length + 1) if length % count == 0)
 
 
-def _chunk(options, table_VD, hidden_BLD, targets_BL, weights_BL, *, gradients: bool) -> Any:
+def _chunk(
+    options, vocab_axes, table_VD, hidden_BLD, targets_BL, weights_BL, *, gradients: bool
+) -> Any:
     """Loss, sums and gradients (or Nones) of one chunk of tokens."""
     hidden_MD = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])
     targets_M, weights_M = targets_BL.reshape(-1), weights_BL.reshape(-1)
@@ -118,9 +163,13 @@ def _chunk(options, table_VD, hidden_BLD, targets_BL, weights_BL, *, gradients: 
         preferred_element_type=jnp.float32 if float32 else hidden_MD.dtype,
     )
     if gradients:
-        losses, dlogits_MV = kernel.softmax(options, raw_MV, targets_M, weights_M)
+        losses, dlogits_MV = kernel.softmax(
+            options, raw_MV, targets_M, weights_M, vocab_axes=vocab_axes
+        )
     else:
-        losses, _ = softmax_xla(options, raw_MV, targets_M, weights_M, gradients=False)
+        losses, _ = softmax_xla(
+            options, raw_MV, targets_M, weights_M, gradients=False, vocab_axes=vocab_axes
+        )
     sums = LossSums(
         cross_entropy=jnp.sum(losses.nll_M * weights_M),
         correct=jnp.sum(losses.correct_M * weights_M),

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -33,21 +34,27 @@ def softmax_xla(
     weights_M: Float[Array, 'M'],
     *,
     gradients: bool = True,
+    vocab_axes: tuple[str, ...] = (),
 ) -> tuple[TokenLosses, Float[Array, 'M V'] | None]:
     """The losses of `M` tokens, and d(weighted sum of cross entropy and z-loss) / d(logits).
 
-    `raw_MV` are the products with the table, before the soft cap.
+    `raw_MV` are the products with the table, before the soft cap; with `vocab_axes` those with
+    this device's part of it, and the devices of these mesh axes have the others.
     """
-    targets_M1, weights_M1 = targets_M[:, None], weights_M[:, None]
-    vocab_1V = jnp.arange(raw_MV.shape[1])[None, :]
+    V = raw_MV.shape[1]
+    first = jax.lax.axis_index(vocab_axes) * V if vocab_axes else 0
+    targets_M1, weights_M1 = targets_M[:, None] - first, weights_M[:, None]
+    vocab_1V = jnp.arange(V)[None, :]
     cap = options.soft_cap
     capped_MV = cap * jnp.tanh(raw_MV / cap) if cap else raw_MV
-    logits_MV = jnp.where(vocab_1V < options.vocab_size, capped_MV, -jnp.inf)
-    max_M1 = logits_MV.max(-1, keepdims=True)
+    logits_MV = jnp.where(vocab_1V < options.vocab_size - first, capped_MV, -jnp.inf)
+    max_M1 = jax.lax.pmax(logits_MV.max(-1, keepdims=True), vocab_axes)
     exp_MV = jnp.exp(logits_MV - max_M1)
-    sum_M1 = exp_MV.sum(-1, keepdims=True)
+    sum_M1 = jax.lax.psum(exp_MV.sum(-1, keepdims=True), vocab_axes)
     log_z_M1 = jnp.log(sum_M1) + max_M1
-    target_M1 = jnp.take_along_axis(logits_MV, targets_M1, -1)
+    is_here_M1 = (targets_M1 >= 0) & (targets_M1 < V)
+    target_M1 = jnp.take_along_axis(logits_MV, jnp.clip(targets_M1, 0, V - 1), -1)
+    target_M1 = jax.lax.psum(jnp.where(is_here_M1, target_M1, 0.0), vocab_axes)
     correct_M1 = (target_M1 >= max_M1).astype(jnp.float32)
     losses = TokenLosses(*(x[:, 0] for x in (log_z_M1 - target_M1, log_z_M1, correct_M1)))
     if not gradients:

@@ -11,10 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from gpt_jax.model.per_device import call_per_device
 from gpt_jax.train.loss_softmax import LossOptions, TokenLosses
 
 BLOCK = 4096  # logits that a program holds at once; a power of 2
@@ -28,20 +26,19 @@ def softmax_triton(
     targets_M: Int[Array, 'M'],
     weights_M: Float[Array, 'M'],
     *,
+    vocab_axes: tuple[str, ...] = (),
     interpret: bool = False,
 ) -> tuple[TokenLosses, Float[Array, 'M V']]:
     """`softmax_xla` with gradients, in the dtype of the logits; they are overwritten.
 
-    Sums run in float32. On a mesh each device takes its own tokens. `interpret` runs the kernel
-    in Python on any backend, for tests.
+    Sums run in float32. `interpret` runs the kernel in Python on any backend, for tests.
+
+    Raises:
+        ValueError: the devices of `vocab_axes` hold other parts of the vocabulary.
     """
-    tokens, rows = PartitionSpec('batch'), PartitionSpec('batch', None)
-    dlogits_MV, *losses = call_per_device(
-        functools.partial(_call_kernel, options, interpret),
-        [raw_MV, targets_M, weights_M],
-        [rows, tokens, tokens],
-        (rows, tokens, tokens, tokens),
-    )
+    if vocab_axes:
+        raise ValueError('the kernel sums over a whole vocabulary')
+    dlogits_MV, *losses = _call_kernel(options, interpret, raw_MV, targets_M, weights_M)
     return TokenLosses(*losses), dlogits_MV
 
 

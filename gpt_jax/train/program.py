@@ -25,7 +25,14 @@ from gpt_jax.optim import make_optimizer
 from gpt_jax.optim.schedule import make_schedule
 from gpt_jax.optim.state import follow_parameters
 from gpt_jax.parallel.compiler_options import Option, compiler_options
-from gpt_jax.parallel.rules import RULES, batch_sharding, parameter_shardings, replicated
+from gpt_jax.parallel.rules import (
+    RULES,
+    batch_sharding,
+    parameter_shardings,
+    parts,
+    process_rows,
+    replicated,
+)
 from gpt_jax.train.loss import LossSums
 from gpt_jax.train.loss_kernels import resolve_loss_kernel
 from gpt_jax.train.state import TrainState, make_state
@@ -91,10 +98,11 @@ class Program:
 
     def _place(self, batch: dict[str, np.ndarray], *, rows_axis: int) -> Batch:
         sharding = batch_sharding(self.mesh, rows_axis=rows_axis)
+        _, processes = process_rows(self.mesh)
 
         def put(rows: np.ndarray) -> jax.Array:
             shape = list(rows.shape)
-            shape[rows_axis] *= jax.process_count()
+            shape[rows_axis] *= processes
             return jax.make_array_from_process_local_data(sharding, rows, tuple(shape))
 
         return {name: put(rows) for name, rows in batch.items()}
@@ -107,18 +115,20 @@ def make_program(config: RunConfig, mesh: Mesh) -> Program:
         UserError: the batch does not divide over the mesh, or a requested kernel cannot run.
     """
     backend = mesh.devices.flat[0].platform
-    devices = mesh.shape['data']
+    devices = parts('batch', mesh)
     micro_batches = choose_micro_batches(config, backend=backend, devices=devices)
-    _check_batches(config, micro_batches=micro_batches, devices=devices)
+    _check_divisible(config, mesh, micro_batches=micro_batches)
     model = GPT(
         config.model,
         kernel=resolve_kernel(config.model, backend=backend, segments=config.data.segment_ids),
         scan=use_scan(config.model, backend=backend),
+        # Merging a split sequence with the batch would gather it.
+        flat=parts('length', mesh) == 1,
     )
     loss_kernel = resolve_loss_kernel(
         config.train.loss_kernel,
         backend=backend,
-        vocab_parts=mesh.shape.get(RULES['vocab'], 1),
+        vocab_parts=parts('vocab', mesh),
     )
     schedule = make_schedule(
         config.schedule,
@@ -126,7 +136,7 @@ def make_program(config: RunConfig, mesh: Mesh) -> Program:
         num_steps=config.train.num_steps,
     )
     optimizer = make_optimizer(config.optimizer, config.schedule, num_steps=config.train.num_steps)
-    parts = StepParts(
+    step_parts = StepParts(
         model=model,
         optimizer=optimizer,
         schedule=schedule,
@@ -149,7 +159,7 @@ def make_program(config: RunConfig, mesh: Mesh) -> Program:
     )
     rows, whole = batch_sharding(mesh), replicated(mesh)
     options = compiler_options(backend, deterministic=config.train.deterministic)
-    train_step = make_train_step(parts)
+    train_step = make_train_step(step_parts)
 
     def train_steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
         return jax.lax.scan(train_step, state, batches)
@@ -178,7 +188,7 @@ def make_program(config: RunConfig, mesh: Mesh) -> Program:
         eval_step=_on_mesh(
             mesh,
             jax.jit(
-                make_eval_step(parts),
+                make_eval_step(step_parts),
                 in_shardings=(shardings.params, rows),
                 out_shardings=whole,
                 compiler_options=options,
@@ -227,8 +237,14 @@ def choose_micro_batches(config: RunConfig, *, backend: str, devices: int) -> in
     return 1
 
 
-def _check_batches(config: RunConfig, *, micro_batches: int, devices: int) -> None:
-    """Refuses batches that do not divide over the devices."""
+def _check_divisible(config: RunConfig, mesh: Mesh, *, micro_batches: int) -> None:
+    """Refuses batches and sequences that do not divide over the devices."""
+    devices, lengths = parts('batch', mesh), parts('length', mesh)
+    if config.model.max_seq_len % lengths:
+        raise UserError(
+            f'config.model.max_seq_len={config.model.max_seq_len} is not divisible by '
+            f'config.mesh.context={lengths}; change one of them'
+        )
     sizes = {
         'config.train.batch_size / config.train.grad_accumulation': (
             config.train.batch_size // micro_batches
@@ -238,8 +254,8 @@ def _check_batches(config: RunConfig, *, micro_batches: int, devices: int) -> No
     for name, size in sizes.items():
         if size % devices:
             raise UserError(
-                f'{name} = {size} is not divisible by the {devices} devices of the data axis; '
-                f'change it, or use fewer devices with config.mesh.data'
+                f'{name} = {size} is not divisible by the {devices} devices of the data and fsdp '
+                f'axes; change it, or use fewer devices with config.mesh.data'
             )
 
 

@@ -16,6 +16,7 @@ from gpt_jax.evaluate import Evaluation, evaluate
 from gpt_jax.inference.generate import Generator
 from gpt_jax.model.flops import train_flops_per_token
 from gpt_jax.parallel.mesh import make_mesh
+from gpt_jax.parallel.rules import process_rows
 from gpt_jax.telemetry.chips import memory_in_use, peak_flops
 from gpt_jax.tokenizer import Tokenizer
 from gpt_jax.train.program import Program, make_program
@@ -33,13 +34,14 @@ class Session:
         """
         self.config, self.tokenizer = config, tokenizer
         self.program = make_program(config, make_mesh(config.mesh))
+        index, count = process_rows(self.program.mesh)
         self.pipeline = make_train_pipeline(
             open_sources(folder, config.data, split=TRAIN, tokenizer=tokenizer),
             seq_len=config.model.max_seq_len,
             batch_size=config.train.batch_size,
             seed=config.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=index,
+            process_count=count,
             segment_ids=config.data.segment_ids,
             num_threads=config.data.num_threads,
             prefetch_batches=config.data.prefetch_batches,
@@ -94,13 +96,14 @@ def evaluate_shards(
     program: Program, config: RunConfig, params: Any, shards: Shards, *, limit: int
 ) -> Evaluation:
     """The loss on `limit` batches spread over `shards`; 0: on all of it."""
+    index, count = process_rows(program.mesh)
     batches = eval_batches(
         shards,
         seq_len=config.model.max_seq_len,
         batch_size=config.eval.batch_size,
         limit=limit,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=index,
+        process_count=count,
         segment_ids=config.data.segment_ids,
     )
     return evaluate(

@@ -1,10 +1,14 @@
 """What a run really uses, for the table at its start."""
 
+import functools
+import math
+
 import jax
 
 from gpt_jax.config import RunConfig
 from gpt_jax.model.flops import train_flops_per_token
-from gpt_jax.model.gpt import count_params
+from gpt_jax.model.gpt import count_params, init_params
+from gpt_jax.parallel.rules import undivided
 from gpt_jax.telemetry.chips import memory_size
 from gpt_jax.train.program import Program
 
@@ -14,7 +18,10 @@ def summarize(program: Program, config: RunConfig) -> dict[str, str]:
     model, train = config.model, config.train
     devices = program.mesh.devices.flatten()
     tokens = train.batch_size * model.max_seq_len
-    moved = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.abstract_state))
+    moved = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(program.abstract_state)
+    )
     heads = f'{model.num_heads} heads of {model.head_dim}'
     if model.num_kv_heads != model.num_heads:
         heads += f' over {model.num_kv_heads} key/value heads'
@@ -23,9 +30,8 @@ def summarize(program: Program, config: RunConfig) -> dict[str, str]:
     return {
         'devices': f'{len(devices)} x {kind}, {jax.process_count()} process(es), '
         f'jax {jax.__version__}',
-        'mesh': ', '.join(f'{axis}={size}' for axis, size in program.mesh.shape.items())
-        + '; parameters replicated',
-        'parameters': f'{count_params(model):,} (state {moved / 2**20:,.1f} MiB)',
+        'mesh': _describe_mesh(program, config),
+        'parameters': f'{count_params(model):,} (state {moved / 2**20:,.1f} MiB a device)',
         'model': f'{model.num_layers} layers, d_model {model.d_model}, d_ff {model.d_ff}, {heads}, '
         f'vocabulary {model.vocab_size:,} (table {model.padded_vocab_size:,}), '
         f'context {model.max_seq_len}',
@@ -41,3 +47,14 @@ def summarize(program: Program, config: RunConfig) -> dict[str, str]:
         'work': f'{train.num_steps:,} steps, {train.num_steps * tokens:,} tokens, '
         f'{train_flops_per_token(model, length=model.max_seq_len) * tokens:.3g} FLOPs a step',
     }
+
+
+def _describe_mesh(program: Program, config: RunConfig) -> str:
+    """The axes that split something, and what they could not split."""
+    mesh = program.mesh
+    split = [f'{axis}={size}' for axis, size in mesh.shape.items() if size > 1]
+    boxed = jax.eval_shape(functools.partial(init_params, config.model), jax.random.key(0))
+    whole = undivided(boxed, mesh)
+    return (' x '.join(split) or 'one device') + (
+        f'; whole on every device: {", ".join(whole)}' if whole else ''
+    )

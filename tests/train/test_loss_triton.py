@@ -95,7 +95,8 @@ def whole_loss(kernel, hidden_BLD, table_VD, **options):
     draw = np.random.default_rng(1)
     targets_BL = jnp.asarray(draw.integers(0, 200, (B, L)), jnp.int32)
     weights_BL = jnp.asarray(draw.random((B, L)) < 0.6, jnp.float32)
-    chunk_bytes = 4 * B * L * table_VD.shape[0] // 2
+    devices = max(1, jax.sharding.get_abstract_mesh().size)
+    chunk_bytes = 4 * B * L * table_VD.shape[0] // devices // 2  # two chunks on each device
     options = LossOptions(vocab_size=200, kernel=kernel, chunk_bytes=chunk_bytes, **options)
 
     def loss(hidden_BLD, table_VD):
