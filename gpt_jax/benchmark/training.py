@@ -30,9 +30,11 @@ FORMULAS = {
 }
 
 
-def synthetic_batches(config: RunConfig) -> Iterator[dict[str, np.ndarray]]:
-    """One batch of random tokens, for ever: this process's rows, as the pipeline gives them."""
-    rows = config.train.batch_size // jax.process_count()
+def synthetic_batches(
+    config: RunConfig, *, process_count: int = 1
+) -> Iterator[dict[str, np.ndarray]]:
+    """One batch of random tokens, for ever: the rows of one of the processes that share it."""
+    rows = config.train.batch_size // process_count
     shape = (rows, config.model.max_seq_len + 1)
     random = np.random.default_rng(config.seed)
     batch = {'tokens': random.integers(0, config.model.vocab_size, shape, np.int32)}

@@ -25,6 +25,7 @@ from gpt_jax.data.shard_tokenizer import make_run_tokenizer
 from gpt_jax.errors import UserError
 from gpt_jax.parallel import runtime
 from gpt_jax.parallel.mesh import make_mesh
+from gpt_jax.parallel.rules import process_rows
 from gpt_jax.telemetry.report import format_table
 from gpt_jax.tokenizer import TokenizerConfig, TokenizerKind
 from gpt_jax.tokenizer.byte import ByteTokenizer
@@ -158,7 +159,8 @@ def _open(
         vocab_size = config.model.vocab_size or _vocab_size(config.tokenizer)
         config = finalize(config, vocab_size=vocab_size)
         program = make_program(config, make_mesh(config.mesh))
-        batches = synthetic_batches(config)
+        _, processes = process_rows(program.mesh)
+        batches = synthetic_batches(config, process_count=processes)
     start_up.mark('program')
     return config, program, batches
 
