@@ -14,6 +14,8 @@ from gpt_jax.model.cache import make_cache
 from gpt_jax.model.config import Remat
 from gpt_jax.model.gpt import GPT, init_params
 from gpt_jax.model.layout import layers_per_period, to_executed, to_stored
+from gpt_jax.parallel.mesh import MeshConfig, make_mesh
+from gpt_jax.parallel.rules import RULES, batch_sharding, parameter_shardings
 from tests.model_configs import FULL, PAIRWISE, SINGLE, make_config
 
 TOKENS = np.random.default_rng(0).integers(0, 70, (2, 12)).astype(np.int32)
@@ -136,6 +138,27 @@ def _check_causality(model, params, tokens):
 @pytest.mark.parametrize('changes', SINGLE.values(), ids=SINGLE.keys())
 def test_each_entry_against_the_default_partners(changes):
     _check(changes)
+
+
+@pytest.mark.parametrize('changes', SINGLE.values(), ids=SINGLE.keys())
+def test_each_entry_on_a_mesh(changes):
+    """The same numbers from 8 devices that split batch, weights, heads, MLP and vocabulary."""
+    config = make_config(**changes)
+    half = config.compute_dtype == 'bfloat16'
+    model, tokens = GPT(config), jnp.asarray(np.concatenate([TOKENS, TOKENS[:, ::-1]]))
+    params = _init(model)
+    expected = _loss_and_grads(model, params, tokens)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    shardings = parameter_shardings(
+        jax.eval_shape(functools.partial(init_params, config), jax.random.key(0)), mesh
+    )
+    placed = jax.device_put(params, shardings), jax.device_put(tokens, batch_sharding(mesh))
+    with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(RULES.items())):
+        logits, loss, grads = _loss_and_grads(model, *placed)
+    tolerance = 0.05 if half else 2e-5
+    np.testing.assert_allclose(logits, expected[0], rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(loss, expected[1], rtol=1e-2 if half else 1e-5)
+    _check_grads(jax.device_get(grads), expected[2], tolerance=0.1 if half else 5e-5)
 
 
 @pytest.mark.slow
