@@ -11,6 +11,7 @@ import jax
 
 from gpt_jax.errors import UserError
 from gpt_jax.model.attention_cudnn import attend_cudnn, cudnn_obstacles
+from gpt_jax.model.attention_ring import attend_ring
 from gpt_jax.model.attention_splash import attend_splash, splash_obstacles
 from gpt_jax.model.attention_xla import attend_xla
 from gpt_jax.model.config import AttentionKernel, ModelConfig
@@ -21,26 +22,49 @@ class ScoreKernel(NamedTuple):
 
     attend: Callable[..., jax.Array]  # the signature is `attend_xla`'s
     obstacles: Callable[..., dict[str, bool]]
+    splits_sequence: bool = False  # runs where devices share a sequence, and only there
+
+
+def _no_obstacles(config: ModelConfig, *, backend: str, segments: bool) -> dict[str, bool]:
+    del config, backend, segments
+    return {}
 
 
 # `auto` takes the first without an obstacle, so the fused kernels stand before the reference.
 ATTENTION_KERNELS = {
     AttentionKernel.CUDNN: ScoreKernel(attend_cudnn, cudnn_obstacles),
     AttentionKernel.SPLASH: ScoreKernel(attend_splash, splash_obstacles),
-    AttentionKernel.XLA: ScoreKernel(attend_xla, lambda config, *, backend, segments: {}),
+    AttentionKernel.RING: ScoreKernel(attend_ring, _no_obstacles, splits_sequence=True),
+    AttentionKernel.XLA: ScoreKernel(attend_xla, _no_obstacles),
 }
 
 
 def kernel_obstacle(
-    kernel: AttentionKernel, config: ModelConfig, *, backend: str, segments: bool
+    kernel: AttentionKernel, config: ModelConfig, *, backend: str, segments: bool, context: int = 1
 ) -> str:
-    """Why `kernel` cannot run `config` on `backend`; empty when it can."""
-    obstacles = ATTENTION_KERNELS[kernel].obstacles(config, backend=backend, segments=segments)
+    """Why `kernel` cannot run `config` on `backend`; empty when it can.
+
+    `context` is the number of parts that the sequence is split into over devices.
+    """
+    entry = ATTENTION_KERNELS[kernel]
+    obstacles = {
+        f'the sequence is split over devices by config.mesh.context={context}': (
+            context > 1 and not entry.splits_sequence
+        ),
+        'the sequence is not split over devices by config.mesh.context=1': (
+            context == 1 and entry.splits_sequence
+        ),
+        **entry.obstacles(config, backend=backend, segments=segments),
+    }
     return next((obstacle for obstacle, present in obstacles.items() if present), '')
 
 
-def resolve_kernel(config: ModelConfig, *, backend: str, segments: bool) -> AttentionKernel:
+def resolve_kernel(
+    config: ModelConfig, *, backend: str, segments: bool, context: int = 1
+) -> AttentionKernel:
     """The kernel that `config` gets on `backend` ('cpu', 'gpu', 'tpu').
+
+    `context` is the number of parts that the sequence is split into over devices.
 
     Raises:
         UserError: the kernel was asked for by name and cannot run.
@@ -48,7 +72,9 @@ def resolve_kernel(config: ModelConfig, *, backend: str, segments: bool) -> Atte
     asked = config.attention_kernel
     candidates = ATTENTION_KERNELS if asked == AttentionKernel.AUTO else [asked]
     for kernel in candidates:
-        obstacle = kernel_obstacle(kernel, config, backend=backend, segments=segments)
+        obstacle = kernel_obstacle(
+            kernel, config, backend=backend, segments=segments, context=context
+        )
         if not obstacle:
             return kernel
     raise UserError(

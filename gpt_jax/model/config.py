@@ -26,6 +26,7 @@ class AttentionKernel(enum.StrEnum):
     XLA = 'xla'
     CUDNN = 'cudnn'
     SPLASH = 'splash'
+    RING = 'ring'
 
 
 class PositionKind(enum.StrEnum):
@@ -103,7 +104,7 @@ class ModelConfig:
     use_bias: bool = True  # biases in linear layers and LayerNorm
     tie_embeddings: bool = True  # the output layer is the embedding table
     dropout: float = 0.0  # of the embedding and of each residual branch
-    attention_dropout: float = 0.0  # of the attention weights; XLA kernel only
+    attention_dropout: float = 0.0  # of the attention weights; XLA and ring kernels only
     init_std: float = 0.02  # standard deviation of the initial weights
     scale_residual_init: bool = True  # GPT-2: residual projections start at init_std / sqrt(2N)
     param_dtype: DType = DType.FLOAT32
@@ -164,9 +165,9 @@ def finalize_model(config: ModelConfig) -> None:
             f'{key}window_pattern has {len(c.window_pattern)} entries, which do not divide '
             f'{key}num_layers={c.num_layers}; change one of them or set {key}scan_layers=off'
         )
-    fused = c.attention_kernel not in (AttentionKernel.AUTO, AttentionKernel.XLA)
+    fused = c.attention_kernel in (AttentionKernel.CUDNN, AttentionKernel.SPLASH)
     if fused and c.attention_dropout:
         raise UserError(
             f'{key}attention_kernel={c.attention_kernel} has no dropout: '
-            f'set {key}attention_dropout=0 or {key}attention_kernel=xla'
+            f'set {key}attention_dropout=0 or {key}attention_kernel=auto'
         )

@@ -29,6 +29,11 @@ def mesh_axes(name: str | None, size: int) -> tuple[str, ...]:
     return axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else ()
 
 
+def part_index(axes: tuple[str, ...]) -> int | jax.Array:
+    """Which part of a dimension split over `axes` this device has, inside a per-device call."""
+    return jax.lax.axis_index(axes) if axes else 0
+
+
 def call_per_device(
     function: Callable[..., Any],
     arrays: Sequence[jax.Array],

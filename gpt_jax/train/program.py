@@ -120,7 +120,12 @@ def make_program(config: RunConfig, mesh: Mesh) -> Program:
     _check_divisible(config, mesh, micro_batches=micro_batches)
     model = GPT(
         config.model,
-        kernel=resolve_kernel(config.model, backend=backend, segments=config.data.segment_ids),
+        kernel=resolve_kernel(
+            config.model,
+            backend=backend,
+            segments=config.data.segment_ids,
+            context=parts('length', mesh),
+        ),
         scan=use_scan(config.model, backend=backend),
         # Merging a split sequence with the batch would gather it.
         flat=parts('length', mesh) == 1,

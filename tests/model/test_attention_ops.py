@@ -194,6 +194,14 @@ def test_auto_takes_the_fused_kernel_where_it_runs():
     assert resolve_kernel(model_config(), backend='tpu', segments=True) == AttentionKernel.SPLASH
 
 
+@pytest.mark.parametrize('backend', ['cpu', 'gpu', 'tpu'])
+def test_auto_takes_the_ring_exactly_where_the_sequence_is_split(backend):
+    for config in (model_config(), model_config(attention_dropout=0.1, position='alibi')):
+        resolve = functools.partial(resolve_kernel, config, backend=backend, segments=True)
+        assert resolve(context=2) == AttentionKernel.RING
+        assert resolve(context=1) != AttentionKernel.RING
+
+
 OBSTACLES = {
     'cudnn': {
         'the backend is cpu': dict(backend='cpu'),
@@ -203,13 +211,17 @@ OBSTACLES = {
         'config.data.segment_ids': dict(segments=True),
         'config.model.head_dim is over 128': dict(head_dim=136),
         'config.model.head_dim is over 128 or no multiple of 8': dict(head_dim=60),
+        'split over devices by config.mesh.context=4': dict(context=4),
     },
     'splash': {
         'the backend is gpu': dict(backend='gpu'),
         'config.model.position': dict(position='alibi'),
+        'split over devices by config.mesh.context=2': dict(context=2),
     },
+    'xla': {'split over devices by config.mesh.context=2': dict(context=2)},
+    'ring': {'not split over devices by config.mesh.context=1': dict(context=1)},
 }
-BACKENDS = {'cudnn': 'gpu', 'splash': 'tpu'}
+BACKENDS = {'cudnn': 'gpu', 'splash': 'tpu', 'xla': 'cpu', 'ring': 'cpu'}
 
 
 @pytest.mark.parametrize(
@@ -218,7 +230,9 @@ BACKENDS = {'cudnn': 'gpu', 'splash': 'tpu'}
 def test_asking_for_a_kernel_that_cannot_run_is_an_error(kernel, name):
     changes = dict(OBSTACLES[kernel][name])
     where = dict(
-        backend=changes.pop('backend', BACKENDS[kernel]), segments=changes.pop('segments', False)
+        backend=changes.pop('backend', BACKENDS[kernel]),
+        segments=changes.pop('segments', False),
+        context=changes.pop('context', 1),
     )
     with pytest.raises(UserError) as error:
         resolve_kernel(model_config(attention_kernel=kernel, **changes), **where)
@@ -227,7 +241,7 @@ def test_asking_for_a_kernel_that_cannot_run_is_an_error(kernel, name):
     assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('kernel, backend', BACKENDS.items())
+@pytest.mark.parametrize('kernel, backend', [('cudnn', 'gpu'), ('splash', 'tpu')])
 def test_dropout_is_an_obstacle_and_an_error(kernel, backend):
     dropping = model_config(attention_dropout=0.1)
     obstacle = kernel_obstacle(AttentionKernel(kernel), dropping, backend=backend, segments=False)

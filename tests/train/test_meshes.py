@@ -19,6 +19,8 @@ MESHES = [
     {'data': 1, 'tensor': 8},  # more than the 4 heads: these stay whole, MLP and loss are split
     {'data': 2, 'fsdp': 2, 'tensor': 2},
     {'data': 1, 'fsdp': 4, 'tensor': 2},
+    {'data': 1, 'context': 8},
+    {'data': 1, 'fsdp': 2, 'context': 2, 'tensor': 2},
 ]
 
 
