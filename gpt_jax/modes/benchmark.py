@@ -23,12 +23,11 @@ from gpt_jax.config_tree import to_json
 from gpt_jax.data.prepare import prepare
 from gpt_jax.data.shard_tokenizer import make_run_tokenizer
 from gpt_jax.errors import UserError
+from gpt_jax.modes.vocabulary import known_vocab_size
 from gpt_jax.parallel import runtime
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.rules import process_rows
 from gpt_jax.telemetry.report import format_table
-from gpt_jax.tokenizer import TokenizerConfig, TokenizerKind
-from gpt_jax.tokenizer.byte import ByteTokenizer
 from gpt_jax.train.program import Program, make_program
 from gpt_jax.train.session import Session
 from gpt_jax.train.summary import summarize
@@ -156,25 +155,13 @@ def _open(
         session = Session(config, tokenizer, folder)
         program, batches = session.program, session.batches(0)
     else:
-        vocab_size = config.model.vocab_size or _vocab_size(config.tokenizer)
+        vocab_size = known_vocab_size(config)
         config = finalize(config, vocab_size=vocab_size)
         program = make_program(config, make_mesh(config.mesh))
         _, processes = process_rows(program.mesh)
         batches = synthetic_batches(config, process_count=processes)
     start_up.mark('program')
     return config, program, batches
-
-
-def _vocab_size(config: TokenizerConfig) -> int:
-    """How many tokens there will be, as far as it is known without the data."""
-    if config.vocab_size:
-        return config.vocab_size
-    if config.kind == TokenizerKind.BYTE:
-        return ByteTokenizer().vocab_size
-    raise UserError(
-        f'the vocabulary of a {config.kind} tokenizer depends on the data: set '
-        f'--config.model.vocab_size=65, say, or read the data with --benchmark_data'
-    )
 
 
 def _training_rows(report: dict[str, Any]) -> dict[str, str]:

@@ -1,7 +1,8 @@
-"""What is known of the accelerators: their peak, against which MFU is measured, and their memory.
+"""What is known of the accelerators: their peak, against which MFU is measured, memory and links.
 
 Peaks are those of dense bfloat16 matrix products (float16 where a chip has no bfloat16), as the
-maker publishes them, without structured sparsity.
+maker publishes them, without structured sparsity. Bandwidths are peaks too; those of links count
+what one device can send, over all its links together and in one direction.
 """
 
 import dataclasses
@@ -16,49 +17,55 @@ class Chip:
 
     peak_flops: float  # per second, dense bfloat16 with float32 accumulation
     memory_bytes: int
+    memory_bandwidth: float  # bytes/s
+    interconnect: float | None = None  # bytes/s to others of its slice or node: ICI, NVLink, PCIe
+    network: float | None = None  # bytes/s to other slices or nodes, a device's share
 
 
 # By `jax.Device.device_kind`. GPU names are those of the CUDA driver; a TPU v2 or v3 device is
-# one core, half of the chip that Google describes.
+# one core, half of the chip that Google describes. A GPU's NVLink or PCIe is on the same page as
+# its memory, halved to one direction; its network is the adapter that NVIDIA's DGX system of that
+# GPU has for each (https://docs.nvidia.com/dgx/): clouds may give less.
 CHIPS: dict[str, Chip] = {
     # https://www.nvidia.com/en-us/data-center/h100/ (halved: the page counts sparsity)
-    'NVIDIA H100 80GB HBM3': Chip(989.4e12, 80 * GIB),
-    'NVIDIA H100 PCIe': Chip(756.0e12, 80 * GIB),
-    'NVIDIA H100 NVL': Chip(835.5e12, 94 * GIB),
+    'NVIDIA H100 80GB HBM3': Chip(989.4e12, 80 * GIB, 3.35e12, 450e9, 50e9),
+    'NVIDIA H100 PCIe': Chip(756.0e12, 80 * GIB, 2.0e12, 64e9),
+    'NVIDIA H100 NVL': Chip(835.5e12, 94 * GIB, 3.9e12, 300e9),
     # https://www.nvidia.com/en-us/data-center/h200/
-    'NVIDIA H200': Chip(989.4e12, 141 * 10**9),
-    'NVIDIA H200 NVL': Chip(835.5e12, 141 * 10**9),
-    'NVIDIA GH200 480GB': Chip(989.4e12, 96 * GIB),
+    'NVIDIA H200': Chip(989.4e12, 141 * 10**9, 4.8e12, 450e9, 50e9),
+    'NVIDIA H200 NVL': Chip(835.5e12, 141 * 10**9, 4.8e12, 450e9),
+    'NVIDIA GH200 480GB': Chip(989.4e12, 96 * GIB, 4.0e12, 450e9),
     # https://resources.nvidia.com/en-us-blackwell-architecture (B200: 180 GB of HBM3e usable)
-    'NVIDIA B200': Chip(2250.0e12, 180 * 10**9),
+    'NVIDIA B200': Chip(2250.0e12, 180 * 10**9, 8.0e12, 900e9, 50e9),
     # https://www.nvidia.com/en-us/data-center/a100/
-    'NVIDIA A100-SXM4-40GB': Chip(312.0e12, 40 * GIB),
-    'NVIDIA A100-SXM4-80GB': Chip(312.0e12, 80 * GIB),
-    'NVIDIA A100-PCIE-40GB': Chip(312.0e12, 40 * GIB),
-    'NVIDIA A100 80GB PCIe': Chip(312.0e12, 80 * GIB),
+    'NVIDIA A100-SXM4-40GB': Chip(312.0e12, 40 * GIB, 1.555e12, 300e9, 25e9),
+    'NVIDIA A100-SXM4-80GB': Chip(312.0e12, 80 * GIB, 2.039e12, 300e9, 25e9),
+    'NVIDIA A100-PCIE-40GB': Chip(312.0e12, 40 * GIB, 1.555e12, 32e9),
+    'NVIDIA A100 80GB PCIe': Chip(312.0e12, 80 * GIB, 1.935e12, 32e9),
     # https://www.nvidia.com/en-us/data-center/v100/ (float16; it has no bfloat16)
-    'Tesla V100-SXM2-16GB': Chip(125.0e12, 16 * GIB),
-    'Tesla V100-SXM2-32GB': Chip(125.0e12, 32 * GIB),
-    'Tesla V100-PCIE-16GB': Chip(112.0e12, 16 * GIB),
-    'Tesla V100-PCIE-32GB': Chip(112.0e12, 32 * GIB),
+    'Tesla V100-SXM2-16GB': Chip(125.0e12, 16 * GIB, 0.9e12, 150e9),
+    'Tesla V100-SXM2-32GB': Chip(125.0e12, 32 * GIB, 0.9e12, 150e9),
+    'Tesla V100-PCIE-16GB': Chip(112.0e12, 16 * GIB, 0.9e12, 16e9),
+    'Tesla V100-PCIE-32GB': Chip(112.0e12, 32 * GIB, 0.9e12, 16e9),
     # https://www.nvidia.com/en-us/data-center/tesla-t4/ (float16)
-    'Tesla T4': Chip(65.0e12, 16 * GIB),
+    'Tesla T4': Chip(65.0e12, 16 * GIB, 0.3e12, 16e9),
     # https://www.nvidia.com/en-us/data-center/l4/ (halved)
-    'NVIDIA L4': Chip(121.0e12, 24 * GIB),
+    'NVIDIA L4': Chip(121.0e12, 24 * GIB, 0.3e12, 32e9),
     # NVIDIA's white papers "Ampere GA102" and "Ada", tables of the GeForce cards: tensor-core
     # bfloat16 with float32 accumulation
-    'NVIDIA GeForce RTX 3090': Chip(71.0e12, 24 * GIB),
-    'NVIDIA GeForce RTX 4090': Chip(165.2e12, 24 * GIB),
-    # https://cloud.google.com/tpu/docs/v2, /v3, /v4, /v5e, /v5p, /v6e
-    'TPU v2': Chip(22.5e12, 8 * GIB),
-    'TPU v3': Chip(61.5e12, 16 * GIB),
-    'TPU v4': Chip(275.0e12, 32 * GIB),
-    'TPU v5 lite': Chip(197.0e12, 16 * GIB),
-    'TPU v5e': Chip(197.0e12, 16 * GIB),
-    'TPU v5': Chip(459.0e12, 95 * GIB),
-    'TPU v5p': Chip(459.0e12, 95 * GIB),
-    'TPU v6 lite': Chip(918.0e12, 32 * GIB),
-    'TPU v6e': Chip(918.0e12, 32 * GIB),
+    'NVIDIA GeForce RTX 3090': Chip(71.0e12, 24 * GIB, 0.936e12, 32e9),
+    'NVIDIA GeForce RTX 4090': Chip(165.2e12, 24 * GIB, 1.008e12, 32e9),
+    # https://cloud.google.com/tpu/docs/v2, /v3, /v4, /v5e, /v5p, /v6e: the interconnect is half of
+    # the bidirectional figure, the network a pod's or a host's figure shared by its chips.
+    'TPU v2': Chip(22.5e12, 8 * GIB, 0.35e12),
+    'TPU v3': Chip(61.5e12, 16 * GIB, 0.45e12),
+    'TPU v4': Chip(275.0e12, 32 * GIB, 1.2e12, 300e9, 6.25e9),
+    'TPU v5 lite': Chip(197.0e12, 16 * GIB, 0.819e12, 200e9, 3.125e9),
+    'TPU v5e': Chip(197.0e12, 16 * GIB, 0.819e12, 200e9, 3.125e9),
+    'TPU v5': Chip(459.0e12, 95 * GIB, 2.765e12, 600e9, 6.25e9),
+    'TPU v5p': Chip(459.0e12, 95 * GIB, 2.765e12, 600e9, 6.25e9),
+    'TPU v6 lite': Chip(918.0e12, 32 * GIB, 1.6e12, 400e9, 12.5e9),
+    'TPU v6e': Chip(918.0e12, 32 * GIB, 1.6e12, 400e9, 12.5e9),
 }
 
 

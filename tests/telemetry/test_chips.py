@@ -34,3 +34,6 @@ def test_every_entry_has_the_order_of_magnitude_of_its_unit():
     for kind, chip in chips.CHIPS.items():
         assert 1e13 < chip.peak_flops < 1e16, kind
         assert 8e9 < chip.memory_bytes < 1e12, kind
+        assert 1e11 < chip.memory_bandwidth < 1e13, kind
+        for link in (chip.interconnect, chip.network):
+            assert link is None or 1e9 < link < chip.memory_bandwidth, kind

@@ -1,0 +1,1 @@
+"""The real training step compiled for devices that are only described: does it fit, how fast."""

@@ -1,0 +1,198 @@
+"""Compiling a run's step for described devices, and what XLA says of it."""
+
+import dataclasses
+import itertools
+import re
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from gpt_jax.compile_check.collectives import StepTraffic, read_traffic
+from gpt_jax.compile_check.roofline import Roofline, estimate_step
+from gpt_jax.compile_check.topology import slices_of
+from gpt_jax.config import RunConfig
+from gpt_jax.parallel.mesh import make_mesh
+from gpt_jax.parallel.rules import batch_sharding, parts
+from gpt_jax.telemetry.chips import CHIPS
+from gpt_jax.train.memory import (
+    OUT_OF_MEMORY,
+    MemoryPlan,
+    Overrides,
+    estimate_memory,
+    fitting,
+    memory_limit,
+    memory_savers,
+)
+from gpt_jax.train.program import Program, make_program
+
+TRIES_PER_FAMILY = 3
+_UNITS = {'': 1, 'B': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
+_SIZE = r'([\d.]+)([KMGT]?)B?'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Check:
+    """One compilation of the step. Bytes are those of one device."""
+
+    fits: bool
+    limit_bytes: float  # what a program may use
+    peak_bytes: float | None  # None: XLA refused and did not say
+    parameters: float
+    optimizer_state: float
+    gradients: float
+    logits: float
+    activations: float | None  # and workspace: what remains of XLA's temporaries
+    code: float | None
+    estimated_peak_bytes: float  # by the formula of train/memory.py
+    compile_seconds: float
+    message: str  # XLA's, where it refused
+    traffic: StepTraffic | None
+    roofline: Roofline | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """Overrides that the formula proposed, compiled."""
+
+    overrides: Overrides
+    check: Check
+
+
+def abstract_batches(program: Program, config: RunConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """What one call of the device reads, as shapes: `[B, L+1]`, stacked for several steps."""
+    steps = program.steps_per_call
+    rows = (config.train.batch_size, config.model.max_seq_len + 1)
+    shape = rows if steps == 1 else (steps, *rows)
+    sharding = batch_sharding(program.mesh, rows_axis=len(shape) - 2)
+    names = ['tokens', *(['segment_ids'] if config.data.segment_ids else [])]
+    return {name: jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding) for name in names}
+
+
+def lower_step(program: Program, config: RunConfig) -> jax.stages.Lowered:
+    """The call that a run makes, lowered from shapes alone."""
+    step = program.train_step if program.steps_per_call == 1 else program.train_steps
+    return step.lower(program.abstract_state, abstract_batches(program, config))
+
+
+def check_program(program: Program, config: RunConfig) -> Check:
+    """Compiles the step of a program whose mesh may be of described devices."""
+    devices = list(program.mesh.devices.flat)
+    limit = memory_limit(devices[0]) or float('inf')
+    plan = estimate_memory(program, config)
+    began = time.perf_counter()
+    lowered = lower_step(program, config)
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if OUT_OF_MEMORY not in str(error):
+            raise
+        return _refused(str(error), plan, limit, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    memory = compiled.memory_analysis()
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    temporary, code = memory.temp_size_in_bytes, memory.generated_code_size_in_bytes
+    peak = held + temporary + code
+    state = plan.parameters + plan.optimizer_state
+    logits = min(plan.logits, temporary)
+    gradients = min(plan.gradients, temporary - logits)
+    chip = CHIPS.get(devices[0].device_kind)
+    traffic = read_traffic(compiled.as_text(), slices=slices_of(devices))
+    roofline = None
+    if chip is not None:
+        roofline = estimate_step(
+            config,
+            chip,
+            plan,
+            traffic,
+            devices=len(devices),
+            micro_batches=program.micro_batches,
+            model_parts=parts('mlp', program.mesh),
+        )
+    return Check(
+        fits=peak <= limit,
+        limit_bytes=limit,
+        peak_bytes=peak,
+        parameters=plan.parameters,
+        optimizer_state=plan.optimizer_state,
+        gradients=gradients,
+        logits=logits,
+        # With what the chip's tiles add to the arguments.
+        activations=temporary - logits - gradients + max(0, held - state),
+        code=code,
+        estimated_peak_bytes=plan.total,
+        compile_seconds=seconds,
+        message='',
+        traffic=traffic,
+        roofline=roofline,
+    )
+
+
+def _refused(message: str, plan: MemoryPlan, limit: float, seconds: float) -> Check:
+    """The check of a step that XLA would not compile for want of memory."""
+    line = message.strip().splitlines()[0]
+    available = re.search(rf'available HBM \({_SIZE}\)|of {_SIZE} hbm', message)
+    needed = re.search(rf'\({_SIZE}\) exceeds|Used {_SIZE} of', message)
+    temporary = _bytes(needed) if needed else None
+    known = plan.parameters + plan.optimizer_state
+    whole = temporary is not None and 'HLO temporaries' not in message
+    peak = None if temporary is None else temporary + (0 if whole else known)
+    rest = None if peak is None else max(0.0, peak - known - plan.gradients - plan.logits)
+    return Check(
+        fits=False,
+        limit_bytes=_bytes(available) if available else limit,
+        peak_bytes=peak,
+        parameters=plan.parameters,
+        optimizer_state=plan.optimizer_state,
+        gradients=plan.gradients,
+        logits=plan.logits,
+        activations=rest,
+        code=None,
+        estimated_peak_bytes=plan.total,
+        compile_seconds=seconds,
+        message=line,
+        traffic=None,
+        roofline=None,
+    )
+
+
+def _bytes(match: re.Match) -> float:
+    number, unit = [group for group in match.groups() if group is not None][:2]
+    return float(number) * _UNITS[unit]
+
+
+def find_fitting(
+    program: Program,
+    config: RunConfig,
+    *,
+    limit: float,
+    most: int,
+    report: Callable[[Overrides], None],
+) -> list[Attempt]:
+    """Compiles overrides that may make the step fit: of every family the mildest that do.
+
+    What the formula thought to fit and does not is followed by the next of its family.
+
+    Args:
+      limit: bytes that a program may use of a device.
+      most: compilations to make.
+      report: is told of each before it begins.
+    """
+    attempts: list[Attempt] = []
+    for family in memory_savers(program, config):
+        candidates = fitting(program, config, family, limit=limit)
+        for overrides, changed, candidate in itertools.islice(candidates, TRIES_PER_FAMILY):
+            if len(attempts) == most:
+                return attempts
+            report(overrides)
+            check = check_program(candidate, changed)
+            attempts.append(Attempt(overrides=overrides, check=check))
+            if check.fits:
+                break
+    return attempts
+
+
+def build(config: RunConfig, devices: Sequence[jax.Device]) -> Program:
+    """The program of a finalized config on described devices."""
+    return make_program(config, make_mesh(config.mesh, devices))

@@ -1,0 +1,24 @@
+"""How many tokens there will be, as far as it is known without the data."""
+
+from gpt_jax.config import RunConfig
+from gpt_jax.errors import UserError
+from gpt_jax.tokenizer import TokenizerKind
+from gpt_jax.tokenizer.byte import ByteTokenizer
+
+
+def known_vocab_size(config: RunConfig) -> int:
+    """The model's or the tokenizer's, for a mode that reads no data.
+
+    Raises:
+        UserError: it depends on the data.
+    """
+    size = config.model.vocab_size or config.tokenizer.vocab_size
+    if size:
+        return size
+    if config.tokenizer.kind == TokenizerKind.BYTE:
+        return ByteTokenizer().vocab_size
+    raise UserError(
+        f'the vocabulary of a {config.tokenizer.kind} tokenizer depends on the data: set '
+        f'--config.model.vocab_size=65, say, or read the data with --mode benchmark '
+        f'--benchmark_data'
+    )
