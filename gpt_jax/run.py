@@ -14,16 +14,20 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.sharding import Mesh
 
 from gpt_jax import files, tokenizer
 from gpt_jax.checkpoint import Checkpointer
 from gpt_jax.config import RunConfig
 from gpt_jax.config_tree import from_json, to_json
 from gpt_jax.data import locations
+from gpt_jax.data.manifest import hash_of
 from gpt_jax.data.prepare import prepare
+from gpt_jax.data.shards import Shards
+from gpt_jax.data.split import SPLITS
 from gpt_jax.errors import UserError
 from gpt_jax.model.gpt import init_params
-from gpt_jax.parallel import file_systems, peers
+from gpt_jax.parallel import consistency, file_systems, peers
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.tokenizer import Tokenizer
 
@@ -76,6 +80,48 @@ def save_run(run: Run, *, overrides: dict[str, Any]) -> None:
     provenance = {'command': sys.argv, 'overrides': overrides, 'git_commit': git_commit()}
     files.write_json(run.workdir / PROVENANCE, provenance)
     files.write_json(run.workdir / CONFIG, to_json(run.config))
+
+
+def check_processes(config: RunConfig, workdir: pathlib.Path) -> None:
+    """Refuses processes that would run something else than the others.
+
+    Raises:
+        UserError: naming the process and what it has else.
+    """
+    if peers.num_processes() == 1:
+        return
+    config_hash = hash_of(to_json(config))
+    facts = {**consistency.code_facts(), 'config': config_hash, 'workdir': str(workdir)}
+    consistency.check('comparison of code and config', facts)
+
+
+def check_devices(mesh: Mesh) -> None:
+    """Refuses a mesh that leaves a process without work: it would wait for ever.
+
+    Raises:
+        UserError: the mesh has fewer devices than the run.
+    """
+    if peers.num_processes() > 1 and mesh.size != jax.device_count():
+        raise UserError(
+            f'config.mesh has {mesh.size} of the {jax.device_count()} devices of '
+            f'{peers.num_processes()} processes; several processes need all of them: set '
+            f'config.mesh.data=-1 or start fewer processes'
+        )
+
+
+def check_data(folder: pathlib.Path, tokenizer: Tokenizer) -> None:
+    """Refuses processes that would read other batches than the others.
+
+    Raises:
+        UserError: naming the process.
+    """
+    if peers.num_processes() == 1:
+        return
+    shards = {
+        split: Shards.open(folder, split, tokenizer=tokenizer).fingerprint for split in SPLITS
+    }
+    facts = {'tokenizer': tokenizer.fingerprint(), 'data': hash_of(shards)}
+    consistency.check('comparison of data', facts)
 
 
 def prepare_data(config: RunConfig) -> pathlib.Path:

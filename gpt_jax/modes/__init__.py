@@ -4,7 +4,7 @@ from types import ModuleType
 
 from absl import flags as absl_flags
 
-from gpt_jax.modes import benchmark, evaluate, generate, prepare, train
+from gpt_jax.modes import benchmark, doctor, evaluate, generate, prepare, train
 
 MODES: dict[str, ModuleType] = {
     'train': train,
@@ -12,6 +12,7 @@ MODES: dict[str, ModuleType] = {
     'evaluate': evaluate,
     'generate': generate,
     'benchmark': benchmark,
+    'doctor': doctor,
 }
 
 

@@ -15,7 +15,7 @@ from gpt_jax.config_tree import differences, to_json
 from gpt_jax.data.shard_tokenizer import make_run_tokenizer
 from gpt_jax.data.shards import Shards
 from gpt_jax.errors import UserError
-from gpt_jax.parallel import peers, runtime
+from gpt_jax.parallel import peers, probe, runtime
 from gpt_jax.telemetry.metrics import MetricsWriter
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.telemetry.report import format_table
@@ -24,6 +24,7 @@ from gpt_jax.train.session import Session
 from gpt_jax.train.state import TrainState
 from gpt_jax.train.stop_signal import StopAgreement, StopSignal
 from gpt_jax.train.summary import summarize
+from gpt_jax.train.watchdog import Watchdog
 
 UNFINISHED = 75  # exit status EX_TEMPFAIL: saved, run me again
 INTERRUPTED = 130  # the shell's status for Ctrl-C
@@ -47,12 +48,17 @@ def run(
     """Trains to the end of the run, or until told to stop."""
     finalize(config, vocab_size=1)  # what can be refused early is
     runtime.initialize(config.runtime)
+    runs.check_processes(config, workdir)
     with runs.lock(workdir):
         folder = runs.prepare_data(config)
         tokenizer = make_run_tokenizer(folder, config.tokenizer)
         tokens = Shards.open(folder, 'train', tokenizer=tokenizer).num_tokens
         final = finalize(config, vocab_size=tokenizer.vocab_size, train_tokens=tokens)
+        runs.check_data(folder, tokenizer)
+        if peers.num_processes() > 1:
+            probe.check_shared_folder(workdir)
         session = Session(final, tokenizer, folder)
+        runs.check_devices(session.program.mesh)
         this_run = runs.Run(workdir, final, tokenizer)
         with (
             Checkpointer(this_run.checkpoints, final.checkpoint) as checkpointer,
@@ -117,6 +123,7 @@ def _train(
                 quiet=not peers.is_primary(),
             )
         )
+        watchdog = stack.enter_context(Watchdog(config.train.step_timeout))
         hooks = loop.Hooks(
             evaluate=session.evaluate,
             sample=session.sample,
@@ -124,6 +131,7 @@ def _train(
             write=writer.write,
             flush=writer.flush,
             stop=stop.requested,
+            alive=watchdog.beat,
             throughput=session.throughput,
         )
         runs.save_run(this_run, overrides=overrides)

@@ -22,7 +22,7 @@ GRACE_SECONDS = 5.0  # from the first failure to the kill of what is left
 STOPPED = (75, 130)
 # Eight CPU devices on two cores are slow to meet; XLA would give up after 40 s.
 XLA_FLAGS = '--xla_cpu_collective_call_terminate_timeout_seconds=600'
-_NOISE = re.compile(r'\[Gloo\] Rank \d+ is connected to ')
+_NOISE = re.compile(r'\[Gloo\] Rank |connected to \d+ peer ranks')
 
 
 def parse(text: str) -> tuple[int, int]:
@@ -146,7 +146,7 @@ def _forward(prefix: str, source: IO[bytes], target: IO[str]) -> None:
     """Passes lines on, each whole and with its prefix."""
     for line in source:
         text = line.decode(errors='replace').rstrip('\r\n')
-        if not _NOISE.match(text):
+        if not _NOISE.search(text):
             target.write(f'{prefix}{text}\n')
             target.flush()
 
