@@ -9,6 +9,10 @@ of it is on disk:
 orbax notices a truncated array file but not a flipped bit, and counts an empty folder as the
 latest step; therefore everything read here is compared with the document. The trees are
 stored flat: optax's tuples, None and empty states come from the tree to restore into.
+
+In a run of several processes all of them call the same methods in the same order. Each writes and
+reads its part of the arrays and verifies all of it; the first alone moves and deletes, and what
+one finds damaged is damaged for all.
 """
 
 import contextlib
@@ -46,6 +50,7 @@ from gpt_jax.checkpoint_document import (
     to_array,
 )
 from gpt_jax.errors import UserError
+from gpt_jax.parallel import peers
 
 DAMAGED = 'damaged'  # sub-folder that keeps the steps that could not be read
 
@@ -129,10 +134,14 @@ class Checkpointer(contextlib.AbstractContextManager):
         self.wait()
         leaves = {name: to_array(name, x) for name, x in fingerprint.named_leaves(items).items()}
         document = make_document(leaves, meta=meta, eval_loss=eval_loss)
+        saved = None
         if step in list_steps(self.folder):
-            saved = read_documents(self.folder).get(step)
-            if saved and saved['leaves'] == document['leaves']:
-                return False
+            documents = read_documents(self.folder)
+            saved = step in documents and documents[step]['leaves'] == document['leaves']
+        saved = peers.gather('checkpoint', saved)[0]  # nobody writes before all have looked
+        if saved:
+            return False
+        if saved is not None:
             with self._naming_failures():
                 self._manager.delete(step)
         self._losses[step] = document['eval_loss']
@@ -158,7 +167,8 @@ class Checkpointer(contextlib.AbstractContextManager):
         self.wait()
         self._manager.close()
         with self._naming_failures():
-            if self.folder.exists():
+            peers.barrier('clear checkpoints')
+            if peers.is_primary() and self.folder.exists():
                 shutil.rmtree(self.folder)
             self._manager = self._open()
 
@@ -230,23 +240,18 @@ class Checkpointer(contextlib.AbstractContextManager):
         return None
 
     def _load(self, step: int, abstract_items: Mapping[str, Any]) -> Restored:
-        document = read_document(self.folder, step)
         abstract_items = jax.tree.map(to_abstract, dict(abstract_items))
+        document = _agreed(lambda: read_document(self.folder, step))
         targets = fingerprint.named_leaves(abstract_items)
         check_structure(document, targets, where=f'checkpoint {self.folder / str(step)}')
         wanted = by_item(targets)
-        args = {item: ocp.args.StandardRestore(tree) for item, tree in wanted.items()}
-        try:
-            stored = self._manager.restore(step, args=ocp.args.Composite(**args)) if args else {}
-        except (jax.errors.JaxRuntimeError, MemoryError):
-            raise  # too little memory says nothing about the files
-        except Exception as error:  # orbax and tensorstore raise many kinds
-            raise DamagedError(
-                str(error).partition('\n')[0][:120] or type(error).__name__
-            ) from error
+        folder = self.folder / str(step)
+        stored = _agreed(
+            lambda: {item: _read_item(folder / item, tree) for item, tree in wanted.items()}
+        )
         leaves = [stored[item][key] for item, tree in wanted.items() for key in tree]
         items = jax.tree.unflatten(jax.tree.structure(abstract_items), leaves)
-        check_fingerprints(document, items)
+        _agreed(lambda: check_fingerprints(document, items))
         return Restored(step, items, document['meta'])
 
     def _find(self, step: int | str) -> int:
@@ -273,16 +278,19 @@ class Checkpointer(contextlib.AbstractContextManager):
             self._report(f'checkpoint {source} is damaged ({reason}); trying the one before')
             return
         target = self.folder / DAMAGED / str(step)
-        target.parent.mkdir(exist_ok=True)
-        while target.exists():
-            target = target.with_name(f'{target.name}+')
-        source.rename(target)
+        if peers.is_primary():
+            target.parent.mkdir(exist_ok=True)
+            while target.exists():
+                target = target.with_name(f'{target.name}+')
+            source.rename(target)
         self._report(f'checkpoint {source} is damaged ({reason}); moved to {target}')
         self._reopen()
 
     def _open(self) -> ocp.CheckpointManager:
         if not self._read_only:
-            remove_unfinished(self.folder)
+            if peers.is_primary():
+                remove_unfinished(self.folder)
+            peers.barrier('open checkpoints')
         self._losses = read_losses(self.folder)
         kept = [preservation_policy.LatestN(self.config.keep_last)]
         if self.config.keep_every:
@@ -313,8 +321,9 @@ class Checkpointer(contextlib.AbstractContextManager):
             reason = _system_error(error)
             if reason is None:
                 raise
-            with contextlib.suppress(OSError):
-                self._reopen()
+            if peers.num_processes() == 1:  # others would have to reopen too; this one ends
+                with contextlib.suppress(OSError):
+                    self._reopen()
             raise files.cannot_write(self.folder, OSError(0, reason)) from error
 
 
@@ -327,6 +336,32 @@ class _LowestLoss:
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         best = lowest_loss({info.step: self._losses.get(info.step) for info in checkpoints})
         return [info.step == best for info in checkpoints]
+
+
+def _read_item(folder: pathlib.Path, tree: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+    """Reads one named tree. Raises DamagedError.
+
+    By orbax's handler and not its manager, which has a barrier where one that failed never comes.
+    """
+    try:
+        return ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(tree))
+    except (jax.errors.JaxRuntimeError, MemoryError):
+        raise  # too little memory says nothing about the files
+    except Exception as error:  # orbax and tensorstore raise many kinds
+        raise DamagedError(str(error).partition('\n')[0][:120] or type(error).__name__) from error
+
+
+def _agreed(read: Callable[[], Any]) -> Any:
+    """What `read()` returns; raises DamagedError on every process if it raised it on one."""
+    value = problem = None
+    try:
+        value = read()
+    except DamagedError as error:
+        problem = str(error)
+    problem = peers.any_of('restore', problem)
+    if problem is not None:
+        raise DamagedError(problem)
+    return value
 
 
 def _system_error(error: Exception) -> str | None:

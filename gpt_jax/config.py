@@ -42,6 +42,7 @@ class TrainConfig:
     ema_decay: float = 0.0  # exponential moving average of the weights; 0: off
     z_loss: float = 0.0  # weight of log(Z)², which keeps the logits from drifting; 0: off
     max_bad_steps: int = 10  # non-finite steps in a row that end the run
+    step_timeout: float = 0.0  # seconds without a step (compiling included) that end it; 0: off
     loss_kernel: LossKernel = LossKernel.AUTO  # auto: the backend's fastest
     loss_chunk_bytes: int = 2**27  # the loss holds at most this much of the logits at once
     steps_per_call: int = 0  # steps that the device makes in one call; 0: by backend and size
@@ -136,7 +137,7 @@ def _finalize_train(config: RunConfig, train_tokens: int) -> None:
             )
     if train.num_tokens and train.num_epochs:
         raise UserError('set only one of config.train.num_tokens and config.train.num_epochs')
-    for name in ('num_tokens', 'num_epochs', 'z_loss'):
+    for name in ('num_tokens', 'num_epochs', 'z_loss', 'step_timeout'):
         if getattr(train, name) < 0:
             raise UserError(f'config.train.{name}={getattr(train, name)} must not be negative')
     for name in train.sinks:

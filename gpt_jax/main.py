@@ -3,8 +3,10 @@
 import pathlib
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 
+import jax
 from absl import flags as absl_flags
 from ml_collections import config_flags
 
@@ -13,6 +15,7 @@ from gpt_jax.config import RunConfig, load_config, run_name
 from gpt_jax.config_tree import check_key
 from gpt_jax.errors import UserError
 from gpt_jax.modes import MODES, describe
+from gpt_jax.parallel import cluster, local_pod, peers, runtime
 
 USAGE = """usage: python -m gpt_jax.main --config FILE.py[:variant] [--workdir DIR] [--mode MODE]
                               [--config.KEY=VALUE ...]
@@ -22,8 +25,14 @@ USAGE = """usage: python -m gpt_jax.main --config FILE.py[:variant] [--workdir D
   --config.*  any knob of gpt_jax/config.py: --config.optimizer.learning_rate=3e-4
   --debug     show the traceback of an error
 
+  --local_pod PxD               P processes of D CPU devices each, on this machine
+  --coordinator HOST:PORT --num_processes N --process_id I
+                                this is process I of N; process 0 listens at HOST:PORT
+                                (found by itself on TPU pods, GKE, SLURM and Open MPI)
+
 Modes:
 """
+OWN_ERRORS = 'INVALID_ARGUMENT|RESOURCE_EXHAUSTED'  # of XLA, that no other process causes
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,17 +43,39 @@ def main(argv: Sequence[str]) -> int:
     except (UserError, OSError) as error:
         if debug:
             raise
-        print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
-        return 2
+        line = ' '.join(str(error).split())
+        who = f'process {peers.process_id()}: ' if peers.num_processes() > 1 else ''
+        print(f'error: {who}{line}', file=sys.stderr)
+        return _end(2, line)
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
-        return 130
+        return _end(130, 'interrupted')
+    except Exception as error:
+        if peers.num_processes() == 1:
+            raise
+        if isinstance(error, jax.errors.JaxRuntimeError) and not re.match(OWN_ERRORS, str(error)):
+            peers.wait_to_be_ended()  # most likely another process is gone: its name comes
+        traceback.print_exc()
+        return _end(1, f'{type(error).__name__}: {error}'.partition('\n')[0])
+
+
+def _end(status: int, reason: str) -> int:
+    """The exit status; in a run of several processes the others are told and this one ends."""
+    if peers.num_processes() > 1:
+        peers.fail(status, reason)
+    return status
 
 
 def _main(argv: list[str]) -> int:
     if any(re.fullmatch('--?(help|helpfull|h)', argument) for argument in argv):
         print(USAGE + '\n'.join(map(describe, MODES)))
         return 0
+    argv, pod = _take(argv, 'local_pod')
+    if pod:
+        return local_pod.launch(pod, argv)
+    processes = {}
+    for flag in cluster.FLAGS:
+        argv, processes[flag] = _take(argv, flag)
     argv, spec = _take(argv, 'config')
     argv, workdir = _take(argv, 'workdir')
     argv, name = _take(argv, 'mode')
@@ -59,7 +90,11 @@ def _main(argv: list[str]) -> int:
     mode.define_flags(flags)
     _parse(flags, config, argv)
     overrides = dict(config_flags.get_override_values(flags['config']))
-    return mode.run(flags, flags.config, folder, overrides)
+    runtime.join(processes, flags.config.runtime)
+    with peers.only_primary_prints():
+        status = mode.run(flags, flags.config, folder, overrides)
+    peers.leave(status)
+    return status
 
 
 def _take(argv: list[str], name: str) -> tuple[list[str], str]:

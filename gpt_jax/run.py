@@ -8,18 +8,27 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.sharding import Mesh
 
 from gpt_jax import files, tokenizer
 from gpt_jax.checkpoint import Checkpointer
 from gpt_jax.config import RunConfig
 from gpt_jax.config_tree import from_json, to_json
+from gpt_jax.data import locations
+from gpt_jax.data.manifest import hash_of
+from gpt_jax.data.prepare import prepare
+from gpt_jax.data.shards import Shards
+from gpt_jax.data.split import SPLITS
 from gpt_jax.errors import UserError
 from gpt_jax.model.gpt import init_params
+from gpt_jax.parallel import consistency, file_systems, peers
+from gpt_jax.telemetry.progress import Progress
 from gpt_jax.tokenizer import Tokenizer
 
 CONFIG, TOKENIZER, CHECKPOINTS, PROVENANCE = (
@@ -61,22 +70,114 @@ def read_tokenizer(workdir: pathlib.Path) -> Tokenizer:
 
 
 def save_run(run: Run, *, overrides: dict[str, Any]) -> None:
-    """Writes what `read_config` and `read_tokenizer` read, and where the run came from."""
+    """Writes what `read_config` and `read_tokenizer` read, and where the run came from.
+
+    One process writes, for all.
+    """
+    if not peers.is_primary():
+        return
     run.tokenizer.save(run.workdir / TOKENIZER)
     provenance = {'command': sys.argv, 'overrides': overrides, 'git_commit': git_commit()}
     files.write_json(run.workdir / PROVENANCE, provenance)
     files.write_json(run.workdir / CONFIG, to_json(run.config))
 
 
+def check_processes(config: RunConfig, workdir: pathlib.Path) -> None:
+    """Refuses processes that would run something else than the others.
+
+    Raises:
+        UserError: naming the process and what it has else.
+    """
+    if peers.num_processes() == 1:
+        return
+    config_hash = hash_of(to_json(config))
+    facts = {**consistency.code_facts(), 'config': config_hash, 'workdir': str(workdir)}
+    consistency.check('comparison of code and config', facts)
+
+
+def check_devices(mesh: Mesh) -> None:
+    """Refuses a mesh that leaves a process without work: it would wait for ever.
+
+    Raises:
+        UserError: the mesh has fewer devices than the run.
+    """
+    if peers.num_processes() > 1 and mesh.size != jax.device_count():
+        raise UserError(
+            f'config.mesh has {mesh.size} of the {jax.device_count()} devices of '
+            f'{peers.num_processes()} processes; several processes need all of them: set '
+            f'config.mesh.data=-1 or start fewer processes'
+        )
+
+
+def check_data(folder: pathlib.Path, tokenizer: Tokenizer) -> None:
+    """Refuses processes that would read other batches than the others.
+
+    Raises:
+        UserError: naming the process.
+    """
+    if peers.num_processes() == 1:
+        return
+    shards = {
+        split: Shards.open(folder, split, tokenizer=tokenizer).fingerprint for split in SPLITS
+    }
+    facts = {'tokenizer': tokenizer.fingerprint(), 'data': hash_of(shards)}
+    consistency.check('comparison of data', facts)
+
+
+def prepare_data(config: RunConfig) -> pathlib.Path:
+    """`prepare`, once for each file system: the other processes wait for the one that does it.
+
+    However long that takes: no barrier is open meanwhile, and a lost process still ends the run.
+
+    Raises:
+        UserError: as `prepare`, on every process.
+    """
+    if peers.num_processes() == 1:
+        return prepare(config.data, config.tokenizer)
+    leaders = file_systems.leaders(locations.cache_folder(config.data))
+    mine = leaders[peers.process_id()]
+    quiet = functools.partial(Progress, quiet=not peers.is_primary())
+    folder = None
+    if mine == peers.process_id():
+        problem = ''
+        try:
+            folder = prepare(config.data, config.tokenizer, progress=quiet)
+        except UserError as error:
+            problem = str(error)
+        peers.announce(f'prepared/{mine}', problem)
+    _wait_for_data(set(leaders), quiet)
+    return folder or prepare(config.data, config.tokenizer, progress=quiet)
+
+
+def _wait_for_data(leaders: set[int], make_progress: Callable[..., Progress]) -> None:
+    """Returns when all of `leaders` have prepared their data. Raises UserError if one could not."""
+    began = time.monotonic()
+    with make_progress(0, unit='s', description='waiting for data') as progress:
+        while True:
+            answers = {leader: peers.announced(f'prepared/{leader}') for leader in leaders}
+            problems = [f'{answer}' for answer in answers.values() if answer]
+            if problems:
+                raise UserError(problems[0])
+            missing = [str(leader) for leader, answer in answers.items() if answer is None]
+            if not missing:
+                return
+            progress.update(time.monotonic() - began, processes=', '.join(missing))
+            time.sleep(0.5)
+
+
 @contextlib.contextmanager
 def lock(workdir: pathlib.Path) -> Iterator[None]:
     """Holds a workdir for one writer; the lock goes with the process.
 
-    A folder in which nothing was written, because the run was refused, is removed again.
+    A folder in which nothing was written, because the run was refused, is removed again. Of the
+    processes of one run the first holds the lock for all.
 
     Raises:
         UserError: another process writes there, or the folder cannot be made.
     """
+    if not peers.is_primary():
+        yield
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file = open(workdir / 'lock', 'a+')  # noqa: SIM115 (closed below, after the run)

@@ -4,7 +4,15 @@ from types import ModuleType
 
 from absl import flags as absl_flags
 
-from gpt_jax.modes import benchmark, compile_check, evaluate, generate, prepare, train
+from gpt_jax.modes import (
+    benchmark,
+    compile_check,
+    doctor,
+    evaluate,
+    generate,
+    prepare,
+    train,
+)
 
 MODES: dict[str, ModuleType] = {
     'train': train,
@@ -13,6 +21,7 @@ MODES: dict[str, ModuleType] = {
     'generate': generate,
     'benchmark': benchmark,
     'compile_check': compile_check,
+    'doctor': doctor,
 }
 
 

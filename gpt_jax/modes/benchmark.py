@@ -20,11 +20,10 @@ from gpt_jax.benchmark.start_up import StartUp
 from gpt_jax.benchmark.training import TrainingBenchmark, synthetic_batches
 from gpt_jax.config import RunConfig, finalize
 from gpt_jax.config_tree import to_json
-from gpt_jax.data.prepare import prepare
 from gpt_jax.data.shard_tokenizer import make_run_tokenizer
 from gpt_jax.errors import UserError
 from gpt_jax.modes.vocabulary import known_vocab_size
-from gpt_jax.parallel import runtime
+from gpt_jax.parallel import peers, runtime
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.rules import process_rows
 from gpt_jax.telemetry.report import format_table
@@ -83,7 +82,7 @@ def run(
         report = _measure_training(flags, config, program, batches, start_up, workdir)
     report |= {'machine': describe_machine(program.mesh), 'command': sys.argv}
     report |= {'overrides': overrides, 'git_commit': runs.git_commit(), 'config': to_json(config)}
-    if flags.benchmark_out:
+    if flags.benchmark_out and peers.is_primary():
         files.write_json(flags.benchmark_out, report)
     return 0
 
@@ -148,7 +147,7 @@ def _open(
     jax.devices()
     start_up.mark('devices')
     if data:
-        folder = prepare(config.data, config.tokenizer)
+        folder = runs.prepare_data(config)
         tokenizer = make_run_tokenizer(folder, config.tokenizer)
         config = finalize(config, vocab_size=tokenizer.vocab_size)
         start_up.mark('data')

@@ -9,9 +9,9 @@ from gpt_jax import files
 from gpt_jax import run as runs
 from gpt_jax.config import RunConfig
 from gpt_jax.data.encode import encode_text_file
-from gpt_jax.data.prepare import prepare
 from gpt_jax.data.shards import Shards
 from gpt_jax.modes import saved_weights
+from gpt_jax.parallel import peers
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.telemetry.report import format_table
 from gpt_jax.train.program import make_program
@@ -49,14 +49,15 @@ def run(
     if flags.text:
         shards = encode_text_file(flags.text, opened.tokenizer)
     else:
-        folder = prepare(opened.config.data, opened.config.tokenizer)
+        folder = runs.prepare_data(opened.config)
         shards = Shards.open(folder, flags.split, tokenizer=opened.tokenizer)
     result = evaluate_shards(program, opened.config, params, shards, limit=0)
     source = flags.text or f'{flags.split} split'
     rows = {name: f'{value:,.6g}' for name, value in result.row().items()}
     print(format_table(f'{workdir}, step {step}, {source}', rows))
-    files.write_json(
-        workdir / 'eval.json',
-        {**result.row(), 'step': step, 'weights': flags.weights, 'source': source},
-    )
+    if peers.is_primary():
+        files.write_json(
+            workdir / 'eval.json',
+            {**result.row(), 'step': step, 'weights': flags.weights, 'source': source},
+        )
     return 0

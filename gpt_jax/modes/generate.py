@@ -12,6 +12,7 @@ from gpt_jax.errors import UserError
 from gpt_jax.inference.config import SampleConfig, finalize_sample
 from gpt_jax.inference.generate import Ended, Generator
 from gpt_jax.modes import saved_weights
+from gpt_jax.parallel import peers
 
 # Flags that set config.sample.* without the prefix, and their help.
 SAMPLE_FLAGS = {
@@ -62,6 +63,8 @@ def run(
         for index, generation in enumerate(generator.generate(prompts, sampling)):
             print(f'--- sample {index + 1}')
             print(generation.prompt + generation.text)
+    if not peers.is_primary():  # standard output is silent there, standard error is not
+        return 0
     if sampling.draft_tokens:
         print(f'({generator.statistics})', file=sys.stderr)
     print(f'({workdir}, {flags.weights} weights of step {step})', file=sys.stderr)
@@ -83,6 +86,10 @@ def _prompts(flags: absl_flags.FlagValues, sampling: SampleConfig) -> list[str]:
                 f'--prompt_file={path} is not UTF-8 at byte {error.start}; convert it'
             ) from error
     prompts = [sampling.prompt] if flags.prompt is None else flags.prompt
+    if '-' in prompts and peers.num_processes() > 1:
+        raise UserError(
+            '--prompt=- reads the input of one process, and the run has several; use --prompt_file'
+        )
     return [sys.stdin.read() if prompt == '-' else prompt for prompt in prompts]
 
 
@@ -92,6 +99,6 @@ def _print_streaming(generator: Generator, prompts: list[str], sampling: SampleC
     for [(piece, generation)] in generator.stream(prompts, sampling):
         print(shown + piece, end='', flush=True)
         shown = ''
-        if generation.ended == Ended.END_OF_TEXT:
+        if generation.ended == Ended.END_OF_TEXT and peers.is_primary():
             print('\n(end of text)', end='', file=sys.stderr)
     print()

@@ -5,8 +5,8 @@ from typing import Any
 
 from absl import flags as absl_flags
 
+from gpt_jax import run as runs
 from gpt_jax.config import RunConfig, finalize
-from gpt_jax.data.prepare import prepare
 from gpt_jax.data.shard_tokenizer import make_run_tokenizer
 from gpt_jax.data.shards import Shards
 from gpt_jax.data.split import SPLITS
@@ -25,7 +25,7 @@ def run(
 ) -> int:
     """Prepares the data of `config` and prints what there is."""
     finalize(config, vocab_size=1)
-    folder = prepare(config.data, config.tokenizer)
+    folder = runs.prepare_data(config)
     tokenizer = make_run_tokenizer(folder, config.tokenizer)
     rows = {
         split: f'{Shards.open(folder, split, tokenizer=tokenizer).num_tokens:,} tokens'

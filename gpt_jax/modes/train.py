@@ -12,19 +12,19 @@ from gpt_jax import run as runs
 from gpt_jax.checkpoint import Checkpointer
 from gpt_jax.config import RunConfig, finalize
 from gpt_jax.config_tree import differences, to_json
-from gpt_jax.data.prepare import prepare
 from gpt_jax.data.shard_tokenizer import make_run_tokenizer
 from gpt_jax.data.shards import Shards
 from gpt_jax.errors import UserError
-from gpt_jax.parallel import runtime
+from gpt_jax.parallel import peers, probe, runtime
 from gpt_jax.telemetry.metrics import MetricsWriter
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.telemetry.report import format_table
 from gpt_jax.train import loop
 from gpt_jax.train.session import Session
 from gpt_jax.train.state import TrainState
-from gpt_jax.train.stop_signal import StopSignal
+from gpt_jax.train.stop_signal import StopAgreement, StopSignal
 from gpt_jax.train.summary import summarize
+from gpt_jax.train.watchdog import Watchdog
 
 UNFINISHED = 75  # exit status EX_TEMPFAIL: saved, run me again
 INTERRUPTED = 130  # the shell's status for Ctrl-C
@@ -48,17 +48,23 @@ def run(
     """Trains to the end of the run, or until told to stop."""
     finalize(config, vocab_size=1)  # what can be refused early is
     runtime.initialize(config.runtime)
+    runs.check_processes(config, workdir)
     with runs.lock(workdir):
-        folder = prepare(config.data, config.tokenizer)
+        folder = runs.prepare_data(config)
         tokenizer = make_run_tokenizer(folder, config.tokenizer)
         tokens = Shards.open(folder, 'train', tokenizer=tokenizer).num_tokens
         final = finalize(config, vocab_size=tokenizer.vocab_size, train_tokens=tokens)
+        runs.check_data(folder, tokenizer)
+        if peers.num_processes() > 1:
+            probe.check_shared_folder(workdir)
         session = Session(final, tokenizer, folder)
+        runs.check_devices(session.program.mesh)
         this_run = runs.Run(workdir, final, tokenizer)
         with (
             Checkpointer(this_run.checkpoints, final.checkpoint) as checkpointer,
-            StopSignal() as stop,
+            StopSignal() as signals,
         ):
+            stop = StopAgreement(signals, session.program.mesh)
             if flags.fresh:
                 checkpointer.clear()
             outcome = _train(session, this_run, checkpointer, stop, overrides)
@@ -71,7 +77,7 @@ def _train(
     session: Session,
     this_run: runs.Run,
     checkpointer: Checkpointer,
-    stop: StopSignal,
+    stop: StopAgreement,
     overrides: dict[str, Any],
 ) -> loop.Outcome:
     """Restores, shows what will run, and runs the loop."""
@@ -103,12 +109,21 @@ def _train(
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(
             MetricsWriter(
-                workdir, config.train.sinks, resume_step=None if restored is None else start
+                workdir,
+                config.train.sinks if peers.is_primary() else (),
+                resume_step=None if restored is None else start,
             )
         )
         progress = stack.enter_context(
-            Progress(config.train.num_steps, unit='steps', description='train', start=start)
+            Progress(
+                config.train.num_steps,
+                unit='steps',
+                description='train',
+                start=start,
+                quiet=not peers.is_primary(),
+            )
         )
+        watchdog = stack.enter_context(Watchdog(config.train.step_timeout))
         hooks = loop.Hooks(
             evaluate=session.evaluate,
             sample=session.sample,
@@ -116,6 +131,7 @@ def _train(
             write=writer.write,
             flush=writer.flush,
             stop=stop.requested,
+            alive=watchdog.beat,
             throughput=session.throughput,
         )
         runs.save_run(this_run, overrides=overrides)

@@ -3,8 +3,12 @@
 import dataclasses
 import os
 import pathlib
+from collections.abc import Mapping
 
 import jax
+
+from gpt_jax.errors import UserError
+from gpt_jax.parallel import cluster, peers
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -12,6 +16,8 @@ class RuntimeConfig:
     """The process around the program."""
 
     compilation_cache: bool = True  # keep compiled programs in the user's cache folder
+    connect_timeout: int = 300  # seconds to wait for all processes of a run at its start
+    heartbeat_timeout: int = 10  # seconds of silence after which a process counts as lost
 
 
 def cache_folder() -> pathlib.Path:
@@ -26,3 +32,31 @@ def initialize(config: RuntimeConfig) -> None:
         jax.config.update('jax_compilation_cache_dir', str(cache_folder() / 'compiled'))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
         jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+
+
+def join(given: Mapping[str, str], config: RuntimeConfig) -> None:
+    """Joins the other processes of the run, if flags or the environment name any.
+
+    Must come before anything that starts a backend. From then on this process ends when another
+    one is lost.
+
+    Args:
+      given: the flags of `cluster.FLAGS`, '' where absent.
+
+    Raises:
+        UserError: what names the processes is incomplete, or they do not find each other.
+    """
+    for name in ('connect_timeout', 'heartbeat_timeout'):
+        if getattr(config, name) < 1:
+            raise UserError(f'config.runtime.{name}={getattr(config, name)} must be at least 1')
+    found = cluster.from_flags(given) or cluster.from_environment(
+        os.environ, timeout=config.connect_timeout
+    )
+    if found is None or found.num_processes == 1:
+        return
+    cluster.connect(
+        found,
+        connect_timeout=config.connect_timeout,
+        heartbeat_timeout=config.heartbeat_timeout,
+    )
+    peers.watch(config.heartbeat_timeout)

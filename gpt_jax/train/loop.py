@@ -41,6 +41,7 @@ class Hooks:
     write: Callable[[int, dict[str, float]], None] = _nothing  # a row of metrics
     flush: Callable[[], None] = _nothing  # rows are on disk when it returns
     stop: Callable[[], bool] = lambda: False  # polled after every call
+    alive: Callable[[], None] = _nothing  # the run goes on: called at least once a call
 
 
 def run(
@@ -77,6 +78,7 @@ def run(
         done += count
         recorder.read_previous()
         recorder.remember(done, metrics, waited)
+        hooks.alive()
 
         last, stopping = done == num_steps, hooks.stop()
         evaluating = last or _due(config.eval.every, done)
@@ -99,11 +101,13 @@ def run(
                 best_loss, saving = eval_loss, True
         if sampling:
             progress.print(f'--- sample at step {done}\n{hooks.sample(state)}\n---')
+            hooks.alive()
         if saving:
             hooks.flush()
             hooks.save(state, done, eval_loss)
         if evaluating or sampling or saving:
             recorder.restart_clock()
+            hooks.alive()
         if stopping and not last:
             return state, Outcome.STOPPED
     return state, Outcome.COMPLETE

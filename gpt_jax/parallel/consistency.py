@@ -1,0 +1,59 @@
+"""Whether all processes of a run run the same thing; nothing in jax notices when they do not."""
+
+import collections
+import hashlib
+import importlib.metadata
+import pathlib
+import platform
+from collections.abc import Mapping, Sequence
+
+from gpt_jax.errors import UserError
+from gpt_jax.parallel import peers
+
+LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'grain')
+
+
+def code_facts() -> dict[str, str]:
+    """What the code is: a hash of this package's files, and the versions below it."""
+    root = pathlib.Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob('*.py')):
+        digest.update(str(path.relative_to(root)).encode())
+        digest.update(path.read_bytes())
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return {'code': digest.hexdigest()[:16], 'python': platform.python_version(), **versions}
+
+
+def check(name: str, facts: Mapping[str, str]) -> list[dict[str, str]]:
+    """Compares the facts of all processes, and returns them; all must call it.
+
+    Args:
+      name: of the comparison, for the error when a process does not come.
+      facts: what must be the same everywhere, by the name that an error gives it.
+
+    Raises:
+        UserError: a process differs; the same line on all of them.
+    """
+    everyone = peers.gather(name, dict(facts))
+    problems = find_odd(everyone)
+    if problems:
+        raise UserError('; '.join(problems))
+    return everyone
+
+
+def find_odd(facts: Sequence[Mapping[str, str]]) -> list[str]:
+    """A line for each fact in which processes differ, naming those that most others contradict."""
+    lines = []
+    for key in facts[0]:
+        values = [each.get(key, 'none') for each in facts]
+        if len(set(values)) == 1:
+            continue
+        counts = collections.Counter(values)
+        # Among equals the first process is right: it is the one that writes.
+        usual = max(counts, key=lambda value: (counts[value], value == values[0]))
+        odd = [f'{i} has {value}' for i, value in enumerate(values) if value != usual]
+        lines.append(
+            f'the processes differ in their {key}: process {", ".join(odd)} and the others have '
+            f'{usual}; start all with the same code, versions, command and data'
+        )
+    return lines

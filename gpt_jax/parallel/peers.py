@@ -1,0 +1,199 @@
+"""The other processes of a run: agreeing with them, and noticing that one is gone.
+
+Everything goes through the coordination service that `jax.distributed` starts; nothing here is a
+communication layer of its own. In a run of one process every function returns at once.
+"""
+
+import collections
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax._src import distributed  # the client has no public name; orbax uses it too
+
+from gpt_jax.errors import UserError
+from gpt_jax.parallel import abort_handler
+
+LOST = 76  # exit status EX_PROTOCOL: another process is gone, start all again
+BARRIER_SECONDS = 120  # for processes that are about to do the same; longer work polls instead
+_POLL_SECONDS = 1.0
+_PREFIX = 'gpt_jax'
+
+_uses: collections.Counter[str] = collections.Counter()  # a barrier's or key's name is used once
+_ending = threading.Event()  # from here on the others may leave
+_watched_seconds = 0.0  # after which a loss is known
+
+
+def num_processes() -> int:
+    """How many processes this run has; starts no backend."""
+    return distributed.global_state.num_processes if jax.distributed.is_initialized() else 1
+
+
+def process_id() -> int:
+    """The number of this process; starts no backend."""
+    return distributed.global_state.process_id if jax.distributed.is_initialized() else 0
+
+
+def is_primary() -> bool:
+    """Whether this is the process that prints, and writes what there is one of."""
+    return process_id() == 0
+
+
+def barrier(name: str, *, seconds: int = BARRIER_SECONDS) -> None:
+    """Returns when all processes are here. All must call it, in the same order.
+
+    Raises:
+        UserError: they were not in time.
+    """
+    if num_processes() == 1:
+        return
+    try:
+        _client().wait_at_barrier(_unique(name), seconds * 1000)
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(
+            f'not all {num_processes()} processes came to {name!r} within {seconds} s; see the '
+            f'last lines of each'
+        ) from error
+
+
+def gather(name: str, value: Any, *, seconds: int = BARRIER_SECONDS) -> list[Any]:
+    """The JSON `value` of every process, by its number; all must call it, in the same order.
+
+    Raises:
+        UserError: one did not give its value in time.
+    """
+    if num_processes() == 1:
+        return [value]
+    key = _unique(name)
+    _client().key_value_set(f'{key}/{process_id()}', json.dumps(value))
+    return [json.loads(_wait_for(f'{key}/{i}', i, name, seconds)) for i in range(num_processes())]
+
+
+def any_of(name: str, problem: str | None) -> str | None:
+    """The first process's problem, its number before it; None if no process has one."""
+    for index, each in enumerate(gather(name, problem)):
+        if each is not None:
+            return each if num_processes() == 1 else f'process {index}: {each}'
+    return None
+
+
+def announce(name: str, value: Any) -> None:
+    """Publishes a value under a name of its own, for `announced`."""
+    _client().key_value_set(f'{_PREFIX}/{name}', json.dumps(value))
+
+
+def announced(name: str) -> Any | None:
+    """What another process announced under `name`; None while there is nothing."""
+    try:
+        return json.loads(_client().key_value_try_get(f'{_PREFIX}/{name}'))
+    except jax.errors.JaxRuntimeError:  # NOT_FOUND
+        return None
+
+
+@contextlib.contextmanager
+def only_primary_prints() -> Iterator[None]:
+    """Standard output of every process but the first goes nowhere; errors still show."""
+    if is_primary():
+        yield
+        return
+    with open(os.devnull, 'w', encoding='utf-8') as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+
+
+def watch(heartbeat_timeout: int) -> None:
+    """Starts to look after the other processes: when one is lost, this one ends with a line."""
+    global _watched_seconds
+    _watched_seconds = heartbeat_timeout + 5 * _POLL_SECONDS
+    abort_handler.install(lambda: _obituary([0]), status=LOST)
+    threading.Thread(target=_watch, name='peers', daemon=True).start()
+
+
+def leave(status: int) -> None:
+    """Ends a run that went well, together with the others."""
+    if num_processes() == 1:
+        return
+    _flush()
+    _ending.set()
+    # The service ends with process 0; for the others that is no news any more.
+    abort_handler.install(lambda: None, status=status)
+    barrier('leave')
+    if not is_primary():
+        os._exit(status)
+    jax.distributed.shutdown()
+
+
+def fail(status: int, message: str) -> None:
+    """Ends this process after an error of its own, and tells the others why."""
+    _ending.set()
+    _flush()
+    abort_handler.install(lambda: None, status=status)
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        announce(f'failed/{process_id()}', message)
+        if is_primary():
+            time.sleep(3 * _POLL_SECONDS)  # the reason goes with the service
+        else:
+            _client().shutdown()
+    os._exit(status)
+
+
+def wait_to_be_ended() -> None:
+    """After a collective failed: gives the watch time to find who is lost, and end this one."""
+    time.sleep(_watched_seconds)
+
+
+def _watch() -> None:
+    everyone = set(range(num_processes()))
+    while not _ending.is_set():
+        try:
+            lost = everyone - set(_client().get_live_nodes(sorted(everyone)))
+            reasons = {i: announced(f'failed/{i}') for i in everyone - {process_id()}}
+        except (jax.errors.JaxRuntimeError, AttributeError):  # no service, or no client any more
+            lost, reasons = {0}, {}
+        lost |= {i for i, reason in reasons.items() if reason}
+        if lost and not _ending.is_set():
+            _flush()
+            os.write(2, f'{_obituary(sorted(lost), reasons)}\n'.encode())
+            os._exit(LOST)
+        time.sleep(_POLL_SECONDS)
+
+
+def _obituary(lost: list[int], reasons: dict[int, str] | None = None) -> str:
+    """The line that says who is gone and, where it was said, why."""
+    told = [f'process {i} ended: {reasons[i]}' for i in lost if reasons and reasons.get(i)]
+    silent = [str(i) for i in lost if not (reasons and reasons.get(i))]
+    if silent:
+        told.append(
+            f'lost process {", ".join(silent)} (killed, crashed or cut off); the same command goes '
+            f'on from the last checkpoint'
+        )
+    return f'error: process {process_id()}: ' + '; '.join(told)
+
+
+def _wait_for(key: str, index: int, name: str, seconds: int) -> str:
+    try:
+        return _client().blocking_key_value_get(key, seconds * 1000)
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(
+            f'process {index} did not come to {name!r} within {seconds} s; see its last lines'
+        ) from error
+
+
+def _unique(name: str) -> str:
+    _uses[name] += 1
+    return f'{_PREFIX}/{name}/{_uses[name]}'
+
+
+def _client() -> Any:
+    return distributed.global_state.client
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()

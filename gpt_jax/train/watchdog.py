@@ -1,0 +1,61 @@
+"""Ends a process that is alive but makes no steps: nothing else would ever notice."""
+
+import contextlib
+import faulthandler
+import os
+import sys
+import threading
+import time
+from typing import Self
+
+import jax
+
+from gpt_jax.parallel import peers
+
+# A thread of Python's cannot act while another holds the interpreter; faulthandler's, in C, can.
+_SECOND_CHANCE_SECONDS = 15.0
+
+
+class Watchdog:
+    """While active, writes all stacks and ends the process when `beat` stays away too long.
+
+    With 0 seconds it does nothing. The exit status is that of a lost process: start all again.
+    """
+
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+        self._last = time.monotonic()
+        self._ended = threading.Event()
+
+    def __enter__(self) -> Self:
+        if self._seconds:
+            self.beat()
+            threading.Thread(target=self._watch, name='watchdog', daemon=True).start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._ended.set()
+        if self._seconds:
+            faulthandler.cancel_dump_traceback_later()
+
+    def beat(self) -> None:
+        """Says that the run goes on."""
+        self._last = time.monotonic()
+        if self._seconds:
+            faulthandler.dump_traceback_later(self._seconds + _SECOND_CHANCE_SECONDS, exit=True)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(min(1.0, self._seconds / 4)):
+            if time.monotonic() - self._last > self._seconds:
+                self._end()
+
+    def _end(self) -> None:
+        what = f'no step for {self._seconds:g} s (config.train.step_timeout)'
+        who = f'process {peers.process_id()}: ' if peers.num_processes() > 1 else ''
+        line = f'error: {who}{what}; the stacks of its threads:\n'
+        os.write(sys.stderr.fileno(), line.encode())
+        faulthandler.dump_traceback(all_threads=True)
+        if peers.num_processes() > 1:
+            with contextlib.suppress(jax.errors.JaxRuntimeError):
+                peers.announce(f'failed/{peers.process_id()}', what)
+        os._exit(peers.LOST)

@@ -1,0 +1,120 @@
+"""Several processes do what one does: the same losses, files and text, from any number to any."""
+
+import json
+import pathlib
+import re
+
+import pytest
+
+from gpt_jax.main import main
+from tests.command_line import rows, run
+from tests.pod import ARGUMENTS, Pod, assert_same_numbers
+
+STEPS = 16
+
+
+@pytest.fixture(scope='module')
+def single(tmp_path_factory) -> pathlib.Path:
+    """A run of one process with four devices."""
+    workdir = tmp_path_factory.mktemp('single') / 'run'
+    arguments = [*ARGUMENTS, '--config.mesh.data=4', f'--config.train.num_steps={STEPS}']
+    assert main([*arguments, f'--workdir={workdir}']) == 0
+    return workdir
+
+
+@pytest.mark.slow
+def test_from_2x2_to_4x1_to_1x4_to_one_process(single, tmp_path):
+    """Each goes on from what the one before saved; together they are the undisturbed run."""
+    workdir = tmp_path / 'run'
+    for shape, step in (('2x2', 5), ('4x1', 10), ('1x4', 12)):
+        output = run(
+            *ARGUMENTS,
+            f'--local_pod={shape}',
+            f'--workdir={workdir}',
+            f'--config.train.num_steps={step}',
+        )
+        assert f'[0] complete: {step} steps' in output
+        assert f'4 x cpu, {shape[0]} process(es)' in output
+        assert not re.search(r'^\[[1-9]\]', output, re.MULTILINE), 'one process prints'
+    arguments = [*ARGUMENTS, '--config.mesh.data=4', f'--config.train.num_steps={STEPS}']
+    assert main([*arguments, f'--workdir={workdir}']) == 0
+    undisturbed = [row for row in rows(single) if 'train/loss' in row]
+    assert_same_numbers([row for row in rows(workdir) if 'train/loss' in row], undisturbed)
+    final = [rows(each)[-1] for each in (workdir, single)]
+    assert final[0]['eval/loss'] == pytest.approx(final[1]['eval/loss'], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_evaluate_and_generate(single, capfd):
+    def ask(*mode: str) -> str:
+        capfd.readouterr()
+        assert main([*mode, f'--workdir={single}']) == 0
+        return capfd.readouterr().out
+
+    def ask_pod(*mode: str) -> str:
+        output = run(*mode, f'--workdir={single}', '--local_pod=2x2')
+        assert not re.search(r'^\[1\]', output, re.MULTILINE)
+        return ''.join(line.removeprefix('[0] ') for line in output.splitlines(keepends=True))
+
+    evaluate = ('--mode=evaluate', '--config.mesh.data=-1', '--config.eval.batch_size=8')
+    assert 'loss' in ask(*evaluate)
+    alone = json.loads((single / 'eval.json').read_text())
+    (single / 'eval.json').unlink()
+    ask_pod(*evaluate)
+    together = json.loads((single / 'eval.json').read_text())
+    assert together['tokens'] == alone['tokens']
+    assert together['loss'] == pytest.approx(alone['loss'], rel=1e-5)
+    generate = ('--mode=generate', '--prompt=Alice', '--max_new_tokens=8', '--temperature=0')
+    assert ask(*generate) in ask_pod(*generate)
+
+
+@pytest.mark.slow
+def test_the_odd_process_is_named(tmp_path):
+    """Three processes, one with another learning rate: all refuse and say which."""
+    each = [[], [], ['--config.optimizer.learning_rate=1e-4']]
+    with Pod(3, 1, *ARGUMENTS, f'--workdir={tmp_path / "run"}', each=each) as pod:
+        assert pod.wait() == [2, 2, 2]
+        for index in range(3):
+            assert (
+                f'error: process {index}: the processes differ in their config: process 2 has'
+                in (pod.output(index))
+            )
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+def test_each_file_system_prepares_its_data_once(tmp_path):
+    """Processes 0 and 1 share a cache folder, 2 has its own."""
+    environments = [{'XDG_CACHE_HOME': str(tmp_path / name)} for name in ('a', 'a', 'b')]
+    with Pod(3, 1, *ARGUMENTS, '--mode=prepare', environments=environments) as pod:
+        assert pod.wait() == [0, 0, 0], '\n'.join(map(pod.output, range(3)))
+        assert 'validation' in pod.output(0)
+        assert pod.output(1) == pod.output(2) == ''
+    for name in 'ab':
+        assert len(list((tmp_path / name).rglob('manifest.json'))) == 1
+        assert not list((tmp_path / name).rglob('.*process-*')), 'traces of the search for leaders'
+
+
+@pytest.mark.slow
+def test_data_that_cannot_be_prepared_ends_all(tmp_path):
+    arguments = [*ARGUMENTS, '--mode=prepare', '--config.data.source=/nowhere/text.txt']
+    with Pod(2, 1, *arguments) as pod:
+        assert pod.wait() == [2, 2]
+        assert all('/nowhere/text.txt' in pod.output(index) for index in range(2))
+
+
+@pytest.mark.slow
+def test_doctor(tmp_path):
+    output = run(
+        *ARGUMENTS, '--mode=doctor', f'--workdir={tmp_path / "run"}', '--local_pod=2x2',
+        '--doctor_megabytes=1',
+    )  # fmt: skip
+    for line in ('processes +2, with the same', 'process 1 .*2 devices', 'all-gather +[0-9.]+ GB'):
+        assert re.search(rf'^\[0\]   {line}', output, re.MULTILINE), output
+    assert not (tmp_path / 'run').exists(), 'the doctor leaves nothing'
+
+
+def test_a_mesh_that_leaves_a_process_without_work(tmp_path):
+    arguments = [*ARGUMENTS, '--config.mesh.data=2', f'--workdir={tmp_path / "run"}']
+    output = run(*arguments, '--local_pod=2x2', '--mode=doctor', status=2)
+    assert 'config.mesh has 2 of the 4 devices of 2 processes' in output
