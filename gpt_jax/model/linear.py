@@ -9,6 +9,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, Key
 
 from gpt_jax.model.config import ModelConfig
+from gpt_jax.model.per_device import batch_part
+from gpt_jax.model.random_block import bernoulli_block
 
 
 class Linear(nn.Module):
@@ -67,9 +69,18 @@ def look_up(
 
 
 def dropout(x: Float[Array, '...'], rate: float, key: Key[Array, ''] | None) -> Float[Array, '...']:
-    """Zeroes entries with probability `rate` and scales the rest; without a key, does nothing."""
+    """Zeroes entries with probability `rate` and scales the rest; without a key, does nothing.
+
+    Masks are drawn for the whole batch, whose rows are the first dimension.
+    """
     if key is None or rate == 0.0:
         return x
+    part, parts = batch_part()
     with jax.named_scope('dropout'):
-        keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+        if parts == 1:
+            keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+        else:
+            rows, *rest = x.shape
+            start, whole = (part * rows, *[0] * len(rest)), (parts * rows, *rest)
+            keep = bernoulli_block(key, 1 - rate, x.shape, start=start, whole=whole)
         return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))

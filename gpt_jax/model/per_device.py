@@ -34,6 +34,16 @@ def part_index(axes: tuple[str, ...]) -> int | jax.Array:
     return jax.lax.axis_index(axes) if axes else 0
 
 
+def batch_part() -> tuple[int | jax.Array, int]:
+    """Which part of the batch a function has that is mapped over an axis 'batch', and of how many.
+
+    That is what `jax.pmap(axis_name='batch')` does; elsewhere arrays are whole: part 0 of 1.
+    """
+    if 'batch' not in jax.sharding.get_abstract_mesh().axis_names:
+        return 0, 1
+    return jax.lax.axis_index('batch'), jax.lax.axis_size('batch')
+
+
 def call_per_device(
     function: Callable[..., Any],
     arrays: Sequence[jax.Array],

@@ -8,6 +8,7 @@ https://arxiv.org/abs/1909.08053).
 """
 
 import dataclasses
+import enum
 import math
 from collections.abc import Sequence
 
@@ -21,6 +22,11 @@ from gpt_jax.errors import UserError
 AXES = ('data', 'fsdp', 'context', 'tensor')
 
 
+class ProgramKind(enum.StrEnum):
+    JIT = 'jit'
+    PMAP = 'pmap'
+
+
 @dataclasses.dataclass(slots=True, kw_only=True)
 class MeshConfig:
     """How the devices are arranged; at most one axis is -1, which takes all that are left."""
@@ -29,6 +35,7 @@ class MeshConfig:
     fsdp: int = 1  # devices that also share the sequences, and the storage of the weights
     tensor: int = 1  # devices that share heads, MLP and vocabulary
     context: int = 1  # devices that share the length of each sequence
+    program: ProgramKind = ProgramKind.JIT  # pmap: the classical form, for the data axis alone
     slices: int = 1  # TPU slices (or other islands of fast links) that `data` spans
 
 

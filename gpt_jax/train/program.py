@@ -25,6 +25,7 @@ from gpt_jax.optim import make_optimizer
 from gpt_jax.optim.schedule import make_schedule
 from gpt_jax.optim.state import follow_parameters
 from gpt_jax.parallel.compiler_options import Option, compiler_options
+from gpt_jax.parallel.mesh import ProgramKind
 from gpt_jax.parallel.rules import (
     RULES,
     batch_sharding,
@@ -35,6 +36,7 @@ from gpt_jax.parallel.rules import (
 )
 from gpt_jax.train.loss import LossSums
 from gpt_jax.train.loss_kernels import resolve_loss_kernel
+from gpt_jax.train.pmap_program import make_pmap_functions
 from gpt_jax.train.state import TrainState, make_state
 from gpt_jax.train.step import Batch, Metrics, StepParts, make_eval_step, make_train_step
 
@@ -60,6 +62,7 @@ class Program:
     micro_batches: int  # that a step is split into
     steps_per_call: int  # how many batches `train_steps` takes in a run
     eval_step: Callable[[Any, Batch], LossSums]  # from params
+    replicas: int = 0  # of a pmap, each with an own part of the rows; 0: devices share arrays
 
     def place(self, batch: dict[str, np.ndarray]) -> Batch:
         """Moves this process's rows of a batch onto its devices."""
@@ -102,6 +105,10 @@ class Program:
 
         def put(rows: np.ndarray) -> jax.Array:
             shape = list(rows.shape)
+            if self.replicas:
+                shape[rows_axis : rows_axis + 1] = (self.replicas // processes, -1)
+                rows = rows.reshape(shape)
+                shape = list(rows.shape)
             shape[rows_axis] *= processes
             return jax.make_array_from_process_local_data(sharding, rows, tuple(shape))
 
@@ -179,7 +186,7 @@ def make_program(config: RunConfig, mesh: Mesh) -> Program:
         )
         return _on_mesh(mesh, jitted)
 
-    return Program(
+    program = Program(
         mesh=mesh,
         model=model,
         loss_kernel=loss_kernel,
@@ -200,6 +207,9 @@ def make_program(config: RunConfig, mesh: Mesh) -> Program:
             ),
         ),
     )
+    if config.mesh.program == ProgramKind.PMAP:
+        return dataclasses.replace(program, **make_pmap_functions(step_parts, mesh, shardings))
+    return program
 
 
 def use_scan(config: ModelConfig, *, backend: str) -> bool:

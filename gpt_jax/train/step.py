@@ -32,6 +32,7 @@ class StepParts:
     seed: int
     micro_batches: int = 1  # that a step is split into
     loss_kernel: LossKernel = LossKernel.XLA
+    total: Callable[[Any], Any] = lambda sums: sums  # of what devices sum over rows of their own
 
 
 def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -48,7 +49,7 @@ def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[Tra
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(parts.seed), state.step)
         batch = _with_loss_mask(batch)
-        total_weight = jnp.maximum(batch['loss_mask'].sum(), 1.0)
+        total_weight = jnp.maximum(parts.total(batch['loss_mask'].sum()), 1.0)
         executed = to_executed(state.params, period=period)
 
         def micro_loss(executed: Any, micro: Batch, index: jax.Array) -> tuple[jax.Array, LossSums]:
@@ -62,6 +63,7 @@ def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[Tra
         else:
             loss, sums, grads = _accumulate(grad_fn, executed, batch, parts.micro_batches)
         grads = to_stored(grads, num_layers=config.num_layers)
+        loss, sums, grads = parts.total((loss, sums, grads))
 
         with jax.named_scope('clip'):
             grad_norm = optax.tree.norm(grads)
@@ -110,7 +112,7 @@ def make_eval_step(parts: StepParts) -> Callable[[Any, Batch], LossSums]:
 
     def eval_step(params: Any, batch: Batch) -> LossSums:
         executed = to_executed(params, period=period)
-        return _loss(parts, executed, _with_loss_mask(batch), None, z_loss=0.0)[1]
+        return parts.total(_loss(parts, executed, _with_loss_mask(batch), None, z_loss=0.0)[1])
 
     return eval_step
 

@@ -55,6 +55,8 @@ def _describe_mesh(program: Program, config: RunConfig) -> str:
     split = [f'{axis}={size}' for axis, size in mesh.shape.items() if size > 1]
     boxed = jax.eval_shape(functools.partial(init_params, config.model), jax.random.key(0))
     whole = undivided(boxed, mesh)
-    return (' x '.join(split) or 'one device') + (
-        f'; whole on every device: {", ".join(whole)}' if whole else ''
+    return (
+        (' x '.join(split) or 'one device')
+        + (', pmap' if program.replicas else '')
+        + (f'; whole on every device: {", ".join(whole)}' if whole else '')
     )
