@@ -5,8 +5,10 @@ import dataclasses
 import jax
 import pytest
 
+from gpt_jax import GPT
 from gpt_jax.config import finalize
 from gpt_jax.errors import UserError
+from gpt_jax.main import main
 from gpt_jax.model.config import Remat
 from gpt_jax.model.gpt import count_params
 from gpt_jax.parallel.mesh import MeshConfig, make_mesh
@@ -19,7 +21,8 @@ from gpt_jax.train.memory import (
     memory_savers,
     with_overrides,
 )
-from gpt_jax.train.program import make_program
+from gpt_jax.train.program import Program, make_program
+from tests.command_line import TINY
 from tests.tiny_config import get_config
 
 
@@ -133,3 +136,16 @@ def test_other_errors_of_a_device_stay_what_they_are():
         explain_out_of_memory(program, config),
     ):
         raise error
+
+
+def test_a_run_that_dies_of_memory_says_what_to_change(tmp_path, monkeypatch, capsys):
+    def advance(*_):
+        raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
+
+    monkeypatch.setattr(Program, 'advance', advance)
+    assert main([f'--config={TINY}', f'--workdir={tmp_path}', '--config.sample.every=0']) == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if 'error: ' in line]
+    assert 'out of memory on cpu' in line and 'try --config.train.grad_accumulation=4' in line
+    gpt = GPT(vocab_size=300, num_layers=1, num_heads=2, d_model=32, max_seq_len=32)
+    with pytest.raises(UserError, match='out of memory on cpu'):
+        gpt.fit('a text that is long enough to train on ' * 200, steps=1, batch_size=8)
