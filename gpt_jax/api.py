@@ -40,6 +40,7 @@ from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.tokenizer import Tokenizer, TokenizerConfig, TokenizerKind, make_tokenizer
 from gpt_jax.train import loop
+from gpt_jax.train.memory import explain_out_of_memory
 from gpt_jax.train.program import make_program
 from gpt_jax.train.session import Session, evaluate_shards
 
@@ -248,12 +249,15 @@ class GPT:
             return results
 
         hooks = loop.Hooks(evaluate=evaluate, throughput=session.throughput)
-        state = session.init()
-        if self._params is not None:
-            placed = jax.device_put(self._params, jax.tree.map(lambda x: x.sharding, state.params))
-            state = state.replace(params=placed)
         steps = self.config.train.num_steps
-        with Progress(steps, unit='steps', description='fit', quiet=quiet) as progress:
+        with (
+            Progress(steps, unit='steps', description='fit', quiet=quiet) as progress,
+            explain_out_of_memory(session.program, self.config),
+        ):
+            state = session.init()
+            if self._params is not None:
+                shardings = jax.tree.map(lambda x: x.sharding, state.params)
+                state = state.replace(params=jax.device_put(self._params, shardings))
             state, _ = loop.run(
                 session.program,
                 self.config,

@@ -162,11 +162,13 @@ def _roofline_rows(check: Check) -> dict[str, str]:
         name: 'unknown bandwidth' if seconds is None else f'{1e3 * seconds:,.2f} ms'
         for name, seconds in resources.items()
     }
+    serial = roofline.step_seconds / roofline.serial_seconds
     return rows | {
-        'step': f'{1e3 * roofline.step_seconds:,.2f} ms, bound by {roofline.bound}, if all of it '
-        f'overlaps; {1e3 * roofline.serial_seconds:,.2f} ms if nothing does',
-        'tokens': f'at most {roofline.tokens_per_second:,.0f} a second',
-        'MFU': f'at most {roofline.mfu:.1%}',
+        'step': f'{1e3 * roofline.serial_seconds:,.2f} ms if nothing overlaps, '
+        f'{1e3 * roofline.step_seconds:,.2f} ms if all does (bound by {roofline.bound})',
+        'tokens': f'{serial * roofline.tokens_per_second:,.0f} to '
+        f'{roofline.tokens_per_second:,.0f} a second',
+        'MFU': f'{serial * roofline.mfu:.1%} to {roofline.mfu:.1%}',
     }
 
 

@@ -20,6 +20,7 @@ from gpt_jax.telemetry.metrics import MetricsWriter
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.telemetry.report import format_table
 from gpt_jax.train import loop
+from gpt_jax.train.memory import explain_out_of_memory
 from gpt_jax.train.session import Session
 from gpt_jax.train.state import TrainState
 from gpt_jax.train.stop_signal import StopAgreement, StopSignal
@@ -63,6 +64,7 @@ def run(
         with (
             Checkpointer(this_run.checkpoints, final.checkpoint) as checkpointer,
             StopSignal() as signals,
+            explain_out_of_memory(session.program, final),
         ):
             stop = StopAgreement(signals, session.program.mesh)
             if flags.fresh:

@@ -109,7 +109,7 @@ def _scan_on_one_device(
 ):
     """The chunks of one device's tokens, along the sequence."""
     B, L, _ = hidden_BLD.shape
-    chunks = _chunk_count(L, 4 * B * L * table_VD.shape[0], options.chunk_bytes)
+    chunks = chunk_count(L, 4 * B * L * table_VD.shape[0], options.chunk_bytes)
 
     def add_chunk(carry, chunk):
         loss, sums, dtable = carry
@@ -142,7 +142,7 @@ def _scan_on_one_device(
     return (loss, sums), (dhidden_BLD, dtable)
 
 
-def _chunk_count(length: int, logits_bytes: int, chunk_bytes: int) -> int:
+def chunk_count(length: int, logits_bytes: int, chunk_bytes: int) -> int:
     """The smallest divisor of `length` that brings a chunk's logits below `chunk_bytes`."""
     wanted = min(length, math.ceil(logits_bytes / chunk_bytes))
     return next(count for count in range(wanted, length + 1) if length % count == 0)

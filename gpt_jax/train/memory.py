@@ -21,6 +21,7 @@ from gpt_jax.model.remat import DOTS, REMAT_KEEPS
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.rules import parts
 from gpt_jax.telemetry.chips import CHIPS, GIB
+from gpt_jax.train.loss import chunk_count
 from gpt_jax.train.program import Program, make_program
 
 Overrides = dict[str, Any]  # 'train.grad_accumulation' -> value
@@ -44,7 +45,9 @@ class MemoryPlan:
     optimizer_state: float  # moments, moving average, counters
     gradients: float
     logits: float  # of one chunk of the loss, and their gradient
-    activations: float  # what layers keep for the backward pass, and the one that works
+    activations: (
+        float  # what layers keep for the backward pass, the one that works, the loss's table
+    )
 
     @property
     def total(self) -> float:
@@ -75,13 +78,13 @@ def estimate_memory(program: Program, config: RunConfig) -> MemoryPlan:
     """
     model, mesh = config.model, program.mesh
     parameters = bytes_per_device(program.abstract_state.params)
-    rows = config.train.batch_size / program.micro_batches / parts('batch', mesh)
-    tokens = math.ceil(rows) * model.max_seq_len / parts('length', mesh)
+    rows = math.ceil(config.train.batch_size / program.micro_batches / parts('batch', mesh))
+    length = model.max_seq_len // parts('length', mesh)
+    vocab = model.padded_vocab_size // _parts(program, 'vocab', model.padded_vocab_size)
     itemsize = jnp.dtype(model.compute_dtype).itemsize
-    logits = min(
-        config.train.loss_chunk_bytes / parts('batch', mesh),
-        4 * tokens * model.padded_vocab_size,
-    )
+    logits = rows * length * vocab
+    chunk = logits / chunk_count(length, 4 * logits, config.train.loss_chunk_bytes)
+    table = vocab * model.d_model * (4 + itemsize)  # the output table and its gradient, whole
     kept = model.num_layers * _kept_bytes(program, config, model.remat)
     if model.remat != Remat.NONE:  # one layer at a time is computed again, with all that it needs
         kept += _kept_bytes(program, config, Remat.NONE)
@@ -89,8 +92,8 @@ def estimate_memory(program: Program, config: RunConfig) -> MemoryPlan:
         parameters=parameters,
         optimizer_state=bytes_per_device(program.abstract_state) - parameters,
         gradients=parameters * (1 if program.micro_batches == 1 else 2),  # a sum, and what it gets
-        logits=logits / parts('vocab', mesh) * (1 + itemsize / 4),
-        activations=tokens * kept,
+        logits=chunk * (4 + itemsize),
+        activations=rows * length * kept + table,
     )
 
 
