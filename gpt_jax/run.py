@@ -4,17 +4,17 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
+import json
 import os
 import pathlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.sharding import Mesh
 
 from gpt_jax import files, tokenizer
 from gpt_jax.checkpoint import Checkpointer
@@ -82,6 +82,17 @@ def save_run(run: Run, *, overrides: dict[str, Any]) -> None:
     files.write_json(run.workdir / CONFIG, to_json(run.config))
 
 
+def read_metrics(workdir: pathlib.Path, names: Sequence[str]) -> dict[tuple[int, str], float]:
+    """Some metrics of `metrics.jsonl` by step and name; a torn last line is left out."""
+    lines = (workdir / 'metrics.jsonl').read_text(encoding='utf-8').split('\n')[:-1]
+    return {
+        (row['step'], name): row[name]
+        for row in map(json.loads, lines)
+        for name in names
+        if name in row
+    }
+
+
 def check_processes(config: RunConfig, workdir: pathlib.Path) -> None:
     """Refuses processes that would run something else than the others.
 
@@ -93,20 +104,6 @@ def check_processes(config: RunConfig, workdir: pathlib.Path) -> None:
     config_hash = hash_of(to_json(config))
     facts = {**consistency.code_facts(), 'config': config_hash, 'workdir': str(workdir)}
     consistency.check('comparison of code and config', facts)
-
-
-def check_devices(mesh: Mesh) -> None:
-    """Refuses a mesh that leaves a process without work: it would wait for ever.
-
-    Raises:
-        UserError: the mesh has fewer devices than the run.
-    """
-    if peers.num_processes() > 1 and mesh.size != jax.device_count():
-        raise UserError(
-            f'config.mesh has {mesh.size} of the {jax.device_count()} devices of '
-            f'{peers.num_processes()} processes; several processes need all of them: set '
-            f'config.mesh.data=-1 or start fewer processes'
-        )
 
 
 def check_data(folder: pathlib.Path, tokenizer: Tokenizer) -> None:

@@ -17,6 +17,7 @@ ARGUMENTS = (
     '--config.mesh.data=-1',
     '--config.schedule.kind=constant',
     '--config.train.log_every=1',
+    '--config.train.steps_per_call=1',  # one program less to compile
 )
 
 

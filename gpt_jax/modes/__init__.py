@@ -12,6 +12,7 @@ from gpt_jax.modes import (
     generate,
     prepare,
     train,
+    verify_resume,
 )
 
 MODES: dict[str, ModuleType] = {
@@ -22,6 +23,7 @@ MODES: dict[str, ModuleType] = {
     'benchmark': benchmark,
     'compile_check': compile_check,
     'doctor': doctor,
+    'verify_resume': verify_resume,
 }
 
 

@@ -37,7 +37,6 @@ def run(
     runtime.initialize(config.runtime)
     runs.check_processes(config, workdir)
     mesh = make_mesh(config.mesh)
-    runs.check_devices(mesh)
     folder = runs.prepare_data(config)
     tokenizer = make_run_tokenizer(folder, config.tokenizer)
     runs.check_data(folder, tokenizer)

@@ -59,7 +59,6 @@ def run(
         if peers.num_processes() > 1:
             probe.check_shared_folder(workdir)
         session = Session(final, tokenizer, folder)
-        runs.check_devices(session.program.mesh)
         this_run = runs.Run(workdir, final, tokenizer)
         with (
             Checkpointer(this_run.checkpoints, final.checkpoint) as checkpointer,

@@ -119,10 +119,12 @@ def leave(status: int) -> None:
     if num_processes() == 1:
         return
     _flush()
+    barrier('finished')  # under watch: one that fails meanwhile is still noticed
     _ending.set()
     # The service ends with process 0; for the others that is no news any more.
     abort_handler.install(lambda: None, status=status)
-    barrier('leave')
+    with contextlib.suppress(UserError):
+        barrier('leave', seconds=10)
     if not is_primary():
         os._exit(status)
     jax.distributed.shutdown()

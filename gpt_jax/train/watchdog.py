@@ -14,6 +14,8 @@ from gpt_jax.parallel import peers
 
 # A thread of Python's cannot act while another holds the interpreter; faulthandler's, in C, can.
 _SECOND_CHANCE_SECONDS = 15.0
+# The others end with the first process, and the stacks to see are those of the one that stalls.
+_OTHERS_SECONDS = 5.0
 
 
 class Watchdog:
@@ -58,4 +60,6 @@ class Watchdog:
         if peers.num_processes() > 1:
             with contextlib.suppress(jax.errors.JaxRuntimeError):
                 peers.announce(f'failed/{peers.process_id()}', what)
+            if peers.is_primary():
+                time.sleep(_OTHERS_SECONDS)
         os._exit(peers.LOST)

@@ -1,0 +1,212 @@
+"""Prove on this machine that a killed run goes on exactly: kill one, resume it, compare.
+
+Trains a few steps undisturbed, then the same with a SIGKILL in the middle and a resume, each in a
+process of its own, and compares every loss and every bit of the final state.
+"""
+
+import copy
+import dataclasses
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+from absl import flags as absl_flags
+
+from gpt_jax import files
+from gpt_jax import run as runs
+from gpt_jax.checkpoint_document import read_document
+from gpt_jax.config import RunConfig, finalize
+from gpt_jax.config_tree import to_json
+from gpt_jax.data.manifest import hash_of
+from gpt_jax.errors import UserError
+from gpt_jax.parallel import consistency, peers
+from gpt_jax.telemetry.report import format_table
+
+CERTIFICATE = 'verify_resume.json'
+DIFFERENT = 1  # exit status: the resumed run has other numbers
+ATTEMPTS = 5  # to kill a run between its first checkpoint and its end
+# Metrics that the numbers decide, not the clock.
+COMPARED = ('train/loss', 'train/grad_norm', 'train/param_norm')
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a run of the comparison left."""
+
+    metrics: dict[tuple[int, str], float]
+    leaves: dict[str, int]  # the fingerprint of every array of the last checkpoint
+
+
+def define_flags(flags: absl_flags.FlagValues) -> None:
+    """How long to train."""
+    absl_flags.DEFINE_integer(
+        'verify_steps',
+        20,
+        'steps to train; the kill comes after half of them',
+        lower_bound=4,
+        flag_values=flags,
+    )
+
+
+def run(
+    flags: absl_flags.FlagValues,
+    config: RunConfig,
+    workdir: pathlib.Path,
+    overrides: dict[str, Any],
+) -> int:
+    """Prints a table and writes the certificate; the exit status is 1 if anything differs."""
+    if peers.num_processes() > 1:
+        raise UserError(
+            '--mode=verify_resume starts the processes that it needs; run it without --local_pod, '
+            '--coordinator and a scheduler that starts several'
+        )
+    finalize(config, vocab_size=1)
+    steps = flags.verify_steps
+    config = _short(config, steps)
+    scratch = workdir / 'verify_resume'
+    with runs.lock(workdir):
+        shutil.rmtree(scratch, ignore_errors=True)
+        output = _train(config, scratch / 'undisturbed')
+        killed_at = _train_killed(config, scratch / 'killed', steps=steps)
+        resumed_output = _train(config, scratch / 'killed')
+        if 'resuming at step' not in resumed_output:
+            raise UserError(f'the run in {scratch / "killed"} began anew instead of resuming')
+        undisturbed, resumed = (_read(scratch / name, steps) for name in ('undisturbed', 'killed'))
+        certificate = _compare(undisturbed, resumed) | {
+            'steps': steps,
+            'killed_at_step': killed_at,
+            'resumed_at_step': int(re.search(r'resuming at step (\d+)', resumed_output)[1]),
+            'devices': _table_row(output, 'devices'),
+            'mesh': _table_row(output, 'mesh'),
+            'versions': consistency.code_facts(),
+            'git_commit': runs.git_commit(),
+            'config': hash_of(to_json(config)),
+            'xla_flags': _table_row(output, 'compiler'),
+        }
+        files.write_json(workdir / CERTIFICATE, certificate)
+        if certificate['exact']:
+            shutil.rmtree(scratch)
+    print(format_table(_verdict(certificate), _rows(certificate, workdir)))
+    return 0 if certificate['exact'] else DIFFERENT
+
+
+def _short(config: RunConfig, steps: int) -> RunConfig:
+    """The run, but short, with one checkpoint on the way and a row of metrics a step."""
+    config = copy.deepcopy(config)
+    train = config.train
+    train.num_steps, train.num_tokens, train.num_epochs = steps, 0, 0.0
+    train.log_every, train.steps_per_call, train.sinks = 1, 1, ('jsonl',)
+    config.checkpoint.save_every = steps // 2
+    config.checkpoint.keep_last = 2
+    config.eval.every = config.sample.every = 0
+    config.sample.max_new_tokens = 1
+    return config
+
+
+def _command(config: RunConfig, workdir: pathlib.Path) -> list[str]:
+    files.write_json(workdir / runs.CONFIG, to_json(config))
+    return [sys.executable, '-m', 'gpt_jax.main', f'--workdir={workdir}']
+
+
+def _train(config: RunConfig, workdir: pathlib.Path) -> str:
+    """Trains to the end in a process of its own; returns what it printed.
+
+    Raises:
+        UserError: it failed.
+    """
+    done = subprocess.run(_command(config, workdir), capture_output=True, text=True)
+    if done.returncode:
+        lines = (done.stdout + done.stderr).strip().splitlines() or ['']
+        raise UserError(f'the run in {workdir} ended with status {done.returncode}: {lines[-1]}')
+    return done.stdout
+
+
+def _train_killed(config: RunConfig, workdir: pathlib.Path, *, steps: int) -> int:
+    """Trains until the first checkpoint is there, kills the process, returns the step it was at.
+
+    Raises:
+        UserError: the run ended before it could be killed.
+    """
+    checkpoint = workdir / runs.CHECKPOINTS / str(steps // 2)
+    end = workdir / runs.CHECKPOINTS / str(steps)
+    for _ in range(ATTEMPTS):
+        shutil.rmtree(workdir, ignore_errors=True)
+        process = subprocess.Popen(
+            _command(config, workdir), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            while process.poll() is None and not checkpoint.exists():
+                time.sleep(0.001)
+        finally:
+            process.kill()
+            process.wait()
+        if process.returncode == -signal.SIGKILL and not end.exists():
+            return max(step for step, _ in runs.read_metrics(workdir, COMPARED))
+    raise UserError(
+        f'in {ATTEMPTS} attempts the run was never killed between step {steps // 2} and {steps}; '
+        f'raise --verify_steps'
+    )
+
+
+def _read(workdir: pathlib.Path, steps: int) -> Trained:
+    leaves = read_document(workdir / runs.CHECKPOINTS, steps)['leaves']
+    return Trained(
+        metrics=runs.read_metrics(workdir, COMPARED),
+        leaves={name: leaf['fingerprint'] for name, leaf in leaves.items()},
+    )
+
+
+def _compare(undisturbed: Trained, resumed: Trained) -> dict[str, Any]:
+    """Hashes of both, and what differs between them."""
+    if undisturbed.metrics.keys() != resumed.metrics.keys():
+        raise UserError('the resumed run has rows of metrics for other steps than the undisturbed')
+    differences = [
+        abs(value - resumed.metrics[key]) / max(abs(value), 1e-30)
+        for key, value in undisturbed.metrics.items()
+    ]
+    arrays = [name for name, leaf in undisturbed.leaves.items() if leaf != resumed.leaves[name]]
+    return {
+        'exact': not arrays and not any(differences),
+        'largest_relative_difference_of_metrics': max(differences),
+        'arrays': len(undisturbed.leaves),
+        'arrays_that_differ': arrays,
+        'state_undisturbed': hash_of(undisturbed.leaves),
+        'state_resumed': hash_of(resumed.leaves),
+    }
+
+
+def _table_row(output: str, name: str) -> str:
+    """A row of the table that a run prints at its start."""
+    found = re.search(rf'^  {name} +(.+)$', output, re.MULTILINE)
+    return found[1] if found else ''
+
+
+def _verdict(certificate: dict[str, Any]) -> str:
+    if certificate['exact']:
+        return 'the resumed run equals the undisturbed one, bit for bit'
+    return 'the resumed run differs from the undisturbed one'
+
+
+def _rows(certificate: dict[str, Any], workdir: pathlib.Path) -> dict[str, str]:
+    differing = certificate['arrays_that_differ']
+    rows = {
+        'devices': certificate['devices'],
+        'steps': f'{certificate["steps"]}, killed at {certificate["killed_at_step"]}, '
+        f'resumed at {certificate["resumed_at_step"]}',
+        'metrics': f'{certificate["largest_relative_difference_of_metrics"]:.3g} largest relative '
+        f'difference',
+        'arrays': f'{certificate["arrays"]}, of which {len(differing)} differ',
+        'state': certificate['state_resumed'],
+        'certificate': str(workdir / CERTIFICATE),
+    }
+    if not certificate['exact']:
+        rows['advice'] = (
+            'a GPU repeats bit for bit with --config.train.deterministic=true; a CPU and a TPU '
+            'always should'
+        )
+    return rows

@@ -1,0 +1,124 @@
+"""What pods do to runs, done to real processes; nothing is lost."""
+
+import pathlib
+import signal
+import subprocess
+import time
+
+import pytest
+
+from gpt_jax.main import main
+from gpt_jax.parallel.peers import LOST
+from tests.command_line import rows, start
+from tests.pod import ARGUMENTS, Pod, assert_same_numbers
+
+pytestmark = pytest.mark.slow
+
+LONG = (*ARGUMENTS, '--config.train.num_steps=100000', '--config.eval.every=0')
+SAVING = (*LONG, '--config.checkpoint.save_every=5')
+
+
+def _lost(output: str, index: int) -> list[str]:
+    return [line for line in output.splitlines() if f'lost process {index}' in line]
+
+
+def _steps(workdir: pathlib.Path) -> list[int]:
+    return sorted(int(p.name) for p in (workdir / 'checkpoints').iterdir() if p.name.isdecimal())
+
+
+def _check_resumes_exactly(workdir: pathlib.Path, tmp_path: pathlib.Path, saved: int) -> None:
+    """One process takes the run on, and has the numbers of a run that nothing happened to."""
+    arguments = [*LONG, '--config.mesh.data=2', f'--config.train.num_steps={saved + 3}']
+    assert main([*arguments, f'--workdir={workdir}']) == 0
+    assert main([*arguments, f'--workdir={tmp_path / "undisturbed"}']) == 0
+    assert_same_numbers(rows(workdir), rows(tmp_path / 'undisturbed'))
+
+
+@pytest.mark.parametrize('told', [0, 1])
+def test_sigterm_to_one_saves_all_at_the_same_step(told, tmp_path):
+    workdir = tmp_path / 'run'
+    with Pod(2, 1, *LONG, f'--workdir={workdir}') as pod:
+        pod.wait_for_rows(workdir, 3)
+        pod.processes[told].send_signal(signal.SIGTERM)
+        assert pod.wait() == [75, 75], '\n'.join(map(pod.output, range(2)))
+        assert 'the same command goes on from there' in pod.output(0)
+    (saved,) = _steps(workdir)
+    assert rows(workdir)[-1]['step'] == saved
+    _check_resumes_exactly(workdir, tmp_path, saved)
+
+
+def test_a_second_sigterm_ends_at_once(tmp_path):
+    """The other process stands still, so that the agreed stop never comes."""
+    workdir = tmp_path / 'run'
+    with Pod(2, 1, *LONG, f'--workdir={workdir}') as pod:
+        pod.wait_for_rows(workdir, 3)
+        pod.processes[1].send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        pod.processes[0].send_signal(signal.SIGTERM)
+        time.sleep(1)
+        pod.processes[0].send_signal(signal.SIGTERM)
+        assert pod.processes[0].wait(10) == -signal.SIGTERM
+        assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize('killed', [1, 0], ids=['worker', 'coordinator'])
+def test_kill_of_one_ends_the_others_with_its_name(killed, tmp_path):
+    workdir, other = tmp_path / 'run', 1 - killed
+    with Pod(2, 1, *SAVING, f'--workdir={workdir}') as pod:
+        pod.wait_for_rows(workdir, 8)
+        pod.processes[killed].kill()
+        began = time.monotonic()
+        assert pod.processes[other].wait(60) == LOST
+        assert time.monotonic() - began < 15
+        assert len(_lost(pod.output(other), killed)) == 1, pod.output(other)
+    _check_resumes_exactly(workdir, tmp_path, _steps(workdir)[-1])
+
+
+def test_kill_of_one_ends_the_local_pod(tmp_path):
+    workdir = tmp_path / 'run'
+    process = start(*LONG, f'--workdir={workdir}', '--local_pod=2x1')
+    try:
+        path = workdir / 'metrics.jsonl'
+        while not (path.exists() and path.read_bytes().count(b'\n') >= 3):
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.05)
+        ids = subprocess.run(
+            ['ps', '--ppid', str(process.pid), '-o', 'pid='], capture_output=True, text=True
+        ).stdout.split()
+        began = time.monotonic()
+        subprocess.run(['kill', '-9', max(ids, key=int)], check=True)
+        output, _ = process.communicate(timeout=60)
+        assert time.monotonic() - began < 15
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 128 + signal.SIGKILL
+    assert 'error: process 1 was killed by SIGKILL; ending the others' in output
+
+
+def test_a_stalled_worker_ends_the_job_with_its_stacks(tmp_path):
+    workdir = tmp_path / 'run'
+    arguments = [argument for argument in SAVING if not argument.startswith('--config=')]
+    # While it compiles nothing is late, so the time is that of compiling on a busy machine.
+    arguments += ['--config=tests/stalling_config.py', '--config.train.step_timeout=60']
+    with Pod(2, 1, *arguments, f'--workdir={workdir}') as pod:
+        pod.wait_for_rows(workdir, 8)
+        pod.processes[1].send_signal(signal.SIGUSR1)
+        began = time.monotonic()
+        assert pod.wait(120) == [LOST, LOST]
+        assert time.monotonic() - began < 90
+        outputs = [pod.output(index) for index in range(2)]
+    assert 'error: process 1: no step for 60 s (config.train.step_timeout)' in outputs[1]
+    assert 'in stand_still' in outputs[1]
+    assert any('process 1' in line or 'no step' in line for line in outputs[0].splitlines()[-40:])
+
+
+def test_an_error_of_one_tells_the_others_why(tmp_path):
+    """A process whose data is gone says so, and the other one says whose error ended it."""
+    each = [[], ['--config.data.source=/nowhere/text.txt']]
+    with Pod(2, 1, *LONG, '--mode=prepare', each=each) as pod:
+        statuses = pod.wait(60)
+        outputs = [pod.output(index) for index in range(2)]
+    assert statuses[1] == 2 and statuses[0] in (2, LOST), outputs
+    assert 'error: process 1:' in outputs[1] and '/nowhere/text.txt' in outputs[1]
+    assert '/nowhere/text.txt' in outputs[0]
