@@ -17,6 +17,7 @@ from gpt_jax.config_tree import to_json
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import AttentionKernel
 from gpt_jax.modes.vocabulary import known_vocab_size
+from gpt_jax.parallel.mesh import ProgramKind
 from gpt_jax.telemetry.chips import GIB
 from gpt_jax.telemetry.report import format_table
 from gpt_jax.train.memory import Overrides, format_overrides
@@ -91,11 +92,20 @@ def run(
 
 
 def _adapt(config: RunConfig, device: jax.Device, *, num_slices: int) -> list[str]:
-    """Sets what the topology decides; returns what the reader must know of it."""
+    """Sets what the topology decides; returns what the reader must know of it.
+
+    Raises:
+        UserError: the run has the pmap program.
+    """
+    if config.mesh.program == ProgramKind.PMAP:
+        raise UserError(
+            '--mode compile_check describes the jitted program: set config.mesh.program=jit'
+        )
     if num_slices > 1:
         config.mesh.slices = num_slices
     is_gpu = device.platform != 'tpu'
-    if is_gpu and config.model.attention_kernel in (AttentionKernel.AUTO, AttentionKernel.CUDNN):
+    may_be_cudnn = config.model.attention_kernel in (AttentionKernel.AUTO, AttentionKernel.CUDNN)
+    if is_gpu and may_be_cudnn and config.mesh.context == 1:
         config.model.attention_kernel = AttentionKernel.XLA
         return [
             "note: cuDNN's attention cannot be traced without a GPU, so this is the step with the "

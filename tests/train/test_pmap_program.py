@@ -8,6 +8,7 @@ import pytest
 
 from gpt_jax.config import RunConfig, finalize
 from gpt_jax.errors import UserError
+from gpt_jax.modes import compile_check
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.train.program import Program, make_program
 from tests.tiny_config import get_config
@@ -110,3 +111,8 @@ def test_a_mesh_of_more_than_replicas_is_refused(axis):
     message = f'config.mesh.program=pmap .* set config.mesh.{axis}=1 .it is 2. or'
     with pytest.raises(UserError, match=message):
         build('pmap', data=2, **{axis: 2})
+
+
+def test_compile_check_describes_the_jitted_program_only():
+    with pytest.raises(UserError, match=r'compile_check .* set config.mesh.program=jit'):
+        compile_check._adapt(configure('pmap'), jax.devices()[0], num_slices=1)
