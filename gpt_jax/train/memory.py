@@ -33,6 +33,9 @@ REMAT_BY_MEMORY = (
     Remat.ATTENTION,
     Remat.FULL,
 )
+# Trees of gradients that XLA holds to add up micro-batches: the sum, what it gets, copies of both
+# (GPT-2 1558M on a TPU v5p; without micro-batches it is one).
+ACCUMULATED_GRADIENTS = 4
 OUT_OF_MEMORY = 'RESOURCE_EXHAUSTED'  # how every backend of XLA begins such an error
 GPU_FRACTION = 0.75  # of a GPU's memory that JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says
 
@@ -45,9 +48,7 @@ class MemoryPlan:
     optimizer_state: float  # moments, moving average, counters
     gradients: float
     logits: float  # of one chunk of the loss, and their gradient
-    activations: (
-        float  # what layers keep for the backward pass, the one that works, the loss's table
-    )
+    activations: float  # of the layers for the backward pass; cast weights, the loss's table
 
     @property
     def total(self) -> float:
@@ -85,15 +86,16 @@ def estimate_memory(program: Program, config: RunConfig) -> MemoryPlan:
     logits = rows * length * vocab
     chunk = logits / chunk_count(length, 4 * logits, config.train.loss_chunk_bytes)
     table = vocab * model.d_model * (4 + itemsize)  # the output table and its gradient, whole
+    cast = parameters * itemsize / 4 if itemsize < 4 else 0  # the weights in the compute dtype
     kept = model.num_layers * _kept_bytes(program, config, model.remat)
     if model.remat != Remat.NONE:  # one layer at a time is computed again, with all that it needs
         kept += _kept_bytes(program, config, Remat.NONE)
     return MemoryPlan(
         parameters=parameters,
         optimizer_state=bytes_per_device(program.abstract_state) - parameters,
-        gradients=parameters * (1 if program.micro_batches == 1 else 2),  # a sum, and what it gets
+        gradients=parameters * (1 if program.micro_batches == 1 else ACCUMULATED_GRADIENTS),
         logits=chunk * (4 + itemsize),
-        activations=rows * length * kept + table,
+        activations=rows * length * kept + table + cast,
     )
 
 
