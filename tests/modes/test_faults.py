@@ -58,6 +58,25 @@ def test_kill_of_one_ends_the_others_with_its_name(killed, tmp_path):
     _check_resumes_exactly(workdir, tmp_path, _steps(workdir)[-1])
 
 
+def test_a_flipped_bit_is_found_by_all(tmp_path):
+    """The newest checkpoint is set aside, and both processes go on from the one before."""
+    workdir = tmp_path / 'run'
+    arguments = [*SAVING, '--config.train.num_steps=10', f'--workdir={workdir}']
+    assert main([*arguments, '--config.mesh.data=2']) == 0
+    arrays = [path for path in (workdir / 'checkpoints/10/params').rglob('*') if path.is_file()]
+    largest = max(arrays, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    before = rows(workdir)
+    with Pod(2, 1, *arguments) as pod:
+        assert pod.wait() == [0, 0], '\n'.join(map(pod.output, range(2)))
+        assert 'checkpoints/10 is damaged (process 0: params/' in pod.output(0)
+        assert 'resuming at step 5' in pod.output(0)
+    assert _steps(workdir) == [5, 10]
+    assert_same_numbers(rows(workdir), before)
+
+
 def test_a_stalled_worker_ends_the_job_with_its_stacks(tmp_path):
     workdir = tmp_path / 'run'
     arguments = [argument for argument in SAVING if not argument.startswith('--config=')]
