@@ -20,7 +20,8 @@ from jax._src import distributed  # the client has no public name; orbax uses it
 from gpt_jax.errors import UserError
 from gpt_jax.parallel import abort_handler
 
-LOST = 76  # exit status EX_PROTOCOL: another process is gone, start all again
+# Exit status EX_TEMPFAIL, as after SIGTERM: the same command goes on from the last checkpoint.
+LOST = 75
 BARRIER_SECONDS = 120  # for processes that are about to do the same; longer work polls instead
 _POLL_SECONDS = 1.0
 _PREFIX = 'gpt_jax'

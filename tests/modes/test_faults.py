@@ -2,14 +2,13 @@
 
 import pathlib
 import signal
-import subprocess
 import time
 
 import pytest
 
 from gpt_jax.main import main
 from gpt_jax.parallel.peers import LOST
-from tests.command_line import rows, start
+from tests.command_line import rows
 from tests.pod import ARGUMENTS, Pod, assert_same_numbers
 
 pytestmark = pytest.mark.slow
@@ -34,31 +33,16 @@ def _check_resumes_exactly(workdir: pathlib.Path, tmp_path: pathlib.Path, saved:
     assert_same_numbers(rows(workdir), rows(tmp_path / 'undisturbed'))
 
 
-@pytest.mark.parametrize('told', [0, 1])
-def test_sigterm_to_one_saves_all_at_the_same_step(told, tmp_path):
+def test_sigterm_to_one_saves_all_at_the_same_step(tmp_path):
     workdir = tmp_path / 'run'
     with Pod(2, 1, *LONG, f'--workdir={workdir}') as pod:
         pod.wait_for_rows(workdir, 3)
-        pod.processes[told].send_signal(signal.SIGTERM)
+        pod.processes[1].send_signal(signal.SIGTERM)
         assert pod.wait() == [75, 75], '\n'.join(map(pod.output, range(2)))
         assert 'the same command goes on from there' in pod.output(0)
     (saved,) = _steps(workdir)
     assert rows(workdir)[-1]['step'] == saved
     _check_resumes_exactly(workdir, tmp_path, saved)
-
-
-def test_a_second_sigterm_ends_at_once(tmp_path):
-    """The other process stands still, so that the agreed stop never comes."""
-    workdir = tmp_path / 'run'
-    with Pod(2, 1, *LONG, f'--workdir={workdir}') as pod:
-        pod.wait_for_rows(workdir, 3)
-        pod.processes[1].send_signal(signal.SIGSTOP)
-        began = time.monotonic()
-        pod.processes[0].send_signal(signal.SIGTERM)
-        time.sleep(1)
-        pod.processes[0].send_signal(signal.SIGTERM)
-        assert pod.processes[0].wait(10) == -signal.SIGTERM
-        assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize('killed', [1, 0], ids=['worker', 'coordinator'])
@@ -74,43 +58,40 @@ def test_kill_of_one_ends_the_others_with_its_name(killed, tmp_path):
     _check_resumes_exactly(workdir, tmp_path, _steps(workdir)[-1])
 
 
-def test_kill_of_one_ends_the_local_pod(tmp_path):
+def test_a_flipped_bit_is_found_by_all(tmp_path):
+    """The newest checkpoint is set aside, and both processes go on from the one before."""
     workdir = tmp_path / 'run'
-    process = start(*LONG, f'--workdir={workdir}', '--local_pod=2x1')
-    try:
-        path = workdir / 'metrics.jsonl'
-        while not (path.exists() and path.read_bytes().count(b'\n') >= 3):
-            assert process.poll() is None, process.communicate()[0]
-            time.sleep(0.05)
-        ids = subprocess.run(
-            ['ps', '--ppid', str(process.pid), '-o', 'pid='], capture_output=True, text=True
-        ).stdout.split()
-        began = time.monotonic()
-        subprocess.run(['kill', '-9', max(ids, key=int)], check=True)
-        output, _ = process.communicate(timeout=60)
-        assert time.monotonic() - began < 15
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == 128 + signal.SIGKILL
-    assert 'error: process 1 was killed by SIGKILL; ending the others' in output
+    arguments = [*SAVING, '--config.train.num_steps=10', f'--workdir={workdir}']
+    assert main([*arguments, '--config.mesh.data=2']) == 0
+    arrays = [path for path in (workdir / 'checkpoints/10/params').rglob('*') if path.is_file()]
+    largest = max(arrays, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    before = rows(workdir)
+    with Pod(2, 1, *arguments) as pod:
+        assert pod.wait() == [0, 0], '\n'.join(map(pod.output, range(2)))
+        assert 'checkpoints/10 is damaged (process 0: params/' in pod.output(0)
+        assert 'resuming at step 5' in pod.output(0)
+    assert _steps(workdir) == [5, 10]
+    assert_same_numbers(rows(workdir), before)
 
 
 def test_a_stalled_worker_ends_the_job_with_its_stacks(tmp_path):
     workdir = tmp_path / 'run'
     arguments = [argument for argument in SAVING if not argument.startswith('--config=')]
     # While it compiles nothing is late, so the time is that of compiling on a busy machine.
-    arguments += ['--config=tests/stalling_config.py', '--config.train.step_timeout=60']
+    arguments += ['--config=tests/stalling_config.py', '--config.train.step_timeout=30']
     with Pod(2, 1, *arguments, f'--workdir={workdir}') as pod:
         pod.wait_for_rows(workdir, 8)
         pod.processes[1].send_signal(signal.SIGUSR1)
         began = time.monotonic()
         assert pod.wait(120) == [LOST, LOST]
-        assert time.monotonic() - began < 90
+        assert time.monotonic() - began < 60
         outputs = [pod.output(index) for index in range(2)]
-    assert 'error: process 1: no step for 60 s (config.train.step_timeout)' in outputs[1]
+    assert 'error: process 1: no step for 30 s (config.train.step_timeout)' in outputs[1]
     assert 'in stand_still' in outputs[1]
-    assert any('process 1' in line or 'no step' in line for line in outputs[0].splitlines()[-40:])
+    assert 'error: process 0: no step for 30 s' in outputs[0], 'it waits for the other'
 
 
 def test_an_error_of_one_tells_the_others_why(tmp_path):

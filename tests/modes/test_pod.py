@@ -96,14 +96,6 @@ def test_each_file_system_prepares_its_data_once(tmp_path):
 
 
 @pytest.mark.slow
-def test_data_that_cannot_be_prepared_ends_all(tmp_path):
-    arguments = [*ARGUMENTS, '--mode=prepare', '--config.data.source=/nowhere/text.txt']
-    with Pod(2, 1, *arguments) as pod:
-        assert pod.wait() == [2, 2]
-        assert all('/nowhere/text.txt' in pod.output(index) for index in range(2))
-
-
-@pytest.mark.slow
 def test_doctor(tmp_path):
     output = run(
         *ARGUMENTS, '--mode=doctor', f'--workdir={tmp_path / "run"}', '--local_pod=2x2',
