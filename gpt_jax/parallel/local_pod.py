@@ -5,6 +5,7 @@ loopback port. Each line that they print comes out with the process's number bef
 """
 
 import os
+import pathlib
 import re
 import signal
 import socket
@@ -22,6 +23,7 @@ GRACE_SECONDS = 5.0  # from the first failure to the kill of what is left
 STOPPED = (75, 130)
 # Eight CPU devices on two cores are slow to meet; XLA would give up after 40 s.
 XLA_FLAGS = '--xla_cpu_collective_call_terminate_timeout_seconds=600'
+_ROOT = str(pathlib.Path(__file__).parents[2])  # what `gpt_jax` is imported from
 _NOISE = re.compile(r'\[Gloo\] Rank |connected to \d+ peer ranks')
 
 
@@ -144,11 +146,12 @@ def _start(argv: Sequence[str], environment: dict[str, str]) -> subprocess.Popen
 
 def _forward(prefix: str, source: IO[bytes], target: IO[str]) -> None:
     """Passes lines on, each whole and with its prefix."""
-    for line in source:
-        text = line.decode(errors='replace').rstrip('\r\n')
-        if not _NOISE.search(text):
-            target.write(f'{prefix}{text}\n')
-            target.flush()
+    with source:
+        for line in source:
+            text = line.decode(errors='replace').rstrip('\r\n')
+            if not _NOISE.search(text):
+                target.write(f'{prefix}{text}\n')
+                target.flush()
 
 
 def _cluster_flags(coordinator: str, count: int, index: int) -> list[str]:
@@ -169,6 +172,8 @@ def _environment(devices: int) -> dict[str, str]:
         'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo',
         'XLA_FLAGS': ' '.join([*kept, f'{device_flag}={devices}', XLA_FLAGS]),
         'PYTHONUNBUFFERED': '1',
+        # This very package, wherever the command was given.
+        'PYTHONPATH': os.pathsep.join(filter(None, [_ROOT, os.environ.get('PYTHONPATH')])),
     }
     environment.pop('JAX_NUM_CPU_DEVICES', None)  # would overrule the flag
     return environment
