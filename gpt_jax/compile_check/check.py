@@ -1,10 +1,11 @@
 """Compiling a run's step for described devices, and what XLA says of it."""
 
+import contextlib
 import dataclasses
 import itertools
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -84,7 +85,8 @@ def check_program(program: Program, config: RunConfig) -> Check:
     began = time.perf_counter()
     lowered = lower_step(program, config)
     try:
-        compiled = lowered.compile()
+        with _kept_out_of_the_cache():
+            compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if OUT_OF_MEMORY not in str(error):
             raise
@@ -127,6 +129,18 @@ def check_program(program: Program, config: RunConfig) -> Check:
         traffic=traffic,
         roofline=roofline,
     )
+
+
+@contextlib.contextmanager
+def _kept_out_of_the_cache() -> Iterator[None]:
+    """Keeps what is compiled inside out of the persistent cache: nothing here could read it."""
+    name = 'jax_persistent_cache_min_compile_time_secs'
+    before = getattr(jax.config, name)
+    jax.config.update(name, float('inf'))
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def _refused(message: str, plan: MemoryPlan, limit: float, seconds: float) -> Check:

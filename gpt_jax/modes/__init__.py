@@ -31,6 +31,6 @@ def describe(name: str) -> str:
     """A mode for `--help`: the first line of its docstring, and its flags."""
     flags = absl_flags.FlagValues()
     MODES[name].define_flags(flags)
-    lines = [f'  {name:<10}{MODES[name].__doc__.splitlines()[0]}']
+    lines = [f'  {name:<15}{MODES[name].__doc__.splitlines()[0]}']
     lines += [f'    --{flag:<20}{flags[flag].help.splitlines()[0]}' for flag in sorted(flags)]
     return '\n'.join(lines)

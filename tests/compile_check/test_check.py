@@ -3,10 +3,12 @@
 import importlib.util
 import json
 import pathlib
+import uuid
 
+import jax
 import pytest
 
-from gpt_jax.compile_check.check import _refused
+from gpt_jax.compile_check.check import _kept_out_of_the_cache, _refused
 from gpt_jax.main import main
 from gpt_jax.train.memory import MemoryPlan
 
@@ -81,6 +83,21 @@ def test_a_wrong_topology_is_one_line(tmp_path, capsys, arguments, words):
     assert _check(tmp_path, *arguments) == (2, {})
     [line] = capsys.readouterr().err.splitlines()
     assert words in line
+
+
+def test_what_no_device_here_can_read_stays_out_of_the_compilation_cache():
+    def kept(name: str) -> bool:
+        def add_one(x):
+            return x + 1
+
+        add_one.__name__ = name
+        jax.jit(add_one).lower(1.0).compile()
+        return bool(list(pathlib.Path(jax.config.jax_compilation_cache_dir).glob(f'jit_{name}-*')))
+
+    name = f'probe_{uuid.uuid4().hex}'
+    with _kept_out_of_the_cache():
+        assert not kept(name + 'a')
+    assert kept(name + 'b')
 
 
 GIB = 2**30
