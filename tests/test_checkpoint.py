@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from gpt_jax import checkpoint, checkpoint_document
@@ -390,7 +391,7 @@ def test_too_little_memory_is_not_damage(saved, monkeypatch):
     def fail(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr(saved._manager, 'restore', fail)
+    monkeypatch.setattr(ocp.StandardCheckpointHandler, 'restore', fail)
     with pytest.raises(MemoryError):
         saved.restore(abstract(make_items()))
     assert saved.steps() == [1, 2, 3]

@@ -48,9 +48,8 @@ def find_odd(facts: Sequence[Mapping[str, str]]) -> list[str]:
         values = [each.get(key, 'none') for each in facts]
         if len(set(values)) == 1:
             continue
-        counts = collections.Counter(values)
-        # Among equals the first process is right: it is the one that writes.
-        usual = max(counts, key=lambda value: (counts[value], value == values[0]))
+        # Among equally frequent ones that of the first process, which is the one that writes.
+        usual = collections.Counter(values).most_common(1)[0][0]
         odd = [f'{i} has {value}' for i, value in enumerate(values) if value != usual]
         lines.append(
             f'the processes differ in their {key}: process {", ".join(odd)} and the others have '
