@@ -183,7 +183,9 @@ def _forward(ring: Ring, stay: Stay, travel: Travel) -> tuple[jax.Array, Any]:
     # it added to nothing; the query's own key always comes.
     zero_BGRL = jnp.zeros((B, G, H // G, L), jnp.float32)
     sums = Sums(zero_BGRL + MASKED, zero_BGRL, jnp.zeros((*zero_BGRL.shape, K), jnp.float32))
-    sums, _ = _go_round(ring, travel, visit, sums)
+    # See `_go_round` for the barriers.
+    origin, _ = jax.lax.optimization_barrier((jnp.int32(0), stay.q_BLHK))
+    sums, _ = _go_round(ring, travel, visit, sums, origin=origin)
 
     out_BGRLK = sums.values_BGRLK / sums.total_BGRL[..., None]
     out_BLHK = out_BGRLK.transpose(0, 3, 1, 2, 4).reshape(B, L, H, K).astype(stay.q_BLHK.dtype)
@@ -200,6 +202,7 @@ def _backward(ring: Ring, kept: Any, dout_BLHK: jax.Array) -> tuple[Stay, Travel
     the gradient of what `_weigh` returns for a block, under the cotangents (dout, -that sum).
     """
     stay, travel, out_BLHK, log_total_BGRL = kept
+    origin, dout_BLHK = jax.lax.optimization_barrier((jnp.int32(0), dout_BLHK))
     B, L, H, K = stay.q_BLHK.shape
     G = travel.k_BSGK.shape[2]
 
@@ -228,7 +231,12 @@ def _backward(ring: Ring, kept: Any, dout_BLHK: jax.Array) -> tuple[Stay, Travel
 
     staying, travelling = (stay.q_BLHK, stay.slopes_H), (travel.k_BSGK, travel.v_BSGK)
     dstaying, dtravelling = _go_round(
-        ring, travel, visit, float32_zeros(staying), companions=float32_zeros(travelling)
+        ring,
+        travel,
+        visit,
+        float32_zeros(staying),
+        companions=float32_zeros(travelling),
+        origin=origin,
     )
     dq_BLHK, dslopes_H = rounded(dstaying, staying)
     dk_BSGK, dv_BSGK = rounded(dtravelling, travelling)
@@ -239,12 +247,21 @@ _attend.defvjp(_forward, _backward)
 
 
 def _go_round(
-    ring: Ring, travel: Travel, visit: Callable[..., Any], sums: Any, *, companions: Any = ()
+    ring: Ring,
+    travel: Travel,
+    visit: Callable[..., Any],
+    sums: Any,
+    *,
+    companions: Any = (),
+    origin: jax.Array,
 ) -> tuple[Any, Any]:
     """`visit` of every block of keys that the device's queries see some of.
 
     `visit(sums, companions, block, first_key)` returns new sums, which stay, and companions:
-    arrays that go round with the keys and are cut into blocks like them.
+    arrays that go round with the keys and are cut into blocks like them. `origin` is the slot of
+    the first key: a zero that waits for an array of this call (`optimization_barrier`). Else a
+    scan over the layers finds that masks depend on nothing that changes, and keeps those of all
+    blocks from outside of its loop.
     """
     length = travel.k_BSGK.shape[1]
     size = max(size for size in range(1, min(length, KEY_BLOCK) + 1) if length % size == 0)
@@ -258,7 +275,7 @@ def _go_round(
             block, beside = jax.tree.map(
                 lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=1), (here, companions)
             )
-            first_key = first_of_part + start
+            first_key = origin + first_of_part + start
             seen = first_key < first_query + length
             if ring.window:
                 seen &= first_key + size > first_query - ring.window + 1

@@ -283,6 +283,15 @@ def test_remat_keeps_its_result():
     assert 0 < permutes('none') == permutes('attention') < permutes('full')
 
 
+def test_a_scan_over_layers_keeps_no_block_of_scores_or_masks(monkeypatch):
+    """Kept ones would have seven dimensions: rounds, blocks and `[B, G, R, L, S]`."""
+    monkeypatch.setattr(attention_ring, 'KEY_BLOCK', 2)
+    trace = on_mesh(gradients_of_a_model, context=4)
+    program = trace(AttentionKernel.RING, remat='attention', trace=True)
+    assert re.search(r'\[4,4,1,4,2\]', program), 'the scores of a block'
+    assert not re.search(r'\[(\d+,){6}\d+\]', program)
+
+
 def test_it_refuses_padding():
     mask = AttentionMask(first_slot_B=jnp.zeros(B, jnp.int32))
     with pytest.raises(ValueError, match='ring attention takes no padding and no cache'):
