@@ -81,7 +81,7 @@ def test_waiting_for_data_is_counted(program, config, monkeypatch):
 
 
 def test_utilisation_counts_every_device(config, program, monkeypatch):
-    monkeypatch.setitem(chips.CHIPS, 'cpu', chips.Chip(1e9, 2**30))
+    monkeypatch.setitem(chips.CHIPS, 'cpu', chips.Chip(1e9, 2**30, 1e9))
     result = training.flops(config, program, tokens=100, seconds=0.5)
     assert result['mfu'] == pytest.approx(result['model_flops_per_step'] / 0.5e9)
     config = get_config()
