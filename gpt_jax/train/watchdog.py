@@ -14,8 +14,10 @@ from gpt_jax.parallel import peers
 
 # A thread of Python's cannot act while another holds the interpreter; faulthandler's, in C, can.
 _SECOND_CHANCE_SECONDS = 15.0
-# The others end with the first process, and the stacks to see are those of the one that stalls.
+# The stacks to see are those of the process that stalls, so that none may end the others before
+# they have shown theirs: their last steps, and so their clocks, are at most a step apart.
 _OTHERS_SECONDS = 5.0
+_FAREWELL_SECONDS = 3.0  # the service by which the others hear why ends with the first process
 
 
 class Watchdog:
@@ -58,8 +60,9 @@ class Watchdog:
         os.write(sys.stderr.fileno(), line.encode())
         faulthandler.dump_traceback(all_threads=True)
         if peers.num_processes() > 1:
+            time.sleep(_OTHERS_SECONDS)
             with contextlib.suppress(jax.errors.JaxRuntimeError):
                 peers.announce(f'failed/{peers.process_id()}', what)
             if peers.is_primary():
-                time.sleep(_OTHERS_SECONDS)
+                time.sleep(_FAREWELL_SECONDS)
         os._exit(peers.LOST)

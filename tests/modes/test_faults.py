@@ -1,6 +1,10 @@
-"""What pods do to runs, done to real processes; nothing is lost."""
+"""What pods do to runs, done to real processes; nothing is lost.
+
+`pytest tests/modes/test_faults.py` ends with a table of what was done and what was lost.
+"""
 
 import pathlib
+import re
 import signal
 import time
 
@@ -17,6 +21,18 @@ LONG = (*ARGUMENTS, '--config.train.num_steps=100000', '--config.eval.every=0')
 SAVING = (*LONG, '--config.checkpoint.save_every=5')
 
 
+@pytest.fixture(scope='module')
+def table(request):
+    """Takes rows (what was done, how it ended, what the same command made of it)."""
+    rows = []
+    yield lambda *row: rows.append(row)
+    capture = request.config.pluginmanager.getplugin('capturemanager')
+    with capture.global_and_fixture_disabled():
+        print()
+        for row in [('done', 'ended', 'the same command again'), *rows]:
+            print('  '.join(f'{cell:<44}' for cell in row).rstrip())
+
+
 def _lost(output: str, index: int) -> list[str]:
     return [line for line in output.splitlines() if f'lost process {index}' in line]
 
@@ -25,15 +41,30 @@ def _steps(workdir: pathlib.Path) -> list[int]:
     return sorted(int(p.name) for p in (workdir / 'checkpoints').iterdir() if p.name.isdecimal())
 
 
-def _check_resumes_exactly(workdir: pathlib.Path, tmp_path: pathlib.Path, saved: int) -> None:
-    """One process takes the run on, and has the numbers of a run that nothing happened to."""
+def _wait_for_checkpoint(pod: Pod, workdir: pathlib.Path) -> None:
+    """Returns when a checkpoint is whole: they are written in the background."""
+    pod.wait_for_rows(workdir, 8)
+    deadline = time.monotonic() + 60
+    while not _steps(workdir):
+        assert time.monotonic() < deadline, 'no checkpoint'
+        time.sleep(0.02)
+
+
+def _check_resumes_exactly(workdir: pathlib.Path, tmp_path: pathlib.Path, saved: int) -> str:
+    """One process takes the run on, and has the numbers of a run that nothing happened to.
+
+    Returns what that means for the steps that were made before.
+    """
+    made = rows(workdir)[-1]['step']
     arguments = [*LONG, '--config.mesh.data=2', f'--config.train.num_steps={saved + 3}']
     assert main([*arguments, f'--workdir={workdir}']) == 0
     assert main([*arguments, f'--workdir={tmp_path / "undisturbed"}']) == 0
     assert_same_numbers(rows(workdir), rows(tmp_path / 'undisturbed'))
+    again = f'{made - saved} steps made again' if made > saved else 'no step made again'
+    return f'1 process: {again}, none lost'
 
 
-def test_sigterm_to_one_saves_all_at_the_same_step(tmp_path):
+def test_sigterm_to_one_saves_all_at_the_same_step(tmp_path, table):
     workdir = tmp_path / 'run'
     with Pod(2, 1, *LONG, f'--workdir={workdir}') as pod:
         pod.wait_for_rows(workdir, 3)
@@ -42,56 +73,79 @@ def test_sigterm_to_one_saves_all_at_the_same_step(tmp_path):
         assert 'the same command goes on from there' in pod.output(0)
     (saved,) = _steps(workdir)
     assert rows(workdir)[-1]['step'] == saved
-    _check_resumes_exactly(workdir, tmp_path, saved)
+    result = _check_resumes_exactly(workdir, tmp_path, saved)
+    table('SIGTERM to process 1 of 2', 'both: saved the same step, status 75', result)
 
 
 @pytest.mark.parametrize('killed', [1, 0], ids=['worker', 'coordinator'])
-def test_kill_of_one_ends_the_others_with_its_name(killed, tmp_path):
+def test_kill_of_one_ends_the_others_with_its_name(killed, tmp_path, table):
     workdir, other = tmp_path / 'run', 1 - killed
     with Pod(2, 1, *SAVING, f'--workdir={workdir}') as pod:
-        pod.wait_for_rows(workdir, 8)
+        _wait_for_checkpoint(pod, workdir)
         pod.processes[killed].kill()
         began = time.monotonic()
         assert pod.processes[other].wait(60) == LOST
-        assert time.monotonic() - began < 15
+        seconds = time.monotonic() - began
+        assert seconds < 15
         assert len(_lost(pod.output(other), killed)) == 1, pod.output(other)
-    _check_resumes_exactly(workdir, tmp_path, _steps(workdir)[-1])
+    result = _check_resumes_exactly(workdir, tmp_path, _steps(workdir)[-1])
+    table(
+        f'kill -9 of process {killed} of 2', f'the other: {seconds:.1f} s later, named it', result
+    )
 
 
-def test_a_flipped_bit_is_found_by_all(tmp_path):
+def _a_flipped_bit(path: pathlib.Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def _a_truncated_file(path: pathlib.Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize('damage', [_a_flipped_bit, _a_truncated_file])
+def test_damage_is_found_by_all(damage, tmp_path, table):
     """The newest checkpoint is set aside, and both processes go on from the one before."""
     workdir = tmp_path / 'run'
     arguments = [*SAVING, '--config.train.num_steps=10', f'--workdir={workdir}']
     assert main([*arguments, '--config.mesh.data=2']) == 0
     arrays = [path for path in (workdir / 'checkpoints/10/params').rglob('*') if path.is_file()]
     largest = max(arrays, key=lambda path: path.stat().st_size)
-    content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 1
-    largest.write_bytes(content)
+    damage(largest)
     before = rows(workdir)
     with Pod(2, 1, *arguments) as pod:
         assert pod.wait() == [0, 0], '\n'.join(map(pod.output, range(2)))
-        assert 'checkpoints/10 is damaged (process 0: params/' in pod.output(0)
+        assert re.search(r'checkpoints/10 is damaged \(.+\)', pod.output(0))
         assert 'resuming at step 5' in pod.output(0)
     assert _steps(workdir) == [5, 10]
     assert_same_numbers(rows(workdir), before)
+    table(
+        f'{damage.__name__.strip("_").replace("_", " ")} in the newest checkpoint',
+        'set aside, the one before was read',
+        '2 processes: 5 steps made again, none lost',
+    )
 
 
-def test_a_stalled_worker_ends_the_job_with_its_stacks(tmp_path):
+def test_a_stalled_worker_ends_the_job_with_its_stacks(tmp_path, table):
     workdir = tmp_path / 'run'
     arguments = [argument for argument in SAVING if not argument.startswith('--config=')]
     # While it compiles nothing is late, so the time is that of compiling on a busy machine.
     arguments += ['--config=tests/stalling_config.py', '--config.train.step_timeout=30']
     with Pod(2, 1, *arguments, f'--workdir={workdir}') as pod:
-        pod.wait_for_rows(workdir, 8)
+        _wait_for_checkpoint(pod, workdir)
         pod.processes[1].send_signal(signal.SIGUSR1)
         began = time.monotonic()
         assert pod.wait(120) == [LOST, LOST]
-        assert time.monotonic() - began < 60
+        seconds = time.monotonic() - began
+        assert seconds < 60
         outputs = [pod.output(index) for index in range(2)]
     assert 'error: process 1: no step for 30 s (config.train.step_timeout)' in outputs[1]
     assert 'in stand_still' in outputs[1]
     assert 'error: process 0: no step for 30 s' in outputs[0], 'it waits for the other'
+    result = _check_resumes_exactly(workdir, tmp_path, _steps(workdir)[-1])
+    table('process 1 of 2 stands still', f'both: {seconds:.0f} s later, with their stacks', result)
 
 
 def test_an_error_of_one_tells_the_others_why(tmp_path):
