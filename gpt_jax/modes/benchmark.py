@@ -25,7 +25,6 @@ from gpt_jax.errors import UserError
 from gpt_jax.modes.vocabulary import known_vocab_size
 from gpt_jax.parallel import peers, runtime
 from gpt_jax.parallel.mesh import make_mesh
-from gpt_jax.parallel.rules import process_rows
 from gpt_jax.telemetry.report import format_table
 from gpt_jax.train.program import Program, make_program
 from gpt_jax.train.session import Session
@@ -157,7 +156,7 @@ def _open(
         vocab_size = known_vocab_size(config)
         config = finalize(config, vocab_size=vocab_size)
         program = make_program(config, make_mesh(config.mesh))
-        _, processes = process_rows(program.mesh)
+        _, processes = program.row_share
         batches = synthetic_batches(config, process_count=processes)
     start_up.mark('program')
     return config, program, batches

@@ -30,9 +30,13 @@ def axes_of(name: str | None) -> tuple[str, ...]:
     return () if axes is None else (axes,) if isinstance(axes, str) else axes
 
 
-def parts(name: str, mesh: Mesh) -> int:
-    """How many parts a dimension of this logical name is split into."""
-    return math.prod(mesh.shape[axis] for axis in axes_of(name))
+def parts(name: str, mesh: Mesh, *, size: int = 0) -> int:
+    """How many parts a dimension of this logical name is split into.
+
+    With its `size`: 1 where the devices do not divide it, and it stays whole.
+    """
+    count = math.prod(mesh.shape[axis] for axis in axes_of(name))
+    return count if size % count == 0 else 1
 
 
 def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:

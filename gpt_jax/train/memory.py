@@ -81,7 +81,7 @@ def estimate_memory(program: Program, config: RunConfig) -> MemoryPlan:
     parameters = bytes_per_device(program.abstract_state.params)
     rows = math.ceil(config.train.batch_size / program.micro_batches / parts('batch', mesh))
     length = model.max_seq_len // parts('length', mesh)
-    vocab = model.padded_vocab_size // _parts(program, 'vocab', model.padded_vocab_size)
+    vocab = model.padded_vocab_size // parts('vocab', mesh, size=model.padded_vocab_size)
     itemsize = jnp.dtype(model.compute_dtype).itemsize
     logits = rows * length * vocab
     chunk = logits / chunk_count(length, 4 * logits, config.train.loss_chunk_bytes)
@@ -101,13 +101,13 @@ def estimate_memory(program: Program, config: RunConfig) -> MemoryPlan:
 
 def _kept_bytes(program: Program, config: RunConfig, remat: Remat) -> float:
     """Bytes a token that a layer keeps for its backward pass."""
-    model = config.model
+    model, mesh = config.model, program.mesh
     itemsize = jnp.dtype(model.compute_dtype).itemsize
-    ff = model.d_ff / _parts(program, 'mlp', model.d_ff)
-    local_heads = model.num_heads / _parts(program, 'heads', model.num_heads)
+    ff = model.d_ff / parts('mlp', mesh, size=model.d_ff)
+    local_heads = model.num_heads / parts('heads', mesh, size=model.num_heads)
     heads = local_heads * model.head_dim
     kv_heads = model.head_dim * (
-        model.num_kv_heads / _parts(program, 'kv_heads', model.num_kv_heads)
+        model.num_kv_heads / parts('kv_heads', mesh, size=model.num_kv_heads)
     )
     gated = model.mlp in (MLPKind.SWIGLU, MLPKind.GEGLU)
     widths = {
@@ -127,12 +127,6 @@ def _kept_bytes(program: Program, config: RunConfig, remat: Remat) -> float:
         if program.model.kernel == AttentionKernel.XLA:  # the scores and their softmax
             kept += (4 + itemsize) * local_heads * model.max_seq_len
     return kept
-
-
-def _parts(program: Program, name: str, size: int) -> int:
-    """How many parts a dimension is split into; one that does not divide stays whole."""
-    count = parts(name, program.mesh)
-    return count if size % count == 0 else 1
 
 
 def memory_limit(device: jax.Device) -> float | None:

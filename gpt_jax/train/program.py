@@ -64,6 +64,11 @@ class Program:
     eval_step: Callable[[Any, Batch], LossSums]  # from params
     replicas: int = 0  # of a pmap, each with an own part of the rows; 0: devices share arrays
 
+    @functools.cached_property
+    def row_share(self) -> tuple[int, int]:
+        """Which share of each batch's rows this process reads: `(index, count)`."""
+        return process_rows(self.mesh)
+
     def place(self, batch: dict[str, np.ndarray]) -> Batch:
         """Moves this process's rows of a batch onto its devices."""
         return self._place(batch, rows_axis=0)
@@ -101,7 +106,7 @@ class Program:
 
     def _place(self, batch: dict[str, np.ndarray], *, rows_axis: int) -> Batch:
         sharding = batch_sharding(self.mesh, rows_axis=rows_axis)
-        _, processes = process_rows(self.mesh)
+        _, processes = self.row_share
 
         def put(rows: np.ndarray) -> jax.Array:
             shape = list(rows.shape)

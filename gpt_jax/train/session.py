@@ -17,7 +17,7 @@ from gpt_jax.inference.generate import Generator
 from gpt_jax.model.flops import train_flops_per_token
 from gpt_jax.parallel import peers
 from gpt_jax.parallel.mesh import make_mesh
-from gpt_jax.parallel.rules import process_rows, replicated
+from gpt_jax.parallel.rules import replicated
 from gpt_jax.telemetry.chips import memory_in_use, peak_flops
 from gpt_jax.tokenizer import Tokenizer
 from gpt_jax.train.program import Program, make_program
@@ -35,7 +35,7 @@ class Session:
         """
         self.config, self.tokenizer = config, tokenizer
         self.program = make_program(config, make_mesh(config.mesh))
-        index, count = process_rows(self.program.mesh)
+        index, count = self.program.row_share
         self.pipeline = make_train_pipeline(
             open_sources(folder, config.data, split=TRAIN, tokenizer=tokenizer),
             seq_len=config.model.max_seq_len,
@@ -115,7 +115,7 @@ def evaluate_shards(
     program: Program, config: RunConfig, params: Any, shards: Shards, *, limit: int
 ) -> Evaluation:
     """The loss on `limit` batches spread over `shards`; 0: on all of it."""
-    index, count = process_rows(program.mesh)
+    index, count = program.row_share
     batches = eval_batches(
         shards,
         seq_len=config.model.max_seq_len,

@@ -1,7 +1,6 @@
 """What a run really uses, for the table at its start."""
 
 import functools
-import math
 
 import jax
 
@@ -10,6 +9,7 @@ from gpt_jax.model.flops import train_flops_per_token
 from gpt_jax.model.gpt import count_params, init_params
 from gpt_jax.parallel.rules import undivided
 from gpt_jax.telemetry.chips import memory_size
+from gpt_jax.train.memory import bytes_per_device
 from gpt_jax.train.program import Program
 
 
@@ -18,10 +18,7 @@ def summarize(program: Program, config: RunConfig) -> dict[str, str]:
     model, train = config.model, config.train
     devices = program.mesh.devices.flatten()
     tokens = train.batch_size * model.max_seq_len
-    moved = sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(program.abstract_state)
-    )
+    held = bytes_per_device(program.abstract_state)
     heads = f'{model.num_heads} heads of {model.head_dim}'
     if model.num_kv_heads != model.num_heads:
         heads += f' over {model.num_kv_heads} key/value heads'
@@ -31,7 +28,7 @@ def summarize(program: Program, config: RunConfig) -> dict[str, str]:
         'devices': f'{len(devices)} x {kind}, {jax.process_count()} process(es), '
         f'jax {jax.__version__}',
         'mesh': _describe_mesh(program, config),
-        'parameters': f'{count_params(model):,} (state {moved / 2**20:,.1f} MiB a device)',
+        'parameters': f'{count_params(model):,} (state {held / 2**20:,.1f} MiB a device)',
         'model': f'{model.num_layers} layers, d_model {model.d_model}, d_ff {model.d_ff}, {heads}, '
         f'vocabulary {model.vocab_size:,} (table {model.padded_vocab_size:,}), '
         f'context {model.max_seq_len}',
