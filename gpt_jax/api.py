@@ -32,7 +32,7 @@ from gpt_jax.data.shard_tokenizer import make_run_tokenizer
 from gpt_jax.errors import UserError
 from gpt_jax.evaluate import Evaluation
 from gpt_jax.inference.config import SampleConfig, finalize_sample
-from gpt_jax.inference.generate import Generator
+from gpt_jax.inference.generate import Generator, encode_prompt
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.model.gpt import init_params
 from gpt_jax.model.layout import layers_per_period, to_executed
@@ -176,7 +176,7 @@ class GPT:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         config.max_new_tokens = max_new_tokens or config.max_new_tokens
         if max_length:
-            longest = max(len(self.tokenizer.encode(each)) for each in prompts)
+            longest = max(len(encode_prompt(self.tokenizer, each)) for each in prompts)
             if max_length <= longest:
                 raise UserError(
                     f'max_length={max_length} leaves no room after a prompt of {longest} tokens; '

@@ -79,7 +79,7 @@ class Manifest:
     tokenizer_kind: str
     tokenizer_fingerprint: str
     vocab_size: int
-    eot_id: int
+    eot_id: int | None
     dtype: str  # of the tokens, as numpy writes it
     splits: dict[str, SplitInfo]
 

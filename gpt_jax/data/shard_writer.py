@@ -19,7 +19,13 @@ class ShardWriter:
     """
 
     def __init__(
-        self, folder: pathlib.Path, split: str, *, dtype: str, eot_id: int, shard_tokens: int
+        self,
+        folder: pathlib.Path,
+        split: str,
+        *,
+        dtype: str,
+        eot_id: int | None,
+        shard_tokens: int,
     ):
         self._folder, self._split = folder, split
         self._dtype, self._eot_id, self._shard_tokens = np.dtype(dtype), eot_id, shard_tokens
@@ -35,14 +41,14 @@ class ShardWriter:
         return self._to_skip >= 0
 
     def add(self, ids: np.ndarray, *, starts_document: bool, num_bytes: int) -> None:
-        """Appends one piece. The end-of-text token goes before every document but the first.
+        """Appends one piece. The end-of-text token, if any, goes before every document but the first.
 
         Raises:
             UserError: a shard cannot be written.
         """
         if starts_document:
             self._offsets.append(self._num_tokens)
-            if self._documents:
+            if self._documents and self._eot_id is not None:
                 self._append(np.array([self._eot_id]))
             self._documents += 1
         self._append(ids)

@@ -35,7 +35,7 @@ class Shards:
         name: str,
         fingerprint: str,
         count_bytes: Callable[[], int],
-        eot_id: int,
+        eot_id: int | None,
         offsets: Sequence[np.ndarray] | None = None,
     ):
         """Args:
@@ -74,7 +74,7 @@ class Shards:
         return cls._open_existing(source, split, tokenizer)
 
     @classmethod
-    def from_tokens(cls, tokens: np.ndarray, *, name: str, num_bytes: int, eot_id: int) -> Self:
+    def from_tokens(cls, tokens: np.ndarray, *, name: str, num_bytes: int, eot_id: int | None) -> Self:
         """Tokens in memory, such as those of a text that is only evaluated."""
         return cls(
             [tokens],
@@ -115,7 +115,7 @@ class Shards:
     def _document_starts(self, start: int, stop: int) -> list[int]:
         """Where documents begin among tokens [start, stop), ascending."""
         if self._offsets is None:
-            if start == stop:
+            if start == stop or self._eot_id is None:
                 return []
             return (np.flatnonzero(self.read(start, stop) == self._eot_id) + start).tolist()
         found = []

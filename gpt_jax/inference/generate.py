@@ -5,6 +5,7 @@ import enum
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from gpt_jax.errors import UserError
 from gpt_jax.inference.config import SampleConfig
 from gpt_jax.inference.decode import Decoder, DecodeStatistics
 from gpt_jax.model.config import ModelConfig
@@ -34,9 +35,10 @@ class Generator:
 
     def __init__(self, config: ModelConfig, params: Any, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
-        self._decoder = Decoder(
-            config, params, vocab_size=tokenizer.vocab_size, eot_id=tokenizer.eot_id
-        )
+        vocab_size = tokenizer.vocab_size
+        never = vocab_size  # an id that is not drawn
+        eot_id = never if tokenizer.eot_id is None else tokenizer.eot_id
+        self._decoder = Decoder(config, params, vocab_size=vocab_size, eot_id=eot_id)
 
     @property
     def statistics(self) -> DecodeStatistics:
@@ -87,13 +89,27 @@ class Generator:
                 return
 
 
+def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """The ids that a text begins with: at least one, since the model must have something to see.
+
+    Raises:
+        UserError: the prompt is empty, and the vocabulary has no token that stands at a start.
+    """
+    begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    ids = begin + tokenizer.encode(prompt)
+    if ids:
+        return ids
+    if tokenizer.eot_id is None:
+        raise UserError('this vocabulary has no token to begin with; give a prompt (--prompt)')
+    return [tokenizer.eot_id]  # where a document begins
+
+
 class _Row:
     """One text on its way from ids to characters."""
 
     def __init__(self, prompt: str, tokenizer: Tokenizer, stop: Sequence[str]):
         self.generation = Generation(prompt=prompt)
-        # Without a prompt a text begins where a document does: after an end-of-text token.
-        self.prompt_tokens = tokenizer.encode(prompt) or [tokenizer.eot_id]
+        self.prompt_tokens = encode_prompt(tokenizer, prompt)
         self._eot_id = tokenizer.eot_id
         self._decoder = tokenizer.stream()
         self._decoder.push(self.prompt_tokens)  # so that the text goes on inside a sentence

@@ -37,7 +37,8 @@ class Tokenizer(Protocol):
 
     kind: TokenizerKind
     vocab_size: int  # all ids, special tokens included
-    eot_id: int  # ends a text; every tokenizer has one
+    eot_id: int | None  # ends a text; None: an imported vocabulary that has no such token
+    bos_id: int | None  # begins every text that a model continues; None: nothing does
     special_tokens: dict[str, int]  # by name; they have no text
     lossless: bool
 
@@ -90,6 +91,8 @@ def load(folder: str | pathlib.Path) -> Tokenizer:
             'it was not written by gpt_jax, or is damaged'
         )
     tokenizer = TOKENIZERS[TokenizerKind(kind)].read(folder)
+    if 'eot_id' in stored:
+        tokenizer = tokenizer.with_ends(bos_id=stored.get('bos_id'), eot_id=stored['eot_id'])
     if tokenizer.fingerprint() != stored.get('fingerprint'):
         raise UserError(
             f'{folder} holds another tokenizer than {path} was written for; restore its files'

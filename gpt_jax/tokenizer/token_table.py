@@ -6,13 +6,14 @@ corpus, `read(path)` takes those files or the kind's usual files made elsewhere.
 """
 
 import abc
+import copy
 import functools
 import hashlib
 import json
 import pathlib
 import re
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -46,7 +47,8 @@ class TableTokenizer(abc.ABC):
         the very start of a decoded text are the tokenizer's own and not the text's.
         """
         self.special_tokens = special_tokens
-        self.eot_id = eot_id
+        self.eot_id: int | None = eot_id
+        self.bos_id: int | None = None
         self.lossless = lossless
         self._token_bytes = list(token_bytes)
         for token_id in special_tokens.values():
@@ -65,6 +67,23 @@ class TableTokenizer(abc.ABC):
     @abc.abstractmethod
     def write_files(self, folder: pathlib.Path) -> None:
         """Writes what `read(folder)` of the same kind restores this tokenizer from."""
+
+    def with_ends(self, *, bos_id: int | None, eot_id: int | None) -> Self:
+        """The same ids of text, begun and ended by other tokens, as imported weights expect it.
+
+        Args:
+          bos_id: what every text begins with; None: nothing.
+          eot_id: what ends a text; None: nothing does, and the id that was added for it is gone.
+        """
+        changed = copy.copy(self)
+        changed.__dict__.pop('_fingerprint', None)
+        changed.bos_id, changed.eot_id = bos_id, eot_id
+        if eot_id is None and self.special_tokens.get(END_OF_TEXT) == self.vocab_size - 1:
+            changed._token_bytes = self._token_bytes[:-1]
+            changed.special_tokens = {
+                name: i for name, i in self.special_tokens.items() if name != END_OF_TEXT
+            }
+        return changed
 
     @property
     def vocab_size(self) -> int:
@@ -117,13 +136,19 @@ class TableTokenizer(abc.ABC):
         """Writes what `gpt_jax.tokenizer.load` reads; `tokenizer_config.json` comes last."""
         folder = pathlib.Path(folder)
         self.write_files(folder)
-        files.write_json(
-            folder / CONFIG_FILE, {'kind': self.kind.value, 'fingerprint': self.fingerprint()}
-        )
+        stored = {
+            'kind': self.kind.value,
+            'fingerprint': self.fingerprint(),
+            'bos_id': self.bos_id,
+            'eot_id': self.eot_id,
+        }
+        files.write_json(folder / CONFIG_FILE, stored)
 
     @functools.cached_property
     def _fingerprint(self) -> str:
         ends = {'kind': self.kind.value, 'eot_id': self.eot_id, 'special': self.special_tokens}
+        if self.bos_id is not None:
+            ends['bos_id'] = self.bos_id
         digest = hashlib.sha256(canonical_json(ends))
         digest.update(self.content())
         return digest.hexdigest()

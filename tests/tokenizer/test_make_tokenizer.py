@@ -154,3 +154,18 @@ def test_a_folder_of_transformers_is_read_as_files(tmp_path):
     files.write_json(tmp_path / 'tokenizer_config.json', {'tokenizer_class': 'GPT2Tokenizer'})
     config.path = str(tmp_path)
     assert make_tokenizer(config, list).fingerprint() == tokenizer.fingerprint()
+
+
+def test_other_ends_survive_saving(tmp_path):
+    """Imported weights may want a token before every text, or know no end."""
+    tokenizer = make_tokenizer(TokenizerConfig(kind=TokenizerKind.CHAR), lambda: ['012'])
+    begun = tokenizer.with_ends(bos_id=3, eot_id=3)
+    assert begun.fingerprint() != tokenizer.fingerprint()
+    endless = tokenizer.with_ends(bos_id=None, eot_id=None)
+    assert (endless.vocab_size, endless.special_tokens, tokenizer.vocab_size) == (3, {}, 4)
+    for number, changed in enumerate([begun, endless]):
+        changed.save(tmp_path / str(number))
+        restored = load(tmp_path / str(number))
+        assert (restored.bos_id, restored.eot_id) == (changed.bos_id, changed.eot_id)
+        assert restored.fingerprint() == changed.fingerprint()
+        assert restored.vocab_size == changed.vocab_size
