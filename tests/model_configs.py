@@ -43,6 +43,10 @@ SINGLE = {
     'untied': dict(tie_embeddings=False),
     'no_final_norm': dict(final_norm=False),
     'rope_scaling': dict(position=PositionKind.ROPE, rope_scaling=4.0),
+    'rope_original_seq_len': dict(
+        position=PositionKind.ROPE, rope_scaling=4.0, rope_original_seq_len=12
+    ),
+    'qkv_bias': dict(use_bias=False, qkv_bias=True),
     'bfloat16': dict(compute_dtype='bfloat16'),
 }
 

@@ -79,7 +79,8 @@ class GroupedQueryAttention(nn.Module):
         """A projection of `x` to `[B, L, count, K]`."""
         c = self.config
         axes = ('embed', axis, 'head_dim')
-        project = Linear(c, (c.d_model,), (count, c.head_dim), axes, name=name)
+        bias = c.use_bias or c.qkv_bias
+        project = Linear(c, (c.d_model,), (count, c.head_dim), axes, use_bias=bias, name=name)
         return project(x).reshape(*context.positions_BL.shape, count, c.head_dim)
 
 

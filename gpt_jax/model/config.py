@@ -96,12 +96,16 @@ class ModelConfig:
     position: PositionKind = PositionKind.LEARNED
     rope_base: float = 10000.0  # wavelength base of rotary positions
     rope_scaling: float = 1.0  # positions are divided by this (linear interpolation)
+    rope_original_seq_len: int = 0  # > 0: rope_scaling spares waves short against it (Llama 3.1)
+    rope_low_freq_factor: float = 1.0  # waves longer than original / this are scaled in full
+    rope_high_freq_factor: float = 4.0  # waves shorter than original / this are left alone
     norm: NormKind = NormKind.LAYERNORM
     norm_placement: NormPlacement = NormPlacement.PRE
     norm_epsilon: float = 1e-5
     final_norm: bool = True  # a norm before the output layer
     mlp: MLPKind = MLPKind.GELU_TANH
     use_bias: bool = True  # biases in linear layers and LayerNorm
+    qkv_bias: bool = False  # biases of query, key and value even without use_bias (Qwen2)
     tie_embeddings: bool = True  # the output layer is the embedding table
     dropout: float = 0.0  # of the embedding and of each residual branch
     attention_dropout: float = 0.0  # of the attention weights; XLA and ring kernels only
@@ -152,6 +156,15 @@ def finalize_model(config: ModelConfig) -> None:
     for name in ('d_ff', 'head_dim', 'norm_epsilon', 'init_std', 'rope_base', 'rope_scaling'):
         if getattr(c, name) <= 0:
             raise UserError(f'{key}{name}={getattr(c, name)} must be positive')
+    if c.rope_original_seq_len < 0:
+        raise UserError(
+            f'{key}rope_original_seq_len={c.rope_original_seq_len} must not be negative; 0 is off'
+        )
+    if not 0 < c.rope_low_freq_factor < c.rope_high_freq_factor:
+        raise UserError(
+            f'{key}rope_low_freq_factor={c.rope_low_freq_factor} must be positive and below '
+            f'{key}rope_high_freq_factor={c.rope_high_freq_factor}'
+        )
     for name in ('attention_soft_cap', 'output_soft_cap'):
         if getattr(c, name) < 0:
             raise UserError(f'{key}{name}={getattr(c, name)} must not be negative; 0 is off')

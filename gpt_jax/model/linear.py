@@ -24,6 +24,7 @@ class Linear(nn.Module):
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     axes: tuple[str, ...]  # logical names of the kernel's dimensions, inputs then outputs
+    use_bias: bool | None = None  # None: the config's
     residual: bool = False  # ends a residual branch: GPT-2's scaled initialisation
 
     @nn.compact
@@ -45,7 +46,7 @@ class Linear(nn.Module):
             (((x.ndim - 1,), (0,)), ((), ())),
             preferred_element_type=x.dtype,
         )
-        if not c.use_bias:
+        if not (c.use_bias if self.use_bias is None else self.use_bias):
             return checkpoint_name(y, self.name)
         bias = self.param(
             'bias',

@@ -54,17 +54,34 @@ def rotate(
 ) -> Float[Array, 'B L H K']:
     """Turns the pairs `(i, i + K/2)` of queries or keys by angles that grow with the position.
 
-    Su et al. 2021, https://arxiv.org/abs/2104.09864; linear scaling: Chen et al. 2023,
-    https://arxiv.org/abs/2306.15595.
+    Su et al. 2021, https://arxiv.org/abs/2104.09864.
     """
-    half = x_BLHK.shape[-1] // 2
-    wavelengths = config.rope_scaling * config.rope_base ** (np.arange(half) / half)
-    frequencies = (1 / wavelengths).astype(np.float32)
+    frequencies = rope_frequencies(config)
     angles = positions_BL[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None]
     sin, cos = jnp.sin(angles), jnp.cos(angles)
     first, second = jnp.split(x_BLHK.astype(jnp.float32), 2, -1)
     turned = [first * cos - second * sin, second * cos + first * sin]
     return jnp.concatenate(turned, -1).astype(x_BLHK.dtype)
+
+
+def rope_frequencies(config: ModelConfig) -> np.ndarray:
+    """The angle that each pair of a head turns by from one position to the next, float32 [K/2].
+
+    Scaling slows all of them down (Chen et al. 2023, https://arxiv.org/abs/2306.15595). With
+    `rope_original_seq_len` only waves that are long against that context are slowed in full and
+    short ones are left alone, with a ramp between (Llama 3.1: Grattafiori et al. 2024,
+    https://arxiv.org/abs/2407.21783).
+    """
+    c = config
+    half = c.head_dim // 2
+    frequencies = c.rope_base ** -(np.arange(half) / half)
+    slowed = frequencies / c.rope_scaling
+    if c.rope_original_seq_len:
+        waves = c.rope_original_seq_len * frequencies / (2 * np.pi)  # in the original context
+        ramp = (waves - c.rope_low_freq_factor) / (c.rope_high_freq_factor - c.rope_low_freq_factor)
+        kept = np.clip(ramp, 0, 1)
+        slowed = kept * frequencies + (1 - kept) * slowed
+    return slowed.astype(np.float32)
 
 
 def alibi_slopes(config: ModelConfig) -> Float[Array, 'H']:

@@ -15,7 +15,7 @@ from gpt_jax.errors import UserError
 from gpt_jax.model.config import ModelConfig, finalize_model
 from gpt_jax.model.gpt import GPT, init_params, output_table
 from gpt_jax.model.layout import layers_per_period, to_executed
-from gpt_jax.model.position import SinusoidalPosition, alibi_slopes, rotate
+from gpt_jax.model.position import SinusoidalPosition, alibi_slopes, rope_frequencies, rotate
 from gpt_jax.train.loss import LossOptions, cross_entropy
 from tests.model_configs import make_config
 
@@ -259,12 +259,25 @@ def test_rope_depends_on_distances_only():
 
 
 def test_rope_turns_each_pair_at_its_own_rate():
-    config = make_config(position='rope', rope_base=100.0)
+    config = make_config(position='rope', rope_base=100.0, head_dim=4)
     ones = jnp.ones((1, 1, 1, 4))
     turned = np.asarray(rotate(config, ones, jnp.asarray([[2]])))[0, 0, 0]
     fast, slow = 2.0, 2.0 / 10  # pairs (0, 2) and (1, 3): base ** (0/2) and base ** (1/2)
     cos, sin = np.cos([fast, slow]), np.sin([fast, slow])
     np.testing.assert_allclose(turned, [*(cos - sin), *(cos + sin)], rtol=1e-6)
+
+
+def test_rope_scaling_spares_waves_that_are_short_in_the_original_context():
+    scaled = dict(position='rope', head_dim=16, rope_scaling=8.0)
+    plain = rope_frequencies(make_config(position='rope', head_dim=16))
+    slow = rope_frequencies(make_config(**scaled))
+    np.testing.assert_allclose(slow, plain / 8, rtol=1e-6)
+    by_length = rope_frequencies(make_config(**scaled, rope_original_seq_len=64))
+    waves = 64 * plain / (2 * np.pi)  # how many fit: 10.2, 3.2, 1.02, 0.32 …
+    np.testing.assert_array_equal(by_length[:1], plain[:1])
+    ramp = (waves[1:3] - 1) / 3
+    np.testing.assert_allclose(by_length[1:3], ramp * plain[1:3] + (1 - ramp) * slow[1:3], 1e-6)
+    np.testing.assert_allclose(by_length[3:], slow[3:], rtol=1e-6)
 
 
 def test_alibi_slopes_are_the_published_ones():
@@ -445,6 +458,8 @@ WRONG = {
     'init_std': dict(init_std=-0.02),
     'rope_base': dict(rope_base=0.0),
     'rope_scaling': dict(rope_scaling=0.0),
+    'rope_original_seq_len': dict(rope_original_seq_len=-1),
+    'rope_low_freq_factor': dict(rope_low_freq_factor=4.0),
     'attention_soft_cap': dict(attention_soft_cap=-1.0),
     'output_soft_cap': dict(output_soft_cap=-1.0),
     'dropout': dict(dropout=1.0),
