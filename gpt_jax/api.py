@@ -254,10 +254,12 @@ class GPT:
             Progress(steps, unit='steps', description='fit', quiet=quiet) as progress,
             explain_out_of_memory(session.program, self.config),
         ):
-            state = session.init()
-            if self._params is not None:
-                shardings = jax.tree.map(lambda x: x.sharding, state.params)
-                state = state.replace(params=jax.device_put(self._params, shardings))
+            if self._params is None:
+                state = session.init()
+            else:
+                shardings = jax.tree.map(lambda x: x.sharding, session.program.abstract_params)
+                given = jax.tree.map(jnp.copy, jax.device_put(self._params, shardings))
+                state = session.begin(given)
             state, _ = loop.run(
                 session.program,
                 self.config,

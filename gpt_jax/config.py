@@ -17,6 +17,7 @@ from gpt_jax.inference.config import SampleConfig, finalize_sample
 from gpt_jax.model.config import ModelConfig, finalize_model
 from gpt_jax.optim import OptimizerConfig
 from gpt_jax.optim.adamw import AdamW
+from gpt_jax.optim.lora import LoraConfig, finalize_lora
 from gpt_jax.optim.schedule import ScheduleConfig
 from gpt_jax.parallel.mesh import MeshConfig
 from gpt_jax.parallel.runtime import RuntimeConfig
@@ -40,6 +41,7 @@ class TrainConfig:
     num_epochs: float = 0.0  # length of the run in passes over the corpus; 0: off
     grad_accumulation: int = 0  # micro-batches that a step is split into; 0: by backend and size
     ema_decay: float = 0.0  # exponential moving average of the weights; 0: off
+    frozen: tuple[str, ...] = ()  # paths of parameters that are not trained, as regexes
     z_loss: float = 0.0  # weight of log(Z)², which keeps the logits from drifting; 0: off
     max_bad_steps: int = 10  # non-finite steps in a row that end the run
     step_timeout: float = 0.0  # seconds without a step (compiling included) that end it; 0: off
@@ -72,6 +74,7 @@ class RunConfig:
     tokenizer: TokenizerConfig = _default(TokenizerConfig)
     data: DataConfig = _default(DataConfig)
     model: ModelConfig = _default(ModelConfig)
+    lora: LoraConfig = _default(LoraConfig)
     optimizer: OptimizerConfig = _default(AdamW)  # chosen by a config file; flags set its values
     schedule: ScheduleConfig = _default(ScheduleConfig)
     train: TrainConfig = _default(TrainConfig)
@@ -100,6 +103,7 @@ def finalize(config: RunConfig, *, vocab_size: int, train_tokens: int = 0) -> Ru
     config.model.vocab_size = config.model.vocab_size or vocab_size
     finalize_model(config.model)
     _finalize_train(config, train_tokens)
+    finalize_lora(config.lora)
     finalize_sample(config.sample)
     return freeze(config)
 
@@ -143,6 +147,11 @@ def _finalize_train(config: RunConfig, train_tokens: int) -> None:
     for name in train.sinks:
         if name not in SINKS:
             raise UserError(f'config.train.sinks: there is no {name!r}; ' + suggest(name, [*SINKS]))
+    if train.frozen and config.lora.rank:
+        raise UserError(
+            'config.train.frozen says nothing beside config.lora.rank, which freezes all weights; '
+            'set one of them'
+        )
     if not 0 <= train.ema_decay < 1:
         raise UserError(f'config.train.ema_decay={train.ema_decay} must be in [0, 1)')
     if evaluation.every < 0 or evaluation.batches < 0 or evaluation.batch_size < 0:

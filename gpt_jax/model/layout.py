@@ -25,6 +25,8 @@ def to_executed(params: dict[str, Any], *, period: int) -> dict[str, Any]:
     def layer(leaf: jax.Array, j: int) -> jax.Array:
         return leaf[j] if leaf.shape[0] == period else leaf[j::period]
 
+    if 'blocks' not in params:  # a part of the parameters: none of the blocks'
+        return params
     blocks = {
         f'layer_{j}': jax.tree.map(lambda leaf, j=j: layer(leaf, j), params['blocks'])
         for j in range(period)
@@ -34,6 +36,8 @@ def to_executed(params: dict[str, Any], *, period: int) -> dict[str, Any]:
 
 def to_stored(params: dict[str, Any], *, num_layers: int) -> dict[str, Any]:
     """Executed -> stored; also turns gradients into the stored layout."""
+    if 'blocks' not in params:
+        return params
     blocks = params['blocks']
     period = len(blocks)
 

@@ -120,9 +120,10 @@ def _measure_decoding(
             f'--decode_prompt and --decode_tokens make {longest} tokens, the context holds '
             f'{config.model.max_seq_len} (config.model.max_seq_len); draw 2 or more that fit'
         )
+    state = program.init(jax.random.key(config.seed))
     rows = measure_decoding(
         config.model,
-        program.init(jax.random.key(config.seed)).params,
+        program.join(state.params, state.base),
         batch_sizes=flags.decode_batch,
         prompt_tokens=flags.decode_prompt,
         new_tokens=flags.decode_tokens,

@@ -20,6 +20,7 @@ class Group(enum.StrEnum):
     HIDDEN = 'hidden'  # the matrices inside the blocks, stacked over layers
     EMBEDDING = 'embedding'  # matrices with a vocabulary or position axis
     VECTOR = 'vector'  # biases and norm scales
+    ADAPTER = 'adapter'  # the two factors of a low-rank change of a hidden matrix (LoRA)
 
 
 # Last name of a path -> group.
@@ -28,6 +29,8 @@ GROUPS = {
     'table': Group.EMBEDDING,
     'bias': Group.VECTOR,
     'scale': Group.VECTOR,
+    'lora_a': Group.ADAPTER,
+    'lora_b': Group.ADAPTER,
 }
 
 # Hidden kernel -> how many axes after the layer axis are its input; the rest are its output.

@@ -78,7 +78,8 @@ def estimate_memory(program: Program, config: RunConfig) -> MemoryPlan:
     (the table in `model/remat.py`).
     """
     model, mesh = config.model, program.mesh
-    parameters = bytes_per_device(program.abstract_state.params)
+    trained = bytes_per_device(program.abstract_state.params)
+    parameters = trained + bytes_per_device(program.abstract_state.base)
     rows = math.ceil(config.train.batch_size / program.micro_batches / parts('batch', mesh))
     length = model.max_seq_len // parts('length', mesh)
     vocab = model.padded_vocab_size // parts('vocab', mesh, size=model.padded_vocab_size)
@@ -93,7 +94,7 @@ def estimate_memory(program: Program, config: RunConfig) -> MemoryPlan:
     return MemoryPlan(
         parameters=parameters,
         optimizer_state=bytes_per_device(program.abstract_state) - parameters,
-        gradients=parameters * (1 if program.micro_batches == 1 else ACCUMULATED_GRADIENTS),
+        gradients=trained * (1 if program.micro_batches == 1 else ACCUMULATED_GRADIENTS),
         logits=chunk * (4 + itemsize),
         activations=rows * length * kept + table + cast,
     )

@@ -24,6 +24,7 @@ from gpt_jax.model.gpt import GPT, init_params
 from gpt_jax.optim import make_optimizer
 from gpt_jax.optim.schedule import make_schedule
 from gpt_jax.optim.state import follow_parameters
+from gpt_jax.optim.trainable import Trainable
 from gpt_jax.parallel.compiler_options import Option, compiler_options
 from gpt_jax.parallel.mesh import ProgramKind
 from gpt_jax.parallel.rules import (
@@ -55,7 +56,10 @@ class Program:
     model: GPT
     loss_kernel: LossKernel
     abstract_state: TrainState  # ShapeDtypeStructs with shardings
+    abstract_params: Any  # all of the model's parameters, the same way
     init: Callable[[jax.Array], TrainState]  # from a PRNG key
+    begin: Callable[[Any, jax.Array], TrainState]  # from given parameters and a key; donates them
+    join: Callable[[Any, Any], Any]  # `state.params` (or their average) and `state.base` -> params
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]  # donates the state
     train_steps: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]  # of stacked batches
     compiler_options: dict[str, Option]  # of the steps
@@ -153,6 +157,7 @@ def make_program(config: RunConfig, mesh: Mesh) -> Program:
         num_steps=config.train.num_steps,
     )
     optimizer = make_optimizer(config.optimizer, config.schedule, num_steps=config.train.num_steps)
+    trainable = Trainable(lora=config.lora, frozen=config.train.frozen)
     step_parts = StepParts(
         model=model,
         optimizer=optimizer,
@@ -162,18 +167,20 @@ def make_program(config: RunConfig, mesh: Mesh) -> Program:
         seed=config.seed,
         micro_batches=micro_batches,
         loss_kernel=loss_kernel,
+        trainable=trainable,
     )
+
+    def begin(params: Any, key: jax.Array) -> TrainState:
+        trained, base = trainable.split(params, key)
+        return make_state(trained, optimizer, ema_decay=config.train.ema_decay, base=base)
 
     def init_state(key: jax.Array) -> TrainState:
-        params = nn.unbox(init_params(config.model, key))
-        return make_state(params, optimizer, ema_decay=config.train.ema_decay)
+        return begin(nn.unbox(init_params(config.model, key)), key)
 
-    shardings = _state_shardings(config, mesh, init_state)
-    abstract_state = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(init_state, jax.random.key(0)),
-        shardings,
-    )
+    boxed = jax.eval_shape(functools.partial(init_params, config.model), jax.random.key(0))
+    params_shardings = parameter_shardings(boxed, mesh)
+    state = jax.eval_shape(init_state, jax.random.key(0))
+    shardings = _state_shardings(trainable, mesh, boxed, state)
     rows, whole = batch_sharding(mesh), replicated(mesh)
     options = compiler_options(backend, deterministic=config.train.deterministic)
     train_step = make_train_step(step_parts)
@@ -195,8 +202,13 @@ def make_program(config: RunConfig, mesh: Mesh) -> Program:
         mesh=mesh,
         model=model,
         loss_kernel=loss_kernel,
-        abstract_state=abstract_state,
+        abstract_state=_abstract(state, shardings),
+        abstract_params=_abstract(nn.unbox(boxed), params_shardings),
         init=_on_mesh(mesh, jax.jit(init_state, out_shardings=shardings)),
+        begin=_on_mesh(mesh, jax.jit(begin, out_shardings=shardings, donate_argnums=0)),
+        join=trainable.join
+        if trainable.is_all
+        else _on_mesh(mesh, jax.jit(trainable.join, out_shardings=params_shardings)),
         train_step=compile_step(train_step, inputs=rows),
         train_steps=compile_step(train_steps, inputs=batch_sharding(mesh, rows_axis=1)),
         compiler_options=options,
@@ -206,7 +218,7 @@ def make_program(config: RunConfig, mesh: Mesh) -> Program:
             mesh,
             jax.jit(
                 make_eval_step(step_parts),
-                in_shardings=(shardings.params, rows),
+                in_shardings=(params_shardings, rows),
                 out_shardings=whole,
                 compiler_options=options,
             ),
@@ -280,21 +292,29 @@ def _check_divisible(config: RunConfig, mesh: Mesh, *, micro_batches: int) -> No
 
 
 def _state_shardings(
-    config: RunConfig,
-    mesh: Mesh,
-    init_state: Callable[[jax.Array], TrainState],
+    trainable: Trainable, mesh: Mesh, boxed: Any, state: TrainState
 ) -> TrainState:
     """The sharding of every leaf of the state: moments follow their parameters."""
-    key = jax.random.key(0)
-    boxed = jax.eval_shape(functools.partial(init_params, config.model), key)
-    params = parameter_shardings(boxed, mesh)
-    state = jax.eval_shape(init_state, key)
+    parts_of_boxed = jax.eval_shape(trainable.split, boxed, jax.random.key(0))
+    params, base = (parameter_shardings(part, mesh) for part in parts_of_boxed)
     whole = replicated(mesh)
-
-    opt_state = follow_parameters(state.opt_state, state.params, params, default=whole)
-    ema = params if config.train.ema_decay else None
     return TrainState(
-        step=whole, params=params, opt_state=opt_state, ema=ema, skipped=whole, bad_steps=whole
+        step=whole,
+        params=params,
+        opt_state=follow_parameters(state.opt_state, state.params, params, default=whole),
+        ema=None if state.ema is None else params,
+        skipped=whole,
+        bad_steps=whole,
+        base=base,
+    )
+
+
+def _abstract(tree: Any, shardings: Any) -> Any:
+    """Shapes with shardings."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        shardings,
     )
 
 

@@ -53,21 +53,29 @@ class Session:
         """A fresh state; the weights depend on the seed alone."""
         return self.program.init(jax.random.key(self.config.seed))
 
+    def begin(self, params: Any) -> TrainState:
+        """A fresh state around the given weights (stored layout), which must not be used again."""
+        return self.program.begin(params, jax.random.key(self.config.seed))
+
     def batches(self, step: int) -> Iterator[dict[str, np.ndarray]]:
         """The training batches from `step` on."""
         return self.pipeline.batches(step)
 
     def evaluate(self, state: TrainState) -> dict[str, Evaluation]:
         """The loss on the run's validation windows, of the weights and of their average."""
-        weights = {'eval': state.params}
+        trained = {'eval': state.params}
         if state.ema is not None:
-            weights['eval_ema'] = state.ema
+            trained['eval_ema'] = state.ema
         limit = self.config.eval.batches
         return {
             prefix: evaluate_shards(
-                self.program, self.config, params, self._validation, limit=limit
+                self.program,
+                self.config,
+                self.program.join(params, state.base),
+                self._validation,
+                limit=limit,
             )
-            for prefix, params in weights.items()
+            for prefix, params in trained.items()
         }
 
     def sample(self, state: TrainState) -> str:
@@ -75,7 +83,8 @@ class Session:
 
         Of several processes the first writes it, and the others give ''.
         """
-        params = self._on_host(state.params if state.ema is None else state.ema)
+        trained = state.params if state.ema is None else state.ema
+        params = self._on_host(self.program.join(trained, state.base))
         if params is None:
             return ''
         generator = Generator(self.config.model, params, self.tokenizer)

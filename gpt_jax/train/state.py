@@ -14,15 +14,20 @@ class TrainState:
     """The state between two steps; parameters in the stored layout."""
 
     step: Int[Array, '']  # steps taken, skipped ones included
-    params: Any
+    params: Any  # what is trained: all of the model's, or a part of them, or adapters
     opt_state: Any
     ema: Any  # moving average of `params`, or None
-    skipped: Int[Array, '']  # updates skipped because something was not finite
+    skipped: Int[Array, '']  # updates skipped: something was not finite, or no token counted
     bad_steps: Int[Array, '']  # of these, the ones in a row that end at this step
+    base: Any = None  # parameters that are not trained, or None; see optim/trainable.py
 
 
 def make_state(
-    params: Any, optimizer: optax.GradientTransformation, *, ema_decay: float
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_decay: float,
+    base: Any = None,
 ) -> TrainState:
     """The state before the first step."""
     zero = jnp.zeros((), jnp.int32)
@@ -33,4 +38,5 @@ def make_state(
         ema=jax.tree.map(jnp.copy, params) if ema_decay else None,
         skipped=zero,
         bad_steps=zero,
+        base=base,
     )

@@ -11,6 +11,7 @@ import optax
 from gpt_jax.config import LossKernel, TrainConfig
 from gpt_jax.model.gpt import GPT, output_table
 from gpt_jax.model.layout import layers_per_period, to_executed, to_stored
+from gpt_jax.optim.trainable import Trainable
 from gpt_jax.train.loss import LossSums, cross_entropy
 from gpt_jax.train.loss_softmax import LossOptions
 from gpt_jax.train.state import TrainState
@@ -32,6 +33,7 @@ class StepParts:
     seed: int
     micro_batches: int = 1  # that a step is split into
     loss_kernel: LossKernel = LossKernel.XLA
+    trainable: Trainable = Trainable()
     total: Callable[[Any], Any] = lambda sums: sums  # of what devices sum over rows of their own
 
 
@@ -39,22 +41,31 @@ def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[Tra
     """The step: gradients over micro-batches, clipping, update, and skipping what is not finite.
 
     Dropout of step t is drawn from fold_in(seed, t), so nothing random is stored. The learning
-    rate follows the updates that were made: a skipped step does not advance it. The named scopes
-    are what a profile sorts the time by.
+    rate follows the updates that were made: a skipped step does not advance it. A batch of which no
+    token counts is skipped like one that is not finite, but is no bad step. The named scopes are
+    what a profile sorts the time by.
     """
     train, config = parts.train, parts.model.config
     period = layers_per_period(config, scan=parts.model.scan)
-    has_dropout = config.dropout > 0 or config.attention_dropout > 0
+    trainable = parts.trainable
+    rates = (config.dropout, config.attention_dropout, trainable.lora.dropout)
+    has_dropout = any(rate > 0 for rate in rates)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(parts.seed), state.step)
         batch = _with_loss_mask(batch)
-        total_weight = jnp.maximum(parts.total(batch['loss_mask'].sum()), 1.0)
+        weight = parts.total(batch['loss_mask'].sum())
+        total_weight = jnp.maximum(weight, 1.0)
         executed = to_executed(state.params, period=period)
+        base = None if state.base is None else to_executed(state.base, period=period)
 
         def micro_loss(executed: Any, micro: Batch, index: jax.Array) -> tuple[jax.Array, LossSums]:
             dropout_key = jax.random.fold_in(key, index) if has_dropout else None
-            loss, sums = _loss(parts, executed, micro, dropout_key, z_loss=train.z_loss)
+            masks = trainable.dropout_masks(state.params, dropout_key)
+            if masks is not None:
+                executed = jax.tree.map(jnp.multiply, executed, to_executed(masks, period=period))
+            params = trainable.join(executed, base)
+            loss, sums = _loss(parts, params, micro, dropout_key, z_loss=train.z_loss)
             return loss / total_weight, sums
 
         grad_fn = jax.value_and_grad(micro_loss, has_aux=True)
@@ -77,8 +88,9 @@ def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[Tra
             if train.ema_decay:
                 ema = optax.incremental_update(params, ema, step_size=1 - train.ema_decay)
             finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+            applied = finite & (weight != 0)
             params, opt_state, ema = jax.tree.map(
-                lambda new, old: jnp.where(finite, new, old),
+                lambda new, old: jnp.where(applied, new, old),
                 (params, opt_state, ema),
                 (state.params, state.opt_state, state.ema),
             )
@@ -87,8 +99,9 @@ def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[Tra
             params=params,
             opt_state=opt_state,
             ema=ema,
-            skipped=state.skipped + ~finite,
+            skipped=state.skipped + ~applied,
             bad_steps=jnp.where(finite, 0, state.bad_steps + 1),
+            base=state.base,
         )
         metrics = {
             'loss': sums.cross_entropy / total_weight,

@@ -24,11 +24,14 @@ def summarize(program: Program, config: RunConfig) -> dict[str, str]:
         heads += f' over {model.num_kv_heads} key/value heads'
     memory = memory_size(devices[0].device_kind)
     kind = devices[0].device_kind + (f' ({memory:.0f} GiB)' if memory else '')
+    trained = sum(leaf.size for leaf in jax.tree.leaves(program.abstract_state.params))
+    part = {} if program.abstract_state.base is None else {'trained': _describe_part(config, trained)}
     return {
         'devices': f'{len(devices)} x {kind}, {jax.process_count()} process(es), '
         f'jax {jax.__version__}',
         'mesh': _describe_mesh(program, config),
         'parameters': f'{count_params(model):,} (state {held / 2**20:,.1f} MiB a device)',
+        **part,
         'model': f'{model.num_layers} layers, d_model {model.d_model}, d_ff {model.d_ff}, {heads}, '
         f'vocabulary {model.vocab_size:,} (table {model.padded_vocab_size:,}), '
         f'context {model.max_seq_len}',
@@ -44,6 +47,14 @@ def summarize(program: Program, config: RunConfig) -> dict[str, str]:
         'work': f'{train.num_steps:,} steps, {train.num_steps * tokens:,} tokens, '
         f'{train_flops_per_token(model, length=model.max_seq_len) * tokens:.3g} FLOPs a step',
     }
+
+
+def _describe_part(config: RunConfig, trained: int) -> str:
+    """What is trained where it is not everything."""
+    lora = config.lora
+    if lora.rank:
+        return f'{trained:,} in adapters of rank {lora.rank} on {", ".join(lora.targets)}'
+    return f'{trained:,}, frozen are {", ".join(config.train.frozen)}'
 
 
 def _describe_mesh(program: Program, config: RunConfig) -> str:

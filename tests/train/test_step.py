@@ -100,11 +100,14 @@ def test_a_masked_micro_batch_changes_nothing():
 
 
 def test_without_a_token_nothing_is_learned():
-    step, _, start = build()
+    step, _, start = build('adamw', ema_decay=0.9)  # with moments and decay, which would move
+    before, _ = run(step, start, make_batch())
     nothing = make_batch() | {'loss_mask': np.zeros((ROWS, LENGTH), np.float32)}
-    state, (metrics,) = run(step, start, nothing)
-    assert metrics['loss'] == metrics['grad_norm'] == metrics['skipped_steps'] == 0
-    assert_equal(state.params, start.params)
+    state, (metrics,) = run(step, before, nothing)
+    assert metrics['loss'] == metrics['grad_norm'] == metrics['bad_steps'] == 0
+    assert metrics['skipped_steps'] == 1  # the rate waits for the next step
+    for name in ('params', 'opt_state', 'ema'):
+        assert_equal(getattr(state, name), getattr(before, name))
 
 
 def test_without_a_mask_every_token_counts():
