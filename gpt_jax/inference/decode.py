@@ -102,8 +102,8 @@ class Decoder:
         """Yields `[B, n]` new ids until `max_new_tokens`, or until every row ended.
 
         Rows that drew the end-of-text token go on repeating it. A text that outgrows the context
-        goes on from its last `max_seq_len // 2` tokens. What is drawn does not depend on `chunk`, the
-        most tokens that one piece has (0: as many as the device can draw without the host).
+        goes on from its last `max_seq_len // 2` tokens. What is drawn does not depend on `chunk`,
+        the most tokens that one piece has (0: as many as the device can draw without the host).
 
         Raises:
             UserError: a prompt is longer than the context, or empty.

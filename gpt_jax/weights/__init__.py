@@ -49,6 +49,6 @@ def open_source(where: str) -> Source:
         raise UserError(
             f'{path} is not a file that a reader knows ({known}); of transformers name the folder'
         )
-    if re.fullmatch(r'[\w.-]+(/[\w.-]+)?', where):
+    if re.fullmatch(r'\w[\w.-]*(/\w[\w.-]*)?', where):
         return folder.read(download(where))
     raise UserError(f'{path} does not exist')

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import tracemalloc
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from gpt_jax.model.gpt import init_params
 from gpt_jax.parallel.mesh import MeshConfig, make_mesh
 from gpt_jax.parallel.rules import parameter_shardings
 from gpt_jax.weights import load_params, open_source, safetensors_files
-from gpt_jax.weights.export import export_safetensors
+from gpt_jax.weights.export import export_safetensors, export_transformers
 from gpt_jax.weights.source import StoredTensor
 from tests.weights.random_source import (
     GPT2,
@@ -269,3 +270,26 @@ def _read(path):
     return {
         name: np.array(tensor.read()) for name, tensor in safetensors_files.read_file(path).items()
     }
+
+
+def test_architectures_of_no_family(tmp_path):
+    config = make_model(**GPT2, position='alibi')
+    with pytest.raises(UserError, match='gpt2 has no config.model.position=alibi; llama has no'):
+        export_transformers(
+            tmp_path, config, random_params(config), bpe_tokenizer(), dtype=DType.FLOAT32
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_more_than_a_tensor_is_copied_at_a_time(tmp_path):
+    """On the host, besides what the devices own: mapped files are not memory of the process."""
+    write_folder(tmp_path, **LLAMA | dict(num_layers=6, d_model=256, d_ff=1024))
+    source = open_source(str(tmp_path))
+    abstract = abstract_params(source.model)
+    load_params(source, abstract)  # what is made once
+    largest = max(4 * np.prod(tensor.shape) for tensor in source.tensors.values())
+    tracemalloc.start()
+    load_params(source, abstract)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert largest < peak < 1.3 * largest
