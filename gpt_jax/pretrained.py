@@ -63,7 +63,7 @@ def adopt(source: Source, config: RunConfig, chosen: Mapping[str, Any]) -> Table
 
 def _tokenizer(source: Source, config: RunConfig, chosen: Mapping[str, Any]) -> TableTokenizer:
     """The user's, else the source's."""
-    if any(key.startswith('tokenizer.') for key in chosen):
+    if {'tokenizer.kind', 'tokenizer.path'} & set(chosen):
         return make_tokenizer(config.tokenizer, tuple)
     if source.tokenizer is None:
         raise UserError(

@@ -3,6 +3,7 @@
 INERT_KEYS = (
     '_attn_implementation_autoset',
     '_name_or_path',
+    '_num_labels',
     'bos_token_id',
     'chunk_size_feed_forward',
     'dtype',
@@ -12,6 +13,7 @@ INERT_KEYS = (
     'id2label',
     'is_decoder',
     'is_encoder_decoder',
+    'is_llama_config',
     'label2id',
     'model_type',
     'output_attentions',
@@ -26,6 +28,7 @@ INERT_KEYS = (
     'tokenizer_class',
     'torch_dtype',
     'torchscript',
+    'transformers.js_config',
     'transformers_version',
     'use_bfloat16',
     'use_cache',

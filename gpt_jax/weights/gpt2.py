@@ -21,6 +21,8 @@ _ACTIVATIONS = {
 }
 _INERT = (
     *INERT_KEYS,
+    'n_special',
+    'predict_special_tokens',
     'reorder_and_upcast_attn',  # a matter of rounding in float16
     'scale_attn_weights',
     'summary_activation',

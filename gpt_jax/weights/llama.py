@@ -53,6 +53,8 @@ def to_model(config: dict[str, Any], *, name: str) -> ModelConfig:
     c.require('attention_bias', kind == 'qwen2')
     c.require('mlp_bias', False)
     c.require('use_sliding_window', False)
+    c.require('use_mrope', False)
+    c.require('rope_interleaved', False)
     layers = c.take('num_hidden_layers')
     c.require('layer_types', None, ['full_attention'] * layers)
     model = ModelConfig(
