@@ -1,7 +1,9 @@
 """Prove on this machine that a killed run goes on exactly: kill one, resume it, compare.
 
 Trains a few steps undisturbed, then the same with a SIGKILL in the middle and a resume, each in a
-process of its own, and compares every loss and every bit of the final state.
+process of its own, and compares every loss and every bit of the final state. Where there are
+several devices the killed run also goes on on another mesh, and how far its numbers are from the
+others, which only the order of sums decides, is reported.
 """
 
 import copy
@@ -73,6 +75,7 @@ def run(
         shutil.rmtree(scratch, ignore_errors=True)
         output = _train(config, scratch / 'undisturbed')
         killed_at = _train_killed(config, scratch / 'killed', steps=steps)
+        shutil.copytree(scratch / 'killed', scratch / 'elsewhere')
         resumed_output = _train(config, scratch / 'killed')
         if 'resuming at step' not in resumed_output:
             raise UserError(f'the run in {scratch / "killed"} began anew instead of resuming')
@@ -88,6 +91,14 @@ def run(
             'config': hash_of(to_json(config)),
             'xla_flags': _table_row(output, 'compiler'),
         }
+        other = _other_mesh(config, devices=int(certificate['devices'].partition(' ')[0] or 1))
+        if other is not None:
+            resumed = _train(other, scratch / 'elsewhere')
+            moved = _compare(undisturbed, _read(scratch / 'elsewhere', steps))
+            certificate['other_mesh'] = _table_row(resumed, 'mesh')
+            certificate['other_mesh_largest_relative_difference_of_metrics'] = moved[
+                'largest_relative_difference_of_metrics'
+            ]
         files.write_json(workdir / CERTIFICATE, certificate)
         if certificate['exact']:
             shutil.rmtree(scratch)
@@ -105,6 +116,18 @@ def _short(config: RunConfig, steps: int) -> RunConfig:
     config.checkpoint.keep_last = 2
     config.eval.every = config.sample.every = 0
     config.sample.max_new_tokens = 1
+    return config
+
+
+def _other_mesh(config: RunConfig, *, devices: int) -> RunConfig | None:
+    """The run with its weights split over all devices, or whole on each where they were split."""
+    if devices == 1:
+        return None
+    config = copy.deepcopy(config)
+    mesh = config.mesh
+    whole = mesh.fsdp == mesh.tensor == mesh.context == 1
+    mesh.data, mesh.fsdp = (mesh.slices, devices // mesh.slices) if whole else (devices, 1)
+    mesh.tensor = mesh.context = 1
     return config
 
 
@@ -180,6 +203,13 @@ def _compare(undisturbed: Trained, resumed: Trained) -> dict[str, Any]:
     }
 
 
+def _other_mesh_row(certificate: dict[str, Any]) -> dict[str, str]:
+    if 'other_mesh' not in certificate:
+        return {}
+    difference = certificate['other_mesh_largest_relative_difference_of_metrics']
+    return {'elsewhere': f'{certificate["other_mesh"]}: {difference:.3g} largest difference'}
+
+
 def _table_row(output: str, name: str) -> str:
     """A row of the table that a run prints at its start."""
     found = re.search(rf'^  {name} +(.+)$', output, re.MULTILINE)
@@ -202,6 +232,7 @@ def _rows(certificate: dict[str, Any], workdir: pathlib.Path) -> dict[str, str]:
         f'difference',
         'arrays': f'{certificate["arrays"]}, of which {len(differing)} differ',
         'state': certificate['state_resumed'],
+        **_other_mesh_row(certificate),
         'certificate': str(workdir / CERTIFICATE),
     }
     if not certificate['exact']:

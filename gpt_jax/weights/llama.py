@@ -90,7 +90,7 @@ def _read_rope(c: ConfigReader, model: ModelConfig, *, name: str) -> None:
     base = c.take('rope_theta', 10000.0)
     scaling = c.take('rope_scaling', None)
     rope = ConfigReader(c.take('rope_parameters', None) or scaling or {}, name=f'{name}, rope')
-    model.rope_base = rope.take('rope_theta', base)
+    model.rope_base = float(rope.take('rope_theta', base))
     rope.require('partial_rotary_factor', 1.0)
     kind = rope.take('type', 'default')
     kind = rope.take('rope_type', kind)
