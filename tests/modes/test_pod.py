@@ -7,8 +7,8 @@ import re
 import pytest
 
 from gpt_jax.main import main
-from tests.command_line import run
-from tests.pod import ARGUMENTS, Pod
+from tests.command_line import rows, run
+from tests.pod import ARGUMENTS, Pod, assert_same_numbers
 
 
 @pytest.fixture(scope='module')
@@ -42,6 +42,15 @@ def test_evaluate_and_generate(single, capfd):
     assert together['loss'] == pytest.approx(alone['loss'], rel=1e-5)
     generate = ('--mode=generate', '--prompt=Alice', '--max_new_tokens=8', '--temperature=0')
     assert ask(*generate) in ask_pod(*generate)
+
+
+@pytest.mark.slow
+def test_pmap_over_two_processes(single, tmp_path):
+    workdir = tmp_path / 'run'
+    arguments = [*ARGUMENTS, '--config.mesh.program=pmap', '--config.train.num_steps=4']
+    output = run(*arguments, '--local_pod=2x2', f'--workdir={workdir}')
+    assert 'data=4, pmap' in output
+    assert_same_numbers(rows(workdir), rows(single))
 
 
 @pytest.mark.slow
