@@ -10,9 +10,17 @@ import pytest
 
 from gpt_jax.inference.config import SampleConfig, finalize_sample
 from gpt_jax.inference.generate import Generator
+from gpt_jax.tokenizer import (
+    SentencePieceAlgorithm,
+    TokenizerConfig,
+    TokenizerKind,
+    make_tokenizer,
+)
+from gpt_jax.weights.export import write_tokenizer
 from tests.weights.random_source import (
     GPT2,
     LLAMA,
+    TEXT,
     bpe_tokenizer,
     load,
     logits,
@@ -151,3 +159,32 @@ def test_exported_folders_load_in_a_clean_process(values, kind, tmp_path):
     finalize_sample(sampling)
     [generation] = Generator(config, params, tokenizer).generate([prompt], sampling)
     assert theirs['text'] == prompt + generation.text
+
+
+TOKENIZERS = {
+    'byte': TokenizerConfig(kind=TokenizerKind.BYTE),
+    'char': TokenizerConfig(kind=TokenizerKind.CHAR),
+    'bpe': TokenizerConfig(kind=TokenizerKind.BPE, vocab_size=300),
+    'sentencepiece': TokenizerConfig(kind=TokenizerKind.SENTENCEPIECE, vocab_size=285),
+    'sentencepiece BPE': TokenizerConfig(
+        kind=TokenizerKind.SENTENCEPIECE, vocab_size=285, algorithm=SentencePieceAlgorithm.BPE
+    ),
+}
+
+
+@pytest.mark.parametrize('config', TOKENIZERS.values(), ids=TOKENIZERS)
+@pytest.mark.parametrize('begins', [False, True], ids=['', 'with a beginning'])
+def test_tokenizers_travel(config, begins, tmp_path):
+    tokenizer = make_tokenizer(config, lambda: [TEXT + 'é,\n\t'])
+    if begins:
+        tokenizer = tokenizer.with_ends(bos_id=tokenizer.eot_id, eot_id=tokenizer.eot_id)
+    write_tokenizer(tmp_path, tokenizer, max_length=32)
+    (tmp_path / 'config.json').write_text('{"model_type": "llama"}')
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    first = [tokenizer.eot_id] if begins else []
+    for text in ('The quick  brown fox.', ' é, the lazy\n\tdog ', ''):
+        ids = first + tokenizer.encode(text)
+        assert theirs(text)['input_ids'] == ids
+        assert theirs.decode(ids, skip_special_tokens=True) == text
+    assert theirs.eos_token_id == tokenizer.eot_id
+    assert theirs.model_max_length == 32
