@@ -165,9 +165,9 @@ TOKENIZERS = {
     'byte': TokenizerConfig(kind=TokenizerKind.BYTE),
     'char': TokenizerConfig(kind=TokenizerKind.CHAR),
     'bpe': TokenizerConfig(kind=TokenizerKind.BPE, vocab_size=300),
-    'sentencepiece': TokenizerConfig(kind=TokenizerKind.SENTENCEPIECE, vocab_size=285),
+    'sentencepiece': TokenizerConfig(kind=TokenizerKind.SENTENCEPIECE, vocab_size=290),
     'sentencepiece BPE': TokenizerConfig(
-        kind=TokenizerKind.SENTENCEPIECE, vocab_size=285, algorithm=SentencePieceAlgorithm.BPE
+        kind=TokenizerKind.SENTENCEPIECE, vocab_size=300, algorithm=SentencePieceAlgorithm.BPE
     ),
 }
 
