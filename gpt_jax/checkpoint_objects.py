@@ -14,6 +14,7 @@ names.
 import dataclasses
 import functools
 import pathlib
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -30,6 +31,11 @@ from gpt_jax.parallel import peers
 
 # For the slowest process to come; one that is lost is noticed long before.
 BARRIER_SECONDS = 3600
+# How tensorstore begins what is no news of the data: the network, the credentials, the quota.
+_REFUSED = re.compile(
+    '^(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|PERMISSION_DENIED|RESOURCE_EXHAUSTED'
+    '|UNAUTHENTICATED|UNAVAILABLE|UNKNOWN)'
+)
 _COMPRESSOR = {'id': 'zstd', 'level': 1}
 
 
@@ -197,6 +203,7 @@ def read_item(
 
     Raises:
         DamagedError: an array is missing or is not one.
+        UserError: the store does not answer, which says nothing of the array.
     """
     try:
         # What is finished never changes, so a chunk that two devices want is asked for once.
@@ -209,6 +216,8 @@ def read_item(
     except (jax.errors.JaxRuntimeError, MemoryError):
         raise  # too little memory says nothing about the objects
     except Exception as error:  # tensorstore raises ValueError and others
+        if _REFUSED.search(str(error)):
+            raise UserError(f'{folder}: {object_store.unreachable(error)}') from error
         raise DamagedError(str(error).partition('\n')[0][:120] or type(error).__name__) from error
 
 
