@@ -214,7 +214,7 @@ class Checkpointer(contextlib.AbstractContextManager):
                 raise self._unavailable(
                     f'checkpoint {self.folder / str(found)} is damaged ({error})', but=found
                 ) from error
-        damaged = self._store.list_names(self.folder / DAMAGED)
+        damaged = self._store.list_damaged(self.folder / DAMAGED)
         for found in sorted(list_steps(self.folder), reverse=True):
             try:
                 return self._load(found, abstract_items)

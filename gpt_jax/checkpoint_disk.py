@@ -97,8 +97,8 @@ def set_aside(folder: pathlib.Path, step: int, target: pathlib.Path) -> pathlib.
     return (folder / str(step)).rename(target)
 
 
-def list_names(folder: pathlib.Path) -> list[str]:
-    """What is directly in a folder; [] if it is not there."""
+def list_damaged(folder: pathlib.Path) -> list[str]:
+    """The steps in the folder of those set aside; [] if it is not there."""
     return sorted(path.name for path in folder.glob('*'))
 
 

@@ -47,7 +47,7 @@ def seal(document: Mapping[str, Any]) -> dict[str, Any]:
     return {'document': document, 'sha256': _hash(document)}
 
 
-def document_path(folder: pathlib.Path, step: int) -> pathlib.Path:
+def document_path(folder: pathlib.Path, step: int | str) -> pathlib.Path:
     """Where the document of a step is: where orbax's JsonSave puts it."""
     return folder / str(step) / META / 'metadata'
 
@@ -82,10 +82,9 @@ def list_steps(folder: pathlib.Path) -> list[int]:
     On a disk a step is finished when it has its name, in an object store when it has its document.
     """
     if object_store.is_remote(folder):
+        names = filter(str.isdecimal, object_store.list_names(folder))
         with object_store.naming_failures(folder):
-            found = list(folder.glob(f'*/{META}/metadata'))
-        names = [path.parents[1].name for path in found]
-        return sorted(int(name) for name in names if name.isdecimal())
+            return sorted(int(name) for name in names if document_path(folder, name).exists())
     if not folder.is_dir():
         return []
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())

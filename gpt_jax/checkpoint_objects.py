@@ -172,14 +172,14 @@ def remove_all(folder: pathlib.Path) -> None:
     object_store.remove_folder(folder)
 
 
-def list_names(folder: pathlib.Path) -> list[str]:
-    """What is directly in a folder; [] if it is not there."""
-    return sorted({name.partition('/')[0] for name in object_store.list_objects(folder)})
+def list_damaged(folder: pathlib.Path) -> list[str]:
+    """The steps in the folder of those set aside; [] if it is not there."""
+    return object_store.list_names(folder)
 
 
 def remove_unfinished(folder: pathlib.Path) -> None:
     """Removes the steps that have no document: their save failed or its process died."""
-    begun = {int(name) for name in list_names(folder) if name.isdecimal()}
+    begun = {int(name) for name in object_store.list_names(folder) if name.isdecimal()}
     for step in sorted(begun.difference(list_steps(folder))):
         delete_step(folder, step)
 

@@ -152,6 +152,14 @@ def list_objects(folder: pathlib.Path) -> list[str]:
         return sorted(name.removeprefix(root) for name in found if name.startswith(root))
 
 
+def list_names(folder: pathlib.Path) -> list[str]:
+    """What is directly in a folder, objects and folders; [] if there is none. Raises UserError."""
+    with naming_failures(folder), contextlib.suppress(FileNotFoundError):
+        found = _client(folder).ls(os.fspath(folder), detail=False)
+        return sorted(name.rstrip('/').rpartition('/')[2] for name in found)
+    return []
+
+
 def remove(path: pathlib.Path) -> None:
     """Deletes an object, if it is there. Raises UserError."""
     with naming_failures(path), contextlib.suppress(FileNotFoundError):

@@ -4,6 +4,7 @@ Commands that tests start find them through the environment, as the real ones ar
 """
 
 import itertools
+import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ def s3_environment() -> Iterator[dict[str, str]]:
     """What makes clients find a local S3."""
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger('werkzeug').setLevel(logging.ERROR)  # a line for each request
     server = ThreadedMotoServer(ip_address='127.0.0.1', port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
