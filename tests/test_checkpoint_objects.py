@@ -160,7 +160,6 @@ def test_a_store_that_does_not_answer_is_no_damage(one_folder, monkeypatch):
     monkeypatch.setattr(checkpoint_objects.ts, 'open', refuse)
     with pytest.raises(UserError, match=r'the store refused \(UNAVAILABLE: connection reset\)'):
         restore(one_folder)
-    monkeypatch.undo()
 
 
 def test_a_save_that_fails_is_told_by_the_next_wait(one_folder, monkeypatch):

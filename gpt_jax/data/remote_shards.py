@@ -111,7 +111,6 @@ def _copy(
             for number, shard in enumerate(missing, 1):
                 _fetch(remote, folder, shard)
                 line.update(sum(shard.tokens for shard in missing[:number]))
-        verified = {}
     stamps = {shard.name: _stamp(folder, shard) for shard in shards}
     if stamps != verified:
         files.write_json(folder / _VERIFIED, stamps)

@@ -189,10 +189,10 @@ def test_in_an_object_store_rows_are_there_when_flushed(bucket, tmp_path, monkey
         assert not workdir.exists()
         writer.flush()
         assert [row['step'] for row in read_rows(local_copy(workdir, tmp_path))] == [1]
-        monkeypatch.setattr(mirror, 'PUSH_SECONDS', 0)
-        writer.write(2, {'train/loss': 2.0})
+        with monkeypatch.context() as patch:
+            patch.setattr(mirror, 'PUSH_SECONDS', 0)
+            writer.write(2, {'train/loss': 2.0})
         assert [row['step'] for row in read_rows(local_copy(workdir, tmp_path))] == [1, 2]
-        monkeypatch.undo()
         writer.write(3, {'train/loss': 3.0})
     folder = local_copy(workdir, tmp_path)
     assert [row['step'] for row in read_rows(folder)] == [1, 2, 3]
