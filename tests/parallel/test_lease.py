@@ -52,8 +52,9 @@ def test_a_second_writer_is_refused(path):
     lines = []
     try:
         message = f'--workdir={path.parent} is in use by process 7 on elsewhere; wait'
-        with pytest.raises(UserError, match=re.escape(message)), lease.hold(
-            path, report=lines.append
+        with (
+            pytest.raises(UserError, match=re.escape(message)),
+            lease.hold(path, report=lines.append),
         ):
             pytest.fail('two writers')
     finally:
