@@ -3,7 +3,7 @@
 orbax, which keeps those on disks, cannot write to s3:// (0.12.8), and in no store are there folders
 to rename. Here a step is
 
-    <step>/<item>/<path of the array>/   a zarr array whose chunks are the shards of the devices
+    <step>/<item>/<path of the array>/   a zarr array; a chunk is a device's shard or a part of it
     <step>/meta/metadata                 the document, as on a disk
 
 and the document is written last, when the arrays of all processes are there. A step without it
@@ -13,6 +13,7 @@ names.
 
 import dataclasses
 import functools
+import math
 import pathlib
 import re
 import threading
@@ -31,6 +32,7 @@ from gpt_jax.parallel import peers
 
 # For the slowest process to come; one that is lost is noticed long before.
 BARRIER_SECONDS = 3600
+CHUNK_BYTES = 2**26  # at most, of an object: many at once are faster, and s3:// ends at 5 GiB
 # How tensorstore begins what is no news of the data: the network, the credentials, the quota.
 _REFUSED = re.compile(
     '^(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|PERMISSION_DENIED|RESOURCE_EXHAUSTED'
@@ -48,12 +50,12 @@ class _Step:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Part:
-    """What this process has of an array: the chunks of which it holds the first copy."""
+    """What this process has of an array: the shards of which it holds the first copy."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
     chunk: tuple[int, ...]
-    chunks: list[tuple[tuple[slice, ...], np.ndarray]]
+    shards: list[tuple[tuple[slice, ...], np.ndarray]]
 
 
 class Writer:
@@ -137,9 +139,9 @@ class Writer:
             name: _open_to_write(folder / name, part).result() for name, part in parts.items()
         }
         writes = [
-            opened[name][index].write(chunk, can_reference_source_data_indefinitely=True)
+            opened[name][index].write(shard, can_reference_source_data_indefinitely=True)
             for name, part in parts.items()
-            for index, chunk in part.chunks
+            for index, shard in part.shards
         ]
         for write in writes:
             write.result()
@@ -233,13 +235,25 @@ def _to_host(array: jax.Array) -> _Part:
     return _Part(
         shape=array.shape,
         dtype=array.dtype,
-        chunk=array.sharding.shard_shape(array.shape),
-        chunks=[(shard.index, np.array(shard.data, copy=True)) for shard in shards],
+        chunk=_chunk_shape(array.sharding.shard_shape(array.shape), array.dtype.itemsize),
+        shards=[(shard.index, np.array(shard.data, copy=True)) for shard in shards],
     )
 
 
+def _chunk_shape(shard: Sequence[int], itemsize: int) -> tuple[int, ...]:
+    """The shape of a shard, cut evenly from its first axis on until it has `CHUNK_BYTES`."""
+    chunk = list(shard)
+    for axis, size in enumerate(shard):
+        parts = 1
+        while math.prod(chunk) * itemsize > CHUNK_BYTES and parts < size:
+            parts += 1
+            if size % parts == 0:
+                chunk[axis] = size // parts
+    return tuple(chunk)
+
+
 def _open_to_write(folder: pathlib.Path, part: _Part) -> ts.Future:
-    """Opens an array whose chunks are shards, so that no two processes write the same one.
+    """Opens an array of which no chunk has parts of two shards: no two processes write the same.
 
     One process writes what describes it; the others know it without looking.
     """

@@ -81,6 +81,23 @@ def test_every_array_comes_back_on_another_mesh(folder):
     assert_equal(part.items['params'], make_items(1)['params'])
 
 
+@pytest.mark.parametrize(
+    'shard, chunk',
+    [((8, 4), (4, 4)), ((7, 8), (1, 8)), ((6, 2), (6, 2)), ((2, 30), (1, 15)), ((), ())],
+)
+def test_a_large_shard_is_cut_evenly(shard, chunk, monkeypatch):
+    monkeypatch.setattr(checkpoint_objects, 'CHUNK_BYTES', 64)
+    assert checkpoint_objects._chunk_shape(shard, 4) == chunk
+
+
+def test_cut_shards_come_back(one_folder, monkeypatch):
+    monkeypatch.setattr(checkpoint_objects, 'CHUNK_BYTES', 64)
+    save(one_folder, 1)
+    names = object_store.list_objects(one_folder / '1' / 'params' / 'whole')
+    assert names == ['.zarray', *sorted(f'{i}.0' for i in range(8))]
+    assert_equal(restore(one_folder)[0].items, make_items(1))
+
+
 def test_arrays_may_be_donated_while_they_are_written(one_folder):
     items = make_items(1)
     expected = jax.device_get(items)

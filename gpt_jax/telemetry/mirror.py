@@ -5,11 +5,13 @@ before a checkpoint is saved, so that no row that belongs to one is ever lost, a
 time to time, so that a run can be watched.
 """
 
+import contextlib
 import pathlib
 import tempfile
 import time
 
 from gpt_jax import object_store
+from gpt_jax.errors import UserError
 
 PUSH_SECONDS = 60.0  # between two uploads for those who watch
 # What sinks write; wandb has a folder of its own that is of no use to another process.
@@ -49,9 +51,11 @@ class Mirror:
         self._pushed, self._time = here, time.monotonic()
 
     def push_if_due(self) -> None:
-        """Uploads, unless that was done a moment ago."""
+        """Uploads, unless that was done a moment ago; a store that does not answer is let be."""
         if time.monotonic() - self._time > PUSH_SECONDS:
-            self.push()
+            self._time = time.monotonic()
+            with contextlib.suppress(UserError):  # to watch a run is not worth its end
+                self.push()
 
     def close(self) -> None:
         """Uploads what is left, and removes the local folder."""

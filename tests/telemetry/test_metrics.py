@@ -199,6 +199,24 @@ def test_in_an_object_store_rows_are_there_when_flushed(bucket, tmp_path, monkey
     assert [step for step, _, _ in read_events(folder)] == [1, 2, 3]
 
 
+def test_a_store_that_does_not_answer_is_an_error_before_a_checkpoint_only(s3, monkeypatch):
+    workdir = object_store.to_path(f'{s3}/runs/a', key='--workdir')
+    monkeypatch.setattr(mirror, 'PUSH_SECONDS', 0)
+
+    def refuse(*_):
+        raise UserError('the store refused')
+
+    writer = metrics.MetricsWriter(workdir, ('jsonl',), resume_step=None)
+    with monkeypatch.context() as patch:
+        patch.setattr(object_store, 'upload', refuse)
+        writer.write(1, {'train/loss': 1.0})
+        with pytest.raises(UserError):
+            writer.flush()
+    writer.write(2, {'train/loss': 2.0})
+    assert (workdir / 'metrics.jsonl').read_bytes().count(b'\n') == 2
+    writer.close()
+
+
 def test_in_an_object_store_a_resumed_run_goes_on(s3, tmp_path):
     workdir = object_store.to_path(f'{s3}/runs/a', key='--workdir')
     write_steps(workdir, [1, 2, 3, 4], resume_step=None)
