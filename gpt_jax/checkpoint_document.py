@@ -61,9 +61,7 @@ def read_document(folder: pathlib.Path, step: int) -> dict[str, Any]:
     """
     path = document_path(folder, step)
     try:
-        with object_store.naming_failures(path):
-            content = path.read_bytes()
-        sealed = json.loads(content)
+        sealed = json.loads(object_store.read_bytes(path))
         document, intact = sealed['document'], sealed['sha256'] == _hash(sealed['document'])
     except PermissionError as error:
         raise UserError(f'cannot read {path}: {error.strerror}; change its permissions') from error

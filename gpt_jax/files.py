@@ -70,9 +70,7 @@ def read_json(path: str | os.PathLike) -> Any:
     """
     path = path if object_store.is_remote(path) else pathlib.Path(path)
     try:
-        with object_store.naming_failures(path):
-            content = path.read_bytes()
-        return json.loads(content)
+        return json.loads(object_store.read_bytes(path))
     except OSError as error:
         raise UserError(f'cannot read {path}: {error.strerror or error}') from error
     except ValueError as error:

@@ -44,7 +44,10 @@ def to_path(name: str | os.PathLike, *, key: str) -> pathlib.Path:
         raise UserError(f'{key}={name}: {scheme}:// is unknown; use a folder, gs:// or s3://')
     package, extra = STORES[scheme]
     if importlib.util.find_spec(package) is None:
-        raise UserError(f"{key}={name} needs {package}: pip install 'gpt_jax[{extra}]'")
+        raise UserError(
+            f'{key}={name} needs a package: pip install {package}, or the extra: '
+            f'pip install -e .[{extra}]'
+        )
     if not re.fullmatch(r'[^/]+/+[^/].*', rest):
         raise UserError(f'{key}={name} must name a folder in a bucket: {scheme}://BUCKET/FOLDER')
     import fsspec
@@ -114,6 +117,19 @@ def whole_object(path: pathlib.Path, mode: str) -> Iterator[IO]:
         with open(temporary, mode, encoding=None if 'b' in mode else 'utf-8') as file:
             yield file
         upload(temporary, path)
+
+
+def read_bytes(path: pathlib.Path) -> bytes:
+    """The content of a file or an object, of which one version is read though others are written.
+
+    Raises:
+        UserError: the store does not answer.
+        OSError: as for a file: it is not there.
+    """
+    if not is_remote(path):
+        return path.read_bytes()
+    with naming_failures(path):
+        return _client(path).cat_file(os.fspath(path))
 
 
 def upload(source: pathlib.Path, target: pathlib.Path) -> None:

@@ -103,7 +103,8 @@ def _local_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def read_metrics(workdir: pathlib.Path, names: Sequence[str]) -> dict[tuple[int, str], float]:
     """Some metrics of `metrics.jsonl` by step and name; a torn last line is left out."""
-    lines = (workdir / 'metrics.jsonl').read_bytes().decode('utf-8').split('\n')[:-1]
+    content = object_store.read_bytes(workdir / 'metrics.jsonl')
+    lines = content.decode('utf-8').split('\n')[:-1]
     return {
         (row['step'], name): row[name]
         for row in map(json.loads, lines)

@@ -1,5 +1,6 @@
 import os
 import sys
+import threading
 
 import pytest
 
@@ -24,6 +25,26 @@ def test_an_object_is_whole_or_not_there(bucket):
     assert files.read_json(path) == {'ü': 1}
     with pytest.raises(UserError, match='cannot read .*/missing.json'):
         files.read_json(path.parent / 'missing.json')
+
+
+def test_an_object_that_is_replaced_while_it_is_read(bucket):
+    """One version is read, though between two requests there is another."""
+    path = object_store.to_path(f'{bucket}/folder', key='--workdir') / 'value.json'
+    files.write_json(path, 0)
+    stop = threading.Event()
+
+    def replace():
+        while not stop.is_set():
+            files.write_json(path, 1)
+
+    thread = threading.Thread(target=replace)
+    thread.start()
+    try:
+        for _ in range(40):
+            assert files.read_json(path) in (0, 1)
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_folders_are_copied_moved_and_removed(bucket, tmp_path):
@@ -64,7 +85,8 @@ def test_a_missing_package_is_named_with_its_extra(scheme, package, extra, monke
     monkeypatch.setitem(sys.modules, package, None)
     assert main([f'--workdir={scheme}://bucket/a']) == 2
     assert capsys.readouterr().err == (
-        f"error: --workdir={scheme}://bucket/a needs {package}: pip install 'gpt_jax[{extra}]'\n"
+        f'error: --workdir={scheme}://bucket/a needs a package: pip install {package}, '
+        f'or the extra: pip install -e .[{extra}]\n'
     )
 
 

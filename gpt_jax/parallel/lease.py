@@ -89,8 +89,7 @@ def _renew(path: pathlib.Path, mine: dict[str, Any], ended: threading.Event) -> 
 def _read(path: pathlib.Path) -> dict[str, Any] | None:
     """What the object says; None if it is not there."""
     try:
-        with object_store.naming_failures(path):
-            return dict(json.loads(path.read_bytes()))
+        return dict(json.loads(object_store.read_bytes(path)))
     except FileNotFoundError:
         return None
 

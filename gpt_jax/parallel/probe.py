@@ -61,7 +61,7 @@ def check_shared_folder(folder: pathlib.Path) -> float:
         files.write_text(path, name)
     peers.barrier('shared folder written')
     try:
-        seen = path.read_bytes().decode() == name
+        seen = object_store.read_bytes(path).decode() == name
     except OSError:
         seen = False
     everyone = peers.gather('shared folder read', seen)
