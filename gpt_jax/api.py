@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gpt_jax import files
+from gpt_jax import files, object_store
 from gpt_jax import run as runs
 from gpt_jax.checkpoint import Checkpointer
 from gpt_jax.config import RunConfig, finalize
@@ -207,7 +207,7 @@ class GPT:
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes config, tokenizer and weights; `load` and the command line read them."""
-        run = runs.Run(pathlib.Path(folder), self.config, self.tokenizer)
+        run = runs.Run(_workdir(folder), self.config, self.tokenizer)
         with runs.lock(run.workdir):
             runs.save_run(run, overrides={})
             with Checkpointer(run.checkpoints, self.config.checkpoint) as checkpointer:
@@ -221,14 +221,14 @@ class GPT:
         """Reads what `save` wrote, or any run of the command line.
 
         Args:
-          folder: the run's workdir.
+          folder: the run's workdir; also gs:// or s3://.
           step: which checkpoint: a number, 'latest' or 'best'.
           weights: 'raw', or 'ema' for their moving average.
 
         Raises:
             UserError: there is no such run or checkpoint.
         """
-        workdir = pathlib.Path(folder)
+        workdir = _workdir(folder)
         config = runs.read_config(workdir)
         tokenizer = runs.read_tokenizer(workdir)
         gpt = cls(tokenizer=tokenizer, seed=config.seed)
@@ -309,6 +309,13 @@ class GPT:
         self.params = state.params
         self.steps += steps
         return results['eval']
+
+
+def _workdir(folder: str | os.PathLike) -> pathlib.Path:
+    """A folder of a run, on a disk or in an object store. Raises UserError."""
+    workdir = object_store.to_path(folder, key='folder')
+    object_store.check_reachable(workdir, key='folder')
+    return workdir
 
 
 def _describe_text(text: str | os.PathLike, scratch: pathlib.Path) -> DataConfig:

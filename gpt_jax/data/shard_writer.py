@@ -115,9 +115,7 @@ class ShardWriter:
                 shard.check_sizes(self._folder, self._dtype.itemsize)
             except (UserError, TypeError):
                 break
-            digest = hashlib.sha256(shard.tokens_path(self._folder).read_bytes())
-            digest.update(shard.documents_path(self._folder).read_bytes())
-            if digest.hexdigest() != shard.sha256:
+            if shard.content_hash(self._folder) != shard.sha256:
                 break
             shards.append(shard)
         return shards

@@ -19,9 +19,9 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from gpt_jax import files
+from gpt_jax import files, object_store
 from gpt_jax import run as runs
-from gpt_jax.checkpoint_document import read_document
+from gpt_jax.checkpoint_document import list_steps, read_document
 from gpt_jax.config import RunConfig, finalize
 from gpt_jax.config_tree import to_json
 from gpt_jax.data.manifest import hash_of
@@ -72,7 +72,7 @@ def run(
     config = _short(config, steps)
     scratch = workdir / 'verify_resume'
     with runs.lock(workdir):
-        shutil.rmtree(scratch, ignore_errors=True)
+        _remove(scratch)
         output = _train(config, scratch / 'undisturbed')
         killed_at = _train_killed(config, scratch / 'killed', steps=steps)
         shutil.copytree(scratch / 'killed', scratch / 'elsewhere')
@@ -101,7 +101,7 @@ def run(
             ]
         files.write_json(workdir / CERTIFICATE, certificate)
         if certificate['exact']:
-            shutil.rmtree(scratch)
+            _remove(scratch)
     print(format_table(_verdict(certificate), _rows(certificate, workdir)))
     return 0 if certificate['exact'] else DIFFERENT
 
@@ -155,25 +155,31 @@ def _train_killed(config: RunConfig, workdir: pathlib.Path, *, steps: int) -> in
     Raises:
         UserError: the run ended before it could be killed.
     """
-    checkpoint = workdir / runs.CHECKPOINTS / str(steps // 2)
-    end = workdir / runs.CHECKPOINTS / str(steps)
+    checkpoints = workdir / runs.CHECKPOINTS
     for _ in range(ATTEMPTS):
-        shutil.rmtree(workdir, ignore_errors=True)
+        _remove(workdir)
         process = subprocess.Popen(
             _command(config, workdir), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
-            while process.poll() is None and not checkpoint.exists():
+            while process.poll() is None and not list_steps(checkpoints):
                 time.sleep(0.001)
         finally:
             process.kill()
             process.wait()
-        if process.returncode == -signal.SIGKILL and not end.exists():
+        if process.returncode == -signal.SIGKILL and steps not in list_steps(checkpoints):
             return max(step for step, _ in runs.read_metrics(workdir, COMPARED))
     raise UserError(
         f'in {ATTEMPTS} attempts the run was never killed between step {steps // 2} and {steps}; '
         f'raise --verify_steps'
     )
+
+
+def _remove(folder: pathlib.Path) -> None:
+    if object_store.is_remote(folder):
+        object_store.remove_folder(folder)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _read(workdir: pathlib.Path, steps: int) -> Trained:
