@@ -108,7 +108,8 @@ def _read_archive(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
                 if member.isfile() and inside.suffix == '.jsonl' and not hidden:
                     yield from _read_jsonl(archive.extractfile(member), f'{path}:{inside}')
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise UserError(f'cannot read {path} ({error}); fetch it again') from error
+        reason = str(error).splitlines()[0].rstrip(':')
+        raise UserError(f'cannot read {path} ({reason}); fetch it again') from error
 
 
 def _read_jsonl(file: BinaryIO, where: str) -> Iterator[tuple[str, Any]]:

@@ -50,6 +50,11 @@ class Encoded(NamedTuple):
     context: np.ndarray
     continuation: np.ndarray
 
+    @classmethod
+    def of(cls, context: Sequence[int], continuation: Sequence[int]) -> 'Encoded':
+        """The request with these ids."""
+        return cls(np.array(context, np.int32), np.array(continuation, np.int32))
+
 
 class Window(NamedTuple):
     """Ids `[2 … max_seq_len + 1]`, of which the last `scored` count."""
@@ -101,7 +106,7 @@ def encode_requests(tokenizer: Tokenizer, requests: Sequence[Request]) -> list[E
                 f'nothing to score: {whole[len(context) :]!r} after {context[-40:]!r} has no token '
                 f'of its own'
             )
-        encoded.append(Encoded(np.array(before, np.int32), after.astype(np.int32)))
+        encoded.append(Encoded.of(before, after))
     return encoded
 
 

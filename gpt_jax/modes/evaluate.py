@@ -1,6 +1,8 @@
 """Measure a trained run: its loss on a split or a text, or its answers in benchmarks."""
 
+import functools
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags as absl_flags
@@ -17,6 +19,8 @@ from gpt_jax.evaluate import benchmark
 from gpt_jax.evaluate.task import Metric, Result
 from gpt_jax.evaluate.tasks import TASKS, check_names
 from gpt_jax.fingerprint import fingerprint_leaves
+from gpt_jax.inference.config import SampleConfig
+from gpt_jax.inference.generate import Generator
 from gpt_jax.modes import saved_weights
 from gpt_jax.parallel import peers
 from gpt_jax.parallel.mesh import make_mesh
@@ -88,7 +92,15 @@ def run(
         results = _run_tasks(benchmarks, opened, program, params, folder=folder, again=flags.again)
         print(format_results(title, results))
     elif flags.harness:
-        _run_harness(flags.harness, opened, program, params, folder=folder)
+        _run_harness(
+            flags.harness,
+            opened,
+            program,
+            params,
+            step=step,
+            weights=flags.weights,
+            folder=folder,
+        )
     else:
         source = flags.text or f'{flags.split} split'
         if flags.text:
@@ -170,7 +182,35 @@ def format_results(title: str, results: dict[str, Result]) -> str:
 
 
 def _run_harness(
-    names: list[str], opened: runs.Run, program: Program, params: Any, *, folder: pathlib.Path
+    names: list[str],
+    opened: runs.Run,
+    program: Program,
+    params: Any,
+    *,
+    step: int,
+    weights: str,
+    folder: pathlib.Path,
 ) -> None:
     """Lets lm-evaluation-harness run its own tasks on the model."""
-    raise NotImplementedError
+    from gpt_jax.evaluate import harness  # imports the harness, which takes seconds
+
+    config = opened.config
+
+    @functools.cache
+    def make_generator() -> Generator:  # with a copy of the weights on one device of each process
+        _, whole = runs.restore_weights(opened, step=step, weights=weights)
+        return Generator(config.model, whole, opened.tokenizer)
+
+    def generate(
+        prompts: Sequence[str], count: int, temperature: float, stop: tuple[str, ...]
+    ) -> list[str]:
+        sampling = SampleConfig(max_new_tokens=count, temperature=temperature, stop=stop)
+        return [each.text for each in make_generator().generate(prompts, sampling)]
+
+    model = harness.HarnessModel(make_scorer(program, config, opened.tokenizer), params, generate)
+    table, results = harness.run_tasks(
+        model, names, definitions=config.eval.task_data, limit=config.eval.task_limit
+    )
+    print(table)
+    if peers.is_primary():
+        files.write_json(folder / 'harness.json', results)
