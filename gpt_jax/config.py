@@ -154,7 +154,7 @@ def _finalize_train(config: RunConfig, train_tokens: int) -> None:
         raise UserError(f'config.train.ema_decay={train.ema_decay} must be in [0, 1)')
     if evaluation.every < 0 or evaluation.batches < 0 or evaluation.batch_size < 0:
         raise UserError('config.eval.every, .batches and .batch_size must not be negative')
-    _check_tasks(evaluation, config.model.max_seq_len)
+    _finalize_tasks(evaluation, config.model.max_seq_len)
     tokens_per_step = train.batch_size * config.model.max_seq_len
     wanted = train.num_tokens or train.num_epochs * train_tokens
     if wanted:
@@ -162,8 +162,10 @@ def _finalize_train(config: RunConfig, train_tokens: int) -> None:
     evaluation.batch_size = evaluation.batch_size or train.batch_size
 
 
-def _check_tasks(evaluation: EvalConfig, max_seq_len: int) -> None:
+def _finalize_tasks(evaluation: EvalConfig, max_seq_len: int) -> None:
     """Refuses benchmarks that there are not; whether their rows are there shows at the start."""
+    # A flag gives a tuple of one text, in which names are parted as in --tasks.
+    evaluation.tasks = tuple(name for text in evaluation.tasks for name in text.split(','))
     check_names(evaluation.tasks, key='config.eval.tasks')
     for name in ('tasks_every', 'task_limit'):
         if getattr(evaluation, name) < 0:

@@ -43,7 +43,8 @@ def answers(
         right['acc'].append(np.argmax(values) == question.gold)
         if normalized:
             lengths = np.array([len(choice) for choice in question.choices], float)
-            right['acc_norm'].append(np.argmax(values / lengths) == question.gold)
+            with np.errstate(divide='ignore'):  # an empty answer is -inf: never the likeliest
+                right['acc_norm'].append(np.argmax(values / lengths) == question.gold)
     return {name: np.array(values, float) for name, values in right.items()}
 
 

@@ -27,6 +27,8 @@ def test_both_accuracies():
     assert result.metrics['acc'].value == pytest.approx(0.75)
     assert result.metrics['acc_norm'].value == pytest.approx(0.75)
     assert result.metrics['acc'].stderr == pytest.approx(0.25)  # sqrt(0.25 / 4)
+    empty = accuracies([ask('q', ['', 'bb'], 1)], [scores(-0.1, -4)])
+    assert (empty.metrics['acc'].value, empty.metrics['acc_norm'].value) == (0, 1)
     flipped = accuracies(questions[:2], table[:2]).metrics
     assert (flipped['acc'].value, flipped['acc_norm'].value) == (0.5, 0.5)
     assert accuracies(questions[:1], table[:1]).metrics['acc'].value == 0

@@ -23,8 +23,8 @@ def write(path, *rows):
 
 
 def blimp_row(paradigm, number=0):
-    pair = {'sentence_good': f'good {number}', 'sentence_bad': 'bad', 'UID': paradigm}
-    return {**pair, 'linguistics_term': 'binding', 'field': 'syntax'}
+    pair = {'sentence_good': f'good {number}', 'sentence_bad': 'bad' * (number + 1)}
+    return {**pair, 'UID': paradigm, 'linguistics_term': 'binding', 'field': 'syntax'}
 
 
 def rows(name, *places):
