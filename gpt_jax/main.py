@@ -85,7 +85,12 @@ def _main(argv: list[str]) -> int:
     if not spec and not workdir:
         raise UserError('give --config FILE.py[:variant] or --workdir DIR; see --help')
     folder = pathlib.Path(workdir or f'runs/{run_name(spec)}')
-    config = load_config(spec) if spec else run.read_config(folder)
+    if spec:
+        config = load_config(spec)
+    elif name == 'import_weights':  # makes the run that the others read
+        config = RunConfig()
+    else:
+        config = run.read_config(folder)
     flags = absl_flags.FlagValues()
     mode.define_flags(flags)
     _parse(flags, config, argv)

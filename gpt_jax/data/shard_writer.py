@@ -41,7 +41,7 @@ class ShardWriter:
         return self._to_skip >= 0
 
     def add(self, ids: np.ndarray, *, starts_document: bool, num_bytes: int) -> None:
-        """Appends one piece. The end-of-text token, if any, goes before every document but the first.
+        """Appends one piece; before each document but the first goes the end-of-text token, if any.
 
         Raises:
             UserError: a shard cannot be written.
