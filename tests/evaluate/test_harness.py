@@ -19,6 +19,7 @@ from gpt_jax.config import finalize  # noqa: E402
 from gpt_jax.errors import UserError  # noqa: E402
 from gpt_jax.evaluate import benchmark  # noqa: E402
 from gpt_jax.evaluate.harness import HarnessModel, run_tasks  # noqa: E402
+from gpt_jax.evaluate.tasks import TASKS  # noqa: E402
 from gpt_jax.inference.config import SampleConfig  # noqa: E402
 from gpt_jax.inference.generate import Generator  # noqa: E402
 from gpt_jax.parallel.mesh import make_mesh  # noqa: E402
@@ -47,6 +48,10 @@ FILES = {
     'blimp': ('blimp/wh_island.yaml', BLIMP),
     'lambada': ('lambada/lambada_openai.yaml', {'text': 'a b  c\nd, e'}),
 }
+
+
+def test_every_benchmark_is_compared():
+    assert {*FILES, 'perplexity'} == set(TASKS)
 
 
 @pytest.fixture(autouse=True)

@@ -118,6 +118,10 @@ def test_prompts(name):
     assert question.gold == gold
 
 
+def test_every_benchmark_is_tested():
+    assert {*PROMPTS, 'winogrande', 'lambada', 'blimp', 'perplexity'} == set(TASKS)
+
+
 def test_ai2s_own_form_of_openbookqa():
     assert TASKS['openbookqa'].question(AI2) == ask('What?', ['t1', 't2'], 1)
 
