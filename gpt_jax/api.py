@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gpt_jax import files
+from gpt_jax import files, object_store
 from gpt_jax import run as runs
 from gpt_jax.checkpoint import Checkpointer
 from gpt_jax.config import RunConfig, finalize
@@ -37,12 +37,15 @@ from gpt_jax.model.config import ModelConfig
 from gpt_jax.model.gpt import init_params
 from gpt_jax.model.layout import layers_per_period, to_executed
 from gpt_jax.parallel.mesh import make_mesh
+from gpt_jax.pretrained import adopt
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.tokenizer import Tokenizer, TokenizerConfig, TokenizerKind, make_tokenizer
 from gpt_jax.train import loop
 from gpt_jax.train.memory import explain_out_of_memory
 from gpt_jax.train.program import make_program
 from gpt_jax.train.session import Session, evaluate_shards
+from gpt_jax.weights import load_params, open_source
+from gpt_jax.weights.export import find_exporter
 
 
 class GPT:
@@ -204,7 +207,7 @@ class GPT:
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes config, tokenizer and weights; `load` and the command line read them."""
-        run = runs.Run(pathlib.Path(folder), self.config, self.tokenizer)
+        run = runs.Run(_workdir(folder), self.config, self.tokenizer)
         with runs.lock(run.workdir):
             runs.save_run(run, overrides={})
             with Checkpointer(run.checkpoints, self.config.checkpoint) as checkpointer:
@@ -218,21 +221,59 @@ class GPT:
         """Reads what `save` wrote, or any run of the command line.
 
         Args:
-          folder: the run's workdir.
+          folder: the run's workdir; also gs:// or s3://.
           step: which checkpoint: a number, 'latest' or 'best'.
           weights: 'raw', or 'ema' for their moving average.
 
         Raises:
             UserError: there is no such run or checkpoint.
         """
-        workdir = pathlib.Path(folder)
+        workdir = _workdir(folder)
         config = runs.read_config(workdir)
+        runs.train_whole(config)
         tokenizer = runs.read_tokenizer(workdir)
         gpt = cls(tokenizer=tokenizer, seed=config.seed)
         gpt._set_config(config)
         run = runs.Run(workdir, gpt.config, tokenizer)
         gpt.steps, gpt.params = runs.restore_weights(run, step=step, weights=weights)
         return gpt
+
+    @classmethod
+    def from_pretrained(
+        cls, where: str | os.PathLike, *, tokenizer: Tokenizer | None = None, **model: Any
+    ) -> Self:
+        """Takes weights from elsewhere; docs/weights.md lists the formats.
+
+        Args:
+          where: a file or folder, a name of the Hugging Face hub, or a run of this project.
+          tokenizer: for sources that bring none.
+          **model: knobs that change no parameter, such as `compute_dtype`.
+
+        Raises:
+            UserError: the source is unknown, damaged, or beyond this model, naming what.
+        """
+        if (pathlib.Path(where) / runs.CHECKPOINTS).is_dir() and not model:
+            return cls.load(where)
+        _check_names(model, ModelConfig, 'from_pretrained')
+        source = open_source(os.fspath(where))
+        if tokenizer is not None:
+            source = dataclasses.replace(source, tokenizer=tokenizer)
+        config = RunConfig(model=ModelConfig(**model))
+        gpt = cls(tokenizer=adopt(source, config, {f'model.{name}': model[name] for name in model}))
+        gpt._set_config(config)
+        init = functools.partial(init_params, gpt.config.model)
+        gpt.params = load_params(source, nn.unbox(jax.eval_shape(init, jax.random.key(0))))
+        return gpt
+
+    def export(self, folder: str | os.PathLike, *, format: str = 'hf') -> None:
+        """Writes a folder for other tools: one of the formats of `--mode export`.
+
+        Raises:
+            UserError: the format is unknown or cannot express the architecture, naming why.
+        """
+        exporter = find_exporter(format)
+        model = self.config.model
+        exporter(pathlib.Path(folder), model, self.params, self.tokenizer, dtype=model.param_dtype)
 
     def _set_config(self, config: RunConfig) -> None:
         """Finalizes `config` and rebuilds what depends on it."""
@@ -271,6 +312,13 @@ class GPT:
         self.params = state.params
         self.steps += steps
         return results['eval']
+
+
+def _workdir(folder: str | os.PathLike) -> pathlib.Path:
+    """A folder of a run, on a disk or in an object store. Raises UserError."""
+    workdir = object_store.to_path(folder, key='folder')
+    object_store.check_reachable(workdir, key='folder')
+    return workdir
 
 
 def _describe_text(text: str | os.PathLike, scratch: pathlib.Path) -> DataConfig:

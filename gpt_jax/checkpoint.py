@@ -1,14 +1,11 @@
 """Checkpoints: named trees of arrays and some JSON, saved in the background, verified when read.
 
-One checkpoint is a folder `<step>` that orbax writes beside its final name and renames when all
-of it is on disk:
-
-    <step>/<item>/   one named tree: the arrays by path, so that any subset of items can be read
-    <step>/meta/     the document: the caller's meta, and what is needed to verify the arrays
+One checkpoint is a folder `<step>` with the arrays of each tree and a document: the caller's meta,
+and what is needed to verify the arrays. `checkpoint_disk` and `checkpoint_objects` write and read
+them, on a disk and in an object store.
 
 orbax notices a truncated array file but not a flipped bit, and counts an empty folder as the
-latest step; therefore everything read here is compared with the document. The trees are
-stored flat: optax's tuples, None and empty states come from the tree to restore into.
+latest step; therefore everything read here is compared with the document.
 
 In a run of several processes all of them call the same methods in the same order. Each writes and
 reads its part of the arrays and verifies all of it; the first alone moves and deletes, and what
@@ -17,23 +14,17 @@ one finds damaged is damaged for all.
 
 import contextlib
 import dataclasses
-import functools
-import logging
 import os
 import pathlib
 import re
-import shutil
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from gpt_jax import files, fingerprint
+from gpt_jax import checkpoint_disk, checkpoint_objects, files, fingerprint, object_store
 from gpt_jax.checkpoint_document import (
-    META,
     DamagedError,
     by_item,
     check_fingerprints,
@@ -44,7 +35,6 @@ from gpt_jax.checkpoint_document import (
     read_document,
     read_documents,
     read_losses,
-    remove_unfinished,
     seal,
     to_abstract,
     to_array,
@@ -94,15 +84,17 @@ class Checkpointer(contextlib.AbstractContextManager):
         Raises:
           UserError: a value of `config` is impossible, or the folder cannot be written.
         """
-        self.folder = pathlib.Path(folder).absolute()
+        if object_store.is_remote(folder):
+            self.folder, self._store = folder, checkpoint_objects
+        else:
+            self.folder, self._store = pathlib.Path(folder).absolute(), checkpoint_disk
         self.config = config or CheckpointConfig()
         self._read_only = read_only
         self._report = report
         self._losses: dict[int, float | None] = {}  # by step, the one being written included
         _validate(self.config)
-        _silence_orbax()
         with self._naming_failures():
-            self._manager = self._open()
+            self._writer = self._open()
 
     def __exit__(self, *_) -> None:
         self.close()
@@ -143,34 +135,31 @@ class Checkpointer(contextlib.AbstractContextManager):
             return False
         if saved is not None:
             with self._naming_failures():
-                self._manager.delete(step)
+                self._writer.delete(step)
         self._losses[step] = document['eval_loss']
-        trees = {item: ocp.args.StandardSave(tree) for item, tree in by_item(leaves).items()}
         with self._naming_failures():
-            # force: orbax would apply a cadence of its own.
-            args = ocp.args.Composite(**trees, **{META: ocp.args.JsonSave(seal(document))})
-            self._manager.save(step, args=args, force=True)
+            self._writer.save(step, by_item(leaves), seal(document))
         return True
 
     def wait(self) -> None:
         """Returns when the last save is on disk. Raises UserError if it failed."""
         with self._naming_failures():
-            self._manager.wait_until_finished()
+            self._writer.wait()
 
     def close(self) -> None:
         """Waits for the last save and ends the background threads. Raises UserError as `wait`."""
         self.wait()
-        self._manager.close()
+        self._writer.close()
 
     def clear(self) -> None:
         """Deletes every checkpoint, damaged ones included: a fresh start."""
         self.wait()
-        self._manager.close()
+        self._writer.close()
         with self._naming_failures():
             peers.barrier('clear checkpoints')
-            if peers.is_primary() and self.folder.exists():
-                shutil.rmtree(self.folder)
-            self._manager = self._open()
+            if peers.is_primary():
+                self._store.remove_all(self.folder)
+            self._writer = self._open()
 
     def steps(self) -> list[int]:
         """The finished checkpoints whose document is intact, oldest first."""
@@ -225,7 +214,7 @@ class Checkpointer(contextlib.AbstractContextManager):
                 raise self._unavailable(
                     f'checkpoint {self.folder / str(found)} is damaged ({error})', but=found
                 ) from error
-        damaged = sorted(path.name for path in (self.folder / DAMAGED).glob('*'))
+        damaged = self._store.list_damaged(self.folder / DAMAGED)
         for found in sorted(list_steps(self.folder), reverse=True):
             try:
                 return self._load(found, abstract_items)
@@ -246,9 +235,8 @@ class Checkpointer(contextlib.AbstractContextManager):
         check_structure(document, targets, where=f'checkpoint {self.folder / str(step)}')
         wanted = by_item(targets)
         folder = self.folder / str(step)
-        stored = _agreed(
-            lambda: {item: _read_item(folder / item, tree) for item, tree in wanted.items()}
-        )
+        read = self._store.read_item
+        stored = _agreed(lambda: {item: read(folder / item, tree) for item, tree in wanted.items()})
         leaves = [stored[item][key] for item, tree in wanted.items() for key in tree]
         items = jax.tree.unflatten(jax.tree.structure(abstract_items), leaves)
         _agreed(lambda: check_fingerprints(document, items))
@@ -279,17 +267,14 @@ class Checkpointer(contextlib.AbstractContextManager):
             return
         target = self.folder / DAMAGED / str(step)
         if peers.is_primary():
-            target.parent.mkdir(exist_ok=True)
-            while target.exists():
-                target = target.with_name(f'{target.name}+')
-            source.rename(target)
+            target = self._store.set_aside(self.folder, step, target)
         self._report(f'checkpoint {source} is damaged ({reason}); moved to {target}')
         self._reopen()
 
-    def _open(self) -> ocp.CheckpointManager:
+    def _open(self) -> checkpoint_disk.Writer | checkpoint_objects.Writer:
         if not self._read_only:
             if peers.is_primary():
-                remove_unfinished(self.folder)
+                self._store.remove_unfinished(self.folder)
             peers.barrier('open checkpoints')
         self._losses = read_losses(self.folder)
         kept = [preservation_policy.LatestN(self.config.keep_last)]
@@ -297,20 +282,18 @@ class Checkpointer(contextlib.AbstractContextManager):
             kept.append(preservation_policy.EveryNSteps(self.config.keep_every))
         if self.config.keep_best:
             kept.append(_LowestLoss(self._losses))
-        options = ocp.CheckpointManagerOptions(
-            create=not self._read_only,
+        return self._store.Writer(
+            self.folder,
+            preservation=preservation_policy.AnyPreservationPolicy(kept),
+            asynchronous=self.config.asynchronous,
             read_only=self._read_only,
-            enable_async_checkpointing=self.config.asynchronous,
-            preservation_policy=preservation_policy.AnyPreservationPolicy(kept),
-            lightweight_initialize=True,  # the documents say what orbax would read from metrics
         )
-        return ocp.CheckpointManager(self.folder, options=options)
 
     def _reopen(self) -> None:
         """Makes orbax forget what it remembers of the folder; removes half-written steps."""
         with contextlib.suppress(Exception):  # the failure that brought us here, once more
-            self._manager.close()
-        self._manager = self._open()
+            self._writer.close()
+        self._writer = self._open()
 
     @contextlib.contextmanager
     def _naming_failures(self) -> Iterator[None]:
@@ -336,19 +319,6 @@ class _LowestLoss:
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         best = lowest_loss({info.step: self._losses.get(info.step) for info in checkpoints})
         return [info.step == best for info in checkpoints]
-
-
-def _read_item(folder: pathlib.Path, tree: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
-    """Reads one named tree. Raises DamagedError.
-
-    By orbax's handler and not its manager, which has a barrier where one that failed never comes.
-    """
-    try:
-        return ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(tree))
-    except (jax.errors.JaxRuntimeError, MemoryError):
-        raise  # too little memory says nothing about the files
-    except Exception as error:  # orbax and tensorstore raise many kinds
-        raise DamagedError(str(error).partition('\n')[0][:120] or type(error).__name__) from error
 
 
 def _agreed(read: Callable[[], Any]) -> Any:
@@ -378,19 +348,3 @@ def _validate(config: CheckpointConfig) -> None:
     for key, value in (('save_every', config.save_every), ('keep_every', config.keep_every)):
         if value < 0:
             raise UserError(f'config.checkpoint.{key} must be 0 (off) or more, not {value}')
-
-
-@functools.cache
-def _silence_orbax() -> None:
-    """Keeps orbax from writing to the terminal: its failures are raised, and shown once."""
-
-    def show(unraisable: Any, shown_by: Callable[[Any], Any] = sys.unraisablehook) -> None:
-        # When one array cannot be written, orbax leaves before tensorstore is done with the others.
-        if str(unraisable.exc_value) != 'Event loop is closed':
-            shown_by(unraisable)
-
-    for name in ('absl', 'asyncio'):  # the second reports tasks of orbax that nobody waited for
-        logging.getLogger(name).addFilter(
-            lambda record: 'orbax' not in record.pathname + record.getMessage()
-        )
-    sys.unraisablehook = show

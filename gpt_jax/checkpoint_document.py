@@ -9,15 +9,13 @@ import hashlib
 import json
 import math
 import pathlib
-import shutil
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from gpt_jax import fingerprint
+from gpt_jax import fingerprint, object_store
 from gpt_jax.errors import UserError
 
 META = 'meta'  # the sub-folder of a step that holds its document
@@ -49,16 +47,21 @@ def seal(document: Mapping[str, Any]) -> dict[str, Any]:
     return {'document': document, 'sha256': _hash(document)}
 
 
+def document_path(folder: pathlib.Path, step: int | str) -> pathlib.Path:
+    """Where the document of a step is: where orbax's JsonSave puts it."""
+    return folder / str(step) / META / 'metadata'
+
+
 def read_document(folder: pathlib.Path, step: int) -> dict[str, Any]:
     """The document of a step.
 
     Raises:
       DamagedError: it is missing or is not what was saved.
-      UserError: this user may not read it.
+      UserError: this user may not read it, or the object store does not answer.
     """
-    path = folder / str(step) / META / 'metadata'  # where orbax's JsonSave puts it
+    path = document_path(folder, step)
     try:
-        sealed = json.loads(path.read_bytes())
+        sealed = json.loads(object_store.read_bytes(path))
         document, intact = sealed['document'], sealed['sha256'] == _hash(sealed['document'])
     except PermissionError as error:
         raise UserError(f'cannot read {path}: {error.strerror}; change its permissions') from error
@@ -72,21 +75,17 @@ def read_document(folder: pathlib.Path, step: int) -> dict[str, Any]:
 
 
 def list_steps(folder: pathlib.Path) -> list[int]:
-    """The finished checkpoints in a folder, damaged or not, oldest first."""
+    """The finished checkpoints in a folder, damaged or not, oldest first.
+
+    On a disk a step is finished when it has its name, in an object store when it has its document.
+    """
+    if object_store.is_remote(folder):
+        names = filter(str.isdecimal, object_store.list_names(folder))
+        with object_store.naming_failures(folder):
+            return sorted(int(name) for name in names if document_path(folder, name).exists())
     if not folder.is_dir():
         return []
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
-
-
-def remove_unfinished(folder: pathlib.Path) -> None:
-    """Removes what was being written when a save failed or its process died."""
-    for _ in range(10):
-        unfinished = list(folder.glob('*.orbax-checkpoint-tmp*'))
-        if not unfinished:
-            return
-        for path in unfinished:
-            shutil.rmtree(path, ignore_errors=True)
-        time.sleep(0.2)  # other threads of the failed save may still be writing: look again
 
 
 def read_documents(folder: pathlib.Path) -> dict[int, dict[str, Any]]:

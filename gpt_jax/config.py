@@ -13,6 +13,7 @@ from gpt_jax.checkpoint import CheckpointConfig
 from gpt_jax.config_tree import freeze, from_json, suggest, to_json
 from gpt_jax.data.config import DataConfig
 from gpt_jax.errors import UserError
+from gpt_jax.evaluate.tasks import check_names
 from gpt_jax.inference.config import SampleConfig, finalize_sample
 from gpt_jax.model.config import ModelConfig, finalize_model
 from gpt_jax.optim import OptimizerConfig
@@ -60,6 +61,11 @@ class EvalConfig:
     every: int = 200  # steps between evaluations; 0: only at the end
     batch_size: int = 0  # windows a batch; 0: train.batch_size
     batches: int = 20  # validation batches used during training; 0: the whole split
+    tasks: tuple[str, ...] = ()  # benchmarks during training: blimp, lambada, … (evaluate/tasks.py)
+    tasks_every: int = 0  # steps between them; 0: only at the end
+    task_data: str = ''  # files and folders with their rows, parted by commas; or hub
+    task_limit: int = 0  # only the first rows of each, or of each paradigm or subject; 0: all
+    stride: int = 0  # tokens between windows of a text in the task perplexity; 0: max_seq_len
 
 
 def _default(cls: type) -> Any:
@@ -112,6 +118,7 @@ def call_cadences(config: RunConfig) -> dict[str, int]:
     """What happens every so many steps (0: never), and so only between two calls, by its key."""
     return {
         'config.eval.every': config.eval.every,
+        'config.eval.tasks_every': config.eval.tasks_every,
         'config.sample.every': config.sample.every,
         'config.checkpoint.save_every': config.checkpoint.save_every,
     }
@@ -156,11 +163,27 @@ def _finalize_train(config: RunConfig, train_tokens: int) -> None:
         raise UserError(f'config.train.ema_decay={train.ema_decay} must be in [0, 1)')
     if evaluation.every < 0 or evaluation.batches < 0 or evaluation.batch_size < 0:
         raise UserError('config.eval.every, .batches and .batch_size must not be negative')
+    _finalize_tasks(evaluation, config.model.max_seq_len)
     tokens_per_step = train.batch_size * config.model.max_seq_len
     wanted = train.num_tokens or train.num_epochs * train_tokens
     if wanted:
         train.num_steps = math.ceil(wanted / tokens_per_step)
     evaluation.batch_size = evaluation.batch_size or train.batch_size
+
+
+def _finalize_tasks(evaluation: EvalConfig, max_seq_len: int) -> None:
+    """Refuses benchmarks that there are not; whether their rows are there shows at the start."""
+    # A flag gives a tuple of one text, in which names are parted as in --tasks.
+    evaluation.tasks = tuple(name for text in evaluation.tasks for name in text.split(','))
+    check_names(evaluation.tasks, key='config.eval.tasks')
+    for name in ('tasks_every', 'task_limit'):
+        if getattr(evaluation, name) < 0:
+            raise UserError(f'config.eval.{name}={getattr(evaluation, name)} must not be negative')
+    if not 0 <= evaluation.stride <= max_seq_len:
+        raise UserError(
+            f'config.eval.stride={evaluation.stride} must be at most config.model.max_seq_len='
+            f'{max_seq_len}, or tokens would be left out; 0 takes that'
+        )
 
 
 def load_config(spec: str) -> RunConfig:

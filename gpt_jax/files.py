@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import IO, Any
 
+from gpt_jax import object_store
 from gpt_jax.errors import UserError
 
 
@@ -16,11 +17,16 @@ def atomic_file(path: str | os.PathLike, mode: str = 'wb') -> Iterator[IO]:
     """Opens a temporary neighbour of `path` that replaces it when the block ends without error.
 
     The bytes are on disk before the name changes, so a crash leaves the old file or the new
-    one. When the block raises, the temporary file is removed and `path` is untouched.
+    one. When the block raises, the temporary file is removed and `path` is untouched. In an object
+    store, where an object is written whole, the temporary file is a local one.
 
     Raises:
         UserError: the file cannot be written (full disk, no permission), naming it.
     """
+    if object_store.is_remote(path):
+        with object_store.whole_object(path, mode) as file:
+            yield file
+        return
     path = pathlib.Path(path)
     temporary = path.with_name(f'.{path.name}.tmp-{os.getpid()}')
     encoding = None if 'b' in mode else 'utf-8'
@@ -62,8 +68,9 @@ def read_json(path: str | os.PathLike) -> Any:
     Raises:
         UserError: the file is missing or is not JSON.
     """
+    path = path if object_store.is_remote(path) else pathlib.Path(path)
     try:
-        return json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+        return json.loads(object_store.read_bytes(path))
     except OSError as error:
         raise UserError(f'cannot read {path}: {error.strerror or error}') from error
     except ValueError as error:

@@ -1,6 +1,5 @@
 """The command line: flags -> config -> mode. Every wrong input is one line and exit status 2."""
 
-import pathlib
 import re
 import sys
 import traceback
@@ -10,7 +9,7 @@ import jax
 from absl import flags as absl_flags
 from ml_collections import config_flags
 
-from gpt_jax import run
+from gpt_jax import object_store, run
 from gpt_jax.config import RunConfig, load_config, run_name
 from gpt_jax.config_tree import check_key
 from gpt_jax.errors import UserError
@@ -21,7 +20,8 @@ USAGE = """usage: python -m gpt_jax.main --config FILE.py[:variant] [--workdir D
                               [--config.KEY=VALUE ...]
 
   --config    a file of configs/, with a variant of its own choosing
-  --workdir   the run's folder (default: runs/<config>[-<variant>]); alone, it brings its config
+  --workdir   the run's folder, also gs:// or s3:// (default: runs/<config>[-<variant>]);
+              alone, it brings its config
   --config.*  any knob of gpt_jax/config.py: --config.optimizer.learning_rate=3e-4
   --debug     show the traceback of an error
 
@@ -84,8 +84,14 @@ def _main(argv: list[str]) -> int:
         raise UserError(f'--mode={name} is not a mode; choose one of {", ".join(MODES)}')
     if not spec and not workdir:
         raise UserError('give --config FILE.py[:variant] or --workdir DIR; see --help')
-    folder = pathlib.Path(workdir or f'runs/{run_name(spec)}')
-    config = load_config(spec) if spec else run.read_config(folder)
+    folder = object_store.to_path(workdir or f'runs/{run_name(spec)}', key='--workdir')
+    object_store.check_reachable(folder, key='--workdir')
+    if spec:
+        config = load_config(spec)
+    elif name == 'import_weights':  # makes the run that the others read
+        config = RunConfig()
+    else:
+        config = run.read_config(folder)
     flags = absl_flags.FlagValues()
     mode.define_flags(flags)
     _parse(flags, config, argv)

@@ -9,14 +9,16 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
-from gpt_jax import files, tokenizer
+from gpt_jax import files, fingerprint, object_store, tokenizer
 from gpt_jax.checkpoint import Checkpointer
 from gpt_jax.config import RunConfig
 from gpt_jax.config_tree import from_json, to_json
@@ -27,15 +29,19 @@ from gpt_jax.data.shards import Shards
 from gpt_jax.data.split import SPLITS
 from gpt_jax.errors import UserError
 from gpt_jax.model.gpt import init_params
-from gpt_jax.parallel import consistency, file_systems, peers
+from gpt_jax.optim.lora import LoraConfig
+from gpt_jax.optim.param_groups import map_with_path
+from gpt_jax.optim.trainable import Trainable
+from gpt_jax.parallel import consistency, file_systems, lease, peers
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.tokenizer import Tokenizer
 
-CONFIG, TOKENIZER, CHECKPOINTS, PROVENANCE = (
+CONFIG, TOKENIZER, CHECKPOINTS, PROVENANCE, LOCK = (
     'config.json',
     'tokenizer',
     'checkpoints',
     'provenance.json',
+    'lock',
 )
 
 
@@ -64,9 +70,19 @@ def read_config(workdir: pathlib.Path) -> RunConfig:
     return from_json(files.read_json(workdir / CONFIG), RunConfig)
 
 
+def train_whole(config: RunConfig) -> None:
+    """Makes `config` that of a whole model, which the weights of any run are once restored."""
+    config.lora, config.train.frozen = LoraConfig(), ()
+
+
 def read_tokenizer(workdir: pathlib.Path) -> Tokenizer:
     """The tokenizer that a run was trained with."""
-    return tokenizer.load(workdir / TOKENIZER)
+    if not object_store.is_remote(workdir):
+        return tokenizer.load(workdir / TOKENIZER)
+    with tempfile.TemporaryDirectory(prefix='gpt_jax-') as folder:
+        local = pathlib.Path(folder)
+        object_store.download_folder(workdir / TOKENIZER, local)
+        return tokenizer.load(local)
 
 
 def save_run(run: Run, *, overrides: dict[str, Any]) -> None:
@@ -76,15 +92,28 @@ def save_run(run: Run, *, overrides: dict[str, Any]) -> None:
     """
     if not peers.is_primary():
         return
-    run.tokenizer.save(run.workdir / TOKENIZER)
+    with _local_folder(run.workdir / TOKENIZER) as folder:
+        run.tokenizer.save(folder)
     provenance = {'command': sys.argv, 'overrides': overrides, 'git_commit': git_commit()}
     files.write_json(run.workdir / PROVENANCE, provenance)
     files.write_json(run.workdir / CONFIG, to_json(run.config))
 
 
+@contextlib.contextmanager
+def _local_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """`path`, or for one in an object store a local folder that is then copied there."""
+    if not object_store.is_remote(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix='gpt_jax-') as folder:
+        yield pathlib.Path(folder)
+        object_store.upload_folder(pathlib.Path(folder), path)
+
+
 def read_metrics(workdir: pathlib.Path, names: Sequence[str]) -> dict[tuple[int, str], float]:
     """Some metrics of `metrics.jsonl` by step and name; a torn last line is left out."""
-    lines = (workdir / 'metrics.jsonl').read_text(encoding='utf-8').split('\n')[:-1]
+    content = object_store.read_bytes(workdir / 'metrics.jsonl')
+    lines = content.decode('utf-8').split('\n')[:-1]
     return {
         (row['step'], name): row[name]
         for row in map(json.loads, lines)
@@ -167,7 +196,8 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
     """Holds a workdir for one writer; the lock goes with the process.
 
     A folder in which nothing was written, because the run was refused, is removed again. Of the
-    processes of one run the first holds the lock for all.
+    processes of one run the first holds the lock for all. An object store has no locks: there it
+    is a lease (`parallel/lease.py`).
 
     Raises:
         UserError: another process writes there, or the folder cannot be made.
@@ -175,9 +205,13 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
     if not peers.is_primary():
         yield
         return
+    if object_store.is_remote(workdir):
+        with lease.hold(workdir / LOCK):
+            yield
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        file = open(workdir / 'lock', 'a+')  # noqa: SIM115 (closed below, after the run)
+        file = open(workdir / LOCK, 'a+')  # noqa: SIM115 (closed below, after the run)
     except OSError as error:
         raise files.cannot_write(workdir, error) from error
     with file:
@@ -198,15 +232,15 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
             with contextlib.suppress(OSError):  # not empty, or not there
                 (workdir / CHECKPOINTS).rmdir()
             with contextlib.suppress(OSError):
-                if os.listdir(workdir) == ['lock']:
-                    (workdir / 'lock').unlink()
+                if os.listdir(workdir) == [LOCK]:
+                    (workdir / LOCK).unlink()
                     workdir.rmdir()
 
 
 def restore_weights(
     run: Run, *, step: int | str, weights: str, abstract: Any = None
 ) -> tuple[int, Any]:
-    """The step and the parameters (stored layout) of a checkpoint.
+    """The step and the model's parameters (stored layout) of a checkpoint, adapters merged.
 
     Args:
       step: a number, 'latest' or 'best'.
@@ -222,11 +256,37 @@ def restore_weights(
     if abstract is None:
         init = functools.partial(init_params, run.config.model)
         abstract = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
+    trained_by = read_config(run.workdir)
+    trainable = Trainable(lora=trained_by.lora, frozen=trained_by.train.frozen)
+    trained, base = _abstract_parts(trainable, abstract)
     with Checkpointer(run.checkpoints, run.config.checkpoint, read_only=True) as checkpointer:
-        restored = checkpointer.restore({item: abstract}, step=step)
+        restored = checkpointer.restore({item: trained, 'base': base}, step=step)
     if restored is None:
         raise UserError(f'{run.workdir} has no checkpoint yet; train first')
-    return restored.step, restored.items[item]
+    trained, base = restored.items[item], restored.items['base']
+    if trainable.is_all:
+        return restored.step, trained
+    on_devices = any(leaf.sharding for leaf in jax.tree.leaves(abstract))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract) if on_devices else None
+    return restored.step, jax.jit(trainable.join, out_shardings=shardings)(trained, base)
+
+
+def _abstract_parts(trainable: Trainable, abstract: Any) -> tuple[Any, Any]:
+    """Where to restore what a run trained and its base: as `abstract` says, adapters to everywhere.
+
+    The adapters of LoRA are small, and merged at once.
+    """
+    parts = jax.eval_shape(trainable.split, abstract, jax.random.key(0))
+    given = fingerprint.named_leaves(abstract)
+    sharding = next(iter(given.values())).sharding
+    if isinstance(sharding, NamedSharding):
+        sharding = NamedSharding(sharding.mesh, PartitionSpec())
+
+    def place(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        whole = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        return given.get(path, whole)
+
+    return tuple(map_with_path(place, part) for part in parts)
 
 
 def git_commit() -> str:

@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from tests.object_stores import bucket, gs, gs_environment, s3, s3_environment  # noqa: F401
+
 ROOT = pathlib.Path(__file__).parents[1]
 DEVICES = 8
 

@@ -6,12 +6,12 @@ import dataclasses
 @dataclasses.dataclass(slots=True, kw_only=True)
 class DataConfig:
     corpus: str = 'python_stdlib'  # a key of gpt_jax.data.corpora.CORPORA, or 'shards'
-    source: str = ''  # file, folder, glob, URL or data set name; each corpus says which
+    source: str = ''  # file, folder, glob, URL or data set name; shards also gs:// and s3://
     text_field: str = 'text'  # the field that holds the text (jsonl, parquet, huggingface)
     separator: str = ''  # parts documents inside a text file, e.g. <|endoftext|>; '' = one a file
     sha256: str = ''  # of the file behind a URL, in hexadecimal (url)
     split: str = 'hash:0.01'  # validation part: 'hash:F' of the documents, 'tail:F' the text's end
-    cache_dir: str = ''  # prepared shards and downloads; '' = gpt_jax/data in the user's cache
+    cache_dir: str = ''  # shards and copies of remote ones; '' = gpt_jax/data in the user's cache
     weight: float = 1.0  # share of this corpus where `mixture` adds others
     mixture: tuple[str, ...] = ()  # further prepared folders to draw from, each 'FOLDER=WEIGHT'
     segment_ids: bool = False  # mark documents, so that attention does not cross them

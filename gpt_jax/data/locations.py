@@ -7,18 +7,27 @@ import os
 import pathlib
 from collections.abc import Iterator
 
-from gpt_jax import files
+from gpt_jax import files, object_store
 from gpt_jax.data.config import DataConfig
 from gpt_jax.errors import UserError
 
 _HASHES = 'content_hashes.json'
-_REMEMBERED_BYTES = 2**26  # files from 64 MiB on are hashed once and recognised by their date
+REMEMBERED_BYTES = 2**26  # files from 64 MiB on are hashed once and recognised by their date
 
 _log = logging.getLogger(__name__)
 
 
 def cache_folder(config: DataConfig) -> pathlib.Path:
-    """`config.cache_dir`, or gpt_jax/data in the user's cache folder."""
+    """`config.cache_dir`, or gpt_jax/data in the user's cache folder.
+
+    Raises:
+        UserError: it is not on a disk.
+    """
+    if object_store.is_remote(config.cache_dir):
+        raise UserError(
+            f'config.data.cache_dir={config.cache_dir} must be on a disk; shards are put into an '
+            f'object store by --mode prepare --publish'
+        )
     if config.cache_dir:
         return pathlib.Path(config.cache_dir).expanduser()
     base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
@@ -38,7 +47,7 @@ def content_hash(path: pathlib.Path, config: DataConfig) -> str:
     """
     try:
         status = path.stat()
-        if status.st_size < _REMEMBERED_BYTES:
+        if status.st_size < REMEMBERED_BYTES:
             return files.sha256_of(path)
         memory = cache_folder(config) / _HASHES
         known = files.read_json(memory) if memory.is_file() else {}

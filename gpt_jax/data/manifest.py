@@ -20,6 +20,7 @@ MANIFEST = 'manifest.json'
 TOKENIZER = 'tokenizer'
 VERSION = 1
 OFFSET_DTYPE = '<i8'
+_CHUNK_BYTES = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,15 @@ class ShardInfo:
 
     def documents_path(self, folder: pathlib.Path) -> pathlib.Path:
         return folder / f'{self.name}.documents'
+
+    def content_hash(self, folder: pathlib.Path) -> str:
+        """What `sha256` must be of the files in a folder. Raises OSError if they are not there."""
+        digest = hashlib.sha256()
+        for path in (self.tokens_path(folder), self.documents_path(folder)):
+            with open(path, 'rb') as file:
+                while chunk := file.read(_CHUNK_BYTES):
+                    digest.update(chunk)
+        return digest.hexdigest()
 
     def check_sizes(self, folder: pathlib.Path, token_bytes: int) -> None:
         """Refuses a shard whose files are missing, cut short or too long.
@@ -84,8 +94,8 @@ class Manifest:
     splits: dict[str, SplitInfo]
 
     @classmethod
-    def read(cls, folder: pathlib.Path) -> Self:
-        """Reads a folder's manifest and checks the sizes of the files that it lists.
+    def read(cls, folder: pathlib.Path, *, check_files: bool = True) -> Self:
+        """Reads a folder's manifest and, if told to, checks the sizes of the files that it lists.
 
         Raises:
             UserError: there is none, it is damaged or of another version, or a file is torn.
@@ -106,7 +116,7 @@ class Manifest:
                 f'{path} is damaged ({error}); delete {folder} and prepare it again'
             ) from error
         token_bytes = token_dtype_bytes(manifest.dtype)
-        for split in manifest.splits.values():
+        for split in manifest.splits.values() if check_files else ():
             for shard in split.shards:
                 shard.check_sizes(folder, token_bytes)
         return manifest

@@ -6,6 +6,7 @@ import math
 import pathlib
 from collections.abc import Sequence
 
+from gpt_jax.data import remote_shards
 from gpt_jax.data.config import DataConfig
 from gpt_jax.data.shards import Shards
 from gpt_jax.errors import UserError
@@ -68,6 +69,23 @@ def open_sources(
     """
     _check_weight('config.data.weight', config.weight)
     sources = [Source(Shards.open(folder, split, tokenizer=tokenizer), config.weight)]
+    for name, weight in parse_mixture(config):
+        key = f"config.data.mixture='{name}={weight:g}'"
+        local = remote_shards.local_folder(name, config, key='config.data.mixture')
+        try:
+            sources.append(Source(Shards.open(local, split, tokenizer=tokenizer), weight))
+        except UserError as error:
+            raise UserError(f'{key}: {error}') from error
+    return sources
+
+
+def parse_mixture(config: DataConfig) -> list[tuple[str, float]]:
+    """The folders of `config.mixture` and their weights.
+
+    Raises:
+        UserError: an entry is not FOLDER=WEIGHT.
+    """
+    parsed = []
     for entry in config.mixture:
         name, _, number = entry.rpartition('=')
         try:
@@ -79,11 +97,8 @@ def open_sources(
                 f'config.data.mixture={entry!r} must be FOLDER=WEIGHT, such as /data/books=0.3'
             )
         _check_weight(f'the weight in config.data.mixture={entry!r}', weight)
-        try:
-            sources.append(Source(Shards.open(name, split, tokenizer=tokenizer), weight))
-        except UserError as error:
-            raise UserError(f'config.data.mixture={entry!r}: {error}') from error
-    return sources
+        parsed.append((name, weight))
+    return parsed
 
 
 def _check_weight(name: str, weight: float) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from gpt_jax import files
 from gpt_jax import tokenizer as tokenizers
-from gpt_jax.data import locations
+from gpt_jax.data import locations, remote_shards
 from gpt_jax.data.config import DataConfig
 from gpt_jax.data.corpora import Corpus, make_corpus
 from gpt_jax.data.documents import Piece
@@ -29,6 +29,7 @@ from gpt_jax.data.manifest import (
     hash_of,
     token_dtype,
 )
+from gpt_jax.data.mixture import parse_mixture
 from gpt_jax.data.shard_tokenizer import load_tokenizer, make_run_tokenizer, tokenizer_identity
 from gpt_jax.data.shard_writer import ShardWriter
 from gpt_jax.data.shards import Shards
@@ -73,14 +74,16 @@ def prepare(
       shard_tokens: the size from which on a shard is closed.
 
     Returns:
-      What `Shards.open` reads: the folder of the shards, or `config.source` itself for the
-      corpus 'shards'.
+      What `Shards.open` reads: the folder of the shards; for the corpus 'shards' `config.source`
+      itself, or its copy where that is in an object store.
 
     Raises:
         UserError: the source, the split or the tokenizer is wrong, or the disk is full.
     """
+    for name, _ in parse_mixture(config):
+        remote_shards.local_folder(name, config, key='config.data.mixture', progress=progress)
     if config.corpus == SHARDS:
-        return _check_existing(config, tokenizer_config)
+        return _check_existing(config, tokenizer_config, progress)
     rule = parse_split(config.split)
     corpus = make_corpus(config)
     source_fingerprint = corpus.fingerprint()
@@ -228,14 +231,16 @@ def _check_not_empty(splits: dict[str, SplitInfo], folder: pathlib.Path, rule: S
         )
 
 
-def _check_existing(config: DataConfig, tokenizer_config: TokenizerConfig) -> pathlib.Path:
+def _check_existing(
+    config: DataConfig, tokenizer_config: TokenizerConfig, progress: MakeProgress
+) -> pathlib.Path:
     """Checks that shards are there and that the tokenizer fits; returns where they are."""
     if not config.source:
         raise UserError(
             'config.data.corpus=shards needs config.data.source: a prepared folder, '
             'or a folder, glob or file of .bin shards'
         )
-    source = pathlib.Path(config.source).expanduser()
+    source = remote_shards.local_folder(config.source, config, progress=progress)
     tokenizer = make_run_tokenizer(source, tokenizer_config)
     try:
         Shards.open(source, TRAIN, tokenizer=tokenizer)

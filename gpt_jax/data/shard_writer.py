@@ -41,7 +41,7 @@ class ShardWriter:
         return self._to_skip >= 0
 
     def add(self, ids: np.ndarray, *, starts_document: bool, num_bytes: int) -> None:
-        """Appends one piece. The end-of-text token, if any, goes before every document but the first.
+        """Appends one piece; before each document but the first goes the end-of-text token, if any.
 
         Raises:
             UserError: a shard cannot be written.
@@ -115,9 +115,7 @@ class ShardWriter:
                 shard.check_sizes(self._folder, self._dtype.itemsize)
             except (UserError, TypeError):
                 break
-            digest = hashlib.sha256(shard.tokens_path(self._folder).read_bytes())
-            digest.update(shard.documents_path(self._folder).read_bytes())
-            if digest.hexdigest() != shard.sha256:
+            if shard.content_hash(self._folder) != shard.sha256:
                 break
             shards.append(shard)
         return shards

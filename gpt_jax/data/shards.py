@@ -74,7 +74,9 @@ class Shards:
         return cls._open_existing(source, split, tokenizer)
 
     @classmethod
-    def from_tokens(cls, tokens: np.ndarray, *, name: str, num_bytes: int, eot_id: int | None) -> Self:
+    def from_tokens(
+        cls, tokens: np.ndarray, *, name: str, num_bytes: int, eot_id: int | None
+    ) -> Self:
         """Tokens in memory, such as those of a text that is only evaluated."""
         return cls(
             [tokens],

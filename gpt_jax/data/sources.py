@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, BinaryIO
 
+from gpt_jax import object_store
 from gpt_jax.data import documents
 from gpt_jax.data.config import DataConfig
 from gpt_jax.errors import UserError
@@ -32,6 +33,11 @@ def source_files(config: DataConfig, wanted: Callable[[pathlib.Path], bool]) -> 
     """
     if not config.source:
         raise no_source(config)
+    if object_store.is_remote(config.source):
+        raise UserError(
+            f'config.data.source={config.source}: of an object store only shards are read '
+            f'(config.data.corpus=shards); put them there with --mode prepare --publish'
+        )
     path = pathlib.Path(config.source).expanduser()
     if path.is_file():
         return [path]

@@ -101,9 +101,9 @@ class Decoder:
     ) -> Iterator[np.ndarray]:
         """Yields `[B, n]` new ids until `max_new_tokens`, or until every row ended.
 
-        Rows that drew the end-of-text token go on repeating it. A text that fills the context goes
-        on from its last `max_seq_len // 2` tokens. What is drawn does not depend on `chunk`, the
-        most tokens that one piece has (0: as many as the device can draw without the host).
+        Rows that drew the end-of-text token go on repeating it. A text that outgrows the context
+        goes on from its last `max_seq_len // 2` tokens. What is drawn does not depend on `chunk`,
+        the most tokens that one piece has (0: as many as the device can draw without the host).
 
         Raises:
             UserError: a prompt is longer than the context, or empty.
@@ -124,7 +124,7 @@ class Decoder:
         visible[:B] = [len(row) for row in rows]
         state, remaining = None, sampling.max_new_tokens
         while remaining:
-            full = visible >= context
+            full = visible > context
             visible[full] = max(1, context // 2)
             filled = int(visible.max())
             needed = filled + 1 + drafts
@@ -133,8 +133,8 @@ class Decoder:
                 state = self._start(rows, visible, rule, state, slots=slots)
             elif slots > state.text_BS.shape[1]:
                 state = _grow(state, slots=slots)
-            room = min(context, state.text_BS.shape[1] - drafts) - filled
-            count = max(1, min(chunk or remaining, remaining, room))
+            room = min(context + 1, state.text_BS.shape[1] - drafts) - filled
+            count = min(chunk or remaining, remaining, room)
             state = _decode(
                 self.params, state, keys_B, rule, count, drafts=drafts, settings=self._settings
             )

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 
 from gpt_jax.errors import UserError
+from gpt_jax.model.attention_blocked import attend_blocked, blocked_obstacles
 from gpt_jax.model.attention_cudnn import attend_cudnn, cudnn_obstacles
 from gpt_jax.model.attention_ring import attend_ring
 from gpt_jax.model.attention_splash import attend_splash, splash_obstacles
@@ -35,6 +36,7 @@ ATTENTION_KERNELS = {
     AttentionKernel.CUDNN: ScoreKernel(attend_cudnn, cudnn_obstacles),
     AttentionKernel.SPLASH: ScoreKernel(attend_splash, splash_obstacles),
     AttentionKernel.RING: ScoreKernel(attend_ring, _no_obstacles, splits_sequence=True),
+    AttentionKernel.BLOCKED: ScoreKernel(attend_blocked, blocked_obstacles),
     AttentionKernel.XLA: ScoreKernel(attend_xla, _no_obstacles),
 }
 

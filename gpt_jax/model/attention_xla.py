@@ -1,5 +1,8 @@
 """The reference score kernel: scaled dot-product attention in plain XLA operations."""
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
@@ -28,6 +31,30 @@ def attend_xla(
     Products run in the input's dtype and accumulate in float32, as does the softmax. The score
     matrix `[B, H, L, S]` is materialised.
     """
+    return attend_part(
+        q_BLHK,
+        k_BSGK,
+        v_BSGK,
+        mask=mask,
+        window=window,
+        soft_cap=soft_cap,
+        slopes_H=slopes_H,
+        drop=functools.partial(dropout, rate=dropout_rate, key=dropout_key),
+    )
+
+
+def attend_part(
+    q_BLHK: Float[Array, 'B L H K'],
+    k_BSGK: Float[Array, 'B S G K'],
+    v_BSGK: Float[Array, 'B S G K'],
+    *,
+    mask: AttentionMask,
+    window: int,
+    soft_cap: float,
+    slopes_H: Float[Array, 'H'] | None,
+    drop: Callable[[jax.Array], jax.Array],
+) -> Float[Array, 'B L H K']:
+    """The same for some of a sequence's queries and keys; `drop` is the dropout of the weights."""
     B, L, H, K = q_BLHK.shape
     S, G = k_BSGK.shape[1:3]
     q_BLGRK = q_BLHK.reshape(B, L, G, H // G, K)
@@ -44,6 +71,6 @@ def attend_xla(
     visible = mask.visible(length=L, keys=S, window=window)
     scores_BGRLS = jnp.where(visible[:, None, None], scores_BGRLS, MASKED)
     weights_BGRLS = jax.nn.softmax(scores_BGRLS, axis=-1).astype(v_BSGK.dtype)
-    weights_BGRLS = dropout(weights_BGRLS, dropout_rate, dropout_key)
+    weights_BGRLS = drop(weights_BGRLS)
     out_BLGRK = jnp.einsum('BGRLS,BSGK->BLGRK', weights_BGRLS, v_BSGK)
     return checkpoint_name(out_BLGRK.reshape(B, L, H, K), 'attention')

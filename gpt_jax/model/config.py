@@ -24,6 +24,7 @@ class AttentionKind(enum.StrEnum):
 class AttentionKernel(enum.StrEnum):
     AUTO = 'auto'
     XLA = 'xla'
+    BLOCKED = 'blocked'
     CUDNN = 'cudnn'
     SPLASH = 'splash'
     RING = 'ring'
@@ -108,7 +109,7 @@ class ModelConfig:
     qkv_bias: bool = False  # biases of query, key and value even without use_bias (Qwen2)
     tie_embeddings: bool = True  # the output layer is the embedding table
     dropout: float = 0.0  # of the embedding and of each residual branch
-    attention_dropout: float = 0.0  # of the attention weights; XLA and ring kernels only
+    attention_dropout: float = 0.0  # of the attention weights; not in cuDNN and splash
     init_std: float = 0.02  # standard deviation of the initial weights
     scale_residual_init: bool = True  # GPT-2: residual projections start at init_std / sqrt(2N)
     param_dtype: DType = DType.FLOAT32

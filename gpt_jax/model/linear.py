@@ -69,19 +69,33 @@ def look_up(
     return jnp.take(table_ND, ids, axis=0)
 
 
-def dropout(x: Float[Array, '...'], rate: float, key: Key[Array, ''] | None) -> Float[Array, '...']:
+def dropout(
+    x: Float[Array, '...'],
+    rate: float,
+    key: Key[Array, ''] | None,
+    *,
+    start: tuple[int, ...] | None = None,
+    whole: tuple[int, ...] | None = None,
+) -> Float[Array, '...']:
     """Zeroes entries with probability `rate` and scales the rest; without a key, does nothing.
 
-    Masks are drawn for the whole batch, whose rows are the first dimension.
+    Masks are drawn for the whole batch, whose rows are the first dimension. Where `x` is a block
+    of something larger, `start` is its first index and `whole` the shape of that, both without the
+    rows; what is kept is then what the whole would keep.
     """
     if key is None or rate == 0.0:
         return x
     part, parts = batch_part()
     with jax.named_scope('dropout'):
-        if parts == 1:
+        if parts == 1 and whole is None:
             keep = jax.random.bernoulli(key, 1 - rate, x.shape)
         else:
             rows, *rest = x.shape
-            start, whole = (part * rows, *[0] * len(rest)), (parts * rows, *rest)
-            keep = bernoulli_block(key, 1 - rate, x.shape, start=start, whole=whole)
+            keep = bernoulli_block(
+                key,
+                1 - rate,
+                x.shape,
+                start=(part * rows, *(start or [0] * len(rest))),
+                whole=(parts * rows, *(whole or rest)),
+            )
         return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from absl import flags as absl_flags
 
-from gpt_jax import files
+from gpt_jax import files, object_store
 from gpt_jax import run as runs
 from gpt_jax.benchmark import profile
 from gpt_jax.benchmark.decoding import measure_decoding
@@ -70,6 +70,8 @@ def run(
     overrides: dict[str, Any],
 ) -> int:
     """Measures, prints, and writes the JSON; nothing is written but what a flag names."""
+    if flags.profile and object_store.is_remote(flags.profile_dir or workdir):
+        raise UserError('--profile writes its trace to a disk: name a folder with --profile_dir')
     start_up = StartUp()
     start_up.mark('imports')
     runtime.initialize(config.runtime)

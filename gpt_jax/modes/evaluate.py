@@ -1,6 +1,8 @@
-"""Measure a trained run: loss, perplexity and bits per byte of a whole split or a text file."""
+"""Measure a trained run: its loss on a split or a text, or its answers in benchmarks."""
 
+import functools
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags as absl_flags
@@ -8,14 +10,26 @@ from absl import flags as absl_flags
 from gpt_jax import files
 from gpt_jax import run as runs
 from gpt_jax.config import RunConfig
+from gpt_jax.config_tree import to_json
 from gpt_jax.data.encode import encode_text_file
+from gpt_jax.data.manifest import hash_of
 from gpt_jax.data.shards import Shards
+from gpt_jax.errors import UserError
+from gpt_jax.evaluate import benchmark
+from gpt_jax.evaluate.task import Metric, Result
+from gpt_jax.evaluate.tasks import TASKS, check_names
+from gpt_jax.fingerprint import fingerprint_leaves
+from gpt_jax.inference.config import SampleConfig
+from gpt_jax.inference.generate import Generator
 from gpt_jax.modes import saved_weights
 from gpt_jax.parallel import peers
 from gpt_jax.parallel.mesh import make_mesh
-from gpt_jax.telemetry.report import format_table
-from gpt_jax.train.program import make_program
-from gpt_jax.train.session import evaluate_shards
+from gpt_jax.telemetry.progress import Progress
+from gpt_jax.telemetry.report import format_columns, format_table
+from gpt_jax.train.program import Program, make_program
+from gpt_jax.train.session import evaluate_shards, make_scorer
+
+RESULTS = 'evaluations'  # the folder in the workdir, with one a checkpoint
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -29,6 +43,21 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         'the split of the run to measure on, whole',
         flag_values=flags,
     )
+    absl_flags.DEFINE_list(
+        'tasks', [], f'benchmarks instead: {", ".join(TASKS)}', flag_values=flags
+    )
+    absl_flags.DEFINE_list(
+        'harness', [], 'tasks of lm-evaluation-harness instead, run by it', flag_values=flags
+    )
+    absl_flags.DEFINE_string(
+        'task_data', None, 'files and folders with the rows of --tasks; or hub', flag_values=flags
+    )
+    absl_flags.DEFINE_integer(
+        'task_limit', None, 'only the first rows of each task or subtask', flag_values=flags
+    )
+    absl_flags.DEFINE_boolean(
+        'again', False, 'run tasks whose result is there already', flag_values=flags
+    )
 
 
 def run(
@@ -37,27 +66,151 @@ def run(
     workdir: pathlib.Path,
     overrides: dict[str, Any],
 ) -> int:
-    """Prints a table and writes `eval.json`."""
+    """Prints tables; writes `eval.json`, or a file a benchmark in `evaluations/<step>`."""
+    if len([name for name in ('tasks', 'harness', 'text') if flags[name].value]) > 1:
+        raise UserError('give one of --tasks, --harness and --text')
+    check_names(flags.tasks, key='--tasks')
+    if flags.task_data is not None:
+        config.eval.task_data = flags.task_data
+    if flags.task_limit is not None:
+        config.eval.task_limit = flags.task_limit
     opened = saved_weights.open_run(config, workdir)
+    benchmarks = benchmark.load(
+        flags.tasks, data=opened.config.eval.task_data, limit=opened.config.eval.task_limit
+    )
     program = make_program(opened.config, make_mesh(opened.config.mesh))
     step, params = runs.restore_weights(
         opened,
         step=flags.step,
         weights=flags.weights,
-        abstract=program.abstract_state.params,
+        abstract=program.abstract_params,
     )
-    if flags.text:
-        shards = encode_text_file(flags.text, opened.tokenizer)
-    else:
-        folder = runs.prepare_data(opened.config)
-        shards = Shards.open(folder, flags.split, tokenizer=opened.tokenizer)
-    result = evaluate_shards(program, opened.config, params, shards, limit=0)
-    source = flags.text or f'{flags.split} split'
-    rows = {name: f'{value:,.6g}' for name, value in result.row().items()}
-    print(format_table(f'{workdir}, step {step}, {source}', rows))
-    if peers.is_primary():
-        files.write_json(
-            workdir / 'eval.json',
-            {**result.row(), 'step': step, 'weights': flags.weights, 'source': source},
+    name = f'{step}-ema' if flags.weights == 'ema' else f'{step}'
+    folder = workdir / RESULTS / name
+    title = f'{workdir}, step {name}'
+    if benchmarks:
+        results = _run_tasks(benchmarks, opened, program, params, folder=folder, again=flags.again)
+        print(format_results(title, results))
+    elif flags.harness:
+        _run_harness(
+            flags.harness,
+            opened,
+            program,
+            params,
+            step=step,
+            weights=flags.weights,
+            folder=folder,
         )
+    else:
+        source = flags.text or f'{flags.split} split'
+        if flags.text:
+            shards = encode_text_file(flags.text, opened.tokenizer)
+        else:
+            data = runs.prepare_data(opened.config)
+            shards = Shards.open(data, flags.split, tokenizer=opened.tokenizer)
+        result = evaluate_shards(program, opened.config, params, shards, limit=0)
+        rows = {name: f'{value:,.6g}' for name, value in result.row().items()}
+        print(format_table(f'{workdir}, step {step}, {source}', rows))
+        if peers.is_primary():
+            files.write_json(
+                workdir / 'eval.json',
+                {**result.row(), 'step': step, 'weights': flags.weights, 'source': source},
+            )
     return 0
+
+
+def _run_tasks(
+    benchmarks: list[benchmark.Benchmark],
+    opened: runs.Run,
+    program: Program,
+    params: Any,
+    *,
+    folder: pathlib.Path,
+    again: bool,
+) -> dict[str, Result]:
+    """The result of each benchmark, run unless one of the same weights and settings is there."""
+    config = opened.config
+    scorer = make_scorer(program, config, opened.tokenizer)
+    stored = benchmark.Results(
+        folder,
+        {
+            'weights': hash_of(fingerprint_leaves(params)),
+            'model': to_json(config.model),
+            'tokenizer': opened.tokenizer.fingerprint(),
+            'stride': config.eval.stride,
+        },
+    )
+    results = {}
+    for each in benchmarks:
+        result = None if again else stored.find(each)
+        if result is None:
+            with Progress(
+                each.num_requests,
+                unit='requests',
+                description=each.name,
+                quiet=not peers.is_primary(),
+            ) as progress:
+                result = each.run(scorer, params, advance=progress.update)
+            stored.write(each, result)
+        else:
+            print(f'{each.name} is done already, in {folder}; --again runs it again', flush=True)
+        results[each.name] = result
+    return results
+
+
+def format_results(title: str, results: dict[str, Result]) -> str:
+    """One table of all results, then those by group."""
+
+    def cells(metrics: dict[str, Metric], *first: str) -> list[list[str]]:
+        return [
+            [*first, name, *(f'{x:.4f}' if x < 1e5 else f'{x:.4g}' for x in (value, error))]
+            for name, (value, error) in metrics.items()
+        ]
+
+    lines = [
+        line
+        for task, result in results.items()
+        for line in cells(result.metrics, task, f'{result.rows:,}')
+    ]
+    parts = [format_columns(title, ['task', 'rows', 'metric', 'value', 'stderr'], lines)]
+    for task, result in results.items():
+        for kind, table in reversed(result.tables.items()):
+            lines = [line for name, metrics in table.items() for line in cells(metrics, name)]
+            header = [kind, 'metric', 'value', 'stderr']
+            parts.append(format_columns(f'{task} by {kind} ({len(table)})', header, lines))
+    return '\n'.join(parts)
+
+
+def _run_harness(
+    names: list[str],
+    opened: runs.Run,
+    program: Program,
+    params: Any,
+    *,
+    step: int,
+    weights: str,
+    folder: pathlib.Path,
+) -> None:
+    """Lets lm-evaluation-harness run its own tasks on the model."""
+    from gpt_jax.evaluate import harness  # imports the harness, which takes seconds
+
+    config = opened.config
+
+    @functools.cache
+    def make_generator() -> Generator:  # with a copy of the weights on one device of each process
+        _, whole = runs.restore_weights(opened, step=step, weights=weights)
+        return Generator(config.model, whole, opened.tokenizer)
+
+    def generate(
+        prompts: Sequence[str], count: int, temperature: float, stop: tuple[str, ...]
+    ) -> list[str]:
+        sampling = SampleConfig(max_new_tokens=count, temperature=temperature, stop=stop)
+        return [each.text for each in make_generator().generate(prompts, sampling)]
+
+    model = harness.HarnessModel(make_scorer(program, config, opened.tokenizer), params, generate)
+    table, results = harness.run_tasks(
+        model, names, definitions=config.eval.task_data, limit=config.eval.task_limit
+    )
+    print(table)
+    if peers.is_primary():
+        files.write_json(folder / 'harness.json', results)

@@ -7,14 +7,19 @@ from absl import flags as absl_flags
 
 from gpt_jax import run as runs
 from gpt_jax.config import RunConfig, finalize
+from gpt_jax.data import remote_shards
 from gpt_jax.data.shard_tokenizer import make_run_tokenizer
 from gpt_jax.data.shards import Shards
 from gpt_jax.data.split import SPLITS
+from gpt_jax.parallel import peers
 from gpt_jax.telemetry.report import format_table
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
-    """No flags of its own: `--config.data.*` and `--config.tokenizer.*` say everything."""
+    """Where else to put the shards; `--config.data.*` and `--config.tokenizer.*` say the rest."""
+    absl_flags.DEFINE_string(
+        'publish', '', 'a folder gs://… or s3://… to copy the shards to', flag_values=flags
+    )
 
 
 def run(
@@ -27,9 +32,13 @@ def run(
     finalize(config, vocab_size=1)
     folder = runs.prepare_data(config)
     tokenizer = make_run_tokenizer(folder, config.tokenizer)
+    if flags.publish and peers.is_primary():
+        remote_shards.publish(folder, flags.publish, key='--publish')
     rows = {
         split: f'{Shards.open(folder, split, tokenizer=tokenizer).num_tokens:,} tokens'
         for split in SPLITS
     }
+    if flags.publish:
+        rows['published'] = f'--config.data.corpus=shards --config.data.source={flags.publish}'
     print(format_table(f'{folder}, {tokenizer.kind} of {tokenizer.vocab_size:,}', rows))
     return 0

@@ -27,6 +27,7 @@ def open_run(config: RunConfig, workdir: pathlib.Path) -> runs.Run:
     """
     trained = runs.read_config(workdir)
     config.model, config.train.ema_decay = trained.model, trained.train.ema_decay
+    runs.train_whole(config)
     tokenizer = runs.read_tokenizer(workdir)
     config = finalize(config, vocab_size=tokenizer.vocab_size)
     runtime.initialize(config.runtime)

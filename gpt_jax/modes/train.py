@@ -1,6 +1,7 @@
 """Train in a workdir (the default mode): prepares missing data, resumes, evaluates, saves."""
 
 import contextlib
+import functools
 import math
 import pathlib
 import signal
@@ -127,6 +128,11 @@ def _train(
         watchdog = stack.enter_context(Watchdog(config.train.step_timeout))
         hooks = loop.Hooks(
             evaluate=session.evaluate,
+            measure=(
+                functools.partial(session.measure, alive=watchdog.beat)
+                if config.eval.tasks
+                else None
+            ),
             sample=session.sample,
             save=save,
             write=writer.write,

@@ -1,7 +1,9 @@
 """Prove on this machine that a killed run goes on exactly: kill one, resume it, compare.
 
 Trains a few steps undisturbed, then the same with a SIGKILL in the middle and a resume, each in a
-process of its own, and compares every loss and every bit of the final state.
+process of its own, and compares every loss and every bit of the final state. Where there are
+several devices the killed run also goes on on another mesh, and how far its numbers are from the
+others, which only the order of sums decides, is reported.
 """
 
 import copy
@@ -17,9 +19,9 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from gpt_jax import files
+from gpt_jax import files, object_store
 from gpt_jax import run as runs
-from gpt_jax.checkpoint_document import read_document
+from gpt_jax.checkpoint_document import list_steps, read_document
 from gpt_jax.config import RunConfig, finalize
 from gpt_jax.config_tree import to_json
 from gpt_jax.data.manifest import hash_of
@@ -70,9 +72,10 @@ def run(
     config = _short(config, steps)
     scratch = workdir / 'verify_resume'
     with runs.lock(workdir):
-        shutil.rmtree(scratch, ignore_errors=True)
+        _remove(scratch)
         output = _train(config, scratch / 'undisturbed')
         killed_at = _train_killed(config, scratch / 'killed', steps=steps)
+        shutil.copytree(scratch / 'killed', scratch / 'elsewhere')
         resumed_output = _train(config, scratch / 'killed')
         if 'resuming at step' not in resumed_output:
             raise UserError(f'the run in {scratch / "killed"} began anew instead of resuming')
@@ -88,9 +91,17 @@ def run(
             'config': hash_of(to_json(config)),
             'xla_flags': _table_row(output, 'compiler'),
         }
+        other = _other_mesh(config, devices=int(certificate['devices'].partition(' ')[0] or 1))
+        if other is not None:
+            resumed = _train(other, scratch / 'elsewhere')
+            moved = _compare(undisturbed, _read(scratch / 'elsewhere', steps))
+            certificate['other_mesh'] = _table_row(resumed, 'mesh')
+            certificate['other_mesh_largest_relative_difference_of_metrics'] = moved[
+                'largest_relative_difference_of_metrics'
+            ]
         files.write_json(workdir / CERTIFICATE, certificate)
         if certificate['exact']:
-            shutil.rmtree(scratch)
+            _remove(scratch)
     print(format_table(_verdict(certificate), _rows(certificate, workdir)))
     return 0 if certificate['exact'] else DIFFERENT
 
@@ -105,6 +116,18 @@ def _short(config: RunConfig, steps: int) -> RunConfig:
     config.checkpoint.keep_last = 2
     config.eval.every = config.sample.every = 0
     config.sample.max_new_tokens = 1
+    return config
+
+
+def _other_mesh(config: RunConfig, *, devices: int) -> RunConfig | None:
+    """The run with its weights split over all devices, or whole on each where they were split."""
+    if devices == 1:
+        return None
+    config = copy.deepcopy(config)
+    mesh = config.mesh
+    whole = mesh.fsdp == mesh.tensor == mesh.context == 1
+    mesh.data, mesh.fsdp = (mesh.slices, devices // mesh.slices) if whole else (devices, 1)
+    mesh.tensor = mesh.context = 1
     return config
 
 
@@ -132,25 +155,31 @@ def _train_killed(config: RunConfig, workdir: pathlib.Path, *, steps: int) -> in
     Raises:
         UserError: the run ended before it could be killed.
     """
-    checkpoint = workdir / runs.CHECKPOINTS / str(steps // 2)
-    end = workdir / runs.CHECKPOINTS / str(steps)
+    checkpoints = workdir / runs.CHECKPOINTS
     for _ in range(ATTEMPTS):
-        shutil.rmtree(workdir, ignore_errors=True)
+        _remove(workdir)
         process = subprocess.Popen(
             _command(config, workdir), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
-            while process.poll() is None and not checkpoint.exists():
+            while process.poll() is None and not list_steps(checkpoints):
                 time.sleep(0.001)
         finally:
             process.kill()
             process.wait()
-        if process.returncode == -signal.SIGKILL and not end.exists():
+        if process.returncode == -signal.SIGKILL and steps not in list_steps(checkpoints):
             return max(step for step, _ in runs.read_metrics(workdir, COMPARED))
     raise UserError(
         f'in {ATTEMPTS} attempts the run was never killed between step {steps // 2} and {steps}; '
         f'raise --verify_steps'
     )
+
+
+def _remove(folder: pathlib.Path) -> None:
+    if object_store.is_remote(folder):
+        object_store.remove_folder(folder)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _read(workdir: pathlib.Path, steps: int) -> Trained:
@@ -180,6 +209,13 @@ def _compare(undisturbed: Trained, resumed: Trained) -> dict[str, Any]:
     }
 
 
+def _other_mesh_row(certificate: dict[str, Any]) -> dict[str, str]:
+    if 'other_mesh' not in certificate:
+        return {}
+    difference = certificate['other_mesh_largest_relative_difference_of_metrics']
+    return {'elsewhere': f'{certificate["other_mesh"]}: {difference:.3g} largest difference'}
+
+
 def _table_row(output: str, name: str) -> str:
     """A row of the table that a run prints at its start."""
     found = re.search(rf'^  {name} +(.+)$', output, re.MULTILINE)
@@ -202,6 +238,7 @@ def _rows(certificate: dict[str, Any], workdir: pathlib.Path) -> dict[str, str]:
         f'difference',
         'arrays': f'{certificate["arrays"]}, of which {len(differing)} differ',
         'state': certificate['state_resumed'],
+        **_other_mesh_row(certificate),
         'certificate': str(workdir / CERTIFICATE),
     }
     if not certificate['exact']:

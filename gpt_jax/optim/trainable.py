@@ -55,8 +55,7 @@ class Trainable:
         frozen = match_paths('config.train.frozen', self.frozen, flat)
         if len(frozen) == len(flat):
             raise UserError(
-                f'config.train.frozen={self.frozen} leaves no parameter to train; '
-                'remove a pattern'
+                f'config.train.frozen={self.frozen} leaves no parameter to train; remove a pattern'
             )
         trained = {path: leaf for path, leaf in flat.items() if path not in frozen}
         return _nest(trained), _nest({path: flat[path] for path in frozen})

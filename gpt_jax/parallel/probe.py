@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from gpt_jax import files
+from gpt_jax import files, object_store
 from gpt_jax.errors import UserError
 from gpt_jax.parallel import peers
 
@@ -61,7 +61,7 @@ def check_shared_folder(folder: pathlib.Path) -> float:
         files.write_text(path, name)
     peers.barrier('shared folder written')
     try:
-        seen = path.read_text(encoding='utf-8') == name
+        seen = object_store.read_bytes(path).decode() == name
     except OSError:
         seen = False
     everyone = peers.gather('shared folder read', seen)
@@ -72,13 +72,13 @@ def check_shared_folder(folder: pathlib.Path) -> float:
     if blind:
         raise UserError(
             f'process {", ".join(blind)} does not see the files of process 0 in {folder}; '
-            f'--workdir must be on a disk that all hosts share'
+            f'--workdir must be on a disk that all hosts share, or be gs:// or s3://'
         )
     return time.monotonic() - began
 
 
 def _remove_if_empty(folder: pathlib.Path) -> None:
-    if not os.listdir(folder):
+    if not object_store.is_remote(folder) and not os.listdir(folder):
         folder.rmdir()
 
 

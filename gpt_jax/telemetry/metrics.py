@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol, Self
 
-from gpt_jax import files
+from gpt_jax import files, object_store
 from gpt_jax.errors import UserError
+from gpt_jax.telemetry.mirror import Mirror
 
 
 class Sink(Protocol):
@@ -146,7 +147,10 @@ SINKS: dict[str, Callable[[pathlib.Path, int | None], Sink]] = {
 
 
 class MetricsWriter:
-    """Writes rows to several sinks. A context manager; leaving it closes them."""
+    """Writes rows to several sinks. A context manager; leaving it closes them.
+
+    For a workdir in an object store the sinks write to a local copy of it, see `Mirror`.
+    """
 
     def __init__(
         self,
@@ -165,7 +169,9 @@ class MetricsWriter:
                 raise UserError(
                     f'there is no metrics sink {name!r}; choose from {", ".join(SINKS)}'
                 )
-        self._sinks = [SINKS[name](pathlib.Path(workdir), resume_step) for name in sinks]
+        self._mirror = Mirror(workdir) if sinks and object_store.is_remote(workdir) else None
+        folder = self._mirror.folder if self._mirror else pathlib.Path(workdir)
+        self._sinks = [SINKS[name](folder, resume_step) for name in sinks]
 
     def __enter__(self) -> Self:
         return self
@@ -178,17 +184,23 @@ class MetricsWriter:
         row = {key: value if isinstance(value, int) else float(value) for key, value in row.items()}
         for sink in self._sinks:
             sink.write(step, row)
+        if self._mirror:
+            self._mirror.push_if_due()
 
     def flush(self) -> None:
         """Returns when every row so far is on disk: to be called before a checkpoint is saved."""
         for sink in self._sinks:
             sink.flush()
+        if self._mirror:
+            self._mirror.push()
 
     def close(self) -> None:
         """Flushes and closes every sink."""
         self.flush()
         for sink in self._sinks:
             sink.close()
+        if self._mirror:
+            self._mirror.close()
 
 
 @contextlib.contextmanager

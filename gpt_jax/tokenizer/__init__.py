@@ -60,6 +60,9 @@ class Tokenizer(Protocol):
     def fingerprint(self) -> str:
         """SHA-256 of all that decides an id."""
 
+    def tokenizer_json(self) -> dict[str, Any]:
+        """The tokenizer.json that makes the `tokenizers` library give the same ids."""
+
     def save(self, folder: str | pathlib.Path) -> None:
         """Writes what `load` reads."""
 

@@ -10,7 +10,7 @@ import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -113,9 +113,13 @@ class BpeTokenizer(TableTokenizer):
         """The splitting rule and the ids; the order of the merges follows from them."""
         return canonical_json([_SPLIT, self._vocabulary.ids])
 
+    def tokenizer_json(self) -> dict[str, Any]:
+        """The vocabulary as a tokenizer.json."""
+        return self._vocabulary.to_json()
+
     def write_files(self, folder: pathlib.Path) -> None:
         """Writes a tokenizer.json."""
-        files.write_json(folder / TOKENIZER_JSON, self._vocabulary.to_json())
+        files.write_json(folder / TOKENIZER_JSON, self.tokenizer_json())
 
     def _encode_chunks(self, chunks: list[str]) -> list[np.ndarray]:
         def encode(some: list[str]) -> list[np.ndarray]:

@@ -2,11 +2,12 @@
 
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from gpt_jax.errors import UserError
+from gpt_jax.tokenizer.bpe_vocabulary import BpeVocabulary, byte_characters
 from gpt_jax.tokenizer.config import TokenizerConfig, TokenizerKind
 from gpt_jax.tokenizer.text import check_unicode
 from gpt_jax.tokenizer.token_table import CONFIG_FILE, END_OF_TEXT, TableTokenizer
@@ -44,6 +45,12 @@ class ByteTokenizer(TableTokenizer):
     def content(self) -> bytes:
         """Nothing: there is one byte tokenizer."""
         return b''
+
+    def tokenizer_json(self) -> dict[str, Any]:
+        """A byte-level BPE without merges."""
+        ids = {character: byte for byte, character in enumerate(byte_characters())}
+        vocabulary = BpeVocabulary(ids=ids, merges=[], special_tokens=self.special_tokens)
+        return vocabulary.to_json()
 
     def write_files(self, folder: pathlib.Path) -> None:
         """Writes nothing: the kind says it all."""

@@ -1,9 +1,10 @@
 """One id a character, for small corpora with a small alphabet (nanoGPT's Shakespeare)."""
 
+import json
 import pathlib
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -78,6 +79,18 @@ class CharTokenizer(TableTokenizer):
     def content(self) -> bytes:
         """The alphabet."""
         return self.characters.encode()
+
+    def tokenizer_json(self) -> dict[str, Any]:
+        """A BPE of characters without merges; characters that it lacks vanish there."""
+        import tokenizers
+        from tokenizers import decoders, models
+
+        ids = {character: i for i, character in enumerate(self.characters)}
+        tokenizer = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=[]))
+        tokenizer.decoder = decoders.Fuse()
+        names = [tokenizers.AddedToken(n, normalized=False) for n in self.special_tokens]
+        tokenizer.add_special_tokens(names)
+        return json.loads(tokenizer.to_str())
 
     def write_files(self, folder: pathlib.Path) -> None:
         """Writes the alphabet."""

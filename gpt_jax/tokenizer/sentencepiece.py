@@ -20,6 +20,7 @@ import numpy as np
 from gpt_jax import files
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer.config import TokenizerConfig, TokenizerKind, check_vocab_size
+from gpt_jax.tokenizer.sentencepiece_json import to_tokenizer_json
 from gpt_jax.tokenizer.text import check_unicode, empty_corpus, take_megabytes
 from gpt_jax.tokenizer.token_table import (
     END_OF_TEXT,
@@ -168,6 +169,12 @@ class SentencePieceTokenizer(TableTokenizer):
     def content(self) -> bytes:
         """The model."""
         return self._model
+
+    def tokenizer_json(self) -> dict[str, Any]:
+        """The model converted; U+2581 in a text is a space there, as in the library itself."""
+        return to_tokenizer_json(
+            self._model, lossless=self.lossless, special_tokens=self.special_tokens
+        )
 
     def write_files(self, folder: pathlib.Path) -> None:
         """Writes the model as it was read or trained."""

@@ -85,6 +85,10 @@ class TableTokenizer(abc.ABC):
             }
         return changed
 
+    @abc.abstractmethod
+    def tokenizer_json(self) -> dict[str, Any]:
+        """The tokenizer.json that makes the `tokenizers` library give the same ids."""
+
     @property
     def vocab_size(self) -> int:
         """The number of ids, special tokens included."""

@@ -94,6 +94,10 @@ class JsonTokenizer(TableTokenizer):
         """The tokenizer.json."""
         return canonical_json(self._spec)
 
+    def tokenizer_json(self) -> dict[str, Any]:
+        """What was read."""
+        return self._spec
+
     def write_files(self, folder: pathlib.Path) -> None:
         """Writes the tokenizer.json."""
         files.write_json(folder / TOKENIZER_JSON, self._spec)

@@ -14,6 +14,7 @@ import numpy as np
 from gpt_jax.config import RunConfig
 from gpt_jax.errors import UserError
 from gpt_jax.evaluate import Evaluation
+from gpt_jax.evaluate.task import Metric, flatten
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.train.program import Program
 from gpt_jax.train.state import TrainState
@@ -36,6 +37,7 @@ class Hooks:
 
     evaluate: Callable[[TrainState], dict[str, Evaluation]]  # by prefix: 'eval', 'eval_ema'
     throughput: Callable[[float], dict[str, float]]  # tokens/s -> what else follows from it
+    measure: Callable[[TrainState], dict[str, dict[str, Metric]]] | None = None  # benchmarks
     sample: Callable[[TrainState], str] | None = None  # a text to show
     save: Callable[[TrainState, int, float | None], None] = _nothing  # state, step, eval loss
     write: Callable[[int, dict[str, float]], None] = _nothing  # a row of metrics
@@ -82,9 +84,10 @@ def run(
 
         last, stopping = done == num_steps, hooks.stop()
         evaluating = last or _due(config.eval.every, done)
+        measuring = hooks.measure is not None and (last or _due(config.eval.tasks_every, done))
         sampling = hooks.sample is not None and (last or _due(config.sample.every, done))
         saving = last or stopping or _due(config.checkpoint.save_every, done)
-        if evaluating or sampling or saving:
+        if evaluating or measuring or sampling or saving:
             recorder.read_previous()
         if recorder.bad_steps >= config.train.max_bad_steps:
             hooks.flush()
@@ -99,13 +102,16 @@ def run(
             eval_loss = recorder.evaluation(done, hooks.evaluate(state))
             if config.checkpoint.keep_best and eval_loss < best_loss:
                 best_loss, saving = eval_loss, True
+        if measuring:
+            recorder.benchmarks(done, hooks.measure(state))
+            hooks.alive()
         if sampling:
             progress.print(f'--- sample at step {done}\n{hooks.sample(state)}\n---')
             hooks.alive()
         if saving:
             hooks.flush()
             hooks.save(state, done, eval_loss)
-        if evaluating or sampling or saving:
+        if evaluating or measuring or sampling or saving:
             recorder.restart_clock()
             hooks.alive()
         if stopping and not last:
@@ -184,3 +190,14 @@ class _Recorder:
         ]
         self._progress.print(f'step {step}: ' + ', '.join(parts))
         return results['eval'].loss
+
+    def benchmarks(self, step: int, results: dict[str, dict[str, Metric]]) -> None:
+        """Writes the row and the lines of benchmarks."""
+        row = {}
+        for name, metrics in results.items():
+            row |= {f'{name}/{key}': value for key, value in flatten(metrics).items()}
+            numbers = [
+                f'{key} {value:.4f} ± {error:.4f}' for key, (value, error) in metrics.items()
+            ]
+            self._progress.print(f'step {step}: {name} ' + ', '.join(numbers))
+        self._hooks.write(step, {key: math.nan if x is None else x for key, x in row.items()})

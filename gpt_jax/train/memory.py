@@ -125,8 +125,8 @@ def _kept_bytes(program: Program, config: RunConfig, remat: Remat) -> float:
     kept = itemsize * (model.d_model + sum(widths[name] for name in names))
     if remat == Remat.NONE:
         kept += 4 * (7 * model.d_model + 4 * ff)  # norms and activation functions, in float32
-        if program.model.kernel == AttentionKernel.XLA:  # the scores and their softmax
-            kept += (4 + itemsize) * local_heads * model.max_seq_len
+        if program.model.kernel in (AttentionKernel.XLA, AttentionKernel.BLOCKED):
+            kept += (4 + itemsize) * local_heads * model.max_seq_len  # scores and their softmax
     return kept
 
 

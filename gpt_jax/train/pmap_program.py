@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from gpt_jax.errors import UserError
 from gpt_jax.parallel.rules import replicated
+from gpt_jax.train.score import make_score_step
 from gpt_jax.train.state import TrainState
 from gpt_jax.train.step import Batch, Metrics, StepParts, make_eval_step, make_train_step
 
@@ -33,7 +34,11 @@ def make_pmap_functions(parts: StepParts, mesh: Mesh, shardings: TrainState) -> 
         UserError: the mesh or the config asks for what only the jitted program can do.
     """
     _check(parts, mesh)
-    parts = dataclasses.replace(parts, total=functools.partial(jax.lax.psum, axis_name=AXIS))
+    parts = dataclasses.replace(
+        parts,
+        total=functools.partial(jax.lax.psum, axis_name=AXIS),
+        gather=functools.partial(jax.lax.all_gather, axis_name=AXIS, tiled=True),
+    )
     train_step = make_train_step(parts)
 
     def train_steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
@@ -47,6 +52,9 @@ def make_pmap_functions(parts: StepParts, mesh: Mesh, shardings: TrainState) -> 
         'train_steps': step(train_steps, batch_axis=1),
         'eval_step': replicate(
             make_eval_step(parts), batch_axis=0, out_shardings=whole, donate=False
+        ),
+        'score_step': replicate(
+            make_score_step(parts), batch_axis=0, out_shardings=whole, donate=False
         ),
         'compiler_options': {},  # pmap takes none
         'replicas': mesh.size,

@@ -38,6 +38,7 @@ from gpt_jax.parallel.rules import (
 from gpt_jax.train.loss import LossSums
 from gpt_jax.train.loss_kernels import resolve_loss_kernel
 from gpt_jax.train.pmap_program import make_pmap_functions
+from gpt_jax.train.score import RowScores, make_score_step
 from gpt_jax.train.state import TrainState, make_state
 from gpt_jax.train.step import Batch, Metrics, StepParts, make_eval_step, make_train_step
 
@@ -66,6 +67,7 @@ class Program:
     micro_batches: int  # that a step is split into
     steps_per_call: int  # how many batches `train_steps` takes in a run
     eval_step: Callable[[Any, Batch], LossSums]  # from params
+    score_step: Callable[[Any, Batch], RowScores]  # from params, and batches with a loss_mask
     replicas: int = 0  # of a pmap, each with an own part of the rows; 0: devices share arrays
 
     @functools.cached_property
@@ -198,6 +200,15 @@ def make_program(config: RunConfig, mesh: Mesh) -> Program:
         )
         return _on_mesh(mesh, jitted)
 
+    def compile_evaluation(step: Callable) -> Callable:
+        jitted = jax.jit(
+            step,
+            in_shardings=(params_shardings, rows),
+            out_shardings=whole,
+            compiler_options=options,
+        )
+        return _on_mesh(mesh, jitted)
+
     program = Program(
         mesh=mesh,
         model=model,
@@ -214,15 +225,8 @@ def make_program(config: RunConfig, mesh: Mesh) -> Program:
         compiler_options=options,
         micro_batches=micro_batches,
         steps_per_call=choose_steps_per_call(config, backend=backend),
-        eval_step=_on_mesh(
-            mesh,
-            jax.jit(
-                make_eval_step(step_parts),
-                in_shardings=(params_shardings, rows),
-                out_shardings=whole,
-                compiler_options=options,
-            ),
-        ),
+        eval_step=compile_evaluation(make_eval_step(step_parts)),
+        score_step=compile_evaluation(make_score_step(step_parts)),
     )
     if config.mesh.program == ProgramKind.PMAP:
         return dataclasses.replace(program, **make_pmap_functions(step_parts, mesh, shardings))
@@ -291,9 +295,7 @@ def _check_divisible(config: RunConfig, mesh: Mesh, *, micro_batches: int) -> No
             )
 
 
-def _state_shardings(
-    trainable: Trainable, mesh: Mesh, boxed: Any, state: TrainState
-) -> TrainState:
+def _state_shardings(trainable: Trainable, mesh: Mesh, boxed: Any, state: TrainState) -> TrainState:
     """The sharding of every leaf of the state: moments follow their parameters."""
     parts_of_boxed = jax.eval_shape(trainable.split, boxed, jax.random.key(0))
     params, base = (parameter_shardings(part, mesh) for part in parts_of_boxed)

@@ -1,7 +1,7 @@
 """A config with its data and its program: what the command line and the library train with."""
 
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -12,12 +12,14 @@ from gpt_jax.data.mixture import open_sources
 from gpt_jax.data.pipeline import eval_batches, make_train_pipeline
 from gpt_jax.data.shards import Shards
 from gpt_jax.data.split import TRAIN, VALIDATION
-from gpt_jax.evaluate import Evaluation, evaluate
+from gpt_jax.evaluate import Evaluation, benchmark, evaluate
+from gpt_jax.evaluate.scoring import Scorer
+from gpt_jax.evaluate.task import Metric
 from gpt_jax.inference.generate import Generator
 from gpt_jax.model.flops import train_flops_per_token
 from gpt_jax.parallel import peers
 from gpt_jax.parallel.mesh import make_mesh
-from gpt_jax.parallel.rules import replicated
+from gpt_jax.parallel.rules import parts, replicated
 from gpt_jax.telemetry.chips import memory_in_use, peak_flops
 from gpt_jax.tokenizer import Tokenizer
 from gpt_jax.train.program import Program, make_program
@@ -48,6 +50,10 @@ class Session:
             prefetch_batches=config.data.prefetch_batches,
         )
         self._validation = Shards.open(folder, VALIDATION, tokenizer=tokenizer)
+        self._benchmarks = benchmark.load(
+            config.eval.tasks, data=config.eval.task_data, limit=config.eval.task_limit
+        )
+        self._scorer = make_scorer(self.program, config, tokenizer)
 
     def init(self) -> TrainState:
         """A fresh state; the weights depend on the seed alone."""
@@ -63,19 +69,24 @@ class Session:
 
     def evaluate(self, state: TrainState) -> dict[str, Evaluation]:
         """The loss on the run's validation windows, of the weights and of their average."""
-        trained = {'eval': state.params}
-        if state.ema is not None:
-            trained['eval_ema'] = state.ema
         limit = self.config.eval.batches
         return {
             prefix: evaluate_shards(
-                self.program,
-                self.config,
-                self.program.join(params, state.base),
-                self._validation,
-                limit=limit,
+                self.program, self.config, params, self._validation, limit=limit
             )
-            for prefix, params in trained.items()
+            for prefix, params in _weights(self.program, state)
+        }
+
+    def measure(
+        self, state: TrainState, *, alive: Callable[[], None] = lambda: None
+    ) -> dict[str, dict[str, Metric]]:
+        """The run's benchmarks, by prefix and name: 'eval/blimp'. `alive` is called all along."""
+        return {
+            f'{prefix}/{each.name}': each.run(
+                self._scorer, params, advance=lambda done: alive()
+            ).metrics
+            for prefix, params in _weights(self.program, state)
+            for each in self._benchmarks
         }
 
     def sample(self, state: TrainState) -> str:
@@ -118,6 +129,27 @@ class Session:
         if memory is not None:
             row['memory_gib'] = memory
         return row
+
+
+def _weights(program: Program, state: TrainState) -> Iterator[tuple[str, Any]]:
+    """What is evaluated, with the prefix of its metrics: the weights, then their average."""
+    yield 'eval', program.join(state.params, state.base)
+    if state.ema is not None:
+        yield 'eval_ema', program.join(state.ema, state.base)
+
+
+def make_scorer(program: Program, config: RunConfig, tokenizer: Tokenizer) -> Scorer:
+    """What scores texts with the weights of a program."""
+    return Scorer(
+        score_step=program.score_step,
+        place=program.place,
+        row_share=program.row_share,
+        tokenizer=tokenizer,
+        batch_size=config.eval.batch_size,
+        max_seq_len=config.model.max_seq_len,
+        length_parts=parts('length', program.mesh),
+        stride=config.eval.stride,
+    )
 
 
 def evaluate_shards(

@@ -35,6 +35,7 @@ class StepParts:
     loss_kernel: LossKernel = LossKernel.XLA
     trainable: Trainable = Trainable()
     total: Callable[[Any], Any] = lambda sums: sums  # of what devices sum over rows of their own
+    gather: Callable[[Any], Any] = lambda rows: rows  # what devices have for rows of their own
 
 
 def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:

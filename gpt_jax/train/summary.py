@@ -25,7 +25,9 @@ def summarize(program: Program, config: RunConfig) -> dict[str, str]:
     memory = memory_size(devices[0].device_kind)
     kind = devices[0].device_kind + (f' ({memory:.0f} GiB)' if memory else '')
     trained = sum(leaf.size for leaf in jax.tree.leaves(program.abstract_state.params))
-    part = {} if program.abstract_state.base is None else {'trained': _describe_part(config, trained)}
+    part = (
+        {} if program.abstract_state.base is None else {'trained': _describe_part(config, trained)}
+    )
     return {
         'devices': f'{len(devices)} x {kind}, {jax.process_count()} process(es), '
         f'jax {jax.__version__}',

@@ -1,9 +1,11 @@
 """What every tokenizer promises, over the table."""
 
+import json
 import pickle
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -130,6 +132,21 @@ def test_text_cannot_forge_the_end(tokenizer):
     assert ids == [*tokenizer.encode('cat'), tokenizer.eot_id, *tokenizer.encode('mat')]
     assert tokenizer.decode(ids) == 'catmat'
     assert tokenizer.id_to_bytes(tokenizer.eot_id) == b''
+
+
+def test_the_library_reads_the_exported_file(tokenizer):
+    """The same ids, but for the names of special tokens and SentencePiece's own space."""
+    library = tokenizers.Tokenizer.from_str(json.dumps(tokenizer.tokenizer_json()))
+    assert library.get_vocab_size() == tokenizer.vocab_size
+    for name, token_id in tokenizer.special_tokens.items():
+        assert library.token_to_id(name) == token_id
+    apart = [*tokenizer.special_tokens, '\u2581']
+    for text in [ENGLISH, *AWKWARD]:
+        if any(name in text for name in apart):
+            continue
+        ids = tokenizer.encode(text)
+        assert library.encode(text, add_special_tokens=False).ids == ids
+        assert library.decode(ids) == text
 
 
 def test_bytes_of_ids_join_to_the_text(tokenizer):

@@ -85,7 +85,7 @@ def test_a_fingerprint_follows_content_and_not_place(folder, tmp_path):
 
 
 def test_a_large_file_is_hashed_once_until_it_changes(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(locations, '_REMEMBERED_BYTES', 1)
+    monkeypatch.setattr(locations, 'REMEMBERED_BYTES', 1)
     config = DataConfig(cache_dir=str(tmp_path / 'cache'))
     path, hashed = folder / 'b.txt', []
     real = locations.files.sha256_of

@@ -63,7 +63,7 @@ def greedy_text(prompt, *, count, **changes):
     context = decoder.config.max_seq_len
     text, visible = list(prompt), len(prompt)
     for _ in range(count):
-        if visible >= context:
+        if visible > context:
             visible = max(1, context // 2)
         text.append(int(next_logits(text[-visible:]).argmax()))
         visible += 1

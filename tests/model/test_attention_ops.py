@@ -183,7 +183,7 @@ def model_config(**changes):
 def test_auto_takes_the_fused_kernel_where_it_runs():
     resolve = functools.partial(resolve_kernel, segments=False)
     assert resolve(model_config(), backend='gpu') == AttentionKernel.CUDNN
-    assert resolve(model_config(), backend='cpu') == AttentionKernel.XLA
+    assert resolve(model_config(), backend='cpu') == AttentionKernel.BLOCKED
     assert resolve(model_config(), backend='tpu') == AttentionKernel.SPLASH
     for backend in ('gpu', 'tpu'):
         dropping = model_config(attention_dropout=0.1)
@@ -218,10 +218,15 @@ OBSTACLES = {
         'config.model.position': dict(position='alibi'),
         'split over devices by config.mesh.context=2': dict(context=2),
     },
+    'blocked': {
+        'the backend is gpu': dict(backend='gpu'),
+        'config.data.segment_ids': dict(segments=True),
+        'split over devices by config.mesh.context=2': dict(context=2),
+    },
     'xla': {'split over devices by config.mesh.context=2': dict(context=2)},
     'ring': {'not split over devices by config.mesh.context=1': dict(context=1)},
 }
-BACKENDS = {'cudnn': 'gpu', 'splash': 'tpu', 'xla': 'cpu', 'ring': 'cpu'}
+BACKENDS = {'cudnn': 'gpu', 'splash': 'tpu', 'xla': 'cpu', 'ring': 'cpu', 'blocked': 'cpu'}
 
 
 @pytest.mark.parametrize(

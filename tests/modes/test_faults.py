@@ -5,6 +5,7 @@
 
 import pathlib
 import re
+import shutil
 import signal
 import time
 
@@ -12,7 +13,7 @@ import pytest
 
 from gpt_jax.main import main
 from gpt_jax.parallel.peers import LOST
-from tests.command_line import rows
+from tests.command_line import rows, run
 from tests.pod import ARGUMENTS, Pod, assert_same_numbers
 
 pytestmark = pytest.mark.slow
@@ -94,26 +95,36 @@ def test_kill_of_one_ends_the_others_with_its_name(killed, tmp_path, table):
     )
 
 
-def _a_flipped_bit(path: pathlib.Path) -> None:
+def _largest_array(step: pathlib.Path) -> pathlib.Path:
+    arrays = [path for path in (step / 'params').rglob('*') if path.is_file()]
+    return max(arrays, key=lambda path: path.stat().st_size)
+
+
+def _a_flipped_bit(step: pathlib.Path) -> None:
+    path = _largest_array(step)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
-def _a_truncated_file(path: pathlib.Path) -> None:
+def _a_truncated_file(step: pathlib.Path) -> None:
+    path = _largest_array(step)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
 
 
-@pytest.mark.parametrize('damage', [_a_flipped_bit, _a_truncated_file])
+def _an_empty_step_folder(step: pathlib.Path) -> None:
+    shutil.rmtree(step)
+    step.mkdir()
+
+
+@pytest.mark.parametrize('damage', [_a_flipped_bit, _a_truncated_file, _an_empty_step_folder])
 def test_damage_is_found_by_all(damage, tmp_path, table):
     """The newest checkpoint is set aside, and both processes go on from the one before."""
     workdir = tmp_path / 'run'
     arguments = [*SAVING, '--config.train.num_steps=10', f'--workdir={workdir}']
     assert main([*arguments, '--config.mesh.data=2']) == 0
-    arrays = [path for path in (workdir / 'checkpoints/10/params').rglob('*') if path.is_file()]
-    largest = max(arrays, key=lambda path: path.stat().st_size)
-    damage(largest)
+    damage(workdir / 'checkpoints/10')
     before = rows(workdir)
     with Pod(2, 1, *arguments) as pod:
         assert pod.wait() == [0, 0], '\n'.join(map(pod.output, range(2)))
@@ -122,9 +133,47 @@ def test_damage_is_found_by_all(damage, tmp_path, table):
     assert _steps(workdir) == [5, 10]
     assert_same_numbers(rows(workdir), before)
     table(
-        f'{damage.__name__.strip("_").replace("_", " ")} in the newest checkpoint',
+        f'{damage.__name__.strip("_").replace("_", " ")} as the newest checkpoint',
         'set aside, the one before was read',
         '2 processes: 5 steps made again, none lost',
+    )
+
+
+def test_restarts_on_other_processes_and_meshes(tmp_path, table):
+    """Each goes on from what the one before saved; together they are the undisturbed run."""
+    workdir, alone, steps = tmp_path / 'run', tmp_path / 'alone', 16
+    last = [*ARGUMENTS, '--config.mesh.data=4', f'--config.train.num_steps={steps}']
+    assert main([*last, f'--workdir={alone}']) == 0
+    shapes = {'2x2': ('fsdp=2', 'tensor=2', 5), '4x1': ('data=4', 'fsdp=1', 10)}
+    shapes['1x4'] = ('fsdp=4', 'data=1', 12)
+    for shape, (axis, other, step) in shapes.items():
+        output = run(
+            *ARGUMENTS,
+            f'--local_pod={shape}',
+            f'--config.mesh.{axis}',
+            f'--config.mesh.{other}',
+            f'--workdir={workdir}',
+            f'--config.train.num_steps={step}',
+        )
+        assert f'[0] complete: {step} steps' in output
+        assert f'4 x cpu, {shape[0]} process(es)' in output
+        assert not re.search(r'^\[[1-9]\]', output, re.MULTILINE), 'one process prints'
+    assert main([*last, f'--workdir={workdir}']) == 0
+    made, undisturbed = (
+        [row for row in rows(each) if 'train/loss' in row] for each in (workdir, alone)
+    )
+    assert_same_numbers(made, undisturbed, relative=1e-5)
+    losses = [
+        abs(row['train/loss'] - other['train/loss']) / other['train/loss']
+        for row, other in zip(made, undisturbed, strict=True)
+    ]
+    assert max(losses) <= 1e-6
+    final = [rows(each)[-1]['eval/loss'] for each in (workdir, alone)]
+    assert final[0] == pytest.approx(final[1], rel=1e-6)
+    table(
+        '2x2 -> 4x1 -> 1x4 -> 1, each on another mesh',
+        'complete',
+        f'losses of {steps} steps within {max(losses):.0e}',
     )
 
 

@@ -13,13 +13,15 @@ from tests.command_line import TINY
 @pytest.mark.slow
 def test_certificate(tmp_path, capsys):
     arguments = [f'--config={TINY}', f'--workdir={tmp_path}', '--mode=verify_resume']
-    assert main(arguments) == 0
+    assert main([*arguments, '--config.mesh.data=2']) == 0
     assert 'equals the undisturbed one, bit for bit' in capsys.readouterr().out
     certificate = json.loads((tmp_path / 'verify_resume.json').read_text())
     assert certificate['exact'] and certificate['arrays'] > 20
     assert certificate['state_undisturbed'] == certificate['state_resumed']
     assert certificate['resumed_at_step'] == 10 <= certificate['killed_at_step'] <= 20
-    assert 'cpu' in certificate['devices']
+    assert '2 x cpu' in certificate['devices'] and certificate['mesh'] == 'data=2'
+    assert certificate['other_mesh'] == 'fsdp=2'
+    assert certificate['other_mesh_largest_relative_difference_of_metrics'] <= 1e-5
     assert not (tmp_path / 'verify_resume').exists(), 'the runs are removed'
 
 
@@ -43,6 +45,7 @@ def test_differences_are_reported(tmp_path, capsys, monkeypatch):
     trained = iter([Trained(METRICS, LEAVES), Trained(METRICS, LEAVES | {'params/a': 7})])
     monkeypatch.setattr(verify_resume, '_train', lambda *_: 'resuming at step 10\n')
     monkeypatch.setattr(verify_resume, '_train_killed', lambda *_, **__: 12)
+    monkeypatch.setattr(verify_resume.shutil, 'copytree', lambda *_: None)
     monkeypatch.setattr(verify_resume, '_read', lambda *_: next(trained))
     arguments = [f'--config={TINY}', f'--workdir={tmp_path}', '--mode=verify_resume']
     assert main(arguments) == verify_resume.DIFFERENT

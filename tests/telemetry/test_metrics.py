@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
+from gpt_jax import object_store
 from gpt_jax.errors import UserError
-from gpt_jax.telemetry import metrics
+from gpt_jax.telemetry import metrics, mirror
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -169,3 +171,61 @@ def test_wandb_keeps_its_run_across_a_resume(tmp_path, monkeypatch):
             writer.write(4, {'train/loss': 0.5})
     assert calls == [(4, {'train/loss': 0.5}), 'finish'] * 3
     assert identities[0] == identities[1] != identities[2]
+
+
+def local_copy(workdir, tmp_path) -> pathlib.Path:
+    """What a reader finds in an object store."""
+    folder = tmp_path / 'copy'
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    object_store.download_folder(workdir, folder)
+    return folder
+
+
+def test_in_an_object_store_rows_are_there_when_flushed(bucket, tmp_path, monkeypatch):
+    workdir = object_store.to_path(f'{bucket}/runs/a', key='--workdir')
+    with metrics.MetricsWriter(workdir, ('jsonl', 'tensorboard'), resume_step=None) as writer:
+        writer.write(1, {'train/loss': 1.0})
+        assert not workdir.exists()
+        writer.flush()
+        assert [row['step'] for row in read_rows(local_copy(workdir, tmp_path))] == [1]
+        with monkeypatch.context() as patch:
+            patch.setattr(mirror, 'PUSH_SECONDS', 0)
+            writer.write(2, {'train/loss': 2.0})
+        assert [row['step'] for row in read_rows(local_copy(workdir, tmp_path))] == [1, 2]
+        writer.write(3, {'train/loss': 3.0})
+    folder = local_copy(workdir, tmp_path)
+    assert [row['step'] for row in read_rows(folder)] == [1, 2, 3]
+    assert [step for step, _, _ in read_events(folder)] == [1, 2, 3]
+
+
+def test_a_store_that_does_not_answer_is_an_error_before_a_checkpoint_only(s3, monkeypatch):
+    workdir = object_store.to_path(f'{s3}/runs/a', key='--workdir')
+    monkeypatch.setattr(mirror, 'PUSH_SECONDS', 0)
+
+    def refuse(*_):
+        raise UserError('the store refused')
+
+    writer = metrics.MetricsWriter(workdir, ('jsonl',), resume_step=None)
+    with monkeypatch.context() as patch:
+        patch.setattr(object_store, 'upload', refuse)
+        writer.write(1, {'train/loss': 1.0})
+        with pytest.raises(UserError):
+            writer.flush()
+    writer.write(2, {'train/loss': 2.0})
+    assert (workdir / 'metrics.jsonl').read_bytes().count(b'\n') == 2
+    writer.close()
+
+
+def test_in_an_object_store_a_resumed_run_goes_on(s3, tmp_path):
+    workdir = object_store.to_path(f'{s3}/runs/a', key='--workdir')
+    write_steps(workdir, [1, 2, 3, 4], resume_step=None)
+    write_steps(workdir, [3, 4, 5], resume_step=2, loss=0.25)
+    folder = local_copy(workdir, tmp_path)
+    losses = [(row['step'], row['train/loss']) for row in read_rows(folder)]
+    assert losses == [(1, 1.5), (2, 2.5), (3, 3.25), (4, 4.25), (5, 5.25)]
+    assert [step for step, _, _ in read_events(folder)] == [1, 2, 3, 4, 5]
+    write_steps(workdir, [1], resume_step=None)
+    folder = local_copy(workdir, tmp_path)
+    assert [row['step'] for row in read_rows(folder)] == [1]
+    assert [step for step, _, _ in read_events(folder)] == [1], 'a fresh start leaves nothing'

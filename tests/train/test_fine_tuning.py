@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
+from jax.sharding import PartitionSpec
 
 from gpt_jax.config import RunConfig, finalize
 from gpt_jax.fingerprint import fingerprint_leaves, named_leaves
@@ -106,8 +107,10 @@ def test_moments_are_sharded_like_their_adapters():
     config = configure(mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
     state = make_program(config, make_mesh(config.mesh)).abstract_state
     specs = {path: leaf.sharding.spec for path, leaf in named_leaves(state.params).items()}
-    assert specs['blocks/attention/query/kernel/lora_a'] == (None, 'fsdp', None)
-    assert specs['blocks/attention/query/kernel/lora_b'] == (None, None, 'tensor', None)
+    assert specs['blocks/attention/query/kernel/lora_a'] == PartitionSpec(None, 'fsdp', None)
+    assert specs['blocks/attention/query/kernel/lora_b'] == PartitionSpec(
+        None, None, 'tensor', None
+    )
     moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
     assert {leaf.sharding.spec for leaf in moments} == set(specs.values())
 
@@ -127,11 +130,11 @@ def test_the_first_loss_is_exactly_that_of_the_base():
 
 def masked_loss(config: RunConfig, params, batch) -> jax.Array:
     """The mean negative log-likelihood of the tokens that count, from the model's logits."""
-    model = GPT(config.model)
+    model, tokens = GPT(config.model), jnp.asarray(batch['tokens'])
     executed = to_executed(params, period=layers_per_period(config.model, scan=False))
-    logits, _ = model.apply({'params': executed}, batch['tokens'][:, :-1])
+    logits, _ = model.apply({'params': executed}, tokens[:, :-1])
     scores = jax.nn.log_softmax(logits)
-    nll = -jnp.take_along_axis(scores, batch['tokens'][:, 1:, None], 2)[..., 0]
+    nll = -jnp.take_along_axis(scores, tokens[:, 1:, None], 2)[..., 0]
     return (nll * batch['loss_mask']).sum() / batch['loss_mask'].sum()
 
 
@@ -162,7 +165,9 @@ def test_a_step_is_the_gradient_of_the_merged_weights():
                 product = jnp.stack(
                     [x.reshape(-1, 4) @ y.reshape(4, -1) for x, y in zip(a, b, strict=True)]
                 )
-                merged['blocks'][kind][name]['kernel'] = weight + 2.0 * product.reshape(weight.shape)
+                merged['blocks'][kind][name]['kernel'] = weight + 2.0 * product.reshape(
+                    weight.shape
+                )
         return merged
 
     loss, gradient = jax.value_and_grad(lambda x: masked_loss(config, merge(x), batch))(given)

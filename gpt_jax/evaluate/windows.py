@@ -1,4 +1,4 @@
-"""Evaluation over token windows, given the step that sums a batch's losses."""
+"""The loss over token windows, given the step that sums a batch's losses."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -34,7 +34,7 @@ def evaluate(
     are added in float64 on the host, in order, so the result is the same on every run.
     """
     totals = np.zeros(3)
-    for sums in _one_behind(eval_step(params, batch) for batch in batches):
+    for sums in one_behind(eval_step(params, batch) for batch in batches):
         totals += [float(sums.cross_entropy), float(sums.correct), float(sums.weight)]
     cross_entropy, correct, weight = totals.tolist()
     loss = cross_entropy / max(weight, 1.0)
@@ -47,7 +47,7 @@ def evaluate(
     )
 
 
-def _one_behind(results: Iterable[Any]) -> Iterator[Any]:
+def one_behind(results: Iterable[Any]) -> Iterator[Any]:
     """The results one late, so that the next is under way on the device while one is read."""
     previous = None
     for result in results:

@@ -1,0 +1,198 @@
+"""Prepared shards in an object store: put there once, copied to each machine's cache once.
+
+What is copied is compared with the manifest's hashes, then and whenever it is opened again; what
+does not agree is copied anew. Small shards are hashed each time, large ones are recognised by
+their size and date.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from gpt_jax import files, object_store
+from gpt_jax import tokenizer as tokenizers
+from gpt_jax.data import locations
+from gpt_jax.data.config import DataConfig
+from gpt_jax.data.manifest import MANIFEST, TOKENIZER, Manifest, ShardInfo
+from gpt_jax.errors import UserError
+from gpt_jax.telemetry.progress import Progress
+
+_VERIFIED = 'verified.json'  # shard -> sizes and dates of its files when they were hashed
+
+
+def local_folder(
+    source: str,
+    config: DataConfig,
+    *,
+    key: str = 'config.data.source',
+    progress: Callable[..., AbstractContextManager[Any]] = Progress,
+) -> pathlib.Path:
+    """Where to read prepared shards: `source` on a disk, else its verified copy in the cache.
+
+    Of several processes of a machine one copies, and the others wait for it.
+
+    Raises:
+        UserError: the store does not answer, holds no finished shards, or not those that its
+            manifest describes; or the disk is full.
+    """
+    if not object_store.is_remote(source):
+        return pathlib.Path(source).expanduser()
+    remote = object_store.to_path(source, key=key)
+    object_store.check_reachable(remote, key=key)
+    name = hashlib.sha256(os.fspath(remote).encode()).hexdigest()[:12]
+    folder = locations.cache_folder(config) / 'remote' / f'{remote.name}-{name}'
+    manifest = _read_manifest(remote, key=key)
+    with locations.lock(folder):
+        try:
+            _copy(remote, folder, manifest, progress)
+        except OSError as error:
+            raise files.cannot_write(folder, error) from error
+    return folder
+
+
+def publish(folder: pathlib.Path, target: str, *, key: str) -> None:
+    """Copies prepared shards to an object store, the manifest last: until then nobody reads them.
+
+    Raises:
+        UserError: the store does not answer, or holds other shards under this name.
+    """
+    remote = object_store.to_path(target, key=key)
+    if not object_store.is_remote(remote):
+        raise UserError(f'{key}={target} must begin with gs:// or s3://')
+    object_store.check_reachable(remote, key=key)
+    manifest = Manifest.read(folder)
+    if (remote / MANIFEST).exists():
+        if Manifest.read(remote, check_files=False) == manifest:
+            return
+        raise UserError(f'{key}={target} holds other shards already; choose another name')
+    object_store.upload_folder(folder / TOKENIZER, remote / TOKENIZER)
+    for path in _files(folder, manifest):
+        object_store.upload(path, remote / path.name)
+    object_store.upload(folder / MANIFEST, remote / MANIFEST)
+
+
+def _read_manifest(remote: pathlib.Path, *, key: str) -> Manifest:
+    try:
+        with object_store.naming_failures(remote):
+            found = (remote / MANIFEST).exists()
+    except FileNotFoundError:
+        found = False
+    if not found:
+        raise UserError(
+            f'{key}={remote} has no finished {MANIFEST}; put prepared shards there with '
+            f'--mode prepare --publish={remote}'
+        )
+    return Manifest.read(remote, check_files=False)
+
+
+def _copy(
+    remote: pathlib.Path,
+    folder: pathlib.Path,
+    manifest: Manifest,
+    progress: Callable[..., AbstractContextManager[Any]],
+) -> None:
+    """Makes `folder` a copy of `remote`; what is there and right is kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob('.*.tmp-*'):  # of a process that was killed
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    verified = _read_verified(folder)
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    missing = [shard for shard in shards if not _is_whole(folder, shard, verified)]
+    if missing or not _has_tokenizer(folder, manifest) or not _has_manifest(folder, manifest):
+        (folder / MANIFEST).unlink(missing_ok=True)  # until all is there, nothing reads the folder
+        _fetch_tokenizer(remote, folder, manifest)
+        total = sum(shard.tokens for shard in missing)
+        with progress(total, unit='tokens', description='fetch shards') as line:
+            for number, shard in enumerate(missing, 1):
+                _fetch(remote, folder, shard)
+                line.update(sum(shard.tokens for shard in missing[:number]))
+    stamps = {shard.name: _stamp(folder, shard) for shard in shards}
+    if stamps != verified:
+        files.write_json(folder / _VERIFIED, stamps)
+    if not (folder / MANIFEST).is_file():
+        manifest.write(folder)
+
+
+def _fetch(remote: pathlib.Path, folder: pathlib.Path, shard: ShardInfo) -> None:
+    """Copies a shard. Raises UserError if it is not the one that the manifest describes."""
+    temporary = folder / f'.{shard.name}.tmp-{os.getpid()}'
+    temporary.mkdir()
+    try:
+        for path in (shard.tokens_path(temporary), shard.documents_path(temporary)):
+            try:
+                object_store.download(remote / path.name, path)
+            except FileNotFoundError as error:
+                raise UserError(
+                    f'{remote / path.name} is missing; publish the shards again'
+                ) from error
+        if shard.content_hash(temporary) != shard.sha256:
+            raise UserError(
+                f'{remote / shard.name}.* is not what {MANIFEST} beside it says; delete {remote} '
+                f'and publish the shards again'
+            )
+        for path in (shard.tokens_path(folder), shard.documents_path(folder)):
+            os.replace(temporary / path.name, path)
+    finally:
+        shutil.rmtree(temporary)
+
+
+def _fetch_tokenizer(remote: pathlib.Path, folder: pathlib.Path, manifest: Manifest) -> None:
+    shutil.rmtree(folder / TOKENIZER, ignore_errors=True)
+    object_store.download_folder(remote / TOKENIZER, folder / TOKENIZER)
+    if not _has_tokenizer(folder, manifest):
+        raise UserError(
+            f'{remote / TOKENIZER} is not the tokenizer of the shards beside it; delete {remote} '
+            f'and publish the shards again'
+        )
+
+
+def _is_whole(folder: pathlib.Path, shard: ShardInfo, verified: dict[str, Any]) -> bool:
+    try:
+        stamp = _stamp(folder, shard)
+        if stamp[0][0] >= locations.REMEMBERED_BYTES and verified.get(shard.name) == stamp:
+            return True
+        return shard.content_hash(folder) == shard.sha256
+    except OSError:
+        return False
+
+
+def _has_tokenizer(folder: pathlib.Path, manifest: Manifest) -> bool:
+    try:
+        fingerprint = tokenizers.load(folder / TOKENIZER).fingerprint()
+    except UserError:
+        return False
+    return fingerprint == manifest.tokenizer_fingerprint
+
+
+def _has_manifest(folder: pathlib.Path, manifest: Manifest) -> bool:
+    try:
+        return Manifest.read(folder) == manifest
+    except UserError:
+        return False
+
+
+def _read_verified(folder: pathlib.Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / _VERIFIED).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _stamp(folder: pathlib.Path, shard: ShardInfo) -> list[list[int]]:
+    paths = (shard.tokens_path(folder), shard.documents_path(folder))
+    return [[status.st_size, status.st_mtime_ns] for status in (path.stat() for path in paths)]
+
+
+def _files(folder: pathlib.Path, manifest: Manifest) -> list[pathlib.Path]:
+    """The files of all shards."""
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    return [
+        path
+        for shard in shards
+        for path in (shard.tokens_path(folder), shard.documents_path(folder))
+    ]

@@ -1,0 +1,5 @@
+"""How good a model is: its loss on windows of tokens, and its answers in benchmarks."""
+
+from gpt_jax.evaluate.windows import Evaluation, evaluate
+
+__all__ = ['Evaluation', 'evaluate']

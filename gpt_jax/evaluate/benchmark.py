@@ -1,0 +1,137 @@
+"""Benchmarks that are loaded, and running them: a result, or the one that is there already."""
+
+import dataclasses
+import pathlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from gpt_jax import files
+from gpt_jax.data.manifest import hash_of
+from gpt_jax.errors import UserError
+from gpt_jax.evaluate.rows import read_rows
+from gpt_jax.evaluate.scoring import Scorer
+from gpt_jax.evaluate.task import Question, Result, Row, Task
+from gpt_jax.evaluate.tasks import TASKS
+from gpt_jax.parallel import consistency, peers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """A task with its questions."""
+
+    name: str
+    questions: Sequence[Question]
+
+    @property
+    def num_requests(self) -> int:
+        """How many continuations there are to score."""
+        return sum(len(question.requests) for question in self.questions)
+
+    def fingerprint(self) -> str:
+        """A hash of everything that is asked and of the right answers."""
+        return hash_of([self.name, self.questions])
+
+    def run(
+        self,
+        scorer: Scorer,
+        params: Any,
+        *,
+        advance: Callable[[int], None] = lambda done: None,
+    ) -> Result:
+        """The result of a model; all processes of a run call it alike, and all get it."""
+        requests = [request for question in self.questions for request in question.requests]
+        scores = iter(scorer.score(params, requests, advance=advance))
+        grouped = [[next(scores) for _ in question.requests] for question in self.questions]
+        return TASKS[self.name].summarize(self.questions, grouped)
+
+
+def load(names: Sequence[str], *, data: str, limit: int = 0) -> list[Benchmark]:
+    """The benchmarks `names`, with their rows.
+
+    Args:
+      data: files and folders parted by commas, or 'hub' (`rows.read_rows`).
+      limit: only the first so many rows of each, or of each of its smallest groups (a paradigm
+        of BLiMP, a subject of MMLU), as lm-evaluation-harness limits; 0: all.
+
+    Raises:
+        UserError: the rows are not there, or not what they should be, or the processes of this
+            run have different ones.
+    """
+    places = [place for place in data.split(',') if place]
+    loaded = []
+    for name in names:
+        task = TASKS[name]
+        questions = [_ask(name, task, row, place) for place, row in read_rows(name, task, places)]
+        if not questions:
+            raise UserError(f'{data} has no rows for {name}; give another file')
+        loaded.append(Benchmark(name=name, questions=_first(questions, limit)))
+    if loaded and peers.num_processes() > 1:
+        facts = {each.name: each.fingerprint() for each in loaded}
+        consistency.check('comparison of benchmarks', facts)
+    return loaded
+
+
+def _ask(name: str, task: Task, row: Row, place: str) -> Question:
+    try:
+        return task.question(row)
+    except KeyError as error:
+        reason = f'it has no field {error}'
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        reason = str(error)
+    raise UserError(f'{place} is no row of {name}: {reason}; rows have {task.fields}')
+
+
+def _first(questions: Sequence[Question], limit: int) -> Sequence[Question]:
+    """The first `limit` of each smallest group; 0: all."""
+    if not limit:
+        return questions
+    seen: Counter[str] = Counter()
+    kept = []
+    for question in questions:
+        group = next(iter(question.groups.values()), '')
+        seen[group] += 1
+        if seen[group] <= limit:
+            kept.append(question)
+    return kept
+
+
+class Results:
+    """The results of one checkpoint of a run, a file a benchmark, each under what it was made of.
+
+    The first process reads and writes for all.
+    """
+
+    def __init__(self, folder: pathlib.Path, about: Mapping[str, Any]):
+        """`about` is what every result depends on: weights, tokenizer, settings."""
+        self.folder, self._about = folder, dict(about)
+
+    def find(self, benchmark: Benchmark) -> Result | None:
+        """The stored result of the same benchmark, weights and settings; None if there is none.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        path = self.folder / f'{benchmark.name}.json'
+        stored = None
+        if peers.is_primary() and path.is_file():
+            stored = files.read_json(path)
+            if stored.get('fingerprint') != self._fingerprint(benchmark):
+                stored = None
+        stored = peers.gather(f'result of {benchmark.name}', stored)[0]
+        return None if stored is None else Result.from_json(stored)
+
+    def write(self, benchmark: Benchmark, result: Result) -> None:
+        """Stores a result."""
+        if not peers.is_primary():
+            return
+        stored = {
+            'task': benchmark.name,
+            **result.to_json(),
+            'about': self._about,
+            'fingerprint': self._fingerprint(benchmark),
+        }
+        files.write_json(self.folder / f'{benchmark.name}.json', stored)
+
+    def _fingerprint(self, benchmark: Benchmark) -> str:
+        return hash_of({**self._about, 'benchmark': benchmark.fingerprint()})

@@ -1,0 +1,165 @@
+"""A model for EleutherAI's lm-evaluation-harness (`pip install lm-eval`), and running it.
+
+The harness brings prompts, splits into requests and metrics; scores come from `scoring.Scorer`,
+so a run on a mesh is evaluated on its mesh. What a class of `lm_eval.api.model.LM` must do is
+said there.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gpt_jax.errors import UserError
+from gpt_jax.evaluate.scoring import Encoded, Scorer, beginning_of_text
+
+try:
+    from lm_eval.api.model import TemplateLM
+except ImportError:  # an optional package: making a model says so
+    TemplateLM = object
+
+# Continues prompts: (prompts, new tokens, temperature, stop strings) -> texts.
+Generate = Callable[[Sequence[str], int, float, tuple[str, ...]], list[str]]
+DEFAULT_NEW_TOKENS = 256  # lm-evaluation-harness's
+
+
+class HarnessModel(TemplateLM):
+    """Weights behind the interface of the harness. All processes of a run call it alike."""
+
+    def __init__(self, scorer: Scorer, params: Any, generate: Generate):
+        """Takes what scores, the weights to score with, and what continues texts.
+
+        Raises:
+            UserError: lm-eval is not installed.
+        """
+        if TemplateLM is object:
+            raise UserError('lm-evaluation-harness is not installed: pip install lm-eval')
+        super().__init__()
+        self._params, self._generate = params, generate
+        self._scorer = dataclasses.replace(scorer, stride=0)  # as the harness moves its windows
+        self._tokenizer = scorer.tokenizer
+
+    @property
+    def eot_token_id(self) -> int:
+        """What ends a text."""
+        eot_id = self._tokenizer.eot_id
+        return self.prefix_token_id if eot_id is None else eot_id
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What a text without a context starts after."""
+        return beginning_of_text(self._tokenizer)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Names the tokenizer in the harness's cache of requests."""
+        return self._tokenizer.fingerprint()
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **_: Any
+    ) -> list[int]:
+        """The ids, after the beginning-of-text id if the tokenizer has one."""
+        bos_id = self._tokenizer.bos_id
+        before = [] if bos_id is None or add_special_tokens is False else [bos_id]
+        return before + self._tokenizer.encode(string)
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
+        encoded = [
+            Encoded.of(context or [self.prefix_token_id], continuation)
+            for _, context, continuation in requests
+        ]
+        scores = self._scorer.score_encoded(self._params, encoded)
+        results = [(score.log_likelihood, score.greedy) for score in scores]
+        for (texts, _, _), result in zip(requests, results, strict=True):
+            self.cache_hook.add_partial('loglikelihood', texts, result)
+        return results
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list:
+        """The log-likelihood of each whole text."""
+        del disable_tqdm
+        texts = [request.args[0] for request in requests]
+        ids = [self._tokenizer.encode(text) for text in texts]
+        filled = [Encoded.of([self.prefix_token_id], each) for each in ids if each]
+        scores = iter(self._scorer.score_encoded(self._params, filled))
+        values = [next(scores).log_likelihood if each else 0.0 for each in ids]
+        for text, value in zip(texts, values, strict=True):
+            self.cache_hook.add_partial('loglikelihood_rolling', (text,), value)
+        return values
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Continues each context up to one of its stop strings, greedily unless it says not to.
+
+        A context that leaves no room for the new tokens loses its beginning.
+        """
+        from lm_eval.models.utils import normalize_gen_kwargs
+
+        del disable_tqdm
+        together: dict[tuple, list[int]] = {}
+        for index, request in enumerate(requests):
+            settings = normalize_gen_kwargs(request.args[1], DEFAULT_NEW_TOKENS)
+            stop = tuple(filter(None, settings['until']))
+            key = (settings['max_gen_toks'], float(settings.get('temperature', 0.0)), stop)
+            together.setdefault(key, []).append(index)
+        texts = [''] * len(requests)
+        for (count, temperature, stop), indices in together.items():
+            for first in range(0, len(indices), self._scorer.batch_size):
+                batch = indices[first : first + self._scorer.batch_size]
+                prompts = [self._fit(requests[index].args[0], count) for index in batch]
+                answers = self._generate(prompts, count, temperature, stop)
+                for index, answer in zip(batch, answers, strict=True):
+                    texts[index] = answer
+                    self.cache_hook.add_partial('generate_until', requests[index].args, answer)
+        return texts
+
+    def _fit(self, context: str, new_tokens: int) -> str:
+        """The end of a context that leaves room for `new_tokens`, or half of what there is."""
+        length = self._scorer.max_seq_len
+        room = length - new_tokens if new_tokens < length else length // 2
+        ids = self.tok_encode(context)
+        keep = room
+        while len(ids) > room and keep > 0:  # cut text may have more tokens than before
+            context = self._tokenizer.decode(ids[-keep:])
+            ids, keep = self.tok_encode(context), keep - 1
+        return context
+
+
+def run_tasks(
+    model: HarnessModel, names: Sequence[str], *, definitions: str = '', limit: int = 0
+) -> tuple[str, dict[str, Any]]:
+    """The harness's table of `names`, and its results as JSON.
+
+    Args:
+      definitions: a folder with task files (YAML) besides the harness's own.
+      limit: only the first so many rows of each task; 0: all.
+
+    Raises:
+        UserError: there is no such task, or its rows cannot be loaded.
+    """
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+    from lm_eval.utils import make_table
+
+    manager = TaskManager(include_path=definitions or None)
+    for name in names:
+        if name not in manager.all_tasks:
+            raise UserError(
+                f'--harness={name} is no task of lm-evaluation-harness; lm-eval ls tasks lists them'
+            )
+    try:
+        manager.load(list(names))
+    except Exception as error:  # whatever the loader of that data set raises
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f'--harness={",".join(names)} cannot be loaded: {reason}') from error
+    results = lm_eval.simple_evaluate(
+        model=model,
+        tasks=list(names),
+        limit=limit or None,
+        task_manager=manager,
+        log_samples=False,
+    )
+    tables = [make_table(results)]
+    if results.get('groups'):
+        tables.append(make_table(results, 'groups'))
+    kept = ('results', 'groups', 'versions', 'n-samples', 'higher_is_better')
+    return '\n'.join(tables), {name: results[name] for name in kept if name in results}

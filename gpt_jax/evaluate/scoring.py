@@ -1,0 +1,231 @@
+"""Log-likelihoods of continuations given contexts: what every benchmark is made of.
+
+Texts become windows of tokens, windows of about one length share a batch, and a batch is split
+over the mesh. Padding stands behind the text, where causal attention never looks, and weighs
+nothing, so a score depends on its own text alone. The definitions are those of EleutherAI's
+lm-evaluation-harness (`lm_eval/api/model.py`, `lm_eval/models/huggingface.py`).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpt_jax.errors import UserError
+from gpt_jax.evaluate.windows import one_behind
+from gpt_jax.tokenizer import Tokenizer
+
+LEAST_LENGTH = 16  # the first rung of the ladder of lengths; each has a program of its own
+
+
+class Request(NamedTuple):
+    """A text to score after another. The space between two words belongs to the continuation."""
+
+    context: str  # '': the beginning of a text
+    continuation: str
+
+
+class Score(NamedTuple):
+    """What the model thinks of a continuation."""
+
+    windows: tuple[tuple[float, int], ...]  # log-likelihood in nats, and tokens, of each
+    greedy: bool  # every token is the one that the model finds most likely
+
+    @property
+    def log_likelihood(self) -> float:
+        """The log of p(continuation | context), in nats."""
+        return sum(value for value, _ in self.windows)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the continuation."""
+        return sum(count for _, count in self.windows)
+
+
+class Encoded(NamedTuple):
+    """A request as ids; both parts have at least one."""
+
+    context: np.ndarray
+    continuation: np.ndarray
+
+    @classmethod
+    def of(cls, context: Sequence[int], continuation: Sequence[int]) -> 'Encoded':
+        """The request with these ids."""
+        return cls(np.array(context, np.int32), np.array(continuation, np.int32))
+
+
+class Window(NamedTuple):
+    """Ids `[2 … max_seq_len + 1]`, of which the last `scored` count."""
+
+    ids: np.ndarray
+    scored: int
+
+
+def beginning_of_text(tokenizer: Tokenizer) -> int:
+    """The id that a text starts after: the beginning-of-text id, else the end-of-text id.
+
+    Raises:
+        UserError: the tokenizer has neither.
+    """
+    first = tokenizer.eot_id if tokenizer.bos_id is None else tokenizer.bos_id
+    if first is None:
+        raise UserError(
+            'the tokenizer has no token that begins or ends a text, so nothing stands before the '
+            'first one; only tasks with a context can be scored'
+        )
+    return first
+
+
+def encode_requests(tokenizer: Tokenizer, requests: Sequence[Request]) -> list[Encoded]:
+    """The ids of contexts and continuations, cut where the whole text is cut.
+
+    Context and continuation are encoded as one text, so that the border has the tokens that the
+    model has seen in training; the continuation is what follows the ids of the context alone.
+    Spaces at the end of a context go to the continuation, with whose first word they make a
+    token. A tokenizer with a beginning-of-text id gets it before each context.
+
+    Raises:
+        UserError: a continuation has no token of its own.
+    """
+    pairs = []
+    for context, continuation in requests:
+        kept = context.rstrip()
+        pairs.append((kept, kept + context[len(kept) :] + continuation))
+    texts = list(dict.fromkeys(text for pair in pairs for text in pair if text))
+    ids = dict(zip(texts, tokenizer.encode_batch(texts), strict=True))
+    ids[''] = np.zeros(0, np.uint32)
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    encoded = []
+    for context, whole in pairs:
+        before = [*bos, *ids[context]] if context else [beginning_of_text(tokenizer)]
+        after = ids[whole][len(ids[context]) :]
+        if len(after) == 0:
+            raise UserError(
+                f'nothing to score: {whole[len(context) :]!r} after {context[-40:]!r} has no token '
+                f'of its own'
+            )
+        encoded.append(Encoded.of(before, after))
+    return encoded
+
+
+def cut_windows(encoded: Encoded, *, length: int, stride: int) -> Iterator[Window]:
+    """The windows that score each token of the continuation once.
+
+    One window where the continuation is at most `length` tokens; a context that does not fit
+    loses its beginning. A longer continuation has a first window of `length` tokens after one of
+    context, then windows that move on by `stride`: with `length` they have as little overlap as
+    can be, with less each token sees more of what stands before it.
+    """
+    ids = np.concatenate(encoded)
+    done, step = len(encoded.context), length
+    while done < len(ids):
+        end = min(done + step, len(ids))
+        yield Window(ids[max(0, end - length - 1) : end], end - done)
+        done, step = end, stride
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scorer:
+    """A model's tokenizer and compiled step, ready to score with any weights of its shape.
+
+    `score_step(params, batch)` returns for each row of `tokens` [B, L+1] the sums over the
+    `loss_mask` [B, L] of `log_likelihood` and of `correct`, whole on every process.
+    """
+
+    score_step: Callable[[Any, dict], Any]
+    place: Callable[[dict[str, np.ndarray]], dict]  # this process's rows onto its devices
+    row_share: tuple[int, int]  # which share of each batch is this process's: index, count
+    tokenizer: Tokenizer
+    batch_size: int  # windows of the full length in a batch; of shorter ones there are more
+    max_seq_len: int
+    length_parts: int = 1  # devices that share a sequence
+    stride: int = 0  # tokens from one window of a long text to the next; 0: max_seq_len
+
+    def score(
+        self,
+        params: Any,
+        requests: Sequence[Request],
+        *,
+        advance: Callable[[int], None] = lambda done: None,
+    ) -> list[Score]:
+        """The score of each request; all processes of a run call it alike.
+
+        `advance` hears how many requests are done, rounded down, after every batch.
+        """
+        return self.score_encoded(
+            params, encode_requests(self.tokenizer, requests), advance=advance
+        )
+
+    def score_encoded(
+        self,
+        params: Any,
+        requests: Sequence[Encoded],
+        *,
+        advance: Callable[[int], None] = lambda done: None,
+    ) -> list[Score]:
+        """`score` of requests that are ids already."""
+        cut = functools.partial(
+            cut_windows, length=self.max_seq_len, stride=self.stride or self.max_seq_len
+        )
+        pieces = [list(cut(request)) for request in requests]
+        windows = [window for piece in pieces for window in piece]
+        log_likelihoods, correct = np.zeros(len(windows)), np.zeros(len(windows))
+        batches = list(self._batches(windows))
+        results = one_behind(
+            self.score_step(params, self._batch(windows, indices, length, rows))
+            for indices, length, rows in batches
+        )
+        done = 0
+        for (indices, _, _), result in zip(batches, results, strict=True):
+            log_likelihoods[indices] = np.asarray(result.log_likelihood)[: len(indices)]
+            correct[indices] = np.asarray(result.correct)[: len(indices)]
+            done += len(indices)
+            advance(done * len(requests) // len(windows))
+        scores, first = [], 0
+        for piece in pieces:
+            ours = range(first, first + len(piece))
+            first = ours.stop
+            sums = tuple((float(log_likelihoods[i]), windows[i].scored) for i in ours)
+            scores.append(Score(sums, all(correct[i] == windows[i].scored for i in ours)))
+        return scores
+
+    def _batches(self, windows: Sequence[Window]) -> Iterator[tuple[list[int], int, int]]:
+        """Which windows go together, their padded length, and the rows of the batch.
+
+        Long windows first: what does not fit the memory fails at once. All batches of a length
+        have the same number of rows, so that each length is compiled once.
+        """
+        rungs: dict[int, list[int]] = {}
+        for index, window in enumerate(windows):
+            rungs.setdefault(self._rung(len(window.ids) - 1), []).append(index)
+        for length in sorted(rungs, reverse=True):
+            indices = sorted(rungs[length], key=lambda index: -len(windows[index].ids))
+            most = self.batch_size * max(1, self.max_seq_len // length)
+            rows = self.batch_size
+            while rows < min(len(indices), most):
+                rows = min(2 * rows, most)
+            for first in range(0, len(indices), rows):
+                yield indices[first : first + rows], length, rows
+
+    def _rung(self, length: int) -> int:
+        """Where a length stands on the ladder LEAST_LENGTH, twice that, … and max_seq_len."""
+        rung = LEAST_LENGTH * self.length_parts
+        while rung < length:
+            rung *= 2
+        return min(rung, self.max_seq_len)
+
+    def _batch(
+        self, windows: Sequence[Window], indices: Sequence[int], length: int, rows: int
+    ) -> dict[str, Any]:
+        """This process's rows of a batch, on its devices."""
+        index, count = self.row_share
+        size = rows // count
+        tokens = np.zeros((size, length + 1), np.int32)
+        loss_mask = np.zeros((size, length), np.float32)
+        for row, window in enumerate(indices[index * size : (index + 1) * size]):
+            ids, scored = windows[window]
+            tokens[row, : len(ids)] = ids
+            loss_mask[row, len(ids) - 1 - scored : len(ids) - 1] = 1
+        return self.place({'tokens': tokens, 'loss_mask': loss_mask})

@@ -1,0 +1,56 @@
+"""Write a trained run's weights for other tools: transformers, or safetensors."""
+
+import pathlib
+from typing import Any
+
+from absl import flags as absl_flags
+
+from gpt_jax import run as runs
+from gpt_jax.config import RunConfig
+from gpt_jax.errors import UserError
+from gpt_jax.model.config import DType
+from gpt_jax.modes import saved_weights
+from gpt_jax.parallel.mesh import make_mesh
+from gpt_jax.train.program import make_program
+from gpt_jax.weights.export import EXPORTERS, find_exporter
+
+
+def define_flags(flags: absl_flags.FlagValues) -> None:
+    """Where to, and as what."""
+    saved_weights.define_flags(flags)
+    absl_flags.DEFINE_string(
+        'format', 'hf', f'what to write: {", ".join(EXPORTERS)}', flag_values=flags
+    )
+    absl_flags.DEFINE_string('out', '', 'the folder to write', flag_values=flags)
+    absl_flags.DEFINE_enum(
+        'dtype',
+        None,
+        [dtype.value for dtype in DType],
+        "of the tensors; by default the run's",
+        flag_values=flags,
+    )
+
+
+def run(
+    flags: absl_flags.FlagValues,
+    config: RunConfig,
+    workdir: pathlib.Path,
+    overrides: dict[str, Any],
+) -> int:
+    """Writes the folder and prints what is in it."""
+    if not flags.out:
+        raise UserError('--mode export needs --out DIR, the folder to write')
+    exporter = find_exporter(flags.format)
+    out = pathlib.Path(flags.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f'--out={out} is not empty; name a new folder')
+    opened = saved_weights.open_run(config, workdir)
+    program = make_program(opened.config, make_mesh(opened.config.mesh))
+    step, params = runs.restore_weights(
+        opened, step=flags.step, weights=flags.weights, abstract=program.abstract_params
+    )
+    model = opened.config.model
+    dtype = DType(flags.dtype) if flags.dtype else model.param_dtype
+    names = exporter(out, model, params, opened.tokenizer, dtype=dtype)
+    print(f'{out} ({workdir}, {flags.weights} weights of step {step}): {", ".join(names)}')
+    return 0

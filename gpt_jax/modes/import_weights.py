@@ -1,0 +1,87 @@
+"""Make a run of weights from elsewhere: transformers, llama2.c, nanoGPT, minGPT."""
+
+import pathlib
+from typing import Any
+
+from absl import flags as absl_flags
+
+from gpt_jax import files
+from gpt_jax import run as runs
+from gpt_jax.checkpoint import Checkpointer
+from gpt_jax.config import RunConfig, finalize
+from gpt_jax.config_tree import to_json
+from gpt_jax.errors import UserError
+from gpt_jax.model.gpt import count_params
+from gpt_jax.parallel import peers, runtime
+from gpt_jax.parallel.mesh import make_mesh
+from gpt_jax.pretrained import adopt
+from gpt_jax.telemetry.report import format_table
+from gpt_jax.tokenizer import Tokenizer
+from gpt_jax.train.program import make_program
+from gpt_jax.weights import load_params, open_source
+
+
+def define_flags(flags: absl_flags.FlagValues) -> None:
+    """Where the weights are."""
+    absl_flags.DEFINE_string(
+        'source', '', 'a file, a folder, or a name of the Hugging Face hub', flag_values=flags
+    )
+    absl_flags.DEFINE_boolean(
+        'fresh', False, 'delete the checkpoints of the workdir first', flag_values=flags
+    )
+
+
+def run(
+    flags: absl_flags.FlagValues,
+    config: RunConfig,
+    workdir: pathlib.Path,
+    overrides: dict[str, Any],
+) -> int:
+    """Writes the workdir, whose checkpoint of step 0 is the source's weights."""
+    if not flags.source:
+        raise UserError('--mode import_weights needs --source FILE, FOLDER or NAME')
+    runtime.initialize(config.runtime)
+    source = open_source(flags.source)
+    tokenizer = adopt(source, config, overrides)
+    config.tokenizer.path = str(workdir / runs.TOKENIZER)
+    final = finalize(config, vocab_size=tokenizer.vocab_size)
+    runs.check_processes(final, workdir)
+    with runs.lock(workdir):
+        this_run = runs.Run(workdir, final, tokenizer)
+        program = make_program(final, make_mesh(final.mesh))
+        with Checkpointer(this_run.checkpoints, final.checkpoint) as checkpointer:
+            if checkpointer.steps() and not flags.fresh:
+                raise UserError(
+                    f'--workdir={workdir} holds a run already; choose another one, or replace its '
+                    f'checkpoints with --fresh'
+                )
+            params = load_params(source, program.abstract_params)
+            checkpointer.clear()
+            checkpointer.save(
+                0, {'params': params}, {'config': to_json(final), 'source': source.name}
+            )
+        runs.save_run(this_run, overrides=overrides)
+        if peers.is_primary():
+            for name, text in source.files.items():
+                files.write_text(workdir / runs.TOKENIZER / name, text)
+    print(format_table(f'{workdir}, from {source.name}', _describe(final, tokenizer)))
+    print(f'See it write: --mode generate --workdir {workdir} --prompt "Once upon a time"')
+    return 0
+
+
+def _describe(config: RunConfig, tokenizer: Tokenizer) -> dict[str, str]:
+    model = config.model
+    return {
+        'parameters': f'{count_params(model):,} ({model.param_dtype})',
+        'model': f'{model.num_layers} layers, d_model {model.d_model}, d_ff {model.d_ff}, '
+        f'{model.num_heads} heads of {model.head_dim} over {model.num_kv_heads}, context '
+        f'{model.max_seq_len}',
+        'vocabulary': f'{model.vocab_size:,} tokens, {tokenizer.kind} tokenizer',
+        'texts': f'begin with {_token(tokenizer, tokenizer.bos_id)}, end with '
+        f'{_token(tokenizer, tokenizer.eot_id)}',
+    }
+
+
+def _token(tokenizer: Tokenizer, token_id: int | None) -> str:
+    names = {each: name for name, each in tokenizer.special_tokens.items()}
+    return 'nothing' if token_id is None else f'{names.get(token_id, "token")} ({token_id})'

@@ -1,0 +1,95 @@
+"""One scoring step as a pure function of arrays: log-likelihoods of rows, for benchmarks."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
+
+from gpt_jax.model.gpt import output_table
+from gpt_jax.model.layout import layers_per_period, to_executed
+from gpt_jax.model.per_device import call_per_device, mesh_axes
+from gpt_jax.train.loss import chunk_count
+from gpt_jax.train.loss_softmax import LossOptions, softmax_xla
+from gpt_jax.train.step import Batch, StepParts
+
+
+@flax.struct.dataclass
+class RowScores:
+    """Sums over the tokens of each row that count."""
+
+    log_likelihood: Float[Array, 'B']  # nats, 0 or less
+    correct: Float[Array, 'B']  # tokens than which the model finds none more likely
+
+
+def make_score_step(parts: StepParts) -> Callable[[Any, Batch], RowScores]:
+    """The scores of each row of `tokens` [B, L+1], weighted by `loss_mask` [B, L]."""
+    config = parts.model.config
+    period = layers_per_period(config, scan=parts.model.scan)
+    options = LossOptions(
+        vocab_size=config.vocab_size,
+        soft_cap=config.output_soft_cap,
+        chunk_bytes=parts.train.loss_chunk_bytes,
+    )
+
+    def score_step(params: Any, batch: Batch) -> RowScores:
+        executed = to_executed(params, period=period)
+        tokens = batch['tokens']
+        hidden_BLD, _ = parts.model.apply({'params': executed}, tokens[:, :-1], method='hidden')
+        scores = score_rows(
+            hidden_BLD, output_table(executed), tokens[:, 1:], batch['loss_mask'], options
+        )
+        return jax.tree.map(parts.gather, scores)
+
+    return score_step
+
+
+def score_rows(
+    hidden_BLD: Float[Array, 'B L D'],
+    table_VD: Float[Array, 'V D'],
+    targets_BL: jax.Array,
+    weights_BL: Float[Array, 'B L'],
+    options: LossOptions,
+) -> RowScores:
+    """The rows' scores, each device working on its tokens and its part of the vocabulary."""
+    vocab_axes = mesh_axes('vocab', table_VD.shape[0])
+    length_axes = mesh_axes('length', hidden_BLD.shape[1])
+
+    def score(hidden_BLD, table_VD, targets_BL, weights_BL):
+        """The logits of a chunk of tokens at a time, as in the loss."""
+        B, L, D = hidden_BLD.shape
+        chunks = chunk_count(B * L, 4 * B * L * table_VD.shape[0], options.chunk_bytes)
+
+        def score_chunk(chunk):
+            hidden_MD, targets_M = chunk
+            raw_MV = jax.lax.dot_general(
+                hidden_MD, table_VD, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+            )
+            losses, _ = softmax_xla(
+                options,
+                raw_MV,
+                targets_M,
+                jnp.ones(targets_M.shape, jnp.float32),
+                gradients=False,
+                vocab_axes=vocab_axes,
+            )
+            return losses.nll_M, losses.correct_M
+
+        split = (hidden_BLD.reshape(chunks, -1, D), targets_BL.reshape(chunks, -1))
+        nll, correct = jax.lax.map(score_chunk, split)
+        sums = RowScores(
+            log_likelihood=-jnp.sum(nll.reshape(B, L) * weights_BL, axis=1),
+            correct=jnp.sum(correct.reshape(B, L) * weights_BL, axis=1),
+        )
+        return jax.lax.psum(sums, length_axes) if length_axes else sums
+
+    rows = PartitionSpec('batch', 'length')
+    return call_per_device(
+        score,
+        [hidden_BLD, table_VD.astype(hidden_BLD.dtype), targets_BL, weights_BL],
+        [PartitionSpec('batch', 'length', None), PartitionSpec('vocab', None), rows, rows],
+        RowScores(PartitionSpec('batch'), PartitionSpec('batch')),
+    )

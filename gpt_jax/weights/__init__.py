@@ -1,0 +1,54 @@
+"""Pre-trained weights from where they live: which reader takes what.
+
+A reader makes a `Source` of a file or folder: an architecture, tensors by name that are read when
+they are wanted, how they become parameters, and the tokenizer.
+"""
+
+import pathlib
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from gpt_jax.errors import UserError
+from gpt_jax.weights import folder, llama2c, torch_checkpoint
+from gpt_jax.weights.hub import download
+from gpt_jax.weights.placement import load_params
+from gpt_jax.weights.source import Source
+
+__all__ = ['READERS', 'Source', 'load_params', 'open_source']
+
+
+class Reader(NamedTuple):
+    """A format of single files."""
+
+    what: str
+    pattern: str  # of the file's name
+    read: Callable[[pathlib.Path], Source]
+
+
+READERS = (
+    Reader('llama2.c: .bin', r'.+\.bin', llama2c.read),
+    Reader('nanoGPT and minGPT: .pt', r'.+\.(pt|pth)', torch_checkpoint.read),
+)
+
+
+def open_source(where: str) -> Source:
+    """The weights at a path, or of a model of the Hugging Face hub, as `ORGANIZATION/NAME`.
+
+    Raises:
+        UserError: there is nothing of that name, or nothing that a reader knows.
+    """
+    path = pathlib.Path(where).expanduser()
+    if path.is_dir():
+        return folder.read(path)
+    if path.is_file():
+        for reader in READERS:
+            if re.fullmatch(reader.pattern, path.name):
+                return reader.read(path)
+        known = ', '.join(reader.what for reader in READERS)
+        raise UserError(
+            f'{path} is not a file that a reader knows ({known}); of transformers name the folder'
+        )
+    if re.fullmatch(r'\w[\w.-]*(/\w[\w.-]*)?', where):
+        return folder.read(download(where))
+    raise UserError(f'{path} does not exist')

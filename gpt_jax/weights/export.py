@@ -1,0 +1,204 @@
+"""Trained weights in folders that other tools read.
+
+Tensors are gathered, turned and written one at a time; of a run on several processes all take
+part and the first one writes.
+"""
+
+import functools
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from gpt_jax import files
+from gpt_jax.config_tree import suggest
+from gpt_jax.errors import UserError
+from gpt_jax.fingerprint import named_leaves
+from gpt_jax.model.config import DType, ModelConfig
+from gpt_jax.parallel import peers
+from gpt_jax.tokenizer import Tokenizer
+from gpt_jax.weights import native, safetensors_files
+from gpt_jax.weights.folder import (
+    CONFIG,
+    FAMILIES,
+    GENERATION_CONFIG,
+    TOKENIZER_CONFIG,
+    TOKENIZER_JSON,
+    Family,
+)
+from gpt_jax.weights.layout import TABLES, TensorLayout
+from gpt_jax.weights.model_card import model_card
+
+
+def export_transformers(
+    folder: pathlib.Path, model: ModelConfig, params: Any, tokenizer: Tokenizer, *, dtype: DType
+) -> list[str]:
+    """Writes a folder that `AutoModelForCausalLM` and `AutoTokenizer` load.
+
+    Args:
+      folder: where to; made if need be.
+      model: the architecture.
+      params: in the stored layout, sharded or not.
+      tokenizer: what made the ids.
+      dtype: of the stored tensors.
+
+    Returns:
+      The names of the files.
+
+    Raises:
+        UserError: no family of transformers expresses the architecture, naming why; or a file
+            cannot be written.
+    """
+    family = choose_family(model)
+    config = family.from_model(model) | {
+        'dtype': dtype.value,
+        'torch_dtype': dtype.value,  # before transformers 5
+        **_ends(tokenizer),
+    }
+    return _write(folder, config, family.layout(model), model, params, tokenizer, dtype)
+
+
+def export_safetensors(
+    folder: pathlib.Path, model: ModelConfig, params: Any, tokenizer: Tokenizer, *, dtype: DType
+) -> list[str]:
+    """Writes the parameters by their own paths, of any architecture; else as the above."""
+    config = native.from_model(model)
+    return _write(folder, config, native.layout(model), model, params, tokenizer, dtype)
+
+
+EXPORTERS: dict[str, Callable[..., list[str]]] = {
+    'hf': export_transformers,
+    'safetensors': export_safetensors,
+}
+
+
+def find_exporter(name: str) -> Callable[..., list[str]]:
+    """What writes a format: `(folder, model, params, tokenizer, dtype=…)` -> names of files.
+
+    Raises:
+        UserError: there is no such format.
+    """
+    if name not in EXPORTERS:
+        raise UserError(f'there is no format {name!r} to export to; {suggest(name, [*EXPORTERS])}')
+    return EXPORTERS[name]
+
+
+def choose_family(model: ModelConfig) -> Family:
+    """The family of transformers that expresses an architecture.
+
+    Raises:
+        UserError: there is none; says what stands in the way of each.
+    """
+    obstacles = []
+    for family in FAMILIES:
+        if family.model_types == native.MODEL_TYPES:
+            continue
+        wrong = [
+            f'config.model.{name}={getattr(model, name)}'
+            for name, allowed in family.capabilities.items()
+            if getattr(model, name) not in allowed
+        ]
+        if reason := wrong[0] if wrong else family.obstacle(model):
+            obstacles.append(f'{family.model_types[0]} has no {reason}')
+        else:
+            return family
+    raise UserError(
+        f'no family of transformers expresses this architecture ({"; ".join(obstacles)}); '
+        f'--format safetensors takes any'
+    )
+
+
+def named_tensors(
+    model: ModelConfig, params: Any, layout: list[TensorLayout], dtype: Any
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of another format, one at a time on the host. Collective."""
+    leaves = named_leaves(params)
+    for entry in layout:
+        for layer, name in enumerate(entry.names(model.num_layers)):
+            parts = {
+                path: _on_host(leaves[path], layer if entry.per_layer else None)
+                for path in entry.paths
+            }
+            if entry.paths[0] in TABLES:
+                parts = {path: part[: model.vocab_size] for path, part in parts.items()}
+            yield name, entry.join(parts).astype(dtype)
+
+
+def write_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer, *, max_length: int) -> None:
+    """Writes `tokenizer.json` and what transformers wants beside it."""
+    spec = dict(tokenizer.tokenizer_json())
+    names = {token_id: name for name, token_id in tokenizer.special_tokens.items()}
+    settings = {
+        'tokenizer_class': 'PreTrainedTokenizerFast',
+        'model_max_length': max_length,
+        'clean_up_tokenization_spaces': False,
+    }
+    spec['post_processor'] = None
+    if tokenizer.bos_id is not None:
+        settings['bos_token'] = names[tokenizer.bos_id]
+        spec['post_processor'] = _begin_with(names[tokenizer.bos_id], tokenizer.bos_id)
+    if tokenizer.eot_id is not None:
+        settings['eos_token'] = names[tokenizer.eot_id]
+    files.write_json(folder / TOKENIZER_JSON, spec)
+    files.write_json(folder / TOKENIZER_CONFIG, settings)
+
+
+def _write(
+    folder: pathlib.Path,
+    config: dict[str, Any],
+    layout: list[TensorLayout],
+    model: ModelConfig,
+    params: Any,
+    tokenizer: Tokenizer,
+    dtype: DType,
+) -> list[str]:
+    tensors = named_tensors(model, params, layout, np.dtype(dtype.value))
+    if not peers.is_primary():
+        for _ in tensors:
+            pass
+        return []
+    names = safetensors_files.write(folder, tensors, {'format': 'pt'})
+    write_tokenizer(folder, tokenizer, max_length=model.max_seq_len)
+    files.write_json(folder / GENERATION_CONFIG, _ends(tokenizer))
+    files.write_text(folder / 'README.md', model_card(model, tokenizer, config))
+    files.write_json(folder / CONFIG, config)  # last: without it the folder is no model
+    return [*names, TOKENIZER_JSON, TOKENIZER_CONFIG, GENERATION_CONFIG, 'README.md', CONFIG]
+
+
+def _ends(tokenizer: Tokenizer) -> dict[str, int]:
+    ends = {'bos_token_id': tokenizer.bos_id, 'eos_token_id': tokenizer.eot_id}
+    return {key: token_id for key, token_id in ends.items() if token_id is not None}
+
+
+def _begin_with(name: str, token_id: int) -> dict[str, Any]:
+    """The post-processor of a tokenizer.json that puts one token before every text."""
+    begin = {'SpecialToken': {'id': name, 'type_id': 0}}
+    first, second = ({'Sequence': {'id': i, 'type_id': t}} for i, t in (('A', 0), ('B', 1)))
+    return {
+        'type': 'TemplateProcessing',
+        'single': [begin, first],
+        'pair': [begin, first, begin, second],
+        'special_tokens': {name: {'id': name, 'ids': [token_id], 'tokens': [name]}},
+    }
+
+
+def _on_host(leaf: jax.Array, layer: int | None) -> np.ndarray:
+    """A layer of a parameter, or all of it, gathered from wherever its parts are."""
+    if leaf.is_fully_addressable:
+        return np.asarray(leaf if layer is None else leaf[layer])
+    whole = NamedSharding(leaf.sharding.mesh, PartitionSpec())
+    gathered = _gather(whole)(leaf, layer is not None, layer or 0)
+    return np.asarray(gathered.addressable_data(0))
+
+
+@functools.cache
+def _gather(sharding: NamedSharding):
+    """`(leaf, of_layer, layer)` -> the layer or the whole leaf, on every device."""
+
+    def gather(leaf: jax.Array, of_layer: bool, layer: int) -> jax.Array:
+        return jax.lax.dynamic_index_in_dim(leaf, layer, 0, False) if of_layer else leaf
+
+    return jax.jit(gather, static_argnums=1, out_shardings=sharding)

@@ -1,0 +1,167 @@
+"""Folders as transformers writes them: config.json, safetensors, and a tokenizer."""
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import tokenizers
+
+from gpt_jax import files
+from gpt_jax.config_tree import freeze
+from gpt_jax.errors import UserError
+from gpt_jax.model.config import ModelConfig, finalize_model
+from gpt_jax.tokenizer.bpe import BpeTokenizer
+from gpt_jax.tokenizer.bpe_vocabulary import TOKENIZER_JSON
+from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
+from gpt_jax.tokenizer.token_table import TableTokenizer
+from gpt_jax.weights import gpt2, llama, native, safetensors_files
+from gpt_jax.weights.layout import TensorLayout
+from gpt_jax.weights.source import Source
+
+CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG, CHAT_TEMPLATE = (
+    'config.json',
+    'generation_config.json',
+    'tokenizer_config.json',
+    'chat_template.jinja',
+)
+PATTERNS = ('*.json', '*.safetensors', '*.model', '*.jinja', 'vocab.bpe', 'merges.txt')
+
+
+class Family(NamedTuple):
+    """Models whose config.json and tensors follow one scheme."""
+
+    model_types: Sequence[str]
+    to_model: Callable[..., ModelConfig]
+    from_model: Callable[[ModelConfig], dict[str, Any]]
+    layout: Callable[[ModelConfig], list[TensorLayout]]
+    without_weights: str  # pattern of tensors that hold none
+    capabilities: dict[str, tuple[Any, ...]]
+    obstacle: Callable[[ModelConfig], str]
+
+
+FAMILIES = tuple(
+    Family(
+        family.MODEL_TYPES,
+        family.to_model,
+        family.from_model,
+        family.layout,
+        family.WITHOUT_WEIGHTS,
+        family.CAPABILITIES,
+        family.obstacle,
+    )
+    for family in (gpt2, llama, native)
+)
+
+
+def read(folder: pathlib.Path) -> Source:
+    """Reads a folder.
+
+    Raises:
+        UserError: a file is missing or damaged, or the model is of no family or beyond it.
+    """
+    config = files.read_json(folder / CONFIG)
+    if not isinstance(config, dict) or 'model_type' not in config:
+        raise UserError(f'{folder / CONFIG} names no model_type; it is not of transformers')
+    family = next((f for f in FAMILIES if config['model_type'] in f.model_types), None)
+    if family is None:
+        known = ', '.join(kind for f in FAMILIES for kind in f.model_types)
+        raise UserError(
+            f'{folder / CONFIG} has model_type={config["model_type"]!r}, which is not supported; '
+            f'supported: {known}'
+        )
+    model = family.to_model(config, name=str(folder / CONFIG))
+    finalize_model(model)
+    model = freeze(model)
+    tensors = safetensors_files.read(folder)
+    layout = family.layout(model)
+    if family.model_types == gpt2.MODEL_TYPES and 'wte.weight' in tensors:
+        layout = gpt2.layout(model, prefix='')  # OpenAI's files have none
+    without_weights = family.without_weights
+    if model.tie_embeddings and 'lm_head.weight' in tensors:
+        _check_tied(folder, tensors, layout[0].name)
+        without_weights = f'{without_weights}|lm_head\\.weight'
+    return Source(
+        name=str(folder),
+        model=model,
+        layout=layout,
+        tensors=tensors,
+        without_weights=without_weights,
+        tokenizer=read_tokenizer(folder, config),
+        files=_chat_template(folder),
+    )
+
+
+def read_tokenizer(folder: pathlib.Path, config: dict[str, Any]) -> TableTokenizer | None:
+    """The tokenizer of a folder with the ends that the model knows; None if it has none.
+
+    Raises:
+        UserError: its files are damaged.
+    """
+    settings = _read_optional(folder / TOKENIZER_CONFIG)
+    if (folder / TOKENIZER_JSON).is_file():
+        tokenizer = BpeTokenizer.read(folder / TOKENIZER_JSON)
+        bos_id = _first_id(folder / TOKENIZER_JSON, settings)
+    elif (folder / 'tokenizer.model').is_file():
+        tokenizer = SentencePieceTokenizer.read(folder / 'tokenizer.model')
+        # What transformers' LlamaTokenizer does with such a file.
+        begins = settings.get('add_bos_token', True)
+        bos_id = tokenizer.special_tokens.get('<s>') if begins else None
+    elif (folder / 'vocab.json').is_file() or (folder / 'encoder.json').is_file():
+        tokenizer, bos_id = BpeTokenizer.read(folder), None
+    else:
+        return None
+    eot_id = _eot_id(tokenizer, settings, _read_optional(folder / GENERATION_CONFIG), config)
+    return tokenizer.with_ends(bos_id=bos_id, eot_id=eot_id)
+
+
+def _eot_id(
+    tokenizer: TableTokenizer,
+    settings: dict[str, Any],
+    generation: dict[str, Any],
+    config: dict[str, Any],
+) -> int | None:
+    """The end of a text: of several that a model knows, the one that the tokenizer names."""
+    ids = generation.get('eos_token_id', config.get('eos_token_id'))
+    if ids is None:
+        return tokenizer.eot_id
+    if isinstance(ids, int):
+        return ids
+    named = settings.get('eos_token')
+    name = named.get('content') if isinstance(named, dict) else named
+    preferred = tokenizer.special_tokens.get(name)
+    return preferred if preferred in ids else ids[0]
+
+
+def _first_id(path: pathlib.Path, settings: dict[str, Any]) -> int | None:
+    """The token that a tokenizer.json puts before every text."""
+    if settings.get('add_bos_token') is False:
+        return None
+    ids = tokenizers.Tokenizer.from_file(str(path)).encode('', add_special_tokens=True).ids
+    return ids[0] if ids else None
+
+
+def _chat_template(folder: pathlib.Path) -> dict[str, str]:
+    """The chat template of a folder, under its file's name."""
+    if (folder / CHAT_TEMPLATE).is_file():
+        return {CHAT_TEMPLATE: (folder / CHAT_TEMPLATE).read_text(encoding='utf-8')}
+    template = _read_optional(folder / TOKENIZER_CONFIG).get('chat_template')
+    if isinstance(template, list):  # several by name
+        template = next((t['template'] for t in template if t.get('name') == 'default'), None)
+    return {CHAT_TEMPLATE: template} if isinstance(template, str) else {}
+
+
+def _read_optional(path: pathlib.Path) -> dict[str, Any]:
+    values = files.read_json(path) if path.is_file() else {}
+    return values if isinstance(values, dict) else {}
+
+
+def _check_tied(folder: pathlib.Path, tensors: Any, table: str) -> None:
+    """Refuses an output layer that is stored, is not the table, and would not be used."""
+    if table in tensors:
+        output, embedding = tensors['lm_head.weight'].read(), tensors[table].read()
+        if output.shape == embedding.shape and (output == embedding).all():
+            return
+    raise UserError(
+        f'{folder} has a lm_head.weight of its own, though its config says tie_word_embeddings; '
+        f'one of them is wrong'
+    )

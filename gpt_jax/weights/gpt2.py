@@ -1,0 +1,145 @@
+"""The GPT-2 family: GPT2LMHeadModel of transformers, and nanoGPT's and minGPT's forms of it.
+
+Radford et al. 2019. The names are OpenAI's; transformers stores matrices as `[inputs, outputs]`
+(Conv1D), the others as torch's Linear does.
+"""
+
+from typing import Any
+
+from gpt_jax.model.config import MLPKind, ModelConfig, NormKind, NormPlacement, PositionKind
+from gpt_jax.weights.config_keys import INERT_KEYS
+from gpt_jax.weights.layout import TensorLayout
+from gpt_jax.weights.source import ConfigReader
+
+MODEL_TYPES = ('gpt2',)
+# The causal mask, which old files carry along.
+WITHOUT_WEIGHTS = r'(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)'
+_ACTIVATIONS = {
+    'gelu_new': MLPKind.GELU_TANH,
+    'gelu_pytorch_tanh': MLPKind.GELU_TANH,
+    'gelu': MLPKind.GELU,
+}
+_INERT = (
+    *INERT_KEYS,
+    'n_special',
+    'predict_special_tokens',
+    'reorder_and_upcast_attn',  # a matter of rounding in float16
+    'scale_attn_weights',
+    'summary_activation',
+    'summary_first_dropout',
+    'summary_proj_to_labels',
+    'summary_type',
+    'summary_use_proj',
+)
+# What the family's tensors can express, by field of ModelConfig.
+CAPABILITIES = {
+    'position': (PositionKind.LEARNED,),
+    'norm': (NormKind.LAYERNORM,),
+    'norm_placement': (NormPlacement.PRE,),
+    'final_norm': (True,),
+    'mlp': (MLPKind.GELU_TANH, MLPKind.GELU),
+    'use_bias': (True,),
+    'qk_norm': (False,),
+    'window_pattern': ((),),
+    'attention_soft_cap': (0.0,),
+    'output_soft_cap': (0.0,),
+}
+
+
+def to_model(config: dict[str, Any], *, name: str) -> ModelConfig:
+    """The architecture that a config.json of transformers describes.
+
+    Raises:
+        UserError: it has a key or a value that has no counterpart, naming it.
+    """
+    c = ConfigReader(config, name=name)
+    c.require('architectures', None, ['GPT2LMHeadModel'])
+    c.require('scale_attn_weights', True)
+    c.require('scale_attn_by_inverse_layer_idx', False)
+    c.require('add_cross_attention', False)
+    dropout = c.take('resid_pdrop', 0.1)
+    c.require('embd_pdrop', dropout)
+    length = c.take('n_positions', 1024)
+    c.require('n_ctx', length)
+    model = ModelConfig(
+        vocab_size=c.take('vocab_size', 50257),
+        max_seq_len=length,
+        num_layers=c.take('n_layer', 12),
+        num_heads=c.take('n_head', 12),
+        d_model=c.take('n_embd', 768),
+        d_ff=c.take('n_inner', 0),
+        norm_epsilon=c.take('layer_norm_epsilon', 1e-5),
+        mlp=_ACTIVATIONS[c.require('activation_function', *_ACTIVATIONS)],
+        tie_embeddings=c.take('tie_word_embeddings', True),
+        init_std=c.take('initializer_range', 0.02),
+        dropout=dropout,
+        attention_dropout=c.take('attn_pdrop', 0.1),
+    )
+    c.finish(_INERT)
+    return model
+
+
+def from_model(model: ModelConfig) -> dict[str, Any]:
+    """The config.json of transformers for an architecture within `CAPABILITIES`."""
+    return {
+        'architectures': ['GPT2LMHeadModel'],
+        'model_type': 'gpt2',
+        'vocab_size': model.vocab_size,
+        'n_positions': model.max_seq_len,
+        'n_layer': model.num_layers,
+        'n_head': model.num_heads,
+        'n_embd': model.d_model,
+        'n_inner': model.d_ff,
+        'layer_norm_epsilon': model.norm_epsilon,
+        'activation_function': next(a for a, mlp in _ACTIVATIONS.items() if mlp == model.mlp),
+        'tie_word_embeddings': model.tie_embeddings,
+        'initializer_range': model.init_std,
+        'resid_pdrop': model.dropout,
+        'embd_pdrop': model.dropout,
+        'attn_pdrop': model.attention_dropout,
+    }
+
+
+def obstacle(model: ModelConfig) -> str:
+    """Why the family cannot express an architecture beyond `CAPABILITIES`; '' if it can."""
+    if model.num_kv_heads != model.num_heads:
+        return f'config.model.num_kv_heads={model.num_kv_heads}'
+    if model.num_heads * model.head_dim != model.d_model:
+        return f'config.model.head_dim={model.head_dim}'
+    return ''
+
+
+def layout(
+    model: ModelConfig, *, prefix: str = 'transformer.', linear: bool = False
+) -> list[TensorLayout]:
+    """Every tensor of the family; `linear`: matrices are `[outputs, inputs]`."""
+    block, ours = f'{prefix}h.{{layer}}.', 'blocks/'
+    heads = tuple(f'{ours}attention/{name}' for name in ('query', 'key', 'value'))
+    matrices = {
+        'attn.c_attn': heads,
+        'attn.c_proj': (f'{ours}attention/output',),
+        'mlp.c_fc': (f'{ours}mlp/up',),
+        'mlp.c_proj': (f'{ours}mlp/down',),
+    }
+    norms = {
+        f'{block}ln_1': f'{ours}attention_norm',
+        f'{block}ln_2': f'{ours}mlp_norm',
+        f'{prefix}ln_f': 'final_norm',
+    }
+    entries = [
+        TensorLayout(f'{prefix}wte.weight', ('embedding/table',)),
+        TensorLayout(f'{prefix}wpe.weight', ('position/table',)),
+    ]
+    for theirs, paths in matrices.items():
+        kernels = tuple(f'{path}/kernel' for path in paths)
+        entries.append(TensorLayout(f'{block}{theirs}.weight', kernels, transposed=linear))
+        if model.use_bias:
+            biases = tuple(f'{path}/bias' for path in paths)
+            entries.append(TensorLayout(f'{block}{theirs}.bias', biases))
+    for theirs, path in norms.items():
+        entries.append(TensorLayout(f'{theirs}.weight', (f'{path}/scale',)))
+        if model.use_bias:
+            entries.append(TensorLayout(f'{theirs}.bias', (f'{path}/bias',)))
+    if not model.tie_embeddings:
+        entries.append(TensorLayout('lm_head.weight', ('output/table',)))
+    return entries

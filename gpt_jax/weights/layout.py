@@ -1,0 +1,71 @@
+"""How another format names, joins and turns the parameters of this one.
+
+A tensor that the format stores for each layer has `{layer}` in its name. Ours are stacked over
+layers and keep the dimensions of heads apart (`[N, D, H, K]`); theirs are matrices. Reshaping and
+transposing make views, so a device that stores a part of a parameter reads that part of the file.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+# Kernels whose first two dimensions are inputs: heads and what each holds.
+_TWO_INPUTS = ('blocks/attention/output/kernel',)
+TABLES = ('embedding/table', 'output/table')  # their rows are padded
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorLayout:
+    """A tensor of the format and the parameters that it holds."""
+
+    name: str  # 'model.layers.{layer}.mlp.up_proj.weight'
+    paths: tuple[str, ...]  # of our parameters; several are joined along their outputs
+    transposed: bool = False  # [outputs, inputs], as torch's Linear has it
+
+    @property
+    def per_layer(self) -> bool:
+        """Whether there is one for each layer."""
+        return '{layer}' in self.name
+
+    def names(self, num_layers: int) -> list[str]:
+        """The name of each layer's tensor, or the only one."""
+        if not self.per_layer:
+            return [self.name]
+        return [self.name.format(layer=layer) for layer in range(num_layers)]
+
+    def shape(self, shapes: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
+        """Of the format's tensor, by the shapes of our parameters (of one layer)."""
+        matrices = [_matrix_shape(path, shapes[path]) for path in self.paths]
+        outputs = sum(matrix[-1] for matrix in matrices)
+        shape = (*matrices[0][:-1], outputs)
+        return shape[::-1] if self.transposed else shape
+
+    def split(
+        self, tensor: np.ndarray, shapes: Mapping[str, Sequence[int]]
+    ) -> dict[str, np.ndarray]:
+        """Views of the format's tensor as our parameters (of one layer)."""
+        matrix = tensor.T if self.transposed else tensor
+        parts, start = {}, 0
+        for path in self.paths:
+            outputs = _matrix_shape(path, shapes[path])[-1]
+            parts[path] = matrix[..., start : start + outputs].reshape(shapes[path])
+            start += outputs
+        return parts
+
+    def join(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The inverse of `split`."""
+        matrices = [
+            parts[path].reshape(_matrix_shape(path, parts[path].shape)) for path in self.paths
+        ]
+        matrix = matrices[0] if len(matrices) == 1 else np.concatenate(matrices, -1)
+        return np.ascontiguousarray(matrix.T if self.transposed else matrix)
+
+
+def _matrix_shape(path: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """`[inputs, outputs]` of a kernel, `[outputs]` of a bias; tables as they are."""
+    if path.endswith('/kernel'):
+        inputs = 2 if path in _TWO_INPUTS else 1
+        return math.prod(shape[:inputs]), math.prod(shape[inputs:])
+    return tuple(shape) if path.endswith('/table') else (math.prod(shape),)

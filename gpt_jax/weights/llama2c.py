@@ -1,0 +1,187 @@
+"""llama2.c: a `.bin` of float32 weights behind a header, and a `tokenizer.bin` beside it.
+
+The layout is that of `export.py` (version 0) and `run.c` in
+https://github.com/karpathy/llama2.c: seven int32, then the tensors of all layers one kind after
+the other. It turns neighbouring pairs `(2i, 2i + 1)` of a head, where this model turns
+`(i, i + K/2)`; reordering the rows of queries and keys makes the two equal.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import struct
+from collections.abc import Callable
+
+import numpy as np
+
+from gpt_jax.config_tree import freeze
+from gpt_jax.errors import UserError
+from gpt_jax.model.config import MLPKind, ModelConfig, NormKind, PositionKind, finalize_model
+from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
+from gpt_jax.tokenizer.token_table import TableTokenizer
+from gpt_jax.weights import llama
+from gpt_jax.weights.source import Source, StoredTensor
+
+_HEADER = struct.Struct('<7i')
+_BOS = 1  # begins every text, and ends the one before
+
+
+def read(path: pathlib.Path) -> Source:
+    """Reads `NAME.bin`; the tokenizer is `tok*.bin` of its folder.
+
+    Raises:
+        UserError: the file is not of version 0 or is torn; there are several tokenizers.
+    """
+    size = path.stat().st_size
+    with path.open('rb') as file:
+        header = file.read(_HEADER.size)
+    if len(header) < _HEADER.size:
+        raise UserError(f'{path} is too short for a llama2.c model; fetch it again')
+    d_model, d_ff, num_layers, num_heads, num_kv_heads, vocab_size, max_seq_len = _HEADER.unpack(
+        header
+    )
+    if min(d_model, d_ff, num_layers, num_heads, num_kv_heads, max_seq_len) < 1 or (
+        d_model % num_heads or num_heads % num_kv_heads or not vocab_size
+    ):
+        raise UserError(
+            f'{path} does not begin with the header of a llama2.c model of version 0; export it '
+            f'with --version 0'
+        )
+    model = ModelConfig(
+        vocab_size=abs(vocab_size),
+        max_seq_len=max_seq_len,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        d_model=d_model,
+        d_ff=d_ff,
+        position=PositionKind.ROPE,
+        norm=NormKind.RMSNORM,
+        mlp=MLPKind.SWIGLU,
+        use_bias=False,
+        tie_embeddings=vocab_size > 0,
+        scale_residual_init=False,
+    )
+    finalize_model(model)
+    model = freeze(model)
+    tensors, num_floats = _tensors(path, model)
+    if size != _HEADER.size + 4 * num_floats:
+        raise UserError(
+            f'{path} has {size} bytes, its header makes it {_HEADER.size + 4 * num_floats}; it is '
+            f'torn, or not of version 0'
+        )
+    return Source(
+        name=str(path),
+        model=model,
+        layout=llama.layout(model),
+        tensors=tensors,
+        tokenizer=_find_tokenizer(path, model.vocab_size),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """The tensors of one kind, of all layers."""
+
+    name: str
+    shape: tuple[int, ...]
+    reorder_heads: int = 0
+
+
+def parts(model: ModelConfig) -> list[_Part]:
+    """What follows the header, in order; parts without a name are not weights."""
+    d, f, k = model.d_model, model.d_ff, model.head_dim
+    heads, kv_heads = model.num_heads, model.num_kv_heads
+    layer = 'model.layers.{layer}.'
+    waves = _Part('', (model.max_seq_len, k // 2))
+    output = [] if model.tie_embeddings else [_Part('lm_head.weight', (model.vocab_size, d))]
+    return [
+        _Part('model.embed_tokens.weight', (model.vocab_size, d)),
+        _Part(f'{layer}input_layernorm.weight', (d,)),
+        _Part(f'{layer}self_attn.q_proj.weight', (heads * k, d), reorder_heads=heads),
+        _Part(f'{layer}self_attn.k_proj.weight', (kv_heads * k, d), reorder_heads=kv_heads),
+        _Part(f'{layer}self_attn.v_proj.weight', (kv_heads * k, d)),
+        _Part(f'{layer}self_attn.o_proj.weight', (d, heads * k)),
+        _Part(f'{layer}post_attention_layernorm.weight', (d,)),
+        _Part(f'{layer}mlp.gate_proj.weight', (f, d)),
+        _Part(f'{layer}mlp.down_proj.weight', (d, f)),
+        _Part(f'{layer}mlp.up_proj.weight', (f, d)),
+        _Part('model.norm.weight', (d,)),
+        waves,  # cosines and sines of old versions
+        waves,
+        *output,
+    ]
+
+
+def from_pairs(matrix: np.ndarray, heads: int) -> np.ndarray:
+    """Reorders the rows of `[H*K, D]` from neighbouring pairs to halves."""
+    return matrix.reshape(heads, -1, 2, matrix.shape[-1]).swapaxes(1, 2).reshape(matrix.shape)
+
+
+def _tensors(path: pathlib.Path, model: ModelConfig) -> tuple[dict[str, StoredTensor], int]:
+    """The tensors by their names in the Llama family, and how many numbers there are."""
+    tensors, offset = {}, 0
+    for part in parts(model):
+        layers = range(model.num_layers) if '{layer}' in part.name else [0]
+        for layer in layers:
+            if part.name:
+                read = functools.partial(_read, path, offset, part)
+                tensors[part.name.format(layer=layer)] = StoredTensor(part.shape, read)
+            offset += int(np.prod(part.shape))
+    return tensors, offset
+
+
+def _read(path: pathlib.Path, offset: int, part: _Part) -> np.ndarray:
+    start = _HEADER.size + 4 * offset
+    matrix = np.memmap(path, dtype='<f4', mode='r', offset=start, shape=part.shape)
+    return from_pairs(matrix, part.reorder_heads) if part.reorder_heads else matrix
+
+
+def _find_tokenizer(path: pathlib.Path, vocab_size: int) -> TableTokenizer | None:
+    """The tokenizer of the folder, by its size where there are several."""
+    readers: dict[str, Callable[[pathlib.Path, int], TableTokenizer]] = {
+        'tok*.bin': read_tokenizer,
+        'tok*.model': lambda file, _: SentencePieceTokenizer.read(file),
+    }
+    for pattern, read_one in readers.items():
+        found = [read_one(file, vocab_size) for file in sorted(path.parent.glob(pattern))]
+        fitting = [each for each in found if each.vocab_size == vocab_size]
+        if fitting:
+            return fitting[0].with_ends(bos_id=_BOS, eot_id=_BOS)
+    return None
+
+
+def read_tokenizer(path: pathlib.Path, vocab_size: int) -> SentencePieceTokenizer:
+    """The SentencePiece model that a `tokenizer.bin` was made from: pieces and their scores.
+
+    Raises:
+        UserError: the file is torn, or does not begin with the control tokens and the bytes.
+    """
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto()
+    types = proto.SentencePiece.Type
+    data, position = path.read_bytes(), 4
+    while position + 8 <= len(data):
+        score, length = struct.unpack_from('<fi', data, position)
+        text = data[position + 8 : position + 8 + length].decode('utf-8', 'replace')
+        position += 8 + length
+        proto.pieces.add(piece=text.replace(' ', '\u2581'), score=score, type=types.NORMAL)
+    if position != len(data) or len(proto.pieces) < 259:
+        raise UserError(f'{path} is not a tokenizer.bin of llama2.c, or is torn; fetch it again')
+    for token_id, (name, kind) in enumerate(
+        [('<unk>', types.UNKNOWN), ('<s>', types.CONTROL), ('</s>', types.CONTROL)]
+    ):
+        proto.pieces[token_id].piece, proto.pieces[token_id].type = name, kind
+    for byte in range(256):
+        if proto.pieces[3 + byte].piece != f'<0x{byte:02X}>':
+            raise UserError(f'{path}: token {3 + byte} is not byte {byte}; it is not of llama2.c')
+        proto.pieces[3 + byte].type = types.BYTE
+    proto.trainer_spec.model_type = proto.trainer_spec.BPE
+    proto.trainer_spec.vocab_size = len(proto.pieces)
+    proto.trainer_spec.byte_fallback = True
+    proto.normalizer_spec.name = 'identity'
+    proto.normalizer_spec.add_dummy_prefix = True
+    proto.normalizer_spec.remove_extra_whitespaces = False
+    proto.normalizer_spec.escape_whitespaces = True
+    return SentencePieceTokenizer(proto.SerializeToString(), name=str(path))

@@ -1,0 +1,91 @@
+"""Parameters from a source, straight into the shards of this process's devices.
+
+Each device's part of a parameter is filled layer by layer, so that no process holds more on the
+host than one tensor, besides what its devices own.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt_jax.fingerprint import named_leaves
+from gpt_jax.weights.layout import TABLES
+from gpt_jax.weights.source import Source
+
+
+def load_params(source: Source, abstract: Any) -> Any:
+    """The parameters (stored layout) of a source.
+
+    Args:
+      source: what a reader found.
+      abstract: ShapeDtypeStructs of the parameters; each goes to its sharding, or to the first
+        device when it has none.
+
+    Raises:
+        UserError: a tensor is missing, is too many or has another shape.
+    """
+    leaves = named_leaves(abstract)
+    stacked = {path for path in leaves if path.startswith('blocks/')}
+    shapes = {
+        path: leaf.shape[1:] if path in stacked else leaf.shape for path, leaf in leaves.items()
+    }
+    source.check(shapes)
+    entries = {path: entry for entry in source.layout for path in entry.paths}
+
+    def read(path: str, layer: int) -> np.ndarray:
+        entry = entries[path]
+        tensor = source.tensors[entry.name.format(layer=layer)].read()
+        return tensor if path in TABLES else entry.split(tensor, shapes)[path]
+
+    placed = {}
+    for path, leaf in leaves.items():
+        if path in stacked:
+            placed[path] = _place(leaf, functools.partial(read, path), num_layers=leaf.shape[0])
+        else:
+            placed[path] = _place(leaf, functools.partial(read, path), num_layers=0)
+    return jax.tree.unflatten(jax.tree.structure(abstract), placed.values())
+
+
+def _place(
+    leaf: jax.ShapeDtypeStruct, read: Callable[[int], np.ndarray], *, num_layers: int
+) -> jax.Array:
+    """One parameter; `read(layer)` gives a layer of it, or all of it where `num_layers` is 0."""
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shards = []
+    for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
+        on_device = jax.sharding.SingleDeviceSharding(device)
+        if not num_layers:
+            shards.append(jax.device_put(_cut(read(0), index, leaf), on_device))
+            continue
+        layers = range(*index[0].indices(num_layers))
+        shape = (len(layers), *_extent(index[1:], leaf.shape[1:]))
+        shard = jnp.zeros(shape, leaf.dtype, device=on_device)
+        for position, layer in enumerate(layers):
+            block = jax.device_put(_cut(read(layer), index[1:], leaf), on_device)
+            shard = _write(shard, block, position)
+        shards.append(shard)
+    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, shards)
+
+
+def _cut(tensor: np.ndarray, index: tuple[slice, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    """A part of a view as a fresh array; rows beyond its end (a table's padding) are zeros."""
+    extent = _extent(index, leaf.shape[-len(index) :]) if index else ()
+    found = np.asarray(tensor[index]).astype(leaf.dtype)
+    if found.shape == extent:
+        return found
+    padded = np.zeros(extent, leaf.dtype)
+    padded[: len(found)] = found
+    return padded
+
+
+def _extent(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(len(range(*i.indices(n))) for i, n in zip(index, shape, strict=True))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _write(shard: jax.Array, block: jax.Array, position: int) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(shard, block, position, 0)

@@ -1,0 +1,150 @@
+"""Checkpoints of nanoGPT and minGPT, read by torch without executing what they pickle.
+
+https://github.com/karpathy/nanoGPT saves `ckpt.pt`, a dictionary with `model` and `model_args`;
+https://github.com/karpathy/minGPT saves `model.pt`, the bare tensors, with the model's shape in
+`config.json` beside it. A minGPT state under `model` with a `config` in the same file is read too.
+"""
+
+import pathlib
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from gpt_jax import files
+from gpt_jax.config_tree import freeze
+from gpt_jax.errors import UserError
+from gpt_jax.model.config import MLPKind, ModelConfig, finalize_model
+from gpt_jax.weights import gpt2
+from gpt_jax.weights.source import ConfigReader, Source, StoredTensor
+
+# minGPT's model_type: layers, heads, width.
+_MINGPT_SIZES = {
+    'openai-gpt': (12, 12, 768),
+    'gpt2': (12, 12, 768),
+    'gpt2-medium': (24, 16, 1024),
+    'gpt2-large': (36, 20, 1280),
+    'gpt2-xl': (48, 25, 1600),
+    'gopher-44m': (8, 16, 512),
+    'gpt-mini': (6, 6, 192),
+    'gpt-micro': (4, 4, 128),
+    'gpt-nano': (3, 3, 48),
+}
+_COMPILED = '_orig_mod.'  # what torch.compile puts before every name
+
+
+def read(path: pathlib.Path) -> Source:
+    """Reads a `.pt` file. It names no tokenizer.
+
+    Raises:
+        UserError: torch is absent, the file is damaged or would execute code, or its model is of
+            neither program.
+    """
+    saved = _load(path)
+    state = saved.get('model', saved)
+    if isinstance(state, Mapping) and 'model_args' in saved:
+        model = _nanogpt(saved['model_args'], name=f'{path}, model_args')
+    elif isinstance(state, Mapping):
+        model = _mingpt(saved.get('config') or _config_beside(path), name=f'{path}, config')
+    else:
+        raise UserError(f'{path} holds no tensors by name; it is not of nanoGPT or minGPT')
+    state = {name.removeprefix(_COMPILED): tensor for name, tensor in state.items()}
+    without_weights = gpt2.WITHOUT_WEIGHTS
+    if model.tie_embeddings and 'lm_head.weight' in state:
+        if not (state['lm_head.weight'] == state['transformer.wte.weight']).all():
+            raise UserError(f'{path}: lm_head.weight is not transformer.wte.weight, as it must be')
+        without_weights = f'{without_weights}|lm_head\\.weight'
+    finalize_model(model)
+    model = freeze(model)
+    return Source(
+        name=str(path),
+        model=model,
+        layout=gpt2.layout(model, linear=True),
+        tensors={name: _tensor(tensor) for name, tensor in state.items()},
+        without_weights=without_weights,
+    )
+
+
+def _load(path: pathlib.Path) -> Mapping[str, Any]:
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f'{path} is a file of torch; install it to read the weights (pip install torch)'
+        ) from error
+    try:
+        saved = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
+        reason = ' '.join(str(error).split())[:200]
+        raise UserError(
+            f'{path} is damaged, or holds more than weights and would have to be executed '
+            f'({reason})'
+        ) from error
+    if not isinstance(saved, Mapping):
+        raise UserError(f'{path} holds no tensors by name; it is not of nanoGPT or minGPT')
+    return saved
+
+
+def _tensor(tensor: Any) -> StoredTensor:
+    def read() -> np.ndarray:
+        import torch
+
+        narrow = tensor.dtype in (torch.bfloat16, torch.float16)  # the first is unknown to numpy
+        return (tensor.float() if narrow else tensor).numpy()
+
+    return StoredTensor(tuple(tensor.shape), read)
+
+
+def _nanogpt(args: Mapping[str, Any], *, name: str) -> ModelConfig:
+    c = ConfigReader(args, name=name)
+    model = ModelConfig(
+        vocab_size=c.take('vocab_size'),
+        max_seq_len=c.take('block_size'),
+        num_layers=c.take('n_layer'),
+        num_heads=c.take('n_head'),
+        d_model=c.take('n_embd'),
+        use_bias=c.take('bias', True),
+        mlp=MLPKind.GELU,
+        dropout=c.take('dropout', 0.0),
+    )
+    model.attention_dropout = model.dropout
+    c.finish(())
+    return model
+
+
+def _mingpt(config: Mapping[str, Any], *, name: str) -> ModelConfig:
+    c = ConfigReader(config, name=name)
+    preset = _MINGPT_SIZES.get(c.take('model_type', None), (None, None, None))
+    layers, heads, width = (
+        c.take(key, size) or size
+        for key, size in zip(('n_layer', 'n_head', 'n_embd'), preset, strict=True)
+    )
+    if None in (layers, heads, width):
+        raise UserError(f'{name} needs n_layer, n_head and n_embd, or a model_type of minGPT')
+    dropout = c.take('resid_pdrop', 0.1)
+    c.require('embd_pdrop', dropout)
+    model = ModelConfig(
+        vocab_size=c.take('vocab_size'),
+        max_seq_len=c.take('block_size'),
+        num_layers=layers,
+        num_heads=heads,
+        d_model=width,
+        mlp=MLPKind.GELU_TANH,
+        tie_embeddings=False,
+        dropout=dropout,
+        attention_dropout=c.take('attn_pdrop', 0.1),
+    )
+    c.finish(())
+    return model
+
+
+def _config_beside(path: pathlib.Path) -> Mapping[str, Any]:
+    beside = path.with_name('config.json')
+    if not beside.is_file():
+        raise UserError(
+            f'{path} holds bare tensors, and there is no config.json of minGPT beside it to say '
+            f'n_head; add one: {{"model": {{"n_head": …, "n_layer": …, …}}}}'
+        )
+    config = files.read_json(beside)
+    return config.get('model', config) if isinstance(config, dict) else {}

@@ -1,0 +1,295 @@
+"""Folders of transformers without transformers: round trips, shards of a mesh, wrong input."""
+
+import dataclasses
+import json
+import tracemalloc
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from gpt_jax.errors import UserError
+from gpt_jax.model.config import DType
+from gpt_jax.model.gpt import init_params
+from gpt_jax.parallel.mesh import MeshConfig, make_mesh
+from gpt_jax.parallel.rules import parameter_shardings
+from gpt_jax.weights import load_params, open_source, safetensors_files
+from gpt_jax.weights.export import export_safetensors, export_transformers
+from gpt_jax.weights.source import StoredTensor
+from tests.weights.random_source import (
+    GPT2,
+    LLAMA,
+    abstract_params,
+    bpe_tokenizer,
+    load,
+    make_model,
+    random_params,
+    write_folder,
+)
+
+ARCHITECTURES = {
+    'gpt2': GPT2,
+    'gpt2 untied, exact GELU': GPT2 | dict(mlp='gelu', tie_embeddings=False, d_ff=40),
+    'llama': LLAMA,
+    'llama tied, other heads, Llama 3.1 positions': LLAMA
+    | dict(
+        tie_embeddings=True,
+        head_dim=6,
+        rope_base=5e5,
+        rope_scaling=8.0,
+        rope_original_seq_len=16,
+        rope_high_freq_factor=3.0,
+    ),
+    'llama with linear scaling': LLAMA | dict(rope_scaling=2.0, num_kv_heads=4),
+    'qwen2': LLAMA | dict(qkv_bias=True),
+    'qwen3': LLAMA | dict(qk_norm=True, head_dim=16),
+}
+
+
+def assert_equal(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def _other(config, model) -> dict:
+    """A knob of initialisation, which the formats do not have."""
+    return {'scale_residual_init': model.scale_residual_init}
+
+
+def without_padding(params, config):
+    """Padding rows of tables do not travel; they come back as zeros."""
+    cut = lambda path, x: x[: config.vocab_size] if 'table' in str(path[-1]) else x  # noqa: E731
+    return jax.tree_util.tree_map_with_path(cut, params)
+
+
+@pytest.mark.parametrize('values', ARCHITECTURES.values(), ids=ARCHITECTURES)
+def test_out_and_in_is_bit_exact(values, tmp_path):
+    config, params = write_folder(tmp_path, **values)
+    source, loaded = load(tmp_path)
+    assert source.model == dataclasses.replace(config, **_other(config, source.model))
+    assert_equal(without_padding(loaded, config), without_padding(params, config))
+    assert not np.asarray(loaded['embedding']['table'])[config.vocab_size :].any()
+    assert source.tokenizer.encode('quick fox') == bpe_tokenizer().encode('quick fox')
+    assert source.tokenizer.eot_id == bpe_tokenizer().eot_id
+    assert source.tokenizer.bos_id is None
+
+
+def test_any_architecture_travels_as_safetensors(tmp_path):
+    config = make_model(**GPT2, window_pattern=(4, 0, 0), position='alibi', norm_placement='post')
+    params = random_params(config)
+    export_safetensors(tmp_path, config, params, bpe_tokenizer(), dtype=DType.FLOAT32)
+    source, loaded = load(tmp_path)
+    assert source.model == config
+    assert_equal(without_padding(loaded, config), without_padding(params, config))
+
+
+def test_bfloat16_stays_bit_exact(tmp_path):
+    values = LLAMA | dict(param_dtype='bfloat16')
+    config, params = write_folder(tmp_path, DType.BFLOAT16, **values)
+    source, loaded = load(tmp_path, param_dtype='bfloat16')
+    assert loaded['embedding']['table'].dtype == jax.numpy.bfloat16
+    assert_equal(without_padding(loaded, config), without_padding(params, config))
+    _, wide = load(tmp_path)
+    assert wide['embedding']['table'].dtype == jax.numpy.float32
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.astype('float32'), b), loaded, wide)
+
+
+def test_several_files_with_an_index(tmp_path, monkeypatch):
+    monkeypatch.setattr(safetensors_files, 'FILE_BYTES', 30_000)
+    config, params = write_folder(tmp_path, **LLAMA)
+    assert len(list(tmp_path.glob('model-*-of-*.safetensors'))) > 2
+    assert not list(tmp_path.glob('.*'))
+    _, loaded = load(tmp_path)
+    assert_equal(without_padding(loaded, config), without_padding(params, config))
+    next(tmp_path.glob('model-00002-*')).unlink()
+    with pytest.raises(UserError, match='model-00002-of-.* is missing or damaged'):
+        open_source(str(tmp_path))
+
+
+@pytest.mark.parametrize('values', [GPT2, LLAMA], ids=['gpt2', 'llama'])
+def test_each_device_reads_its_own_part(values, tmp_path):
+    """On a mesh of 2x2x2: the same parameters, and of a sharded tensor only a part is touched."""
+    write_folder(tmp_path, **values)
+    source, plain = load(tmp_path)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    boxed = jax.eval_shape(lambda key: init_params(source.model, key), jax.random.key(0))
+    touched = {}
+
+    class Watched(np.ndarray):
+        def __getitem__(self, index):
+            part = super().__getitem__(index)
+            touched.setdefault(self.name, []).append(part.size)
+            return part
+
+        def __array_finalize__(self, made_from):
+            self.name = getattr(made_from, 'name', '')
+
+    def watch(name, tensor):
+        def read():
+            view = tensor.read().view(Watched)
+            view.name = name
+            return view
+
+        return StoredTensor(tensor.shape, read)
+
+    watched = dataclasses.replace(
+        source, tensors={name: watch(name, t) for name, t in source.tensors.items()}
+    )
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract_params(source.model),
+        parameter_shardings(boxed, mesh),
+    )
+    sharded = load_params(watched, abstract)
+    assert_equal(sharded, plain)
+    assert jax.tree.all(jax.tree.map(lambda x, a: x.sharding == a.sharding, sharded, abstract))
+    matrices = [name for name, t in source.tensors.items() if 'mlp' in name and len(t.shape) == 2]
+    assert matrices
+    for name in matrices:
+        sizes = touched[name][1::2]  # first a view of all outputs, then the part that is copied
+        assert set(sizes) == {np.prod(source.tensors[name].shape) // 4}
+
+
+def _change(folder, **values):
+    path = folder / 'config.json'
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in (config | values).items() if v != 'gone'}))
+
+
+WRONG_CONFIGS = {
+    'a key that is not known': (dict(num_experts=8), 'num_experts=8, which is not supported'),
+    'another model': (dict(model_type='bert'), "model_type='bert'.*supported: gpt2, llama"),
+    'not of transformers': (dict(model_type='gone'), 'names no model_type'),
+    'another head': (
+        dict(architectures=['LlamaForSequenceClassification']),
+        'architectures=.*not supported',
+    ),
+    'biases everywhere': (dict(attention_bias=True), 'attention_bias=True.*supported: False'),
+    'an activation': (dict(hidden_act='relu'), "hidden_act='relu'.*'silu'"),
+    'scaling of positions': (
+        dict(rope_parameters={'rope_type': 'yarn', 'factor': 4.0}),
+        "rope_type='yarn'.*'llama3'",
+    ),
+    'quantised': (dict(quantization_config={'bits': 4}), 'quantization_config'),
+    'a missing key': (dict(hidden_size='gone'), "has no 'hidden_size'"),
+    'another shape': (dict(intermediate_size=64), r'up_proj|gate_proj.*has the shape'),
+    'more layers': (dict(num_hidden_layers=4), 'has no model.layers.3'),
+    'fewer layers': (dict(num_hidden_layers=2), 'has more than the model can hold'),
+}
+
+
+@pytest.mark.parametrize(('changes', 'message'), WRONG_CONFIGS.values(), ids=WRONG_CONFIGS)
+def test_wrong_configs(changes, message, tmp_path):
+    write_folder(tmp_path, **LLAMA)
+    _change(tmp_path, **changes)
+    with pytest.raises(UserError, match=message) as raised:
+        load(tmp_path)
+    assert '\n' not in str(raised.value)
+
+
+def test_gpt2_with_other_attention_is_refused(tmp_path):
+    write_folder(tmp_path, **GPT2)
+    _change(tmp_path, scale_attn_by_inverse_layer_idx=True)
+    with pytest.raises(UserError, match='scale_attn_by_inverse_layer_idx=True'):
+        load(tmp_path)
+
+
+def test_openai_names_and_masks(tmp_path):
+    """The hub's gpt2 has no prefix, and carries the causal masks along."""
+    config, params = write_folder(tmp_path, **GPT2)
+    path = tmp_path / 'model.safetensors'
+    tensors = {k.removeprefix('transformer.'): v for k, v in _read(path).items()}
+    tensors['h.0.attn.bias'] = np.ones((1, 1, 32, 32), np.float32)
+    tensors['lm_head.weight'] = tensors['wte.weight']
+    path.write_bytes(safetensors.numpy.save(tensors))
+    _, loaded = load(tmp_path)
+    assert_equal(without_padding(loaded, config), without_padding(params, config))
+    tensors['lm_head.weight'] = tensors['wte.weight'] + 1
+    path.write_bytes(safetensors.numpy.save(tensors))
+    with pytest.raises(UserError, match='lm_head.weight of its own'):
+        load(tmp_path)
+
+
+def test_damaged_files(tmp_path):
+    write_folder(tmp_path, **GPT2)
+    path = tmp_path / 'model.safetensors'
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match='is missing or damaged'):
+        load(tmp_path)
+    path.write_bytes(safetensors.numpy.save({'transformer.wte.weight': np.ones(3, np.int32)}))
+    with pytest.raises(UserError, match='the type I32; only F64, F32, F16, BF16'):
+        load(tmp_path)
+    path.unlink()
+    (tmp_path / 'pytorch_model.bin').touch()
+    with pytest.raises(UserError, match='save_pretrained'):
+        load(tmp_path)
+
+
+def test_ends_of_texts(tmp_path):
+    """Which tokens begin and end a text: the tokenizer's template, the model's several ends."""
+    write_folder(tmp_path, **LLAMA)
+    path, end = tmp_path / 'generation_config.json', bpe_tokenizer().eot_id
+    path.write_text(json.dumps({'eos_token_id': [7, end]}))
+    assert open_source(str(tmp_path)).tokenizer.eot_id == end, 'the one that the tokenizer names'
+    path.write_text(json.dumps({'eos_token_id': [7, 8]}))
+    assert open_source(str(tmp_path)).tokenizer.eot_id == 7
+    begun = bpe_tokenizer().with_ends(bos_id=end, eot_id=end)
+    config = make_model(**LLAMA)
+    export_safetensors(tmp_path, config, random_params(config), begun, dtype=DType.FLOAT32)
+    assert open_source(str(tmp_path)).tokenizer.bos_id == end
+    settings = tmp_path / 'tokenizer_config.json'
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {'add_bos_token': False}))
+    assert open_source(str(tmp_path)).tokenizer.bos_id is None
+
+
+def test_nothing_of_that_name(tmp_path):
+    with pytest.raises(UserError, match='does not exist'):
+        open_source(str(tmp_path / 'nothing'))
+    (tmp_path / 'weights.zip').touch()
+    with pytest.raises(UserError, match='not a file that a reader knows'):
+        open_source(str(tmp_path / 'weights.zip'))
+
+
+def test_hub(tmp_path, monkeypatch):
+    """A name that is no path is fetched by huggingface_hub, without what is not needed."""
+    huggingface_hub = pytest.importorskip('huggingface_hub')
+    write_folder(tmp_path, **GPT2)
+    asked = []
+
+    def fetch(name, *, allow_patterns):
+        asked.append((name, allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', fetch)
+    assert open_source('someone/small').model.num_layers == 3
+    assert asked[0][0] == 'someone/small' and '*.safetensors' in asked[0][1]
+    assert '*.bin' not in asked[0][1]
+
+
+def _read(path):
+    return {
+        name: np.array(tensor.read()) for name, tensor in safetensors_files.read_file(path).items()
+    }
+
+
+def test_architectures_of_no_family(tmp_path):
+    config = make_model(**GPT2, position='alibi')
+    with pytest.raises(UserError, match='gpt2 has no config.model.position=alibi; llama has no'):
+        export_transformers(
+            tmp_path, config, random_params(config), bpe_tokenizer(), dtype=DType.FLOAT32
+        )
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_more_than_a_tensor_is_copied_at_a_time(tmp_path):
+    """On the host, besides what the devices own: mapped files are not memory of the process."""
+    write_folder(tmp_path, **LLAMA | dict(num_layers=6, d_model=256, d_ff=1024))
+    source = open_source(str(tmp_path))
+    abstract = abstract_params(source.model)
+    load_params(source, abstract)  # what is made once
+    largest = max(4 * np.prod(tensor.shape) for tensor in source.tensors.values())
+    tracemalloc.start()
+    load_params(source, abstract)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert largest < peak < 1.3 * largest
