@@ -42,6 +42,7 @@ class TrainConfig:
     num_epochs: float = 0.0  # length of the run in passes over the corpus; 0: off
     grad_accumulation: int = 0  # micro-batches that a step is split into; 0: by backend and size
     ema_decay: float = 0.0  # exponential moving average of the weights; 0: off
+    init_from: str = ''  # a workdir whose last weights and tokenizer the run begins with
     frozen: tuple[str, ...] = ()  # paths of parameters that are not trained, as regexes
     z_loss: float = 0.0  # weight of log(Z)², which keeps the logits from drifting; 0: off
     max_bad_steps: int = 10  # non-finite steps in a row that end the run

@@ -9,7 +9,7 @@ import jax
 from absl import flags as absl_flags
 from ml_collections import config_flags
 
-from gpt_jax import object_store, run
+from gpt_jax import object_store, pretrained, run
 from gpt_jax.config import RunConfig, load_config, run_name
 from gpt_jax.config_tree import check_key
 from gpt_jax.errors import UserError
@@ -97,6 +97,8 @@ def _main(argv: list[str]) -> int:
     _parse(flags, config, argv)
     overrides = dict(config_flags.get_override_values(flags['config']))
     runtime.join(processes, flags.config.runtime)
+    if flags.config.train.init_from and name != 'import_weights':
+        pretrained.adopt_run(flags.config, folder, overrides)
     with peers.only_primary_prints():
         status = mode.run(flags, flags.config, folder, overrides)
     peers.leave(status)

@@ -1,10 +1,15 @@
-"""A run made of weights from elsewhere: which of its knobs are the source's."""
+"""A run made of weights that exist: which of its knobs are the source's."""
 
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from gpt_jax import object_store
+from gpt_jax import run as runs
+from gpt_jax.checkpoint_document import list_steps
 from gpt_jax.config import RunConfig
 from gpt_jax.config_tree import from_json, to_json
+from gpt_jax.data import locations
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import ModelConfig, PositionKind
 from gpt_jax.tokenizer import TokenizerConfig, make_tokenizer
@@ -37,12 +42,12 @@ def adopt(source: Source, config: RunConfig, chosen: Mapping[str, Any]) -> Table
             or it has more ids than the model.
     """
     model = {key[6:]: value for key, value in chosen.items() if key.startswith('model.')}
-    lengths = ('max_seq_len',) if source.model.position != PositionKind.LEARNED else ()
+    free = _free(source.model)
     for name in model:
-        if name not in FREE + lengths:
+        if name not in free:
             raise UserError(
                 f'config.model.{name} is decided by {source.name}; to be chosen are '
-                f'{", ".join(FREE + lengths)}'
+                f'{", ".join(free)}'
             )
     values = {name: getattr(config.model, name) for name in model}
     config.model = from_json(to_json(source.model), ModelConfig)
@@ -59,6 +64,51 @@ def adopt(source: Source, config: RunConfig, chosen: Mapping[str, Any]) -> Table
         )
     config.tokenizer = TokenizerConfig(kind=tokenizer.kind)
     return tokenizer
+
+
+def adopt_run(config: RunConfig, workdir: pathlib.Path, chosen: Mapping[str, Any]) -> None:
+    """Gives `config` the architecture and the tokenizer of `config.train.init_from`, in place.
+
+    A run that has saved a checkpoint holds both itself: its source may be gone.
+
+    Args:
+      config: the config of the run to be.
+      workdir: its folder.
+      chosen: what the user set, by key below config.
+
+    Raises:
+        UserError: there is no run, or `config` asks for another architecture.
+    """
+    folder = object_store.to_path(config.train.init_from, key='config.train.init_from')
+    if list_steps(workdir / runs.CHECKPOINTS):
+        folder = workdir
+    if not (folder / runs.CONFIG).is_file():
+        raise UserError(
+            f'config.train.init_from={folder} holds no run: it has no {runs.CONFIG}; name the '
+            f'workdir of a run, or make one with --mode import_weights'
+        )
+    source, tokenizer = runs.read_config(folder).model, runs.read_tokenizer(folder)
+    default, ours, theirs = map(to_json, (ModelConfig(), config.model, source))
+    wanted = {key for key in ours if ours[key] != default[key] or f'model.{key}' in chosen}
+    wrong = [key for key in wanted if key not in _free(source) and ours[key] != theirs[key]]
+    if wrong:
+        values = ', '.join(f'{key}={ours[key]} (it has {theirs[key]})' for key in sorted(wrong))
+        raise UserError(
+            f'config.model of {folder} is another: {values}; leave these out, and the model is '
+            f'that of config.train.init_from'
+        )
+    for key in theirs.keys() - set(FREE) - (wanted & {*_free(source)}):
+        setattr(config.model, key, getattr(source, key))
+    # A folder whose name depends on nothing but the tokenizer, so that prepared data is found.
+    kept = locations.cache_folder(config.data) / 'tokenizers' / tokenizer.fingerprint()[:16]
+    if not kept.is_dir():
+        tokenizer.save(kept)
+    config.tokenizer = TokenizerConfig(kind=tokenizer.kind, path=str(kept))
+
+
+def _free(model: ModelConfig) -> tuple[str, ...]:
+    """The knobs that weights of this architecture leave open."""
+    return FREE if model.position == PositionKind.LEARNED else (*FREE, 'max_seq_len')
 
 
 def _tokenizer(source: Source, config: RunConfig, chosen: Mapping[str, Any]) -> TableTokenizer:

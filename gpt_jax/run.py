@@ -20,6 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from gpt_jax import files, fingerprint, object_store, tokenizer
 from gpt_jax.checkpoint import Checkpointer
+from gpt_jax.checkpoint_document import read_document
 from gpt_jax.config import RunConfig
 from gpt_jax.config_tree import from_json, to_json
 from gpt_jax.data import locations
@@ -85,16 +86,18 @@ def read_tokenizer(workdir: pathlib.Path) -> Tokenizer:
         return tokenizer.load(local)
 
 
-def save_run(run: Run, *, overrides: dict[str, Any]) -> None:
+def save_run(run: Run, *, overrides: dict[str, Any], origin: Any = None) -> None:
     """Writes what `read_config` and `read_tokenizer` read, and where the run came from.
 
-    One process writes, for all.
+    One process writes, for all. `origin` says whose weights the run began with.
     """
     if not peers.is_primary():
         return
     with _local_folder(run.workdir / TOKENIZER) as folder:
         run.tokenizer.save(folder)
     provenance = {'command': sys.argv, 'overrides': overrides, 'git_commit': git_commit()}
+    if origin:
+        provenance['init_from'] = origin
     files.write_json(run.workdir / PROVENANCE, provenance)
     files.write_json(run.workdir / CONFIG, to_json(run.config))
 
@@ -269,6 +272,18 @@ def restore_weights(
     on_devices = any(leaf.sharding for leaf in jax.tree.leaves(abstract))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract) if on_devices else None
     return restored.step, jax.jit(trainable.join, out_shardings=shardings)(trained, base)
+
+
+def weights_hash(run: Run, step: int) -> str:
+    """One hash of the weights in a checkpoint, from the fingerprints that it was saved with."""
+    leaves = read_document(run.checkpoints, step)['leaves']
+    return hash_of(
+        {
+            name: leaf['fingerprint']
+            for name, leaf in leaves.items()
+            if name.startswith(('params/', 'base/'))
+        }
+    )
 
 
 def _abstract_parts(trainable: Trainable, abstract: Any) -> tuple[Any, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
+from gpt_jax import object_store
 from gpt_jax import run as runs
 from gpt_jax.checkpoint import Checkpointer
 from gpt_jax.config import RunConfig, finalize
@@ -94,7 +95,6 @@ def _train(
         _check_resumable(saved, meta, workdir)
     print(format_table(str(workdir), summarize(session.program, config)), flush=True)
     restored = checkpointer.restore(_items(session.program.abstract_state))
-    state = session.init() if restored is None else TrainState(**restored.items)
     start = 0 if restored is None else restored.step
     if start >= config.train.num_steps:
         print(
@@ -103,7 +103,10 @@ def _train(
         )
         return loop.Outcome.COMPLETE
     if restored is not None:
+        state, meta['init_from'] = TrainState(**restored.items), saved.get('init_from')
         print(f'resuming at step {start}', flush=True)
+    else:
+        state, meta['init_from'] = _begin(session)
 
     def save(state: TrainState, step: int, eval_loss: float | None) -> None:
         checkpointer.save(step, _items(state), meta | {'eval_loss': eval_loss}, eval_loss=eval_loss)
@@ -141,7 +144,7 @@ def _train(
             alive=watchdog.beat,
             throughput=session.throughput,
         )
-        runs.save_run(this_run, overrides=overrides)
+        runs.save_run(this_run, overrides=overrides, origin=meta['init_from'])
         best = checkpointer.best_step()
         _, outcome = loop.run(
             session.program,
@@ -158,6 +161,21 @@ def _train(
     else:
         print(f'saved in {workdir}; the same command goes on from there')
     return outcome
+
+
+def _begin(session: Session) -> tuple[TrainState, dict[str, Any] | None]:
+    """The state of step 0, and where its weights come from, if from a run."""
+    folder = session.config.train.init_from
+    if not folder:
+        return session.init(), None
+    path = object_store.to_path(folder, key='config.train.init_from')
+    source = runs.Run(path, runs.read_config(path), session.tokenizer)
+    step, params = runs.restore_weights(
+        source, step='latest', weights='raw', abstract=session.program.abstract_params
+    )
+    print(f'beginning with the weights of {folder}, step {step}', flush=True)
+    origin = {'workdir': folder, 'step': step, 'weights': runs.weights_hash(source, step)}
+    return session.begin(params), origin
 
 
 def _items(state: TrainState) -> dict[str, Any]:
