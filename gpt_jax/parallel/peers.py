@@ -132,12 +132,20 @@ def leave(status: int) -> None:
 
 
 def fail(status: int, message: str) -> None:
-    """Ends this process after an error of its own, and tells the others why."""
+    """Ends this process after an error of its own, and tells the others why.
+
+    Where the service is gone nobody can be told: then process 0 was lost first, and this error is
+    what came of it, whatever it looks like.
+    """
     _ending.set()
     _flush()
+    try:
+        announce(f'failed/{process_id()}', message)
+    except jax.errors.JaxRuntimeError:
+        if not is_primary():
+            _end_after_loss([0])
     abort_handler.install(lambda: None, status=status)
     with contextlib.suppress(jax.errors.JaxRuntimeError):
-        announce(f'failed/{process_id()}', message)
         if is_primary():
             time.sleep(3 * _POLL_SECONDS)  # the reason goes with the service
         else:
@@ -160,10 +168,14 @@ def _watch() -> None:
             lost, reasons = {0}, {}
         lost |= {i for i, reason in reasons.items() if reason}
         if lost and not _ending.is_set():
-            _flush()
-            os.write(2, f'{_obituary(sorted(lost), reasons)}\n'.encode())
-            os._exit(LOST)
+            _end_after_loss(sorted(lost), reasons)
         time.sleep(_POLL_SECONDS)
+
+
+def _end_after_loss(lost: list[int], reasons: dict[int, str] | None = None) -> None:
+    _flush()
+    os.write(2, f'{_obituary(lost, reasons)}\n'.encode())
+    os._exit(LOST)
 
 
 def _obituary(lost: list[int], reasons: dict[int, str] | None = None) -> str:

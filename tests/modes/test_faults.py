@@ -20,6 +20,7 @@ pytestmark = pytest.mark.slow
 
 LONG = (*ARGUMENTS, '--config.train.num_steps=100000', '--config.eval.every=0')
 SAVING = (*LONG, '--config.checkpoint.save_every=5')
+FAULTY = (*SAVING, '--config=tests/faulty_config.py')  # the last --config counts
 
 
 @pytest.fixture(scope='module')
@@ -85,7 +86,7 @@ def test_kill_of_one_ends_the_others_with_its_name(killed, tmp_path, table):
         _wait_for_checkpoint(pod, workdir)
         pod.processes[killed].kill()
         began = time.monotonic()
-        assert pod.processes[other].wait(60) == LOST
+        assert pod.processes[other].wait(60) == LOST, pod.output(other)
         seconds = time.monotonic() - began
         assert seconds < 15
         assert len(_lost(pod.output(other), killed)) == 1, pod.output(other)
@@ -93,6 +94,17 @@ def test_kill_of_one_ends_the_others_with_its_name(killed, tmp_path, table):
     table(
         f'kill -9 of process {killed} of 2', f'the other: {seconds:.1f} s later, named it', result
     )
+
+
+def test_an_error_after_the_coordinator_was_lost_names_the_loss(tmp_path):
+    """Whatever a lost process 0 makes of a worker's next line, the loss is the reason."""
+    with Pod(2, 1, *FAULTY, f'--workdir={tmp_path / "run"}') as pod:
+        pod.wait_for_rows(tmp_path / 'run', 3)
+        pod.processes[0].kill()
+        pod.processes[0].wait()
+        pod.processes[1].send_signal(signal.SIGUSR2)
+        status = pod.processes[1].wait(60)
+        assert (status, len(_lost(pod.output(1), 0))) == (LOST, 1), pod.output(1)
 
 
 def _largest_array(step: pathlib.Path) -> pathlib.Path:
@@ -179,10 +191,8 @@ def test_restarts_on_other_processes_and_meshes(tmp_path, table):
 
 def test_a_stalled_worker_ends_the_job_with_its_stacks(tmp_path, table):
     workdir = tmp_path / 'run'
-    arguments = [argument for argument in SAVING if not argument.startswith('--config=')]
     # While it compiles nothing is late, so the time is that of compiling on a busy machine.
-    arguments += ['--config=tests/stalling_config.py', '--config.train.step_timeout=30']
-    with Pod(2, 1, *arguments, f'--workdir={workdir}') as pod:
+    with Pod(2, 1, *FAULTY, '--config.train.step_timeout=30', f'--workdir={workdir}') as pod:
         _wait_for_checkpoint(pod, workdir)
         pod.processes[1].send_signal(signal.SIGUSR1)
         began = time.monotonic()
