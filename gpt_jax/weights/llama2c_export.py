@@ -10,6 +10,7 @@ import numpy as np
 from gpt_jax import files
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import MLPKind, ModelConfig
+from gpt_jax.model.position import rope_frequencies
 from gpt_jax.parallel import peers
 from gpt_jax.tokenizer import Tokenizer
 from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
@@ -106,11 +107,10 @@ def _numbers(model: ModelConfig, params: Any) -> Iterator[np.ndarray]:
 
 
 def _waves(model: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and sines `[L, K/2]`, which run.c skips; torch's own differ in the last bit."""
-    half = model.head_dim // 2
-    frequencies = model.rope_base ** -(np.arange(half) / half)
-    angles = np.outer(np.arange(model.max_seq_len), frequencies.astype(np.float32))
-    return np.cos(angles), np.sin(angles)
+    """Cosines and sines `[L, K/2]`, which run.c skips; torch rounds some the other way."""
+    angles = np.outer(np.arange(model.max_seq_len, dtype=np.float32), rope_frequencies(model))
+    exact = angles.astype(np.float64)
+    return np.cos(exact), np.sin(exact)
 
 
 def _tokenizer_bytes(pieces: list[Piece]) -> bytes:

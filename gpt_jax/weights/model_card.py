@@ -1,6 +1,5 @@
 """The README.md of an exported model, with the metadata that the Hugging Face hub reads."""
 
-
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.model.gpt import count_params
 from gpt_jax.tokenizer import Tokenizer
