@@ -84,7 +84,7 @@ def to_model(
 
 
 def _read_llama(c: ConfigReader, common: Mapping[str, Any], *, kind: str) -> ModelConfig:
-    scaling = c.require('rope.scaling.type', 'none', 'linear')
+    scaling = c.require('rope.scaling.type', 'linear', 'none')  # llama.cpp's default too
     factor = c.take('rope.scaling.factor', 0.0)
     return ModelConfig(
         **common,

@@ -241,6 +241,23 @@ def test_wrong_files(change, message, tmp_path):
     assert '\n' not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ('scaling', 'expected'),
+    [
+        ({}, 1.0),
+        ({'factor': 4.0}, 4.0),
+        ({'factor': 4.0, 'type': 'linear'}, 4.0),
+        ({'factor': 4.0, 'type': 'none'}, 1.0),
+        ({'factor': 0.0}, 1.0),
+    ],
+)
+def test_linear_scaling_as_llama_cpp_has_it(scaling, expected, tmp_path):
+    """A factor alone is linear scaling, and 0 is none."""
+    keys = {f'llama.rope.scaling.{key}': value for key, value in scaling.items()}
+    write(tmp_path / 'm.gguf', change=lambda values, _: values.update(keys))
+    assert open_source(str(tmp_path / 'm.gguf')).model.rope_scaling == expected
+
+
 @pytest.mark.parametrize('size', [0, 3, 30, 4000, 60_000, -1000])
 def test_torn_files(size, tmp_path):
     write(tmp_path / 'm.gguf')

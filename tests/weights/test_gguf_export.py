@@ -166,7 +166,7 @@ REFUSED = {
 def test_what_cannot_go_out(values, tokenizer, message, tmp_path):
     config = make_model(**values)
     with pytest.raises(UserError, match=message):
-        export_gguf(tmp_path, config, random_params(config), tokenizer(), dtype='float32')
+        export_gguf(tmp_path, config, None, tokenizer(), dtype='float32')
     assert not list(tmp_path.iterdir())
 
 
@@ -175,7 +175,7 @@ def test_names_of_formats_and_types(tmp_path):
         find_exporter('ggul')
     config = make_model(**LLAMA)
     with pytest.raises(UserError, match='--dtype q8_0 is for --format gguf; folders hold'):
-        find_exporter('hf')(tmp_path, config, random_params(config), bpe_tokenizer(), dtype='q8_0')
+        find_exporter('hf')(tmp_path, config, None, bpe_tokenizer(), dtype='q8_0')
     assert [*DType] == ['float32', 'bfloat16']
     assert gguf_architecture.ARCHITECTURES == ('gpt2', 'llama', 'qwen2', 'qwen3')
 
