@@ -209,6 +209,11 @@ def as_q5(values, tensors):
     tensors['blk.1.attn_q.weight'] = (packed, tensor, 'Q5_0')
 
 
+def bent_positions(values, tensors):
+    factors = np.linspace(1, 8, HEAD // 2, dtype=np.float32)
+    tensors['rope_freqs.weight'] = (factors, factors, 'F32')
+
+
 WRONG = {
     'architecture': (set_key('general.architecture', 'mamba'), "general.architecture='mamba'"),
     'tensor type': (as_q5, r'blk.1.attn_q.weight has the type Q5_0; only F32, F16'),
@@ -223,6 +228,7 @@ WRONG = {
     'tensor more': (add_tensor('blk.0.attn_q.bias'), 'more than the model can hold: blk.0.attn_q'),
     'tensor less': (lambda v, t: t.pop('blk.1.ffn_up.weight'), 'has no blk.1.ffn_up.weight'),
     'positions': (add_tensor('rope_freqs.weight'), 'rope_freqs.weight, which does not scale'),
+    'bent positions': (bent_positions, 'rope_freqs.weight, which does not scale'),
     'shape': (set_key('llama.block_count', 1), 'more than the model can hold: blk.1'),
     'tokenizer': (set_key('tokenizer.ggml.model', 'bert'), "model='bert'"),
     'splitting rule': (set_key('tokenizer.ggml.pre', 'tekken'), "pre='tekken'"),

@@ -131,6 +131,9 @@ def test_tokenizers_travel(tokenizer, begins, tmp_path):
     if begins:
         tokenizer = tokenizer.with_ends(bos_id=tokenizer.eot_id, eot_id=tokenizer.eot_id)
     export_gguf(tmp_path, config, random_params(config), tokenizer, dtype='float32')
+    fields = gguf.GGUFReader(tmp_path / FILE).fields
+    bpe = fields['tokenizer.ggml.model'].contents() == 'gpt2'
+    assert ('tokenizer.ggml.merges' in fields) == bpe, 'llama.cpp reads no BPE without merges'
     back = open_source(str(tmp_path / FILE)).tokenizer
     for text in ('The quick  brown fox 12.', ' , the lazy\n\tdog ', ''):
         ids = tokenizer.encode(text)
