@@ -9,11 +9,12 @@ import tokenizers
 
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer.bpe import BpeTokenizer
-from gpt_jax.weights import open_source
+from gpt_jax.weights import gguf_architecture, open_source
 from gpt_jax.weights.gguf_export import FILE, export_gguf
 from gpt_jax.weights.gguf_tokenizer import RULES
 from tests.weights.random_source import (
     GPT2,
+    LLAMA,
     bpe_tokenizer,
     load,
     logits,
@@ -210,7 +211,11 @@ def as_q5(values, tensors):
 
 
 def bent_positions(values, tensors):
-    factors = np.linspace(1, 8, HEAD // 2, dtype=np.float32)
+    """Llama 3.1's factors but for one of the ramp."""
+    scaled = dict(rope_base=5e5, rope_scaling=8.0, rope_original_seq_len=8192)
+    factors = gguf_architecture.rope_factors(make_model(**LLAMA | scaled | dict(head_dim=HEAD)))
+    ramp = np.flatnonzero((factors > 1) & (factors < factors.max()))
+    factors[ramp[1]] *= 1.01
     tensors['rope_freqs.weight'] = (factors, factors, 'F32')
 
 
