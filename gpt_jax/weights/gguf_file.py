@@ -96,9 +96,9 @@ def _open(path: pathlib.Path) -> Any:
         file = gguf.GGUFReader(path)
     except (ValueError, KeyError, IndexError, OverflowError, OSError) as error:
         reason = ' '.join(str(error).split())[:200]
-        raise UserError(f'{path} is not a GGUF file, or is torn ({reason}); fetch it again') from (
-            error
-        )
+        raise UserError(
+            f'{path} is not a GGUF file, or is torn ({reason}); fetch it again'
+        ) from error
     if file.byte_order != 'I':
         raise UserError(f'{path} is of the other byte order; convert it with gguf-convert-endian')
     return file
