@@ -11,11 +11,13 @@ from gpt_jax.tokenizer import (
 )
 from gpt_jax.weights import load_params, open_source
 from gpt_jax.weights.gguf_export import FILE, export_gguf
+from gpt_jax.weights.gguf_tokenizer import RULES, read_tokenizer, tokenizer_metadata
 from tests.weights.random_source import (
     GPT2,
     LLAMA,
     TEXT,
     abstract_params,
+    bpe_tokenizer,
     logits,
     make_model,
     random_params,
@@ -72,6 +74,19 @@ def test_ids_and_logits(values, vocabulary, tmp_path):
     found = theirs.scores[: len(ids), : config.vocab_size]
     tolerance = GELU_TOLERANCE if config.mlp == 'gelu_tanh' else TOLERANCE
     assert np.abs(ours - found).max() <= tolerance * np.abs(ours).max()
+
+
+@pytest.mark.parametrize('rule', RULES)
+def test_splitting_rules(rule, tmp_path):
+    """The same ids under each rule, of words, numbers, line ends and other scripts."""
+    metadata = tokenizer_metadata(bpe_tokenizer()) | {'pre': rule}
+    tokenizer = read_tokenizer(metadata, name='a test')
+    config = make_model(**GPT2)
+    export_gguf(tmp_path, config, random_params(config), tokenizer, dtype='float32')
+    theirs = open_llama(tmp_path / FILE, config.max_seq_len)
+    for text in ("The quick  brown fox'S 12345\n\n  dog!!\r\n", ' Überfox, 東京 the\tfox ', "I'LL"):
+        ids = theirs.tokenize(text.encode(), add_bos=False, special=False)
+        assert ids == tokenizer.encode(text)
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'float16', 'bfloat16', 'q8_0'])
