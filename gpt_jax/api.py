@@ -45,7 +45,7 @@ from gpt_jax.train.memory import explain_out_of_memory
 from gpt_jax.train.program import make_program
 from gpt_jax.train.session import Session, evaluate_shards
 from gpt_jax.weights import load_params, open_source
-from gpt_jax.weights.export import find_exporter
+from gpt_jax.weights.exporters import find_exporter
 
 
 class GPT:

@@ -1,4 +1,4 @@
-"""Write a trained run's weights for other tools: transformers, or safetensors."""
+"""Write a trained run's weights for other tools: transformers, llama.cpp, llama2.c."""
 
 import pathlib
 from typing import Any
@@ -8,11 +8,10 @@ from absl import flags as absl_flags
 from gpt_jax import run as runs
 from gpt_jax.config import RunConfig
 from gpt_jax.errors import UserError
-from gpt_jax.model.config import DType
 from gpt_jax.modes import saved_weights
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.train.program import make_program
-from gpt_jax.weights.export import EXPORTERS, find_exporter
+from gpt_jax.weights.exporters import EXPORTERS, StoredType, find_exporter
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -25,7 +24,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_enum(
         'dtype',
         None,
-        [dtype.value for dtype in DType],
+        [dtype.value for dtype in StoredType],
         "of the tensors; by default the run's",
         flag_values=flags,
     )
@@ -50,7 +49,7 @@ def run(
         opened, step=flags.step, weights=flags.weights, abstract=program.abstract_params
     )
     model = opened.config.model
-    dtype = DType(flags.dtype) if flags.dtype else model.param_dtype
+    dtype = StoredType(flags.dtype or model.param_dtype)
     names = exporter(out, model, params, opened.tokenizer, dtype=dtype)
     print(f'{out} ({workdir}, {flags.weights} weights of step {step}): {", ".join(names)}')
     return 0

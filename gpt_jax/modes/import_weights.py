@@ -1,4 +1,4 @@
-"""Make a run of weights from elsewhere: transformers, llama2.c, nanoGPT, minGPT."""
+"""Make a run of weights from elsewhere: transformers, llama.cpp, llama2.c, nanoGPT, minGPT."""
 
 import pathlib
 from typing import Any

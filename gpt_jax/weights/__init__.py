@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from gpt_jax.errors import UserError
-from gpt_jax.weights import folder, llama2c, torch_checkpoint
+from gpt_jax.weights import folder, gguf_file, llama2c, torch_checkpoint
 from gpt_jax.weights.hub import download
 from gpt_jax.weights.placement import load_params
 from gpt_jax.weights.source import Source
@@ -27,6 +27,7 @@ class Reader(NamedTuple):
 
 
 READERS = (
+    Reader('llama.cpp: .gguf', r'.+\.gguf', gguf_file.read),
     Reader('llama2.c: .bin', r'.+\.bin', llama2c.read),
     Reader('nanoGPT and minGPT: .pt', r'.+\.(pt|pth)', torch_checkpoint.read),
 )

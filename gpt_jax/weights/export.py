@@ -6,7 +6,7 @@ part and the first one writes.
 
 import functools
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,7 +14,6 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gpt_jax import files
-from gpt_jax.config_tree import suggest
 from gpt_jax.errors import UserError
 from gpt_jax.fingerprint import named_leaves
 from gpt_jax.model.config import DType, ModelConfig
@@ -34,7 +33,7 @@ from gpt_jax.weights.model_card import model_card
 
 
 def export_transformers(
-    folder: pathlib.Path, model: ModelConfig, params: Any, tokenizer: Tokenizer, *, dtype: DType
+    folder: pathlib.Path, model: ModelConfig, params: Any, tokenizer: Tokenizer, *, dtype: str
 ) -> list[str]:
     """Writes a folder that `AutoModelForCausalLM` and `AutoTokenizer` load.
 
@@ -43,7 +42,7 @@ def export_transformers(
       model: the architecture.
       params: in the stored layout, sharded or not.
       tokenizer: what made the ids.
-      dtype: of the stored tensors.
+      dtype: of the stored tensors: float32 or bfloat16.
 
     Returns:
       The names of the files.
@@ -54,36 +53,19 @@ def export_transformers(
     """
     family = choose_family(model)
     config = family.from_model(model) | {
-        'dtype': dtype.value,
-        'torch_dtype': dtype.value,  # before transformers 5
+        'dtype': str(dtype),
+        'torch_dtype': str(dtype),  # before transformers 5
         **_ends(tokenizer),
     }
     return _write(folder, config, family.layout(model), model, params, tokenizer, dtype)
 
 
 def export_safetensors(
-    folder: pathlib.Path, model: ModelConfig, params: Any, tokenizer: Tokenizer, *, dtype: DType
+    folder: pathlib.Path, model: ModelConfig, params: Any, tokenizer: Tokenizer, *, dtype: str
 ) -> list[str]:
     """Writes the parameters by their own paths, of any architecture; else as the above."""
     config = native.from_model(model)
     return _write(folder, config, native.layout(model), model, params, tokenizer, dtype)
-
-
-EXPORTERS: dict[str, Callable[..., list[str]]] = {
-    'hf': export_transformers,
-    'safetensors': export_safetensors,
-}
-
-
-def find_exporter(name: str) -> Callable[..., list[str]]:
-    """What writes a format: `(folder, model, params, tokenizer, dtype=…)` -> names of files.
-
-    Raises:
-        UserError: there is no such format.
-    """
-    if name not in EXPORTERS:
-        raise UserError(f'there is no format {name!r} to export to; {suggest(name, [*EXPORTERS])}')
-    return EXPORTERS[name]
 
 
 def choose_family(model: ModelConfig) -> Family:
@@ -153,9 +135,11 @@ def _write(
     model: ModelConfig,
     params: Any,
     tokenizer: Tokenizer,
-    dtype: DType,
+    dtype: str,
 ) -> list[str]:
-    tensors = named_tensors(model, params, layout, np.dtype(dtype.value))
+    if dtype not in [*DType]:
+        raise UserError(f'--dtype {dtype} is for --format gguf; folders hold {" or ".join(DType)}')
+    tensors = named_tensors(model, params, layout, np.dtype(str(dtype)))
     if not peers.is_primary():
         for _ in tensors:
             pass
@@ -163,9 +147,15 @@ def _write(
     names = safetensors_files.write(folder, tensors, {'format': 'pt'})
     write_tokenizer(folder, tokenizer, max_length=model.max_seq_len)
     files.write_json(folder / GENERATION_CONFIG, _ends(tokenizer))
-    files.write_text(folder / 'README.md', model_card(model, tokenizer, config))
+    files.write_text(folder / 'README.md', _card(model, tokenizer, config))
     files.write_json(folder / CONFIG, config)  # last: without it the folder is no model
     return [*names, TOKENIZER_JSON, TOKENIZER_CONFIG, GENERATION_CONFIG, 'README.md', CONFIG]
+
+
+def _card(model: ModelConfig, tokenizer: Tokenizer, config: dict[str, Any]) -> str:
+    architecture = config['model_type']
+    library = 'gpt_jax' if architecture in native.MODEL_TYPES else 'transformers'
+    return model_card(model, tokenizer, architecture=architecture, library=library)
 
 
 def _ends(tokenizer: Tokenizer) -> dict[str, int]:

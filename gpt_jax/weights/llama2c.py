@@ -2,8 +2,7 @@
 
 The layout is that of `export.py` (version 0) and `run.c` in
 https://github.com/karpathy/llama2.c: seven int32, then the tensors of all layers one kind after
-the other. It turns neighbouring pairs `(2i, 2i + 1)` of a head, where this model turns
-`(i, i + K/2)`; reordering the rows of queries and keys makes the two equal.
+the other. The rows of queries and keys are in the order of `rope_pairs`.
 """
 
 import dataclasses
@@ -20,10 +19,16 @@ from gpt_jax.model.config import MLPKind, ModelConfig, NormKind, PositionKind, f
 from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 from gpt_jax.tokenizer.token_table import TableTokenizer
 from gpt_jax.weights import llama
+from gpt_jax.weights.rope_pairs import from_pairs
+from gpt_jax.weights.sentencepiece_pieces import Piece, make_tokenizer
 from gpt_jax.weights.source import Source, StoredTensor
 
-_HEADER = struct.Struct('<7i')
-_BOS = 1  # begins every text, and ends the one before
+HEADER = struct.Struct('<7i')
+BOS = 1  # begins every text, and ends the one before
+_NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6  # SentencePiece.Type
+# What every tokenizer.bin begins with: run.c counts on the places.
+CONTROL_PIECES = (('<unk>', _UNKNOWN), ('<s>', _CONTROL), ('</s>', _CONTROL))
+BYTE_PIECES = tuple(f'<0x{byte:02X}>' for byte in range(256))
 
 
 def read(path: pathlib.Path) -> Source:
@@ -34,10 +39,10 @@ def read(path: pathlib.Path) -> Source:
     """
     size = path.stat().st_size
     with path.open('rb') as file:
-        header = file.read(_HEADER.size)
-    if len(header) < _HEADER.size:
+        header = file.read(HEADER.size)
+    if len(header) < HEADER.size:
         raise UserError(f'{path} is too short for a llama2.c model; fetch it again')
-    d_model, d_ff, num_layers, num_heads, num_kv_heads, vocab_size, max_seq_len = _HEADER.unpack(
+    d_model, d_ff, num_layers, num_heads, num_kv_heads, vocab_size, max_seq_len = HEADER.unpack(
         header
     )
     if min(d_model, d_ff, num_layers, num_heads, num_kv_heads, max_seq_len) < 1 or (
@@ -65,9 +70,9 @@ def read(path: pathlib.Path) -> Source:
     finalize_model(model)
     model = freeze(model)
     tensors, num_floats = _tensors(path, model)
-    if size != _HEADER.size + 4 * num_floats:
+    if size != HEADER.size + 4 * num_floats:
         raise UserError(
-            f'{path} has {size} bytes, its header makes it {_HEADER.size + 4 * num_floats}; it is '
+            f'{path} has {size} bytes, its header makes it {HEADER.size + 4 * num_floats}; it is '
             f'torn, or not of version 0'
         )
     return Source(
@@ -113,11 +118,6 @@ def parts(model: ModelConfig) -> list[_Part]:
     ]
 
 
-def from_pairs(matrix: np.ndarray, heads: int) -> np.ndarray:
-    """Reorders the rows of `[H*K, D]` from neighbouring pairs to halves."""
-    return matrix.reshape(heads, -1, 2, matrix.shape[-1]).swapaxes(1, 2).reshape(matrix.shape)
-
-
 def _tensors(path: pathlib.Path, model: ModelConfig) -> tuple[dict[str, StoredTensor], int]:
     """The tensors by their names in the Llama family, and how many numbers there are."""
     tensors, offset = {}, 0
@@ -132,7 +132,7 @@ def _tensors(path: pathlib.Path, model: ModelConfig) -> tuple[dict[str, StoredTe
 
 
 def _read(path: pathlib.Path, offset: int, part: _Part) -> np.ndarray:
-    start = _HEADER.size + 4 * offset
+    start = HEADER.size + 4 * offset
     matrix = np.memmap(path, dtype='<f4', mode='r', offset=start, shape=part.shape)
     return from_pairs(matrix, part.reorder_heads) if part.reorder_heads else matrix
 
@@ -147,7 +147,7 @@ def _find_tokenizer(path: pathlib.Path, vocab_size: int) -> TableTokenizer | Non
         found = [read_one(file, vocab_size) for file in sorted(path.parent.glob(pattern))]
         fitting = [each for each in found if each.vocab_size == vocab_size]
         if fitting:
-            return fitting[0].with_ends(bos_id=_BOS, eot_id=_BOS)
+            return fitting[0].with_ends(bos_id=BOS, eot_id=BOS)
     return None
 
 
@@ -157,31 +157,19 @@ def read_tokenizer(path: pathlib.Path, vocab_size: int) -> SentencePieceTokenize
     Raises:
         UserError: the file is torn, or does not begin with the control tokens and the bytes.
     """
-    from sentencepiece import sentencepiece_model_pb2
-
-    proto = sentencepiece_model_pb2.ModelProto()
-    types = proto.SentencePiece.Type
+    pieces = []
     data, position = path.read_bytes(), 4
     while position + 8 <= len(data):
         score, length = struct.unpack_from('<fi', data, position)
         text = data[position + 8 : position + 8 + length].decode('utf-8', 'replace')
         position += 8 + length
-        proto.pieces.add(piece=text.replace(' ', '\u2581'), score=score, type=types.NORMAL)
-    if position != len(data) or len(proto.pieces) < 259:
+        pieces.append(Piece(text.replace(' ', '\u2581'), score, _NORMAL))
+    if position != len(data) or len(pieces) < len(CONTROL_PIECES) + 256:
         raise UserError(f'{path} is not a tokenizer.bin of llama2.c, or is torn; fetch it again')
-    for token_id, (name, kind) in enumerate(
-        [('<unk>', types.UNKNOWN), ('<s>', types.CONTROL), ('</s>', types.CONTROL)]
-    ):
-        proto.pieces[token_id].piece, proto.pieces[token_id].type = name, kind
-    for byte in range(256):
-        if proto.pieces[3 + byte].piece != f'<0x{byte:02X}>':
-            raise UserError(f'{path}: token {3 + byte} is not byte {byte}; it is not of llama2.c')
-        proto.pieces[3 + byte].type = types.BYTE
-    proto.trainer_spec.model_type = proto.trainer_spec.BPE
-    proto.trainer_spec.vocab_size = len(proto.pieces)
-    proto.trainer_spec.byte_fallback = True
-    proto.normalizer_spec.name = 'identity'
-    proto.normalizer_spec.add_dummy_prefix = True
-    proto.normalizer_spec.remove_extra_whitespaces = False
-    proto.normalizer_spec.escape_whitespaces = True
-    return SentencePieceTokenizer(proto.SerializeToString(), name=str(path))
+    for token_id, (text, kind) in enumerate(CONTROL_PIECES):
+        pieces[token_id] = Piece(text, pieces[token_id].score, kind)
+    for token_id, text in enumerate(BYTE_PIECES, start=len(CONTROL_PIECES)):
+        if pieces[token_id].text != text:
+            raise UserError(f'{path}: token {token_id} is not {text}; it is not of llama2.c')
+        pieces[token_id] = Piece(text, pieces[token_id].score, _BYTE)
+    return make_tokenizer(pieces, add_prefix=True, name=str(path))

@@ -1,25 +1,43 @@
 """The README.md of an exported model, with the metadata that the Hugging Face hub reads."""
 
-from typing import Any
-
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.model.gpt import count_params
 from gpt_jax.tokenizer import Tokenizer
 
+_USE = {
+    'gpt_jax': """```python
+from gpt_jax import GPT
 
-def model_card(model: ModelConfig, tokenizer: Tokenizer, config: dict[str, Any]) -> str:
-    """What the model is and how it is used; what it was trained on is for its owner to add."""
-    ours = config['model_type'] == 'gpt_jax'
-    use = (
-        "from gpt_jax import GPT\n\ngpt = GPT.from_pretrained('.')\nprint(gpt.generate('Once'))"
-        if ours
-        else 'from transformers import AutoModelForCausalLM, AutoTokenizer\n\n'
-        "model = AutoModelForCausalLM.from_pretrained('.')\n"
-        "tokenizer = AutoTokenizer.from_pretrained('.')\n"
-        "print(tokenizer.decode(model.generate(**tokenizer('Once', return_tensors='pt'))[0]))"
-    )
+gpt = GPT.from_pretrained('.')
+print(gpt.generate('Once'))
+```""",
+    'transformers': """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained('.')
+tokenizer = AutoTokenizer.from_pretrained('.')
+print(tokenizer.decode(model.generate(**tokenizer('Once', return_tensors='pt'))[0]))
+```""",
+    'gguf': """```bash
+llama-cli -m model.gguf -no-cnv -p Once
+```""",
+    'llama2.c': """```bash
+./run model.bin -z tokenizer.bin -i Once
+```""",
+}
+
+
+def model_card(model: ModelConfig, tokenizer: Tokenizer, *, architecture: str, library: str) -> str:
+    """What the model is and how it is used; what it was trained on is for its owner to add.
+
+    Args:
+      model: the architecture.
+      tokenizer: what made the ids.
+      architecture: what `library` calls it.
+      library: what reads the files: gpt_jax, transformers, gguf or llama2.c.
+    """
     rows = {
-        'architecture': config['model_type'],
+        'architecture': architecture,
         'parameters': f'{count_params(model):,}',
         'layers': model.num_layers,
         'heads': f'{model.num_heads} (key/value: {model.num_kv_heads})',
@@ -28,7 +46,6 @@ def model_card(model: ModelConfig, tokenizer: Tokenizer, config: dict[str, Any])
         'vocabulary': f'{model.vocab_size} tokens ({tokenizer.kind})',
     }
     table = '\n'.join(f'| {name} | {value} |' for name, value in rows.items())
-    library = 'gpt_jax' if ours else 'transformers'
     return f"""---
 library_name: {library}
 pipeline_tag: text-generation
@@ -44,9 +61,7 @@ Trained or adapted with gpt_jax, and exported from it.
 |---|---|
 {table}
 
-```python
-{use}
-```
+{_USE[library]}
 
 What it was trained on, how well it does and what it must not be used for is not known to the
 program that wrote this page: add it before you publish the model.

@@ -1,0 +1,229 @@
+"""What llama.cpp calls the architectures that this model expresses: metadata and tensors of GGUF.
+
+The keys are those of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, the names of
+tensors come from the `gguf` library. Matrices are `[outputs, inputs]`. llama.cpp's llama turns
+neighbouring rows of queries and keys (`rope_pairs`), its Qwens turn halves as transformers does.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from gpt_jax.errors import UserError
+from gpt_jax.model.config import MLPKind, ModelConfig, NormKind, PositionKind, finalize_model
+from gpt_jax.model.position import rope_frequencies
+from gpt_jax.weights import gpt2, llama
+from gpt_jax.weights.layout import TensorLayout
+from gpt_jax.weights.source import ConfigReader
+
+GPT2, LLAMA, QWEN2, QWEN3 = ARCHITECTURES = ('gpt2', 'llama', 'qwen2', 'qwen3')
+ROPE_FACTORS = 'rope_freqs.weight'  # what the wave lengths of Llama 3.1's positions grow by
+OUTPUT = 'output.weight'  # absent where it is the table of the embedding
+_INERT = ('rope.scaling.finetuned', 'rope.scaling.original_context_length')
+
+
+def to_model(
+    metadata: Mapping[str, Any],
+    *,
+    vocab_size: int,
+    tie_embeddings: bool,
+    rope_factors: np.ndarray | None,
+    name: str,
+) -> ModelConfig:
+    """The architecture, not finalized, that the metadata of a file describes.
+
+    Args:
+      metadata: what follows `ARCHITECTURE.` in the keys, and `architecture`.
+      vocab_size: rows of the table.
+      tie_embeddings: there is no output layer.
+      rope_factors: `[K/2]`, the tensor `ROPE_FACTORS`.
+      name: the file to blame in messages.
+
+    Raises:
+        UserError: a key or a value has no counterpart, naming it.
+    """
+    kind = metadata['architecture']
+    c = ConfigReader(_scalars(metadata, name=name), name=name)
+    c.require('architecture', *ARCHITECTURES)
+    c.require('vocab_size', vocab_size)
+    c.require('attention.causal', True)
+    c.require('expert_count', 0)
+    c.require('expert_used_count', 0)
+    c.require('use_parallel_residual', False)
+    c.require('tensor_data_layout', '', 'Meta AI original pth')
+    heads = c.take('attention.head_count')
+    common = dict(
+        vocab_size=vocab_size,
+        max_seq_len=c.take('context_length'),
+        num_layers=c.take('block_count'),
+        num_heads=heads,
+        num_kv_heads=c.take('attention.head_count_kv', heads),
+        d_model=c.take('embedding_length'),
+        d_ff=c.take('feed_forward_length'),
+        tie_embeddings=tie_embeddings,
+    )
+    if kind == GPT2:
+        c.require('attention.head_count_kv', heads)
+        epsilon = c.take('attention.layer_norm_epsilon', 1e-5)
+        model = ModelConfig(**common, norm_epsilon=_decimal(epsilon), mlp=MLPKind.GELU_TANH)
+        if rope_factors is not None:
+            raise UserError(f'{name} has {ROPE_FACTORS}, but gpt2 has no rotary positions')
+        finalize_model(model)
+    else:
+        model = _read_llama(c, common, kind=kind)
+        finalize_model(model)
+        c.require('rope.dimension_count', model.head_dim)
+        c.require('attention.value_length', model.head_dim)
+        if rope_factors is not None:
+            _read_rope_factors(model, rope_factors, name=name)
+    c.finish(_INERT)
+    return model
+
+
+def _read_llama(c: ConfigReader, common: Mapping[str, Any], *, kind: str) -> ModelConfig:
+    scaling = c.require('rope.scaling.type', 'linear', 'none')  # llama.cpp's default too
+    factor = c.take('rope.scaling.factor', 0.0)
+    return ModelConfig(
+        **common,
+        head_dim=c.take('attention.key_length', 0),
+        position=PositionKind.ROPE,
+        rope_base=_decimal(c.take('rope.freq_base', 10000.0)),
+        rope_scaling=_decimal(factor) if scaling == 'linear' and factor else 1.0,
+        norm=NormKind.RMSNORM,
+        norm_epsilon=_decimal(c.take('attention.layer_norm_rms_epsilon')),
+        mlp=MLPKind.SWIGLU,
+        use_bias=False,
+        qkv_bias=kind == QWEN2,
+        qk_norm=kind == QWEN3,
+        scale_residual_init=False,
+    )
+
+
+def from_model(model: ModelConfig, *, architecture: str) -> dict[str, int | float | str]:
+    """The metadata of an architecture without `obstacle`, without `ARCHITECTURE.` before it."""
+    values = {
+        'vocab_size': model.vocab_size,
+        'context_length': model.max_seq_len,
+        'embedding_length': model.d_model,
+        'block_count': model.num_layers,
+        'feed_forward_length': model.d_ff,
+        'attention.head_count': model.num_heads,
+    }
+    if architecture == GPT2:
+        return values | {'attention.layer_norm_epsilon': model.norm_epsilon}
+    values |= {
+        'attention.head_count_kv': model.num_kv_heads,
+        'attention.key_length': model.head_dim,
+        'attention.value_length': model.head_dim,
+        'attention.layer_norm_rms_epsilon': model.norm_epsilon,
+        'rope.dimension_count': model.head_dim,
+        'rope.freq_base': float(model.rope_base),
+    }
+    if model.rope_scaling != 1 and not model.rope_original_seq_len:
+        scaling = {'rope.scaling.type': 'linear', 'rope.scaling.factor': float(model.rope_scaling)}
+        values |= scaling
+    return values
+
+
+def obstacle(model: ModelConfig, *, architecture: str) -> str:
+    """What llama.cpp lacks of an architecture that transformers' family has; '' if nothing."""
+    mlp = MLPKind.GELU_TANH if architecture == GPT2 else MLPKind.SWIGLU
+    if model.mlp != mlp:
+        return f'config.model.mlp={model.mlp}'
+    if model.rope_original_seq_len and architecture != LLAMA:
+        return f'config.model.rope_original_seq_len={model.rope_original_seq_len}'
+    return ''
+
+
+def layout(model: ModelConfig, *, architecture: str) -> list[TensorLayout]:
+    """Every tensor that holds parameters."""
+    import gguf
+
+    entries = gpt2.layout(model, linear=True) if architecture == GPT2 else llama.layout(model)
+    kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(kinds[architecture], 1)
+
+    def rename(theirs: str) -> str:
+        name = names.get_name(theirs.format(layer=0), try_suffixes=('.weight', '.bias'))
+        assert name is not None, f'gguf has no name for {theirs}'
+        return name.replace('blk.0.', 'blk.{layer}.')
+
+    return [dataclasses.replace(entry, name=rename(entry.name)) for entry in entries]
+
+
+def reorder(
+    turn: Callable[[np.ndarray, int], np.ndarray],
+    name: str,
+    tensor: np.ndarray,
+    model: ModelConfig,
+    *,
+    architecture: str,
+) -> np.ndarray:
+    """A tensor with its rows in another order (`rope_pairs`), if it is one that has to be."""
+    if architecture == LLAMA and name.endswith('.attn_q.weight'):
+        return turn(tensor, model.num_heads)
+    if architecture == LLAMA and name.endswith('.attn_k.weight'):
+        return turn(tensor, model.num_kv_heads)
+    return tensor
+
+
+def rope_factors(model: ModelConfig) -> np.ndarray:
+    """`ROPE_FACTORS` of an architecture: float32 `[K/2]`."""
+    plain = dataclasses.replace(model, rope_scaling=1.0, rope_original_seq_len=0)
+    return rope_frequencies(plain) / rope_frequencies(model)
+
+
+def _read_rope_factors(model: ModelConfig, factors: np.ndarray, *, name: str) -> None:
+    """Finds Llama 3.1's knobs, of which a file keeps only what they do.
+
+    Between the short waves and the long ones `1 / factor` is linear in the frequency. That line
+    gives `original / (high - low)` and `low / (high - low)`; `low` is 1 in every published model,
+    and scaling the three together changes nothing.
+
+    Raises:
+        UserError: the factors are not of this form.
+    """
+    frequencies = rope_frequencies(model).astype(np.float64)
+    factors = np.asarray(factors, np.float64)
+    if factors.shape == frequencies.shape and model.rope_scaling == 1:
+        scaling = _decimal(factors.max())
+        between = (factors > 1) & (factors < factors.max())
+        if between.sum() >= 2:
+            ramp = (1 / factors[between] - 1 / scaling) / (1 - 1 / scaling)
+            slope, start = np.polyfit(frequencies[between], ramp, 1)
+            if slope > 0 > start:
+                span = -1 / start
+                model.rope_scaling = scaling
+                model.rope_low_freq_factor = 1.0
+                model.rope_high_freq_factor = round(1 + span, 3)
+                model.rope_original_seq_len = round(2 * np.pi * slope * span)
+                found = rope_frequencies(model)
+                if np.allclose(found, frequencies / factors, rtol=1e-5, atol=0):
+                    return
+    raise UserError(
+        f'{name} has {ROPE_FACTORS}, which does not scale positions as Llama 3.1 does; weights '
+        f'that depend on it cannot be used'
+    )
+
+
+def _scalars(metadata: Mapping[str, Any], *, name: str) -> dict[str, Any]:
+    """The metadata with one number where each layer has the same."""
+    values = {}
+    for key, value in metadata.items():
+        if isinstance(value, list):
+            if any(a != b for a, b in itertools.pairwise(value)):
+                raise UserError(
+                    f'{name} has another {key} in each layer ({str(value)[:60]}…), which is not '
+                    f'supported'
+                )
+            value = value[0] if value else None
+        values[key] = value
+    return values
+
+
+def _decimal(value: float) -> float:
+    """A float32 as the decimal number that it was written for: 1e-5, not 9.99999974738e-06."""
+    return float(str(np.float32(value)))

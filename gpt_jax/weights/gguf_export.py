@@ -1,0 +1,155 @@
+"""A trained run as one GGUF file, which llama.cpp runs."""
+
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from gpt_jax import files
+from gpt_jax.errors import UserError
+from gpt_jax.fingerprint import named_leaves
+from gpt_jax.model.config import ModelConfig
+from gpt_jax.parallel import peers
+from gpt_jax.tokenizer import Tokenizer
+from gpt_jax.weights import gguf_architecture as architectures
+from gpt_jax.weights.export import choose_family, named_tensors
+from gpt_jax.weights.gguf_file import load_library
+from gpt_jax.weights.gguf_tokenizer import tokenizer_metadata
+from gpt_jax.weights.layout import TABLES
+from gpt_jax.weights.model_card import model_card
+from gpt_jax.weights.rope_pairs import to_pairs
+
+FILE = 'model.gguf'
+# The library's names of what --dtype calls the types, for tensors and for the whole file.
+_TYPES = {
+    'float32': ('F32', 'ALL_F32'),
+    'float16': ('F16', 'MOSTLY_F16'),
+    'bfloat16': ('BF16', 'MOSTLY_BF16'),
+    'q8_0': ('Q8_0', 'MOSTLY_Q8_0'),
+}
+# llama.cpp adds these to activations, which it does in float32 only.
+_ALWAYS_FLOAT32 = ('position_embd.weight', architectures.ROPE_FACTORS)
+_UNUSED = 5  # tokenizer.ggml.token_type
+
+
+def export_gguf(
+    folder: pathlib.Path, model: ModelConfig, params: Any, tokenizer: Tokenizer, *, dtype: str
+) -> list[str]:
+    """Writes `model.gguf`; arguments, result and errors as of `export_transformers`.
+
+    Vectors and learned positions are float32 whatever `dtype`; with q8_0, matrices whose rows are
+    no multiple of the library's block are float16.
+    """
+    gguf = load_library()
+    architecture = choose_family(model).from_model(model)['model_type']
+    if reason := architectures.obstacle(model, architecture=architecture):
+        raise UserError(f"llama.cpp's {architecture} has no {reason}; --format hf takes it")
+    metadata = tokenizer_metadata(tokenizer)
+    layout = architectures.layout(model, architecture=architecture)
+    tensors = _tensors(model, params, layout, architecture=architecture)
+    if not peers.is_primary():
+        for _ in tensors:
+            pass
+        return []
+    writer = gguf.GGUFWriter(None, architecture)
+    kind, file_kind = _TYPES[dtype]
+    writer.add_type('model')
+    writer.add_file_type(gguf.LlamaFileType[file_kind])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    for key, value in architectures.from_model(model, architecture=architecture).items():
+        _add(writer, f'{architecture}.{key}', value)
+    for key, value in _padded(metadata, model.vocab_size).items():
+        _add(writer, f'tokenizer.ggml.{key}', value)
+    types = {}
+    for name, shape in _shapes(model, params, layout):
+        types[name] = gguf.GGMLQuantizationType[_stored_type(gguf, name, shape, kind)]
+        block, size = gguf.GGML_QUANT_SIZES[types[name]]
+        num_bytes = int(np.prod(shape)) // block * size
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), num_bytes, types[name])
+    with files.atomic_file(folder / FILE) as file:
+        writer.write_header_to_file(pathlib.Path(file.name))
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for name, tensor in tensors:
+            writer.write_tensor_data(_convert(gguf, name, tensor, types[name]))
+        writer.close()
+    card = model_card(model, tokenizer, architecture=architecture, library='gguf')
+    files.write_text(folder / 'README.md', card)
+    return [FILE, 'README.md']
+
+
+def _tensors(
+    model: ModelConfig, params: Any, layout: list, *, architecture: str
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Every tensor in float32, one at a time on the host. Collective."""
+    for name, tensor in named_tensors(model, params, layout, np.float32):
+        yield (
+            name,
+            architectures.reorder(to_pairs, name, tensor, model, architecture=architecture),
+        )
+    if model.rope_original_seq_len:
+        yield architectures.ROPE_FACTORS, architectures.rope_factors(model)
+
+
+def _shapes(model: ModelConfig, params: Any, layout: list) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes in the order of `_tensors`."""
+    leaves = named_leaves(params)
+    shapes = {path: x.shape[path.startswith('blocks/') :] for path, x in leaves.items()}
+    for path in TABLES:
+        if path in shapes:
+            shapes[path] = (model.vocab_size, *shapes[path][1:])
+    for entry in layout:
+        for name in entry.names(model.num_layers):
+            yield name, entry.shape(shapes)
+    if model.rope_original_seq_len:
+        yield architectures.ROPE_FACTORS, (model.head_dim // 2,)
+
+
+def _stored_type(gguf: Any, name: str, shape: tuple[int, ...], kind: str) -> str:
+    if len(shape) == 1 or name in _ALWAYS_FLOAT32:
+        return 'F32'
+    block, _ = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    return kind if shape[-1] % block == 0 else 'F16'
+
+
+def _convert(gguf: Any, name: str, tensor: np.ndarray, kind: Any) -> np.ndarray:
+    """The tensor as the bytes of a type.
+
+    Raises:
+        UserError: float16 cannot hold a number.
+    """
+    if kind.name == 'BF16':
+        stored = tensor.astype(jnp.bfloat16)
+    elif kind.name == 'F16':
+        with np.errstate(over='ignore'):
+            stored = tensor.astype(np.float16)
+        if not np.isfinite(stored).all() and np.isfinite(tensor).all():
+            raise UserError(f'{name} has numbers beyond float16; choose --dtype bfloat16')
+    else:
+        stored = gguf.quants.quantize(tensor, kind)
+    return np.ascontiguousarray(stored).view(np.uint8)
+
+
+def _padded(metadata: dict[str, Any], size: int) -> dict[str, Any]:
+    """Metadata of a tokenizer with a token for every row of the table, as llama.cpp wants it."""
+    missing = range(len(metadata['tokens']), size)
+    fill = {'token_type': _UNUSED, 'scores': 0.0}
+    padded = metadata | {'tokens': metadata['tokens'] + [f'[PAD{i}]' for i in missing]}
+    for key in fill.keys() & metadata.keys():
+        padded[key] = metadata[key] + [fill[key]] * len(missing)
+    return padded
+
+
+def _add(writer: Any, key: str, value: Any) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    elif isinstance(value, str):
+        writer.add_string(key, value)
+    else:
+        writer.add_array(key, value)

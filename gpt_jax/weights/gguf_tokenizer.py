@@ -1,0 +1,228 @@
+"""Tokenizers as GGUF files carry them: SentencePiece's pieces, or a byte-level BPE."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gpt_jax.errors import UserError
+from gpt_jax.tokenizer import Tokenizer, TokenizerKind
+from gpt_jax.tokenizer.bpe import BpeTokenizer
+from gpt_jax.tokenizer.bpe_vocabulary import BpeVocabulary, byte_characters, parse_gpt2
+from gpt_jax.tokenizer.char import CharTokenizer
+from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
+from gpt_jax.tokenizer.token_table import TableTokenizer
+from gpt_jax.tokenizer.tokenizer_json import JsonTokenizer
+from gpt_jax.weights.sentencepiece_pieces import Piece, list_pieces, make_tokenizer
+from gpt_jax.weights.source import ConfigReader
+
+SENTENCEPIECE, BPE = 'llama', 'gpt2'  # tokenizer.ggml.model
+_NORMAL, _UNKNOWN, _CONTROL, _USERS, _UNUSED = 1, 2, 3, 4, 5  # tokenizer.ggml.token_type
+_GPT2_RULE = 'gpt-2'
+_LLAMA3_RULE = 'llama-bpe'
+# How a text is split before it is encoded: tokenizer.ggml.pre and the steps of a tokenizer.json
+# that do the same (of the models that llama.cpp named them after).
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}"
+    r'| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
+)
+
+
+def _split(pattern: str) -> dict[str, Any]:
+    regex = {'Regex': pattern}
+    return {'type': 'Split', 'pattern': regex, 'behavior': 'Isolated', 'invert': False}
+
+
+def _byte_level(use_regex: bool) -> dict[str, Any]:
+    return {
+        'type': 'ByteLevel',
+        'add_prefix_space': False,
+        'trim_offsets': True,
+        'use_regex': use_regex,
+    }
+
+
+RULES: dict[str, list[dict[str, Any]]] = {
+    _GPT2_RULE: [_byte_level(True)],
+    'smollm': [{'type': 'Digits', 'individual_digits': True}, _byte_level(True)],
+    _LLAMA3_RULE: [_split(_WORDS.format(digits='{1,3}')), _byte_level(False)],
+    'qwen2': [_split(_WORDS.format(digits='')), _byte_level(False)],
+}
+# Keys below tokenizer.ggml. that change no id of a text and neither of its ends.
+_INERT = (
+    *('unknown_token_id', 'padding_token_id', 'seperator_token_id', 'mask_token_id'),
+    *('cls_token_id', 'eot_token_id', 'eom_token_id', 'token_type_count'),
+    *('prefix_token_id', 'suffix_token_id', 'middle_token_id'),
+    *(f'fim_{part}_token_id' for part in ('pre', 'suf', 'mid', 'pad', 'rep', 'sep')),
+)
+
+
+def read_tokenizer(metadata: Mapping[str, Any], *, name: str) -> TableTokenizer | None:
+    """The tokenizer of a file, None where it carries none.
+
+    Args:
+      metadata: what follows `tokenizer.ggml.` in the keys.
+      name: the file to blame in messages.
+
+    Raises:
+        UserError: it is of a kind that cannot be read, naming the key.
+    """
+    c = ConfigReader(metadata, name=f'{name}, tokenizer.ggml')
+    if c.require('model', None, 'no_vocab', 'none', SENTENCEPIECE, BPE) not in (SENTENCEPIECE, BPE):
+        return None
+    tokens = c.take('tokens')
+    kinds = c.take('token_type', None) or [_NORMAL] * len(tokens)
+    c.require('add_eos_token', False)
+    c.require('add_sep_token', False)
+    bos_id, eot_id = c.take('bos_token_id', None), c.take('eos_token_id', None)
+    begins = c.take('add_bos_token', None)
+    if metadata['model'] == SENTENCEPIECE:
+        c.require('pre', 'default', '')
+        c.require('remove_extra_whitespaces', False)
+        scores = c.take('scores')
+        _check_lengths(tokens, kinds, scores, name=name)
+        add_prefix = c.take('add_space_prefix', True)
+        c.take('merges', None)  # llama.cpp looks at them in BPEs only
+        pieces = map(Piece, tokens, scores, kinds)
+        tokenizer: TableTokenizer = make_tokenizer(pieces, add_prefix=add_prefix, name=name)
+        bos_id = 1 if bos_id is None else bos_id
+        eot_id = 2 if eot_id is None else eot_id
+        begins = True if begins is None else begins
+    else:
+        rule = c.require('pre', None, *RULES)
+        if rule is None:
+            raise UserError(
+                f'{name} has no tokenizer.ggml.pre, which says how texts are split; convert the '
+                f'model again with a newer llama.cpp'
+            )
+        c.require('add_space_prefix', False)
+        c.take('scores', None)
+        _check_lengths(tokens, kinds, name=name)
+        tokenizer = _read_bpe(tokens, kinds, c.take('merges', []), rule=rule, name=name)
+        begins = rule == _LLAMA3_RULE if begins is None else begins
+    c.finish(_INERT)
+    for key, token_id in (('bos', bos_id), ('eos', eot_id)):
+        if token_id is not None and not 0 <= token_id < len(tokens):
+            raise UserError(f'{name} has {key}_token_id={token_id}, but {len(tokens)} tokens')
+    return tokenizer.with_ends(bos_id=bos_id if begins else None, eot_id=eot_id)
+
+
+def _check_lengths(*lists: list[Any], name: str) -> None:
+    if len({len(each) for each in lists}) > 1:
+        raise UserError(f'{name} has not as many token types or scores as tokens; it is damaged')
+
+
+def _read_bpe(
+    tokens: list[str], kinds: list[int], merges: list[str], *, rule: str, name: str
+) -> TableTokenizer:
+    ids = {token: i for i, token in enumerate(tokens) if kinds[i] == _NORMAL}
+    special = {t: i for i, t in enumerate(tokens) if kinds[i] in (_CONTROL, _UNKNOWN)}
+    # What a merge needs may be missing: files without merges have one that never applies.
+    pairs = [merge.split(' ', 1) for merge in merges]
+    merges = [f'{a} {b}' for a, b in pairs if {a, b, a + b} <= ids.keys()]
+    spec = BpeVocabulary(ids=ids, merges=merges, special_tokens=special).to_json()
+    spec['pre_tokenizer'] = (
+        RULES[rule][0]
+        if len(RULES[rule]) == 1
+        else {'type': 'Sequence', 'pretokenizers': RULES[rule]}
+    )
+    spec['model']['ignore_merges'] = rule == _LLAMA3_RULE
+    users = [(i, token) for i, token in enumerate(tokens) if kinds[i] == _USERS]
+    template = dict.fromkeys(('single_word', 'lstrip', 'rstrip', 'normalized', 'special'), False)
+    spec['added_tokens'] += [{'id': i, 'content': token, **template} for i, token in users]
+    spec['added_tokens'].sort(key=lambda token: token['id'])
+    spec['model']['vocab'] |= {token: i for i, token in users}
+    vocabulary = parse_gpt2(spec)
+    return JsonTokenizer(spec, name=name) if vocabulary is None else BpeTokenizer(vocabulary)
+
+
+def tokenizer_metadata(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What to write below `tokenizer.ggml.`.
+
+    Raises:
+        UserError: llama.cpp would give other ids.
+    """
+    if tokenizer.eot_id is None:
+        raise UserError(
+            '--format gguf needs a token that ends texts (llama.cpp takes another one else), '
+            f'which this {tokenizer.kind} tokenizer has not'
+        )
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        pieces, add_prefix = list_pieces(tokenizer, format='--format gguf')
+        values: dict[str, Any] = {
+            'model': SENTENCEPIECE,
+            'pre': 'default',
+            'tokens': [piece.text for piece in pieces],
+            'scores': [float(piece.score) for piece in pieces],
+            'token_type': [int(piece.kind) for piece in pieces],
+            'add_space_prefix': add_prefix,
+        }
+    else:
+        values = _bpe_metadata(tokenizer)
+    values |= {'eos_token_id': tokenizer.eot_id, 'add_bos_token': tokenizer.bos_id is not None}
+    # llama.cpp takes a fixed id for one that is not named.
+    begin = tokenizer.eot_id if tokenizer.bos_id is None else tokenizer.bos_id
+    return values | {'bos_token_id': begin, 'add_eos_token': False}
+
+
+def _bpe_metadata(tokenizer: Tokenizer) -> dict[str, Any]:
+    spec = _ascii_bpe(tokenizer) if tokenizer.kind == TokenizerKind.CHAR else None
+    spec = spec or tokenizer.tokenizer_json()
+    rule = _rule_of(spec)
+    special = set(tokenizer.special_tokens.values())
+    added = {token['id']: token['content'] for token in spec['added_tokens'] or []}
+    tokens = [f'[UNUSED{i}]' for i in range(tokenizer.vocab_size)]
+    kinds = [_UNUSED] * tokenizer.vocab_size
+    for token, i in (spec['model']['vocab'] | {t: i for i, t in added.items()}).items():
+        if i < tokenizer.vocab_size:
+            tokens[i] = token
+            kinds[i] = _CONTROL if i in special else _USERS if i in added else _NORMAL
+    merges = [m if isinstance(m, str) else ' '.join(m) for m in spec['model']['merges']]
+    # llama.cpp wants a merge; a special token is no part of a text that could be joined.
+    end = tokens[tokenizer.eot_id]
+    return {
+        'model': BPE,
+        'pre': rule,
+        'tokens': tokens,
+        'token_type': kinds,
+        'merges': merges or [f'{end} {end}'],
+    }
+
+
+def _ascii_bpe(tokenizer: CharTokenizer) -> dict[str, Any]:
+    """A char tokenizer as a byte-level BPE without merges.
+
+    Raises:
+        UserError: a character has more than one byte.
+    """
+    wide = next((c for c in tokenizer.characters if not c.isascii()), None)
+    if wide is not None:
+        raise UserError(
+            f'--format gguf has char tokenizers of ASCII only, and this one has {wide!r} '
+            f'(U+{ord(wide):04X}); --format hf takes any'
+        )
+    characters = byte_characters()
+    ids = {characters[ord(c)]: i for i, c in enumerate(tokenizer.characters)}
+    return BpeVocabulary(ids=ids, merges=[], special_tokens=tokenizer.special_tokens).to_json()
+
+
+def _rule_of(spec: Mapping[str, Any]) -> str:
+    """The name that llama.cpp has for what a tokenizer.json does.
+
+    Raises:
+        UserError: it has none.
+    """
+    split = spec.get('pre_tokenizer') or {}
+    steps = split['pretokenizers'] if split.get('type') == 'Sequence' else [split]
+    model = spec['model']
+    if model.get('type') == 'BPE' and spec.get('normalizer') is None:
+        for name, rule in RULES.items():
+            same = [_essence(step) for step in steps] == [_essence(step) for step in rule]
+            if same and bool(model.get('ignore_merges')) == (name == _LLAMA3_RULE):
+                return name
+    raise UserError(
+        f'--format gguf has no name for the way in which this tokenizer splits texts (it has '
+        f'{", ".join(RULES)}); --format hf takes it'
+    )
+
+
+def _essence(step: Mapping[str, Any]) -> dict[str, Any]:
+    return {'use_regex': True} | {k: v for k, v in step.items() if k != 'trim_offsets'}
