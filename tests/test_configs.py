@@ -28,6 +28,8 @@ SPECS = {
     'gpt3:1300m': 50257,
     'llama3_1b': 128256,
     'modern_124m': 50257,
+    'finetune': 512,  # of the default model, where a run has its source's
+    'finetune:lora': 512,
 }
 
 
