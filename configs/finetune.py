@@ -5,16 +5,19 @@
 
 WORKDIR is a run, or what `--mode import_weights` made of weights from elsewhere. The variant `lora`
 trains adapters of rank 8 in place of the weights: some hundredths of the memory for gradients and
-moments.
+moments. The variants `chat` and `chat_lora` learn the assistant's words of conversations, which are
+JSON lines: {"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}]}.
 """
 
 from gpt_jax.config import RunConfig, unknown_variant
 
+VARIANTS = ('lora', 'chat', 'chat_lora')
+
 
 def get_config(variant: str = '') -> RunConfig:
     """Three passes over the text at a learning rate that keeps what the weights know."""
-    if variant not in ('', 'lora'):
-        raise unknown_variant(variant, ['lora'])
+    if variant not in ('', *VARIANTS):
+        raise unknown_variant(variant, VARIANTS)
     config = RunConfig()
     config.data.corpus = 'text'
     config.data.split = 'tail:0.05'
@@ -26,7 +29,12 @@ def get_config(variant: str = '') -> RunConfig:
     config.eval.batches = 20
     config.checkpoint.save_every = 100
     config.sample.every = 100
-    if variant == 'lora':
+    if variant.startswith('chat'):
+        config.data.corpus = 'chat'
+        config.data.split = 'hash:0.05'
+        config.data.segment_ids = True  # an answer sees its own conversation alone
+        config.sample.every = 0
+    if variant.endswith('lora'):
         config.lora.rank = 8
         config.lora.alpha = 16
         config.optimizer.learning_rate = 1e-3

@@ -1,18 +1,20 @@
 """A run made of weights that exist: which of its knobs are the source's."""
 
+import hashlib
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from gpt_jax import object_store
+from gpt_jax import files, object_store
 from gpt_jax import run as runs
 from gpt_jax.checkpoint_document import list_steps
 from gpt_jax.config import RunConfig
 from gpt_jax.config_tree import from_json, to_json
 from gpt_jax.data import locations
+from gpt_jax.data.corpora import CHAT
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import ModelConfig, PositionKind
-from gpt_jax.tokenizer import TokenizerConfig, make_tokenizer
+from gpt_jax.tokenizer import TokenizerConfig, chat_template, make_tokenizer
 from gpt_jax.tokenizer.token_table import TableTokenizer
 from gpt_jax.weights import Source
 
@@ -104,6 +106,12 @@ def adopt_run(config: RunConfig, workdir: pathlib.Path, chosen: Mapping[str, Any
     if not kept.is_dir():
         tokenizer.save(kept)
     config.tokenizer = TokenizerConfig(kind=tokenizer.kind, path=str(kept))
+    template = folder / runs.TOKENIZER / chat_template.FILE
+    if config.data.corpus == CHAT and not config.data.chat_template and template.is_file():
+        content = object_store.read_bytes(template)
+        name = f'{hashlib.sha256(content).hexdigest()[:16]}-{chat_template.FILE}'
+        files.write_text(kept / name, content.decode('utf-8'))
+        config.data.chat_template = str(kept / name)
 
 
 def _free(model: ModelConfig) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ it is a FileCorpus with the files and a reader.
 """
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
 import re
@@ -18,6 +19,7 @@ from gpt_jax.data.config import DataConfig
 from gpt_jax.data.documents import Piece, Reader
 from gpt_jax.data.download import download
 from gpt_jax.errors import UserError
+from gpt_jax.tokenizer.chat_template import ChatTemplate
 
 TINY_SHAKESPEARE_URL = (
     'https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt'
@@ -28,6 +30,9 @@ TINY_SHAKESPEARE_SHA256 = '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca
 _NOT_STDLIB = {
     'test', 'tests', 'idlelib', 'lib2to3', 'site-packages', 'dist-packages', '__pycache__'
 }  # fmt: skip
+
+
+CHAT = 'chat'  # the corpus of conversations
 
 
 class Corpus(Protocol):
@@ -53,6 +58,7 @@ class FileCorpus:
     files: list[pathlib.Path]
     read: Reader
     config: DataConfig
+    rendered: str = ''  # a hash of what makes text of the files' content, if anything does
     unit: str = 'B'
     position: float = 0.0
 
@@ -76,7 +82,7 @@ class FileCorpus:
                 self.position = finished
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(self.rendered.encode())
         for path in self.files:
             digest.update(bytes.fromhex(locations.content_hash(path, self.config)))
         return digest.hexdigest()
@@ -128,6 +134,16 @@ def jsonl(config: DataConfig) -> Corpus:
     return FileCorpus(_readable(config.source), files, documents.read_jsonl, config)
 
 
+def chat(config: DataConfig) -> Corpus:
+    """Conversations: JSON lines with `messages`, of which the assistant's are learned."""
+    files = sources.source_files(config, sources.is_jsonl)
+    template = ChatTemplate.read(config.chat_template)
+    read = functools.partial(documents.read_chats, template=template)
+    return FileCorpus(
+        _readable(config.source), files, read, config, rendered=template.fingerprint()
+    )
+
+
 def parquet(config: DataConfig) -> Corpus:
     """Parquet tables, one document a row: `source` is a file, a folder or a glob."""
     files = sources.source_files(config, lambda path: path.suffix == '.parquet')
@@ -172,6 +188,7 @@ CORPORA: dict[str, Callable[[DataConfig], Corpus]] = {
     'python_stdlib': python_stdlib,
     'text': text,
     'jsonl': jsonl,
+    CHAT: chat,
     'parquet': parquet,
     'huggingface': huggingface,
     'url': url,

@@ -14,6 +14,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 from gpt_jax.data.config import DataConfig
 from gpt_jax.errors import UserError
+from gpt_jax.tokenizer import chat_template
+from gpt_jax.tokenizer.chat_template import ChatTemplate, Segment
 
 CHUNK_BYTES = 2**22
 PIECE_CHARS = 2**22
@@ -26,6 +28,7 @@ class Piece(NamedTuple):
 
     text: str
     starts_document: bool = True
+    segments: tuple[Segment, ...] | None = None  # of a conversation: the text, encoded so
 
 
 Reader = Callable[[BinaryIO, pathlib.Path, DataConfig], Iterator[Piece]]
@@ -42,6 +45,29 @@ def read_text(file: BinaryIO, path: pathlib.Path, config: DataConfig) -> Iterato
 
 def read_jsonl(file: BinaryIO, path: pathlib.Path, config: DataConfig) -> Iterator[Piece]:
     """One JSON object a line, the document in its field `config.text_field`."""
+    for where, record in _records(file, path):
+        text = text_of(record, config.text_field, where=where)
+        if text:
+            yield Piece(text)
+
+
+def read_chats(
+    file: BinaryIO, path: pathlib.Path, config: DataConfig, *, template: ChatTemplate
+) -> Iterator[Piece]:
+    """One JSON object a line, the conversation in its field `messages`."""
+    for where, record in _records(file, path):
+        messages = record.get('messages') if isinstance(record, dict) else None
+        try:
+            segments = tuple(template.segments(messages))
+        except UserError as error:
+            raise UserError(f'{where}: {error}') from error
+        if not any(segment.learned for segment in segments):
+            raise UserError(f'{where} has no message of the assistant to learn from; remove it')
+        yield Piece(chat_template.to_text(segments), segments=segments)
+
+
+def _records(file: BinaryIO, path: pathlib.Path) -> Iterator[tuple[str, Any]]:
+    """The JSON values of a file's lines, and where each of them is."""
     offset = 0
     for number, line in enumerate(file, start=1):
         where = f'{path}, line {number}'
@@ -53,9 +79,7 @@ def read_jsonl(file: BinaryIO, path: pathlib.Path, config: DataConfig) -> Iterat
                 raise not_utf8(path, offset + len(line) - len(content) + error.start) from error
             except ValueError as error:
                 raise UserError(f'{where} is not valid JSON ({error}); correct it') from error
-            text = text_of(record, config.text_field, where=where)
-            if text:
-                yield Piece(text)
+            yield where, record
         offset += len(line)
 
 

@@ -13,7 +13,7 @@ from gpt_jax.data.shards import Shards
 from gpt_jax.data.sources import open_decompressed
 from gpt_jax.data.split import Part, count_bytes
 from gpt_jax.errors import UserError
-from gpt_jax.tokenizer import Tokenizer
+from gpt_jax.tokenizer import Tokenizer, chat_template
 
 _BATCH_BYTES = 2**23  # of text that is encoded at once, spread over the cores by the tokenizer
 _BATCHES_AHEAD = 2
@@ -21,14 +21,16 @@ _BATCHES_AHEAD = 2
 
 def encode_parts(
     parts: Iterable[Part], tokenizer: Tokenizer
-) -> Iterator[list[tuple[Part, np.ndarray]]]:
-    """Yields the parts in order with their ids, some MiB of text at a time."""
+) -> Iterator[list[tuple[Part, np.ndarray, np.ndarray | None]]]:
+    """Yields the parts in order, some MiB of text at a time.
+
+    With each its ids and the runs of them that are learned `[n, 2]`, None where all are.
+    """
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         waiting: collections.deque = collections.deque()
         try:
             for batch in _batches(parts):
-                texts = [part.piece.text for part in batch]
-                waiting.append((batch, pool.submit(tokenizer.encode_batch, texts)))
+                waiting.append((batch, pool.submit(_encode, batch, tokenizer)))
                 if len(waiting) > _BATCHES_AHEAD:
                     yield _take(waiting)
             while waiting:
@@ -56,9 +58,22 @@ def encode_text_file(path: str | pathlib.Path, tokenizer: Tokenizer) -> Shards:
     )
 
 
-def _take(waiting: collections.deque) -> list[tuple[Part, np.ndarray]]:
-    batch, ids = waiting.popleft()
-    return list(zip(batch, ids.result(), strict=True))
+def _encode(
+    batch: list[Part], tokenizer: Tokenizer
+) -> list[tuple[Part, np.ndarray, np.ndarray | None]]:
+    texts = [part.piece.text for part in batch if part.piece.segments is None]
+    ids_of_texts = iter(tokenizer.encode_batch(texts))
+    return [
+        (part, next(ids_of_texts), None)
+        if part.piece.segments is None
+        else (part, *chat_template.encode(part.piece.segments, tokenizer))
+        for part in batch
+    ]
+
+
+def _take(waiting: collections.deque) -> list[tuple[Part, np.ndarray, np.ndarray | None]]:
+    _, encoded = waiting.popleft()
+    return encoded.result()
 
 
 def _batches(parts: Iterable[Part]) -> Iterator[list[Part]]:

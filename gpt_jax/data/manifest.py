@@ -3,8 +3,9 @@ that the shards are not finished, and nothing reads them.
 
 Beside it stand, for every shard, NAME.tokens (little-endian uint16 or uint32), NAME.documents
 (little-endian int64: where documents begin, in tokens from the shard's start) and NAME.json (this
-shard's ShardInfo, written after the two: the record that lets an interrupted preparation go on);
-and tokenizer/, the tokenizer that made the tokens.
+shard's ShardInfo, written after the others: the record that lets an interrupted preparation go on);
+and tokenizer/, the tokenizer that made the tokens. Where only some tokens are learned, as of
+conversations, NAME.spans has begin and end of each run of them (little-endian int64).
 """
 
 import dataclasses
@@ -32,7 +33,8 @@ class ShardInfo:
     documents: int  # that begin in it
     num_bytes: int  # of text in UTF-8
     pieces: int  # of text that were encoded one by one
-    sha256: str  # of NAME.tokens followed by NAME.documents
+    sha256: str  # of NAME.tokens followed by NAME.documents and NAME.spans
+    spans: int | None = None  # runs of tokens that are learned; None: all tokens are
 
     def tokens_path(self, folder: pathlib.Path) -> pathlib.Path:
         return folder / f'{self.name}.tokens'
@@ -40,10 +42,18 @@ class ShardInfo:
     def documents_path(self, folder: pathlib.Path) -> pathlib.Path:
         return folder / f'{self.name}.documents'
 
+    def spans_path(self, folder: pathlib.Path) -> pathlib.Path:
+        return folder / f'{self.name}.spans'
+
+    def paths(self, folder: pathlib.Path) -> list[pathlib.Path]:
+        """The files of the shard, without its record."""
+        paths = [self.tokens_path(folder), self.documents_path(folder)]
+        return paths if self.spans is None else [*paths, self.spans_path(folder)]
+
     def content_hash(self, folder: pathlib.Path) -> str:
         """What `sha256` must be of the files in a folder. Raises OSError if they are not there."""
         digest = hashlib.sha256()
-        for path in (self.tokens_path(folder), self.documents_path(folder)):
+        for path in self.paths(folder):
             with open(path, 'rb') as file:
                 while chunk := file.read(_CHUNK_BYTES):
                     digest.update(chunk)
@@ -55,10 +65,8 @@ class ShardInfo:
         Raises:
             UserError: naming the file.
         """
-        for path, size in (
-            (self.tokens_path(folder), self.tokens * token_bytes),
-            (self.documents_path(folder), self.documents * 8),
-        ):
+        sizes = [self.tokens * token_bytes, self.documents * 8, (self.spans or 0) * 16]
+        for path, size in zip(self.paths(folder), sizes, strict=False):
             found = path.stat().st_size if path.is_file() else None
             if found != size:
                 raise UserError(

@@ -45,7 +45,11 @@ class TrainPipeline:
         self.windows_per_epoch, self.steps_per_epoch = windows_per_epoch, steps_per_epoch
 
     def batch_at(self, step: int) -> Batch:
-        """The batch of one step: int32 tokens [rows, seq_len + 1], and segment_ids if asked for."""
+        """The batch of one step: int32 tokens [rows, seq_len + 1], and segment_ids if asked for.
+
+        Where a source has tokens that are not to be learned, also float32 loss_mask
+        [rows, seq_len], which is 0 where such a token is the target.
+        """
         return self._dataset[step]
 
     def batches(self, start_step: int = 0) -> Iterator[Batch]:
@@ -99,8 +103,16 @@ def make_train_pipeline(
             f'config.train.batch_size={batch_size} must be a positive multiple of the '
             f'{process_count} processes'
         )
+    loss_mask = not all(source.shards.all_learned for source in sources)
     windows = [
-        _Windows(source.shards, seq_len=seq_len, seed=seed, number=number, segment_ids=segment_ids)
+        _Windows(
+            source.shards,
+            seq_len=seq_len,
+            seed=seed,
+            number=number,
+            segment_ids=segment_ids,
+            loss_mask=loss_mask,
+        )
         for number, source in enumerate(sources)
     ]
     datasets = [
@@ -142,7 +154,16 @@ class _Windows:
     twice, and the number of windows is the same in every epoch.
     """
 
-    def __init__(self, shards: Shards, *, seq_len: int, seed: int, number: int, segment_ids: bool):
+    def __init__(
+        self,
+        shards: Shards,
+        *,
+        seq_len: int,
+        seed: int,
+        number: int,
+        segment_ids: bool,
+        loss_mask: bool,
+    ):
         targets = shards.num_tokens - 1
         if targets < seq_len:
             raise UserError(
@@ -150,7 +171,8 @@ class _Windows:
                 f'{seq_len + 1}; lower config.model.max_seq_len or give more text with '
                 'config.data.source'
             )
-        self._shards, self._seq_len, self._segment_ids = shards, seq_len, segment_ids
+        self._shards, self._seq_len = shards, seq_len
+        self._segment_ids, self._loss_mask = segment_ids, loss_mask
         self._last_start = targets - seq_len
         self.per_epoch = 1 + -(-(targets - 1) // seq_len)
         entropy = (seed % 2**64, number)
@@ -171,6 +193,8 @@ class _Windows:
         example = {'tokens': self._shards.read(start, stop)}
         if self._segment_ids:
             example['segment_ids'] = self._shards.segment_ids(start, stop)
+        if self._loss_mask:
+            example['loss_mask'] = self._shards.loss_mask(start + 1, stop)
         return example
 
 
@@ -197,8 +221,9 @@ def eval_batches(
 
     Returns:
       Batches of int32 tokens [rows, seq_len + 1] and float32 loss_mask [rows, seq_len], which is 0
-      where the target is padding. With the negative log-likelihood in nats summed over the mask
-      and no limit, bits per byte are nll / ln 2 / shards.num_bytes.
+      where the target is padding or not to be learned. With the negative log-likelihood in nats
+      summed over the mask and no limit, bits per byte are nll / ln 2 / shards.num_bytes where all
+      tokens are learned.
 
     Raises:
         UserError: the split has no token to predict, or the processes do not divide the batch.
@@ -252,7 +277,7 @@ def _eval_batches(
             start = (first + row) * available // chosen * seq_len
             stop = min(start + seq_len + 1, shards.num_tokens)
             batch['tokens'][i, : stop - start] = shards.read(start, stop)
-            batch['loss_mask'][i, : stop - start - 1] = 1
+            batch['loss_mask'][i, : stop - start - 1] = shards.loss_mask(start + 1, stop)
             if segment_ids:
                 batch['segment_ids'][i, : stop - start] = shards.segment_ids(start, stop)
         yield batch

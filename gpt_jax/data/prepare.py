@@ -145,9 +145,12 @@ def _build(
         with progress(corpus.size, unit=corpus.unit, description='prepare') as line:
             unfinished = (part for part in parts() if not writers[part.split].take_finished())
             for batch in encode_parts(unfinished, tokenizer):
-                for part, ids in batch:
+                for part, ids, spans in batch:
                     writers[part.split].add(
-                        ids, starts_document=part.piece.starts_document, num_bytes=part.num_bytes
+                        ids,
+                        starts_document=part.piece.starts_document,
+                        num_bytes=part.num_bytes,
+                        spans=spans,
                     )
                 tokens = sum(writer.tokens for writer in writers.values())
                 line.update(corpus.position, tokens=tokens)

@@ -123,7 +123,7 @@ def _fetch(remote: pathlib.Path, folder: pathlib.Path, shard: ShardInfo) -> None
     temporary = folder / f'.{shard.name}.tmp-{os.getpid()}'
     temporary.mkdir()
     try:
-        for path in (shard.tokens_path(temporary), shard.documents_path(temporary)):
+        for path in shard.paths(temporary):
             try:
                 object_store.download(remote / path.name, path)
             except FileNotFoundError as error:
@@ -135,7 +135,7 @@ def _fetch(remote: pathlib.Path, folder: pathlib.Path, shard: ShardInfo) -> None
                 f'{remote / shard.name}.* is not what {MANIFEST} beside it says; delete {remote} '
                 f'and publish the shards again'
             )
-        for path in (shard.tokens_path(folder), shard.documents_path(folder)):
+        for path in shard.paths(folder):
             os.replace(temporary / path.name, path)
     finally:
         shutil.rmtree(temporary)
@@ -184,15 +184,11 @@ def _read_verified(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _stamp(folder: pathlib.Path, shard: ShardInfo) -> list[list[int]]:
-    paths = (shard.tokens_path(folder), shard.documents_path(folder))
-    return [[status.st_size, status.st_mtime_ns] for status in (path.stat() for path in paths)]
+    stats = [path.stat() for path in shard.paths(folder)]
+    return [[status.st_size, status.st_mtime_ns] for status in stats]
 
 
 def _files(folder: pathlib.Path, manifest: Manifest) -> list[pathlib.Path]:
     """The files of all shards."""
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
-    return [
-        path
-        for shard in shards
-        for path in (shard.tokens_path(folder), shard.documents_path(folder))
-    ]
+    return [path for shard in shards for path in shard.paths(folder)]

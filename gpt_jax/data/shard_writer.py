@@ -40,8 +40,18 @@ class ShardWriter:
         self._to_skip -= 1
         return self._to_skip >= 0
 
-    def add(self, ids: np.ndarray, *, starts_document: bool, num_bytes: int) -> None:
+    def add(
+        self,
+        ids: np.ndarray,
+        *,
+        starts_document: bool,
+        num_bytes: int,
+        spans: np.ndarray | None = None,
+    ) -> None:
         """Appends one piece; before each document but the first goes the end-of-text token, if any.
+
+        `spans` `[n, 2]` are the runs of `ids` that are learned, of every piece or of none (None:
+        all ids are).
 
         Raises:
             UserError: a shard cannot be written.
@@ -51,6 +61,8 @@ class ShardWriter:
             if self._documents and self._eot_id is not None:
                 self._append(np.array([self._eot_id]))
             self._documents += 1
+        if spans is not None:
+            self._spans.append(spans + self._num_tokens)
         self._append(ids)
         self._num_bytes += num_bytes
         self._pieces += 1
@@ -75,13 +87,18 @@ class ShardWriter:
     def _clear(self) -> None:
         self._parts: list[np.ndarray] = []
         self._offsets: list[int] = []
+        self._spans: list[np.ndarray] = []
         self._num_tokens = self._num_bytes = self._pieces = 0
 
     def _write(self) -> None:
         tokens = np.concatenate(self._parts)
         offsets = np.array(self._offsets, OFFSET_DTYPE)
-        digest = hashlib.sha256(tokens)
-        digest.update(offsets)
+        arrays = [tokens, offsets]
+        if self._spans:
+            arrays.append(np.concatenate(self._spans).astype(OFFSET_DTYPE))
+        digest = hashlib.sha256()
+        for array in arrays:
+            digest.update(array)
         shard = ShardInfo(
             name=self._name(len(self._shards)),
             tokens=len(tokens),
@@ -89,11 +106,9 @@ class ShardWriter:
             num_bytes=self._num_bytes,
             pieces=self._pieces,
             sha256=digest.hexdigest(),
+            spans=len(arrays[2]) if self._spans else None,
         )
-        for path, array in (
-            (shard.tokens_path(self._folder), tokens),
-            (shard.documents_path(self._folder), offsets),
-        ):
+        for path, array in zip(shard.paths(self._folder), arrays, strict=True):
             with files.atomic_file(path) as file:
                 file.write(array)
         files.write_json(self._record_path(shard.name), dataclasses.asdict(shard))

@@ -37,6 +37,7 @@ class Shards:
         count_bytes: Callable[[], int],
         eot_id: int | None,
         offsets: Sequence[np.ndarray] | None = None,
+        spans: Sequence[np.ndarray] | None = None,
     ):
         """Args:
         arrays: the tokens, cut anywhere.
@@ -45,8 +46,10 @@ class Shards:
         count_bytes: gives the length of the text in UTF-8.
         eot_id: the token that begins a document where `offsets` is None.
         offsets: for every array where documents begin in it, ascending.
+        spans: for every array the ends of the runs that are learned in it, ascending: begin, end,
+          begin, …; None: all tokens are.
         """
-        self._arrays, self._offsets = list(arrays), offsets
+        self._arrays, self._offsets, self._spans = list(arrays), offsets, spans
         self._starts = np.cumsum([0, *map(len, arrays)]).tolist()
         self._count_bytes, self._eot_id = count_bytes, eot_id
         self.name, self.fingerprint = name, fingerprint
@@ -110,6 +113,23 @@ class Shards:
         return ids
 
     @property
+    def all_learned(self) -> bool:
+        """Whether `loss_mask` is 1 everywhere."""
+        return self._spans is None
+
+    def loss_mask(self, start: int, stop: int) -> np.ndarray:
+        """For tokens [start, stop) 1 where the token is one to learn, else 0; float32."""
+        mask = np.ones(stop - start, np.float32)
+        if self._spans is None:
+            return mask
+        for base, array, edges in zip(self._starts, self._arrays, self._spans, strict=False):
+            low, high = max(start, base), min(stop, base + len(array))
+            if low < high:
+                inside = edges.searchsorted(np.arange(low - base, high - base), side='right') % 2
+                mask[low - start : high - start] = inside
+        return mask
+
+    @property
     def num_bytes(self) -> int:
         """The length of the split's text in UTF-8, for bits per byte."""
         return self._count_bytes()
@@ -151,6 +171,9 @@ class Shards:
             count_bytes=lambda: info.num_bytes,
             eot_id=manifest.eot_id,
             offsets=[_map(shard.documents_path(folder), OFFSET_DTYPE) for shard in info.shards],
+            spans=None
+            if any(shard.spans is None for shard in info.shards)
+            else [_map(shard.spans_path(folder), OFFSET_DTYPE) for shard in info.shards],
         )
 
     @classmethod

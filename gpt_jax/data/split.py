@@ -122,6 +122,9 @@ def _by_hash(pieces: Iterable[Piece], fraction: float) -> Iterator[Part]:
 def _by_characters(pieces: Iterable[Piece], cut: int) -> Iterator[Part]:
     start = 0
     for piece in pieces:
+        if piece.segments is not None:  # a conversation is not cut
+            yield Part(TRAIN, piece, count_bytes(piece.text))
+            continue
         head, tail = piece.text[: max(0, cut - start)], piece.text[max(0, cut - start) :]
         if head:
             yield Part(TRAIN, Piece(head, start == 0), count_bytes(head))

@@ -2,7 +2,8 @@
 
 import dataclasses
 import enum
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from gpt_jax.errors import UserError
@@ -33,8 +34,17 @@ class Generation:
 class Generator:
     """Writes text with a model's parameters (stored layout) and its tokenizer."""
 
-    def __init__(self, config: ModelConfig, params: Any, tokenizer: Tokenizer):
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: Any,
+        tokenizer: Tokenizer,
+        *,
+        encode: Callable[[str], list[int]] | None = None,
+    ):
+        """`encode` makes ids of a prompt; by default `encode_prompt`."""
         self._tokenizer = tokenizer
+        self._encode = encode or functools.partial(encode_prompt, tokenizer)
         vocab_size = tokenizer.vocab_size
         never = vocab_size  # an id that is not drawn
         eot_id = never if tokenizer.eot_id is None else tokenizer.eot_id
@@ -70,7 +80,7 @@ class Generator:
 
     def _rows(self, prompts: Sequence[str], sampling: SampleConfig) -> list['_Row']:
         return [
-            _Row(prompt, self._tokenizer, sampling.stop)
+            _Row(prompt, self._encode(prompt), self._tokenizer, sampling.stop)
             for prompt in prompts
             for _ in range(sampling.num_samples)
         ]
@@ -107,9 +117,9 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
 class _Row:
     """One text on its way from ids to characters."""
 
-    def __init__(self, prompt: str, tokenizer: Tokenizer, stop: Sequence[str]):
+    def __init__(self, prompt: str, ids: list[int], tokenizer: Tokenizer, stop: Sequence[str]):
         self.generation = Generation(prompt=prompt)
-        self.prompt_tokens = encode_prompt(tokenizer, prompt)
+        self.prompt_tokens = ids
         self._eot_id = tokenizer.eot_id
         self._decoder = tokenizer.stream()
         self._decoder.push(self.prompt_tokens)  # so that the text goes on inside a sentence

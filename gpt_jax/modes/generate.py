@@ -2,6 +2,7 @@
 
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags as absl_flags
@@ -13,6 +14,7 @@ from gpt_jax.inference.config import SampleConfig, finalize_sample
 from gpt_jax.inference.generate import Ended, Generator
 from gpt_jax.modes import saved_weights
 from gpt_jax.parallel import peers
+from gpt_jax.tokenizer import chat_template
 
 # Flags that set config.sample.* without the prefix, and their help.
 SAMPLE_FLAGS = {
@@ -36,6 +38,12 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         'prompt', None, 'text to continue, - reads stdin; may be repeated', flag_values=flags
     )
     absl_flags.DEFINE_string('prompt_file', None, 'file to continue', flag_values=flags)
+    absl_flags.DEFINE_boolean(
+        'chat',
+        False,
+        "the prompt is a user's message, answered by the chat template",
+        flag_values=flags,
+    )
     for name, (define, text) in SAMPLE_FLAGS.items():
         define(name, None, text, flag_values=flags)
 
@@ -55,14 +63,15 @@ def run(
     prompts = _prompts(flags, config.sample)
     opened = saved_weights.open_run(config, workdir)
     step, params = runs.restore_weights(opened, step=flags.step, weights=flags.weights)
-    generator = Generator(opened.config.model, params, opened.tokenizer)
+    encode = _chat_encoder(opened) if flags.chat else None
+    generator = Generator(opened.config.model, params, opened.tokenizer, encode=encode)
     sampling = opened.config.sample
     if len(prompts) * sampling.num_samples == 1:
-        _print_streaming(generator, prompts, sampling)
+        _print_streaming(generator, prompts, sampling, echo=not flags.chat)
     else:
         for index, generation in enumerate(generator.generate(prompts, sampling)):
             print(f'--- sample {index + 1}')
-            print(generation.prompt + generation.text)
+            print(generation.text if flags.chat else generation.prompt + generation.text)
     if not peers.is_primary():  # standard output is silent there, standard error is not
         return 0
     if sampling.draft_tokens:
@@ -93,9 +102,22 @@ def _prompts(flags: absl_flags.FlagValues, sampling: SampleConfig) -> list[str]:
     return [sys.stdin.read() if prompt == '-' else prompt for prompt in prompts]
 
 
-def _print_streaming(generator: Generator, prompts: list[str], sampling: SampleConfig) -> None:
-    """Prints one text while it is written."""
-    shown = prompts[0]  # with the first piece: a prompt that is refused is not shown
+def _chat_encoder(opened: runs.Run) -> Callable[[str], list[int]]:
+    """The ids of a conversation that begins with one message of the user's."""
+    template = runs.read_chat_template(opened.workdir)
+
+    def encode(prompt: str) -> list[int]:
+        segments = template.prompt([{'role': 'user', 'content': prompt}])
+        return chat_template.encode(segments, opened.tokenizer)[0].tolist()
+
+    return encode
+
+
+def _print_streaming(
+    generator: Generator, prompts: list[str], sampling: SampleConfig, *, echo: bool
+) -> None:
+    """Prints one text while it is written; with `echo` after its prompt."""
+    shown = prompts[0] if echo else ''  # with the first piece: one that is refused is not shown
     for [(piece, generation)] in generator.stream(prompts, sampling):
         print(shown + piece, end='', flush=True)
         shown = ''
