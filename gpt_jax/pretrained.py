@@ -11,7 +11,6 @@ from gpt_jax.checkpoint_document import list_steps
 from gpt_jax.config import RunConfig
 from gpt_jax.config_tree import from_json, to_json
 from gpt_jax.data import locations
-from gpt_jax.data.corpora import CHAT
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import ModelConfig, PositionKind
 from gpt_jax.tokenizer import TokenizerConfig, chat_template, make_tokenizer
@@ -107,7 +106,7 @@ def adopt_run(config: RunConfig, workdir: pathlib.Path, chosen: Mapping[str, Any
         tokenizer.save(kept)
     config.tokenizer = TokenizerConfig(kind=tokenizer.kind, path=str(kept))
     template = folder / runs.TOKENIZER / chat_template.FILE
-    if config.data.corpus == CHAT and not config.data.chat_template and template.is_file():
+    if not config.data.chat_template and template.is_file():
         content = object_store.read_bytes(template)
         name = f'{hashlib.sha256(content).hexdigest()[:16]}-{chat_template.FILE}'
         files.write_text(kept / name, content.decode('utf-8'))

@@ -88,11 +88,11 @@ def read_tokenizer(workdir: pathlib.Path) -> Tokenizer:
         return tokenizer.load(local)
 
 
-def read_chat_template(workdir: pathlib.Path) -> ChatTemplate:
+def read_chat_template(workdir: pathlib.Path) -> ChatTemplate | None:
     """The template of the conversations that a run learned, or that came with its tokenizer."""
     path = workdir / TOKENIZER / chat_template.FILE
     if not path.is_file():
-        return ChatTemplate(chat_template.DEFAULT)
+        return None
     return ChatTemplate(object_store.read_bytes(path).decode('utf-8'), name=str(path))
 
 
@@ -105,7 +105,7 @@ def save_run(run: Run, *, overrides: dict[str, Any], origin: Any = None) -> None
         return
     with _local_folder(run.workdir / TOKENIZER) as folder:
         run.tokenizer.save(folder)
-        if run.config.data.corpus == CHAT:
+        if run.config.data.corpus == CHAT or run.config.data.chat_template:
             template = ChatTemplate.read(run.config.data.chat_template)
             files.write_text(folder / chat_template.FILE, template.source)
     provenance = {'command': sys.argv, 'overrides': overrides, 'git_commit': git_commit()}

@@ -30,6 +30,8 @@ SPECS = {
     'modern_124m': 50257,
     'finetune': 512,  # of the default model, where a run has its source's
     'finetune:lora': 512,
+    'finetune:chat': 512,
+    'finetune:chat_lora': 512,
 }
 
 

@@ -12,13 +12,18 @@ class Evaluation(NamedTuple):
 
     loss: float  # nats a token
     perplexity: float
-    bits_per_byte: float  # total bits over the text's UTF-8 bytes; nan when bytes are unknown
+    bits_per_byte: float | None  # total bits over the text's UTF-8 bytes, where these are known
     accuracy: float
     tokens: int
 
+    def describe(self) -> str:
+        """The loss, and what else it says of the text."""
+        bits = f', {self.bits_per_byte:.4f} bits per byte' if self.bits_per_byte else ''
+        return f'{self.loss:.4f} (perplexity {self.perplexity:.2f}{bits})'
+
     def row(self) -> dict[str, float]:
         """The numbers under the names that `eval.json` and `metrics.jsonl` use."""
-        return self._asdict()
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 def evaluate(
@@ -26,7 +31,7 @@ def evaluate(
     params: Any,
     batches: Iterable[dict[str, Any]],
     *,
-    bytes_per_token: float,
+    bytes_per_token: float | None,
 ) -> Evaluation:
     """Means over every unmasked target token of `batches`.
 
@@ -41,7 +46,7 @@ def evaluate(
     return Evaluation(
         loss=loss,
         perplexity=math.exp(min(loss, 700.0)),
-        bits_per_byte=loss / math.log(2) / bytes_per_token if bytes_per_token else math.nan,
+        bits_per_byte=loss / math.log(2) / bytes_per_token if bytes_per_token else None,
         accuracy=correct / max(weight, 1.0),
         tokens=int(weight),
     )

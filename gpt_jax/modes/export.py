@@ -50,6 +50,14 @@ def run(
     )
     model = opened.config.model
     dtype = StoredType(flags.dtype or model.param_dtype)
-    names = exporter(out, model, params, opened.tokenizer, dtype=dtype)
+    template = runs.read_chat_template(workdir)
+    names = exporter(
+        out,
+        model,
+        params,
+        opened.tokenizer,
+        dtype=dtype,
+        chat_template=template and template.source,
+    )
     print(f'{out} ({workdir}, {flags.weights} weights of step {step}): {", ".join(names)}')
     return 0

@@ -15,6 +15,7 @@ from gpt_jax.inference.generate import Ended, Generator
 from gpt_jax.modes import saved_weights
 from gpt_jax.parallel import peers
 from gpt_jax.tokenizer import chat_template
+from gpt_jax.tokenizer.chat_template import ChatTemplate
 
 # Flags that set config.sample.* without the prefix, and their help.
 SAMPLE_FLAGS = {
@@ -104,7 +105,7 @@ def _prompts(flags: absl_flags.FlagValues, sampling: SampleConfig) -> list[str]:
 
 def _chat_encoder(opened: runs.Run) -> Callable[[str], list[int]]:
     """The ids of a conversation that begins with one message of the user's."""
-    template = runs.read_chat_template(opened.workdir)
+    template = runs.read_chat_template(opened.workdir) or ChatTemplate(chat_template.DEFAULT)
 
     def encode(prompt: str) -> list[int]:
         segments = template.prompt([{'role': 'user', 'content': prompt}])

@@ -44,7 +44,15 @@ DEFAULT = """\
 """
 # Characters of no meaning that stand in rendered text for what has none.
 _LEARN, _END, _BOS, _EOS = '\ue000\ue001\ue002\ue003'
-_FAILURES = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError)
+_FAILURES = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
 
 Message = dict[str, Any]
 
@@ -144,8 +152,9 @@ class ChatTemplate:
 def encode(segments: Sequence[Segment], tokenizer: 'Tokenizer') -> tuple[np.ndarray, np.ndarray]:
     """The ids (uint32) and, as `[n, 2]`, begin and end of the runs of them that are learned.
 
-    Segments are encoded one by one, so that an answer has the ids that generation would give
-    after the same prompt. Names of special tokens become their ids.
+    Segments are encoded one by one, so that an answer is learned behind the ids that its prompt
+    has alone; transformers encodes the whole, and where an answer begins inside a token of that
+    (`[assistant] ` before a word) has other ids. Names of special tokens become their ids.
     """
     ends = {_BOS: tokenizer.bos_id, _EOS: tokenizer.eot_id}
     ids: list[int] = []

@@ -183,11 +183,7 @@ class _Recorder:
             for name, value in result.row().items()
         }
         self._hooks.write(step, row)
-        parts = [
-            f'{prefix} loss {result.loss:.4f} (perplexity {result.perplexity:.2f}, '
-            f'{result.bits_per_byte:.4f} bits per byte)'
-            for prefix, result in results.items()
-        ]
+        parts = [f'{prefix} loss {result.describe()}' for prefix, result in results.items()]
         self._progress.print(f'step {step}: ' + ', '.join(parts))
         return results['eval'].loss
 

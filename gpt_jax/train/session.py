@@ -170,5 +170,7 @@ def evaluate_shards(
         lambda params, batch: program.eval_step(params, program.place(batch)),
         params,
         batches,
-        bytes_per_token=shards.num_bytes / max(1, shards.num_tokens - 1),
+        bytes_per_token=shards.num_bytes / max(1, shards.num_tokens - 1)
+        if shards.all_learned
+        else None,
     )

@@ -21,6 +21,7 @@ from gpt_jax.parallel import peers
 from gpt_jax.tokenizer import Tokenizer
 from gpt_jax.weights import native, safetensors_files
 from gpt_jax.weights.folder import (
+    CHAT_TEMPLATE,
     CONFIG,
     FAMILIES,
     GENERATION_CONFIG,
@@ -33,7 +34,13 @@ from gpt_jax.weights.model_card import model_card
 
 
 def export_transformers(
-    folder: pathlib.Path, model: ModelConfig, params: Any, tokenizer: Tokenizer, *, dtype: str
+    folder: pathlib.Path,
+    model: ModelConfig,
+    params: Any,
+    tokenizer: Tokenizer,
+    *,
+    dtype: str,
+    chat_template: str | None = None,
 ) -> list[str]:
     """Writes a folder that `AutoModelForCausalLM` and `AutoTokenizer` load.
 
@@ -43,6 +50,7 @@ def export_transformers(
       params: in the stored layout, sharded or not.
       tokenizer: what made the ids.
       dtype: of the stored tensors: float32 or bfloat16.
+      chat_template: the template in Jinja of the conversations that the model learned, if any.
 
     Returns:
       The names of the files.
@@ -57,15 +65,25 @@ def export_transformers(
         'torch_dtype': str(dtype),  # before transformers 5
         **_ends(tokenizer),
     }
-    return _write(folder, config, family.layout(model), model, params, tokenizer, dtype)
+    return _write(
+        folder, config, family.layout(model), model, params, tokenizer, dtype, chat_template
+    )
 
 
 def export_safetensors(
-    folder: pathlib.Path, model: ModelConfig, params: Any, tokenizer: Tokenizer, *, dtype: str
+    folder: pathlib.Path,
+    model: ModelConfig,
+    params: Any,
+    tokenizer: Tokenizer,
+    *,
+    dtype: str,
+    chat_template: str | None = None,
 ) -> list[str]:
     """Writes the parameters by their own paths, of any architecture; else as the above."""
     config = native.from_model(model)
-    return _write(folder, config, native.layout(model), model, params, tokenizer, dtype)
+    return _write(
+        folder, config, native.layout(model), model, params, tokenizer, dtype, chat_template
+    )
 
 
 def choose_family(model: ModelConfig) -> Family:
@@ -136,6 +154,7 @@ def _write(
     params: Any,
     tokenizer: Tokenizer,
     dtype: str,
+    chat_template: str | None,
 ) -> list[str]:
     if dtype not in [*DType]:
         raise UserError(f'--dtype {dtype} is for --format gguf; folders hold {" or ".join(DType)}')
@@ -147,9 +166,13 @@ def _write(
     names = safetensors_files.write(folder, tensors, {'format': 'pt'})
     write_tokenizer(folder, tokenizer, max_length=model.max_seq_len)
     files.write_json(folder / GENERATION_CONFIG, _ends(tokenizer))
+    names += [TOKENIZER_JSON, TOKENIZER_CONFIG, GENERATION_CONFIG]
+    if chat_template is not None:
+        files.write_text(folder / CHAT_TEMPLATE, chat_template)
+        names.append(CHAT_TEMPLATE)
     files.write_text(folder / 'README.md', _card(model, tokenizer, config))
     files.write_json(folder / CONFIG, config)  # last: without it the folder is no model
-    return [*names, TOKENIZER_JSON, TOKENIZER_CONFIG, GENERATION_CONFIG, 'README.md', CONFIG]
+    return [*names, 'README.md', CONFIG]
 
 
 def _card(model: ModelConfig, tokenizer: Tokenizer, config: dict[str, Any]) -> str:

@@ -28,7 +28,7 @@ EXPORTERS: dict[str, Callable[..., list[str]]] = {
 
 
 def find_exporter(name: str) -> Callable[..., list[str]]:
-    """What writes a format: `(folder, model, params, tokenizer, dtype=…)` -> names of files.
+    """What writes a format, and names its files: `export_transformers` or one called as it is.
 
     Raises:
         UserError: there is no such format.

@@ -10,6 +10,7 @@ from gpt_jax import files
 from gpt_jax.config_tree import freeze
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import ModelConfig, finalize_model
+from gpt_jax.tokenizer import chat_template
 from gpt_jax.tokenizer.bpe import BpeTokenizer
 from gpt_jax.tokenizer.bpe_vocabulary import TOKENIZER_JSON
 from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
@@ -18,12 +19,12 @@ from gpt_jax.weights import gpt2, llama, native, safetensors_files
 from gpt_jax.weights.layout import TensorLayout
 from gpt_jax.weights.source import Source
 
-CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG, CHAT_TEMPLATE = (
+CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG = (
     'config.json',
     'generation_config.json',
     'tokenizer_config.json',
-    'chat_template.jinja',
 )
+CHAT_TEMPLATE = chat_template.FILE
 PATTERNS = ('*.json', '*.safetensors', '*.model', '*.jinja', 'vocab.bpe', 'merges.txt')
 
 

@@ -36,9 +36,18 @@ _STORED_TEXTS = {'<s>': '\n<s>\n', '</s>': '\n</s>\n'}
 
 
 def export_llama2c(
-    folder: pathlib.Path, model: ModelConfig, params: Any, tokenizer: Tokenizer, *, dtype: str
+    folder: pathlib.Path,
+    model: ModelConfig,
+    params: Any,
+    tokenizer: Tokenizer,
+    *,
+    dtype: str,
+    chat_template: str | None = None,
 ) -> list[str]:
-    """Writes version 0; arguments, result and errors as of `export_transformers`."""
+    """Writes version 0; arguments, result and errors as of `export_transformers`.
+
+    The format has no place for `chat_template`.
+    """
     if dtype != 'float32':
         raise UserError(f'--format llama2c holds float32 only, not {dtype}; add --dtype float32')
     _check_model(model)

@@ -177,7 +177,7 @@ def test_finished_shards_are_not_made_again(corpus, whole, monkeypatch):
 
     def watched(parts, tokenizer):
         for batch in real(parts, tokenizer):
-            encoded.extend(part.piece.text for part, _ in batch)
+            encoded.extend(part.piece.text for part, *_ in batch)
             yield batch
 
     monkeypatch.setattr(prepare_module, 'encode_parts', watched)

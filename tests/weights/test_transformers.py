@@ -14,9 +14,11 @@ from gpt_jax.tokenizer import (
     SentencePieceAlgorithm,
     TokenizerConfig,
     TokenizerKind,
+    chat_template,
     make_tokenizer,
 )
-from gpt_jax.weights.export import write_tokenizer
+from gpt_jax.tokenizer.chat_template import ChatTemplate
+from gpt_jax.weights.export import export_transformers, write_tokenizer
 from tests.weights.random_source import (
     GPT2,
     LLAMA,
@@ -24,6 +26,8 @@ from tests.weights.random_source import (
     bpe_tokenizer,
     load,
     logits,
+    make_model,
+    random_params,
     write_folder,
 )
 
@@ -188,3 +192,44 @@ def test_tokenizers_travel(config, begins, tmp_path):
         assert theirs.decode(ids, skip_special_tokens=True) == text
     assert theirs.eos_token_id == tokenizer.eot_id
     assert theirs.model_max_length == 32
+
+
+CHAT = [
+    {'role': 'user', 'content': ' Why, brown fox?'},
+    {'role': 'assistant', 'content': 'Over the dog.'},
+    {'role': 'user', 'content': 'And then?'},
+    {'role': 'assistant', 'content': 'lazy'},
+]
+MARKS_ANSWERS = (
+    "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]\n{% if m['role'] == 'assistant' %}"
+    "{% generation %}{{ m['content'] | trim }}{{ eos_token }}{% endgeneration %}"
+    "{% else %}{{ m['content'] | trim }}{% endif %}\n{% endfor %}"
+    '{% if add_generation_prompt %}[assistant]\n{% endif %}'
+)
+
+
+@pytest.mark.parametrize('template', [chat_template.DEFAULT, MARKS_ANSWERS])
+@pytest.mark.parametrize('kind', ['byte', 'char', 'bpe'])
+def test_conversations_travel(kind, template, tmp_path):
+    """Ids, what is learned of them, and prompts, of the exported template."""
+    letters = ''.join(map(chr, range(32, 127))) + '\n'
+    tokenizer = make_tokenizer(TOKENIZERS[kind], lambda: [TEXT + letters])
+    tokenizer = tokenizer.with_ends(bos_id=tokenizer.eot_id, eot_id=tokenizer.eot_id)
+    config = make_model(**GPT2 | dict(vocab_size=tokenizer.vocab_size))
+    params = random_params(config)
+    names = export_transformers(
+        tmp_path, config, params, tokenizer, dtype='float32', chat_template=template
+    )
+    assert sorted(names) == sorted(path.name for path in tmp_path.iterdir())
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    settings = {'tokenize': True, 'return_dict': True}
+    ours = ChatTemplate(template)
+    whole = theirs.apply_chat_template(CHAT, return_assistant_tokens_mask=True, **settings)
+    ids, spans = chat_template.encode(ours.segments(CHAT), tokenizer)
+    assert ids.tolist() == whole['input_ids']
+    mask = np.zeros(len(ids), int)
+    for start, stop in spans:
+        mask[start:stop] = 1
+    assert mask.tolist() == whole['assistant_masks'] and 0 < mask.sum() < len(mask)
+    prompt = theirs.apply_chat_template(CHAT[:3], add_generation_prompt=True, **settings)
+    assert chat_template.encode(ours.prompt(CHAT[:3]), tokenizer)[0].tolist() == prompt['input_ids']
