@@ -6,7 +6,7 @@ Arrays in model, loss, inference and inspector end in their dimensions (`x_BLD`,
     H query heads  G key/value heads                 K head_dim     V vocabulary   N layers
 
 Blocks work on activations `[..., D]`: `[B, L, D]`, or `[B*L, D]` when the model is built flat
-(`GPT.flatten`), which spares the matrix products a transposition on CPU and GPU.
+(`GPT.flat`), which spares the matrix products a transposition on CPU and GPU.
 """
 
 import dataclasses

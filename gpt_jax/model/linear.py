@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.model.per_device import batch_part
+from gpt_jax.model.product import product
 from gpt_jax.model.random_block import bernoulli_block
 
 
@@ -40,12 +41,7 @@ class Linear(nn.Module):
             self.inputs + self.outputs,
             jnp.dtype(c.param_dtype),
         )
-        y = jax.lax.dot_general(
-            x,
-            kernel.reshape(math.prod(self.inputs), -1).astype(x.dtype),
-            (((x.ndim - 1,), (0,)), ((), ())),
-            preferred_element_type=x.dtype,
-        )
+        y = product(x, kernel.reshape(math.prod(self.inputs), -1).astype(x.dtype))
         if not (c.use_bias if self.use_bias is None else self.use_bias):
             return checkpoint_name(y, self.name)
         bias = self.param(

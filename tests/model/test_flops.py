@@ -41,6 +41,11 @@ def _products(jaxpr, times: int = 1) -> int:
             lengths = [equation.invars[0].aval.shape[axis] for axis in contracted]
             total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(lengths) * times
         inner = times * (params['length'] if equation.primitive.name == 'scan' else 1)
+        if equation.primitive.name == 'cond':  # one of its branches runs
+            branches = {_products(branch.jaxpr, inner) for branch in params['branches']}
+            assert len(branches) == 1
+            total += branches.pop()
+            continue
         for value in jax.tree.leaves(list(params.values())):
             value = getattr(value, 'jaxpr', value)
             if hasattr(value, 'eqns'):
