@@ -3,17 +3,22 @@
 Programs are few and shared by all decoders of one config: batches are padded to a power of two,
 prompts to a rung of a ladder of lengths, and the cache starts at a small capacity that doubles
 when it is full, so that attention only ever reads a cache about as long as the text.
+
+Weights that are split over a mesh stay so: all of its processes generate together, and each holds
+the whole text. Where every device has all weights, each process generates on one of its own.
 """
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from gpt_jax.errors import UserError
@@ -24,6 +29,7 @@ from gpt_jax.model.cache import KVCache, make_cache
 from gpt_jax.model.config import DType, ModelConfig
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.layout import to_executed
+from gpt_jax.parallel.rules import decoding_rules, on_mesh
 
 LEAST_PROMPT = 32  # the first rung of the ladder that prompts are padded to
 LEAST_CAPACITY = 128  # and of the one that caches grow along
@@ -86,14 +92,20 @@ class Decoder:
     """
 
     def __init__(self, config: ModelConfig, params: Any, *, vocab_size: int, eot_id: int):
-        """Takes parameters in the stored layout; ids from `vocab_size` on are never drawn."""
+        """Takes parameters in the stored layout; ids from `vocab_size` on are never drawn.
+
+        With weights that are split over processes this and `generate` are collective.
+        """
         backend = jax.default_backend()
         self.config = config
         dtype = COMPUTE_DTYPES.get(backend, config.compute_dtype)
         model = dataclasses.replace(config, compute_dtype=dtype)
         self._settings = DecodeSettings(model=model, vocab_size=vocab_size, eot_id=eot_id)
         self._least_rows = LEAST_ROWS.get(backend, 1)
-        self.params = _prepare(params, config=model)
+        self._mesh = _mesh_of(params)
+        if self._mesh is None:
+            params = jax.tree.map(_own_copy, params)
+        self.params = self._call(_prepare, params, config=model)
         self.statistics = DecodeStatistics(drawn=0, passes=0, draft_tokens=0)
 
     def generate(
@@ -119,7 +131,7 @@ class Decoder:
         rule = make_rule(sampling, vocab_size=self._settings.vocab_size)
         rows = [list(prompt) for prompt in prompts]
         padded = max(self._least_rows, _next_power(B))
-        keys_B = _row_keys(jax.random.key(sampling.seed), jnp.arange(padded))
+        key_data = np.asarray(jax.random.key_data(jax.random.key(sampling.seed)))
         visible = np.ones(padded, int)  # tokens of each row that the model sees
         visible[:B] = [len(row) for row in rows]
         state, remaining = None, sampling.max_new_tokens
@@ -132,14 +144,21 @@ class Decoder:
             if state is None or full.any():
                 state = self._start(rows, visible, rule, state, slots=slots)
             elif slots > state.text_BS.shape[1]:
-                state = _grow(state, slots=slots)
+                state = self._call(_grow, state, slots=slots)
             room = min(context + 1, state.text_BS.shape[1] - drafts) - filled
             count = min(chunk or remaining, remaining, room)
-            state = _decode(
-                self.params, state, keys_B, rule, count, drafts=drafts, settings=self._settings
+            state = self._call(
+                _decode,
+                self.params,
+                state,
+                key_data,
+                rule,
+                np.int32(count),
+                drafts=drafts,
+                settings=self._settings,
             )
-            drawn, passes, ended, text_BS = jax.device_get(
-                (state.drawn, state.passes, state.ended_B.all(), state.text_BS)
+            drawn, passes, ended_B, text_BS = jax.device_get(
+                (state.drawn, state.passes, state.ended_B, state.text_BS)
             )
             n = int(drawn) - (sampling.max_new_tokens - remaining)
             tokens = text_BS[:B, filled : filled + n]
@@ -151,7 +170,7 @@ class Decoder:
                 drawn=int(drawn), passes=int(passes), draft_tokens=drafts
             )
             yield tokens
-            if ended:
+            if ended_B.all():
                 return
 
     def _start(
@@ -174,7 +193,8 @@ class Decoder:
         tokens = np.zeros((len(visible), width), np.int32)
         for row, length, target in zip(rows, visible, tokens, strict=False):
             target[longest - length : longest] = row[len(row) - length :]
-        fresh = _prefill(
+        fresh = self._call(
+            _prefill,
             self.params,
             tokens,
             (longest - visible).astype(np.int32),
@@ -193,6 +213,34 @@ class Decoder:
             passes=state.passes,
         )
 
+    def _call(self, program: Callable, *args: Any, **options: Any) -> Any:
+        """Runs a program where the weights are."""
+        if self._mesh is None:
+            return program(*args, **options)
+        with on_mesh(self._mesh, decoding_rules(self._mesh, width=self.config.d_model)):
+            return program(*args, **options)
+
+
+def _mesh_of(params: Any) -> Mesh | None:
+    """The mesh over which any of the parameters is split."""
+    shardings = [x.sharding for x in jax.tree.leaves(params) if isinstance(x, jax.Array)]
+    meshes = [
+        sharding.mesh
+        for sharding in shardings
+        if isinstance(sharding, NamedSharding) and not sharding.is_fully_replicated
+    ]
+    return meshes[0] if meshes else None
+
+
+def _own_copy(leaf: Any) -> Any:
+    """Of an array that each device has whole, what one device of this process has."""
+    return leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
+
+
+def _whole(x: jax.Array) -> jax.Array:
+    """The same with all of it on every device."""
+    return nn.with_logical_constraint(x, (None,) * x.ndim)
+
 
 @functools.partial(jax.jit, static_argnames='config')
 def _prepare(params: Any, *, config: ModelConfig) -> Any:
@@ -205,7 +253,6 @@ def _prepare(params: Any, *, config: ModelConfig) -> Any:
     return jax.tree_util.tree_map_with_path(cast, executed)
 
 
-@jax.jit
 def _row_keys(key: Key[Array, ''], rows_B: Int[Array, 'B']) -> Key[Array, 'B']:
     """The randomness of each row: its own, whatever rows stand beside it."""
     return jax.vmap(functools.partial(jax.random.fold_in, key))(rows_B)
@@ -239,7 +286,7 @@ def _prefill(
     return DecodeState(
         cache=cache.replace(length=length),
         text_BS=jnp.pad(tokens_BL, ((0, 0), (0, slots - L))),
-        logits_BV=logits_BV,
+        logits_BV=_whole(logits_BV),
         seen_BV=seen_BV,
         drawn=jnp.zeros((), jnp.int32),
         ended_B=ended_B,
@@ -260,7 +307,7 @@ def _grow(state: DecodeState, *, slots: int) -> DecodeState:
 def _decode(
     params: Any,
     state: DecodeState,
-    keys_B: Key[Array, 'B'],
+    key_data: Int[Array, '2'],
     rule: SamplingRule,
     count: Int[Array, ''],
     *,
@@ -276,6 +323,7 @@ def _decode(
     end = state.drawn + count
     B, V = state.logits_BV.shape
     drawable_1V = jnp.arange(V)[None] < settings.vocab_size
+    keys_B = _row_keys(jax.random.wrap_key_data(key_data), jnp.arange(B))
 
     def draw(state: DecodeState, logits_BCV: jax.Array, seen_BCV: jax.Array | None, first: int):
         """Tokens `[B, C]`, the first of them number `first` after `state.drawn`."""
@@ -307,6 +355,7 @@ def _decode(
             new_BCV = jax.nn.one_hot(tokens_BC, V, dtype=jnp.int32)
             seen_BCV = (jax.lax.cummax(new_BCV, axis=1) > 0) | seen_BV[:, None]
         logits_BCV, cache = model.apply({'params': params}, tokens_BC, cache=cache)
+        logits_BCV = _whole(logits_BCV)
         accepted = jnp.zeros((), jnp.int32)
         if drafts:
             seen = None if seen_BCV is None else seen_BCV[:, :-1]
@@ -327,7 +376,8 @@ def _decode(
             passes=state.passes + 1,
         )
 
-    return jax.lax.while_loop(more, advance, state)
+    state = jax.lax.while_loop(more, advance, state)
+    return state.replace(text_BS=_whole(state.text_BS), ended_B=_whole(state.ended_B))
 
 
 def _next_power(count: int) -> int:

@@ -3,20 +3,23 @@
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from gpt_jax.inference.config import SampleConfig
+
+Scalar = Float[Array, ''] | np.float32
 
 
 @flax.struct.dataclass
 class SamplingRule:
     """How a token is drawn. Values are data, so that changing them compiles nothing anew."""
 
-    temperature: Float[Array, '']
-    top_k: Float[Array, '']  # the vocabulary's size: off
-    top_p: Float[Array, '']  # infinity: off; sums of probabilities round to 1 too early
-    min_p: Float[Array, '']
-    repetition_penalty: Float[Array, '']
+    temperature: Scalar
+    top_k: Scalar  # the vocabulary's size: off
+    top_p: Scalar  # infinity: off; sums of probabilities round to 1 too early
+    min_p: Scalar
+    repetition_penalty: Scalar
     greedy: bool = flax.struct.field(pytree_node=False)
     truncates: bool = flax.struct.field(pytree_node=False)  # top_k or top_p is on
     penalises: bool = flax.struct.field(pytree_node=False)
@@ -25,11 +28,11 @@ class SamplingRule:
 def make_rule(config: SampleConfig, *, vocab_size: int) -> SamplingRule:
     """The rule that a config describes."""
     return SamplingRule(
-        temperature=jnp.float32(config.temperature or 1.0),
-        top_k=jnp.float32(min(config.top_k or vocab_size, vocab_size)),
-        top_p=jnp.float32(config.top_p if config.top_p < 1 else jnp.inf),
-        min_p=jnp.float32(config.min_p),
-        repetition_penalty=jnp.float32(config.repetition_penalty),
+        temperature=np.float32(config.temperature or 1.0),
+        top_k=np.float32(min(config.top_k or vocab_size, vocab_size)),
+        top_p=np.float32(config.top_p if config.top_p < 1 else np.inf),
+        min_p=np.float32(config.min_p),
+        repetition_penalty=np.float32(config.repetition_penalty),
         greedy=config.temperature == 0,
         truncates=config.top_k > 0 or config.top_p < 1,
         penalises=config.repetition_penalty != 1,

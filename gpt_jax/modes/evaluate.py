@@ -92,15 +92,7 @@ def run(
         results = _run_tasks(benchmarks, opened, program, params, folder=folder, again=flags.again)
         print(format_results(title, results))
     elif flags.harness:
-        _run_harness(
-            flags.harness,
-            opened,
-            program,
-            params,
-            step=step,
-            weights=flags.weights,
-            folder=folder,
-        )
+        _run_harness(flags.harness, opened, program, params, folder=folder)
     else:
         source = flags.text or f'{flags.split} split'
         if flags.text:
@@ -187,8 +179,6 @@ def _run_harness(
     program: Program,
     params: Any,
     *,
-    step: int,
-    weights: str,
     folder: pathlib.Path,
 ) -> None:
     """Lets lm-evaluation-harness run its own tasks on the model."""
@@ -197,9 +187,8 @@ def _run_harness(
     config = opened.config
 
     @functools.cache
-    def make_generator() -> Generator:  # with a copy of the weights on one device of each process
-        _, whole = runs.restore_weights(opened, step=step, weights=weights)
-        return Generator(config.model, whole, opened.tokenizer)
+    def make_generator() -> Generator:  # only for tasks that generate
+        return Generator(config.model, params, opened.tokenizer)
 
     def generate(
         prompts: Sequence[str], count: int, temperature: float, stop: tuple[str, ...]

@@ -63,7 +63,12 @@ def run(
     finalize_sample(config.sample)
     prompts = _prompts(flags, config.sample)
     opened = saved_weights.open_run(config, workdir)
-    step, params = runs.restore_weights(opened, step=flags.step, weights=flags.weights)
+    step, params = runs.restore_weights(
+        opened,
+        step=flags.step,
+        weights=flags.weights,
+        abstract=saved_weights.split_weights(opened.config, overrides),
+    )
     encode = _chat_encoder(opened) if flags.chat else None
     generator = Generator(opened.config.model, params, opened.tokenizer, encode=encode)
     sampling = opened.config.sample

@@ -1,12 +1,21 @@
 """What the modes that use a trained run share: which of its weights, and opening it."""
 
+import functools
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
+import jax
 from absl import flags as absl_flags
+from flax import linen as nn
 
 from gpt_jax import run as runs
 from gpt_jax.config import RunConfig, finalize
+from gpt_jax.errors import UserError
+from gpt_jax.model.gpt import init_params
 from gpt_jax.parallel import runtime
+from gpt_jax.parallel.mesh import make_mesh
+from gpt_jax.parallel.rules import parameter_shardings
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -32,3 +41,28 @@ def open_run(config: RunConfig, workdir: pathlib.Path) -> runs.Run:
     config = finalize(config, vocab_size=tokenizer.vocab_size)
     runtime.initialize(config.runtime)
     return runs.Run(workdir, config, tokenizer)
+
+
+def split_weights(config: RunConfig, overrides: Mapping[str, Any]) -> Any | None:
+    """The weights' shapes with their parts, where the mesh of `config` splits them; else None.
+
+    A mesh that came with the run, and does not fit the devices here, counts for nothing.
+
+    Raises:
+        UserError: the mesh was asked for by `overrides`, and does not fit the devices.
+    """
+    try:
+        mesh = make_mesh(config.mesh)
+    except UserError:
+        if any(key.startswith('mesh.') for key in overrides):
+            raise
+        return None
+    boxed = jax.eval_shape(functools.partial(init_params, config.model), jax.random.key(0))
+    shardings = parameter_shardings(boxed, mesh)
+    if all(sharding.is_fully_replicated for sharding in jax.tree.leaves(shardings)):
+        return None
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        nn.unbox(boxed),
+        shardings,
+    )

@@ -1,7 +1,8 @@
 """Logical axes -> mesh axes: the one table that says how everything is sharded."""
 
+import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -22,6 +23,28 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     'vocab': 'tensor',
     'positions': None,
 }
+
+Rules = Mapping[str, str | tuple[str, ...] | None]
+
+
+def decoding_rules(mesh: Mesh, *, width: int) -> Rules:
+    """The rules for generation with a model of this width, where activations are small.
+
+    Each device keeps its part of the weights and works on all rows; sums are exchanged.
+    """
+    divides = parts('embed', mesh, size=width) > 1
+    return RULES | {
+        'batch': None,
+        'length': None,
+        'activation': RULES['embed'] if divides else None,
+    }
+
+
+@contextlib.contextmanager
+def on_mesh(mesh: Mesh, rules: Rules = RULES) -> Iterator[None]:
+    """Where logical constraints mean something; elsewhere flax ignores them."""
+    with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(rules.items())):
+        yield
 
 
 def axes_of(name: str | None) -> tuple[str, ...]:

@@ -28,8 +28,8 @@ from gpt_jax.optim.trainable import Trainable
 from gpt_jax.parallel.compiler_options import Option, compiler_options
 from gpt_jax.parallel.mesh import ProgramKind
 from gpt_jax.parallel.rules import (
-    RULES,
     batch_sharding,
+    on_mesh,
     parameter_shardings,
     parts,
     process_rows,
@@ -321,15 +321,15 @@ def _abstract(tree: Any, shardings: Any) -> Any:
 
 
 def _on_mesh(mesh: Mesh, function: Callable) -> Callable:
-    """Runs and lowers `function` where logical constraints mean something.
+    """Runs and lowers `function` on the mesh.
 
-    Elsewhere flax ignores them. What `lower(...)` compiles ahead of time is what a call runs.
+    What `lower(...)` compiles ahead of time is what a call runs.
     """
 
     def within(inner: Callable) -> Callable:
         @functools.wraps(inner)
         def call(*args):
-            with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(RULES.items())):
+            with on_mesh(mesh):
                 return inner(*args)
 
         return call

@@ -17,9 +17,8 @@ from gpt_jax.evaluate.scoring import Scorer
 from gpt_jax.evaluate.task import Metric
 from gpt_jax.inference.generate import Generator
 from gpt_jax.model.flops import train_flops_per_token
-from gpt_jax.parallel import peers
 from gpt_jax.parallel.mesh import make_mesh
-from gpt_jax.parallel.rules import parts, replicated
+from gpt_jax.parallel.rules import parts
 from gpt_jax.telemetry.chips import memory_in_use, peak_flops
 from gpt_jax.tokenizer import Tokenizer
 from gpt_jax.train.program import Program, make_program
@@ -90,31 +89,12 @@ class Session:
         }
 
     def sample(self, state: TrainState) -> str:
-        """A text of the state's average, if it keeps one, else of its weights.
-
-        Of several processes the first writes it, and the others give ''.
-        """
+        """A text of the state's average, if it keeps one, else of its weights. Collective."""
         trained = state.params if state.ema is None else state.ema
-        params = self._on_host(self.program.join(trained, state.base))
-        if params is None:
-            return ''
+        params = self.program.join(trained, state.base)
         generator = Generator(self.config.model, params, self.tokenizer)
         texts = generator.generate([self.config.sample.prompt], self.config.sample)
         return '\n\n'.join(text.prompt + text.text for text in texts)
-
-    def _on_host(self, params: Any) -> Any | None:
-        """One copy of the weights, whatever holds them; None on every process but the first."""
-        if peers.num_processes() == 1:
-            return jax.device_get(params)
-        # Parameter by parameter, so that a device never holds all of them.
-        gather = jax.jit(lambda leaf: leaf, out_shardings=replicated(self.program.mesh))
-
-        def fetch(leaf: jax.Array) -> np.ndarray | None:
-            whole = gather(leaf)  # by all processes
-            return np.asarray(whole.addressable_data(0)) if peers.is_primary() else None
-
-        fetched = jax.tree.map(fetch, params)
-        return fetched if peers.is_primary() else None
 
     def throughput(self, tokens_per_second: float) -> dict[str, float]:
         """Model FLOPs utilisation and memory, where the device is known to tell them."""

@@ -1,0 +1,126 @@
+"""Generation with weights that are split over devices: the same text, and no weight moves."""
+
+import functools
+import re
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from gpt_jax.inference import decode
+from gpt_jax.inference.config import SampleConfig
+from gpt_jax.inference.decode import Decoder
+from gpt_jax.inference.sampling import make_rule
+from gpt_jax.model.gpt import init_params
+from gpt_jax.parallel.mesh import MeshConfig, make_mesh
+from gpt_jax.parallel.rules import parameter_shardings
+from tests.model_configs import make_config
+
+PROMPTS = ((5,), (11, 60, 2, 33), (1, 2, 3, 4, 5, 6, 7, 8, 9))
+VOCAB, WIDTH, MLP = 300, 64, 192  # told apart by their sizes
+MODEL = dict(
+    vocab_size=VOCAB,
+    max_seq_len=96,
+    num_layers=2,
+    num_heads=8,
+    num_kv_heads=4,
+    d_model=WIDTH,
+    d_ff=MLP,
+    init_std=0.3,
+)
+LLAMA = dict(position='rope', norm='rmsnorm', mlp='swiglu', use_bias=False, tie_embeddings=False)
+SAMPLINGS = {
+    'greedy': dict(temperature=0.0),
+    'sampled': dict(temperature=1.0, top_p=0.9, repetition_penalty=1.2, draft_tokens=2, seed=3),
+}
+
+
+@functools.cache
+def make_model(**changes):
+    config = make_config(**MODEL | changes)
+    boxed = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+    params = nn.unbox(jax.jit(functools.partial(init_params, config))(jax.random.key(0)))
+    return config, boxed, params
+
+
+def make_decoder(mesh: dict | None = None, **changes) -> Decoder:
+    """With its weights on one device, or as the rules split them over a mesh."""
+    config, boxed, params = make_model(**changes)
+    if mesh is not None:
+        shardings = parameter_shardings(boxed, make_mesh(MeshConfig(**mesh)))
+        params = jax.device_put(params, shardings)
+    return Decoder(config, params, vocab_size=VOCAB, eot_id=VOCAB)
+
+
+def generate(decoder: Decoder, **sampling) -> list[list[int]]:
+    """Beyond the context, so that a text goes on from its last part too."""
+    sampling = SampleConfig(max_new_tokens=110, **sampling)
+    return np.concatenate(list(decoder.generate(PROMPTS, sampling)), 1).tolist()
+
+
+@pytest.mark.parametrize(
+    'mesh',
+    [
+        dict(data=8),
+        dict(data=1, fsdp=8),
+        dict(data=1, tensor=8),  # more than there are key/value heads
+        dict(data=2, fsdp=2, tensor=2),
+        dict(data=1, fsdp=2, context=2, tensor=2),
+    ],
+    ids=lambda mesh: ' '.join(f'{axis}={size}' for axis, size in mesh.items()),
+)
+@pytest.mark.parametrize('changes', [{}, LLAMA], ids=['gpt2', 'llama'])
+def test_the_text_is_that_of_one_device(changes, mesh):
+    split, alone = make_decoder(mesh, **changes), make_decoder(**changes)
+    for sampling in SAMPLINGS.values():
+        text = generate(split, **sampling)
+        assert text == generate(alone, **sampling)
+        assert all(len(set(row)) > 20 for row in text)
+
+
+def test_a_width_that_the_devices_do_not_divide():
+    changes = dict(d_model=36, num_heads=4, head_dim=8)
+    split, alone = make_decoder(dict(data=1, fsdp=8), **changes), make_decoder(**changes)
+    assert generate(split, temperature=0.0) == generate(alone, temperature=0.0)
+
+
+def test_weights_stay_where_they_are():
+    """A token costs sums of activations; each device holds its part of the weights and no more."""
+    decoder = make_decoder(dict(data=1, fsdp=4, tensor=2), **LLAMA)
+    prompt = np.zeros((1, 32), np.int32)
+    ints, ended = np.zeros(1, np.int32), np.zeros(1, bool)
+    options = dict(settings=decoder._settings)
+    state = decoder._call(
+        decode._prefill, decoder.params, prompt, ints, np.int32(3), ended, slots=128,
+        penalises=False, **options,
+    )  # fmt: skip
+    rule = make_rule(SampleConfig(temperature=0.0), vocab_size=VOCAB)
+    leaves, tree = jax.tree.flatten((decoder.params, state))
+
+    @jax.jit
+    def draw(leaves):
+        params, state = jax.tree.unflatten(tree, leaves)
+        return decode._decode(
+            params, state, np.zeros(2, np.uint32), rule, np.int32(5), drafts=0, **options
+        )
+
+    compiled = decoder._call(draw.lower, leaves).compile()
+    sizes = [
+        np.prod([int(size) for size in shape.split(',') if size])
+        for shapes in re.findall(
+            r'= (.*?) (?:all-gather|all-to-all|collective-permute|all-reduce)(?:-start)?\(',
+            compiled.as_text(),
+        )
+        for shape in re.findall(r'\w+\[([\d,]*)\]', shapes)
+    ]
+    assert sizes and max(sizes) <= VOCAB + 128, 'logits are the largest'
+    weights = jax.tree.leaves(decoder.params)
+    own = sum(leaf.addressable_data(0).nbytes for leaf in weights)
+    assert own < sum(leaf.nbytes for leaf in weights) / 7.5
+    assert compiled.memory_analysis().temp_size_in_bytes < own
+
+
+def test_where_every_device_has_all_each_process_writes_alone():
+    decoder = make_decoder(dict(data=8))
+    assert all(len(leaf.devices()) == 1 for leaf in jax.tree.leaves(decoder.params))
