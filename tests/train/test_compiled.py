@@ -60,8 +60,9 @@ def test_products_are_not_surrounded_by_copies(operations):
     # Two layers of eight products and the loss's one, each with two more for its gradients.
     assert operations['dot'] == (2 * 8 + 1) * 3
     assert operations['fusion'] <= 340
-    assert operations['transpose'] <= 54  # of which some are kernels', before gradients read them
-    assert operations['copy'] <= 108
+    # Sixteen of each are kernels and their gradients, which this makes faster (model/product.py).
+    assert operations['transpose'] <= 58
+    assert operations['copy'] <= 124
 
 
 @pinned
