@@ -18,7 +18,7 @@ class Evaluation(NamedTuple):
 
     def describe(self) -> str:
         """The loss, and what else it says of the text."""
-        bits = f', {self.bits_per_byte:.4f} bits per byte' if self.bits_per_byte else ''
+        bits = f', {self.bits_per_byte:.4f} bits per byte' if self.bits_per_byte is not None else ''
         return f'{self.loss:.4f} (perplexity {self.perplexity:.2f}{bits})'
 
     def row(self) -> dict[str, float]:
