@@ -24,7 +24,6 @@ STOPPED = (75, 130)
 # Eight CPU devices on two cores are slow to meet; XLA would give up after 40 s.
 XLA_FLAGS = '--xla_cpu_collective_call_terminate_timeout_seconds=600'
 _ROOT = str(pathlib.Path(__file__).parents[2])  # what `gpt_jax` is imported from
-_NOISE = re.compile(r'\[Gloo\] Rank |connected to \d+ peer ranks')
 
 
 def parse(text: str) -> tuple[int, int]:
@@ -149,9 +148,8 @@ def _forward(prefix: str, source: IO[bytes], target: IO[str]) -> None:
     with source:
         for line in source:
             text = line.decode(errors='replace').rstrip('\r\n')
-            if not _NOISE.search(text):
-                target.write(f'{prefix}{text}\n')
-                target.flush()
+            target.write(f'{prefix}{text}\n')
+            target.flush()
 
 
 def _cluster_flags(coordinator: str, count: int, index: int) -> list[str]:

@@ -99,12 +99,25 @@ def announced(name: str) -> Any | None:
 
 @contextlib.contextmanager
 def only_primary_prints() -> Iterator[None]:
-    """Standard output of every process but the first goes nowhere; errors still show."""
-    if is_primary():
+    """Of several processes, what the first one prints is all that reaches standard output.
+
+    What the others print goes nowhere, and so does what libraries write there past Python (gloo
+    does, from several threads at once). Errors still show.
+    """
+    if num_processes() == 1:
         yield
         return
-    with open(os.devnull, 'w', encoding='utf-8') as nowhere, contextlib.redirect_stdout(nowhere):
-        yield
+    _flush()
+    with (
+        open(os.devnull, 'w', encoding='utf-8') as nowhere,
+        open(os.dup(1), 'w', buffering=1, encoding=sys.stdout.encoding) as printed,
+    ):
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            with contextlib.redirect_stdout(printed if is_primary() else nowhere):
+                yield
+        finally:
+            os.dup2(printed.fileno(), 1)
 
 
 def watch(heartbeat_timeout: int) -> None:

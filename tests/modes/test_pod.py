@@ -111,6 +111,7 @@ def test_doctor(tmp_path):
     for line in ('processes +2, with the same', 'process 1 .*2 devices', 'all-gather +[0-9.]+ GB'):
         assert re.search(rf'^\[0\]   {line}', output, re.MULTILINE), output
     assert not (tmp_path / 'run').exists(), 'the doctor leaves nothing'
+    assert 'Gloo' not in output, 'what libraries print is not ours'
 
 
 def test_a_mesh_that_leaves_a_process_without_work(tmp_path):
