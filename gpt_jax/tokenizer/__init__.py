@@ -42,8 +42,13 @@ class Tokenizer(Protocol):
     special_tokens: dict[str, int]  # by name; they have no text
     lossless: bool
 
-    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
-        """The ids; names of special tokens are plain text unless `allow_special`."""
+    def encode(
+        self, text: str, *, allow_special: bool = False, continues: bool = False
+    ) -> list[int]:
+        """The ids; names of special tokens are plain text unless `allow_special`.
+
+        `continues`: no space is put before the text, by tokenizers that do so with every text.
+        """
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids (uint32) of every text, as `encode` gives them, in parallel."""

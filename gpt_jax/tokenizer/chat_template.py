@@ -157,6 +157,7 @@ def encode(segments: Sequence[Segment], tokenizer: 'Tokenizer') -> tuple[np.ndar
     (`[assistant] ` before a word) has other ids. Names of special tokens become their ids.
     """
     ends = {_BOS: tokenizer.bos_id, _EOS: tokenizer.eot_id}
+    special = {*tokenizer.special_tokens.values(), *ends.values()}
     ids: list[int] = []
     spans = []
     for segment in segments:
@@ -165,7 +166,8 @@ def encode(segments: Sequence[Segment], tokenizer: 'Tokenizer') -> tuple[np.ndar
             if part in ends:
                 ids += [] if ends[part] is None else [ends[part]]
             elif part:
-                ids += tokenizer.encode(part, allow_special=True)
+                continues = bool(ids) and ids[-1] not in special
+                ids += tokenizer.encode(part, allow_special=True, continues=continues)
         if segment.learned and len(ids) > start:
             spans.append((start, len(ids)))
     return np.array(ids, np.uint32), np.array(spans, np.int64).reshape(-1, 2)

@@ -152,9 +152,15 @@ class SentencePieceTokenizer(TableTokenizer):
         Raises:
             UserError: a text is not valid Unicode.
         """
+        return self._encode([self._prefix + text if text else '' for text in texts])
+
+    def encode_inside(self, text: str) -> np.ndarray:
+        return self._encode([text])[0]
+
+    def _encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         for text in texts:
             check_unicode(text)
-        parts = [[self._prefix + text] if text else [''] for text in texts]
+        parts = [[text] for text in texts]
         if self.lossless:
             parts = [text.split(_SPACE) for [text] in parts]
         encoded = iter(

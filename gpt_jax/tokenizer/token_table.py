@@ -94,18 +94,27 @@ class TableTokenizer(abc.ABC):
         """The number of ids, special tokens included."""
         return len(self._token_bytes)
 
-    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+    def encode_inside(self, text: str) -> np.ndarray:
+        """The ids (uint32) of a text that goes on inside another: nothing is put before it."""
+        return self.encode_batch([text])[0]
+
+    def encode(
+        self, text: str, *, allow_special: bool = False, continues: bool = False
+    ) -> list[int]:
         """The ids of `text`; with `allow_special`, names of special tokens become their ids.
 
         Without it such a name is plain text, so that no document can forge the end of a text.
+        With `continues` the text goes on where another one ended, for tokenizers that put a space
+        before every text.
         """
-        if not allow_special:
-            return self.encode_batch([text])[0].tolist()
-        names = sorted(self.special_tokens, key=len, reverse=True)
+        names = sorted(self.special_tokens, key=len, reverse=True) if allow_special else []
         # The group makes split return text, name, text, …, text.
-        parts = re.split(f'({"|".join(map(re.escape, names))})', text)
+        parts = re.split(f'({"|".join(map(re.escape, names))})', text) if names else [text]
+        encoded = self.encode_batch(parts[::2])
+        if continues:
+            encoded[0] = self.encode_inside(parts[0])
         ids = []
-        for part_ids, name in zip(self.encode_batch(parts[::2]), [*parts[1::2], None], strict=True):
+        for part_ids, name in zip(encoded, [*parts[1::2], None], strict=True):
             ids += part_ids.tolist()
             if name is not None:
                 ids.append(self.special_tokens[name])

@@ -5,6 +5,7 @@ decoder one token at a time, so that streaming and `decode` agree; rules that lo
 tokens at once (WordPiece's clean-up of English) are not applied.
 """
 
+import functools
 import json
 import pathlib
 import re
@@ -73,6 +74,7 @@ class JsonTokenizer(TableTokenizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores what the library forgets when it is pickled."""
         self.__dict__.update(state)
+        self.__dict__.pop('_inside', None)
         self._tokenizer.encode_special_tokens = True
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -82,10 +84,28 @@ class JsonTokenizer(TableTokenizer):
             UserError: a text is not valid Unicode, or has a character that the vocabulary lacks
                 when it has no token for unknown ones either.
         """
+        return self._encode(self._tokenizer, texts)
+
+    def encode_inside(self, text: str) -> np.ndarray:
+        return self._encode(self._inside, [text])[0]
+
+    @functools.cached_property
+    def _inside(self) -> Any:
+        """The same without a space before every text."""
+        import tokenizers
+
+        spec = _without_prefix(self._spec)
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(spec))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True
+        return tokenizer
+
+    def _encode(self, tokenizer: Any, texts: Sequence[str]) -> list[np.ndarray]:
         for text in texts:
             check_unicode(text)
         try:
-            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         except Exception as error:  # the library raises Exception itself
             raise UserError(f'{self._name} cannot encode the text: {_one_line(error)}') from error
         return [np.array(encoding.ids, np.uint32) for encoding in encodings]
@@ -124,6 +144,22 @@ class JsonTokenizer(TableTokenizer):
 
     def _decode(self, batch: list[list[int]]) -> list[str]:
         return self._tokenizer.decode_batch(batch, skip_special_tokens=False)
+
+
+def _without_prefix(spec: dict[str, Any]) -> dict[str, Any]:
+    """The specification of a tokenizer that puts no space before a text."""
+    off = {'add_prefix_space': False, 'prepend_scheme': 'never'}
+
+    def change(part: Any) -> Any:
+        if isinstance(part, list):
+            return [change(each) for each in part]
+        if not isinstance(part, dict):
+            return part
+        if part.get('type') == 'Prepend':
+            return {'type': 'Sequence', 'normalizers': []}
+        return {key: off.get(key, change(value)) for key, value in part.items()}
+
+    return spec | {key: change(spec.get(key)) for key in ('normalizer', 'pre_tokenizer')}
 
 
 def _one_line(error: Exception) -> str:

@@ -1,12 +1,18 @@
 """Conversations as text and ids, and which of the ids are learned."""
 
+import io
+import pickle
+
 import numpy as np
 import pytest
+import sentencepiece
 
 from gpt_jax import tokenizer as tokenizers
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer import TokenizerConfig, chat_template
 from gpt_jax.tokenizer.chat_template import ChatTemplate
+from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
+from gpt_jax.tokenizer.tokenizer_json import JsonTokenizer
 
 BYTE = tokenizers.make_tokenizer(TokenizerConfig(), list)
 END = BYTE.eot_id
@@ -183,3 +189,54 @@ def test_wrong_templates(tmp_path):
         ChatTemplate.read(tmp_path / 'last.jinja').segments(CHAT)
     with pytest.raises(UserError, match='config.data.chat_template=.*nowhere cannot be read'):
         ChatTemplate.read(tmp_path / 'nowhere')
+
+
+def with_prefix():
+    """A model as of Llama 2, which puts a space before every text."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(['why so, and then? because it is so, and so on'] * 20),
+        model_writer=model,
+        model_type='bpe',
+        vocab_size=300,
+        normalization_rule_name='identity',
+        remove_extra_whitespaces=False,
+        byte_fallback=True,
+        bos_id=1,
+        eos_id=2,
+        unk_id=0,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    tokenizer = SentencePieceTokenizer(model.getvalue(), name='trained')
+    return tokenizer.with_ends(bos_id=1, eot_id=2)
+
+
+def as_json(tokenizer):
+    """The same ids by the `tokenizers` library."""
+    return JsonTokenizer(tokenizer.tokenizer_json(), name='converted').with_ends(bos_id=1, eot_id=2)
+
+
+@pytest.mark.parametrize('convert', [lambda tokenizer: tokenizer, as_json], ids=['model', 'json'])
+def test_a_space_before_every_text_stands_before_turns_alone(convert):
+    """As in Meta's code for Llama 2: where a turn begins, not between a question and its answer."""
+    tokenizer = convert(with_prefix())
+    turns = [('why so', 'because it is'), ('and then?', 'so on')]
+    chat = [
+        {'role': role, 'content': text}
+        for turn in turns
+        for role, text in zip(('user', 'assistant'), turn, strict=True)
+    ]
+    ids, spans = chat_template.encode(ChatTemplate(INST).segments(chat), tokenizer)
+    expected = []
+    for question, answer in turns:
+        whole = tokenizer.encode(f'[INST] {question} [/INST] {answer} ')
+        expected += [tokenizer.bos_id, *whole, tokenizer.eot_id]
+    assert ids.tolist() == expected
+    for (start, stop), (_, answer) in zip(spans, turns, strict=True):
+        assert tokenizer.decode(ids[start - 1 : stop]).endswith(f'] {answer} ')
+    assert tokenizer.encode('so on') == tokenizer.encode(' so on', continues=True)
+    assert tokenizer.encode('so on', continues=True) != tokenizer.encode('so on')
+    assert pickle.loads(pickle.dumps(tokenizer)).encode('so', continues=True) == (
+        tokenizer.encode('so', continues=True)
+    )
