@@ -35,18 +35,13 @@ class JsonTokenizer(TableTokenizer):
         Raises:
             UserError: the library cannot read it.
         """
-        import tokenizers
-
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(spec))
+            self._tokenizer = _load(spec)
         except Exception as error:  # the library raises Exception itself
             raise UserError(
                 f'{name} is not a tokenizer.json ({_one_line(error)}); restore it'
             ) from error
         self._name = name
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._tokenizer.encode_special_tokens = True  # as plain text, the library means
         self._spec = spec
         added = self._tokenizer.get_added_tokens_decoder()
         special_tokens = {token.content: i for i, token in added.items() if token.special}
@@ -92,14 +87,7 @@ class JsonTokenizer(TableTokenizer):
     @functools.cached_property
     def _inside(self) -> Any:
         """The same without a space before every text."""
-        import tokenizers
-
-        spec = _without_prefix(self._spec)
-        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(spec))
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        tokenizer.encode_special_tokens = True
-        return tokenizer
+        return _load(_without_prefix(self._spec))
 
     def _encode(self, tokenizer: Any, texts: Sequence[str]) -> list[np.ndarray]:
         for text in texts:
@@ -144,6 +132,17 @@ class JsonTokenizer(TableTokenizer):
 
     def _decode(self, batch: list[list[int]]) -> list[str]:
         return self._tokenizer.decode_batch(batch, skip_special_tokens=False)
+
+
+def _load(spec: dict[str, Any]) -> Any:
+    """The library's tokenizer, which gives whole texts and takes special tokens' names as text."""
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(spec))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True  # as plain text, the library means
+    return tokenizer
 
 
 def _without_prefix(spec: dict[str, Any]) -> dict[str, Any]:
