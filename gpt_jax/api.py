@@ -32,14 +32,21 @@ from gpt_jax.data.shard_tokenizer import make_run_tokenizer
 from gpt_jax.errors import UserError
 from gpt_jax.evaluate import Evaluation
 from gpt_jax.inference.config import SampleConfig, finalize_sample
-from gpt_jax.inference.generate import Generator, encode_prompt
+from gpt_jax.inference.generate import Generation, Generator, Prompt, encode_prompt
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.model.gpt import init_params
 from gpt_jax.model.layout import layers_per_period, to_executed
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.pretrained import adopt
 from gpt_jax.telemetry.progress import Progress
-from gpt_jax.tokenizer import Tokenizer, TokenizerConfig, TokenizerKind, make_tokenizer
+from gpt_jax.tokenizer import (
+    Tokenizer,
+    TokenizerConfig,
+    TokenizerKind,
+    chat_template,
+    make_tokenizer,
+)
+from gpt_jax.tokenizer.chat_template import Message
 from gpt_jax.train import loop
 from gpt_jax.train.memory import explain_out_of_memory
 from gpt_jax.train.program import make_program
@@ -174,10 +181,8 @@ class GPT:
         Raises:
             UserError: a knob is unknown or impossible, or a prompt is too long.
         """
-        _check_names(sampling, SampleConfig, 'generate')
-        config = SampleConfig(**sampling)
+        config = _sampling('generate', max_new_tokens, sampling)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        config.max_new_tokens = max_new_tokens or config.max_new_tokens
         if max_length:
             longest = max(len(encode_prompt(self.tokenizer, each)) for each in prompts)
             if max_length <= longest:
@@ -186,12 +191,29 @@ class GPT:
                     f'raise it, or give max_new_tokens'
                 )
             config.max_new_tokens = max_length - longest
-        finalize_sample(config)
-        if self._generator is None:
-            self._generator = Generator(self.config.model, self.params, self.tokenizer)
-        results = self._generator.generate(prompts, config)
-        texts = [result.prompt + result.text for result in results]
+        texts = [result.prompt + result.text for result in self._generate(prompts, config)]
         return texts[0] if isinstance(prompt, str) and config.num_samples == 1 else texts
+
+    def chat(
+        self, messages: str | Sequence[Message], *, max_new_tokens: int = 0, **sampling: Any
+    ) -> str | list[str]:
+        """Answers a conversation, put into words by the tokenizer's chat template.
+
+        Args:
+          messages: objects with `role` and `content`, the latest last; or what the user says.
+          max_new_tokens: most tokens of the answer; 0: SampleConfig's default.
+          **sampling: as of `generate`.
+
+        Raises:
+            UserError: a knob is impossible, the template refuses the messages, or they are too
+                long.
+        """
+        config = _sampling('chat', max_new_tokens, sampling)
+        if isinstance(messages, str):
+            messages = [{'role': 'user', 'content': messages}]
+        ids = chat_template.encode_prompt(messages, self.tokenizer)
+        texts = [result.text for result in self._generate([ids], config)]
+        return texts[0] if config.num_samples == 1 else texts
 
     def evaluate(self, text: str | os.PathLike) -> Evaluation:
         """The loss on a text, or on the file that `text` names.
@@ -275,6 +297,12 @@ class GPT:
         model = self.config.model
         exporter(pathlib.Path(folder), model, self.params, self.tokenizer, dtype=model.param_dtype)
 
+    def _generate(self, prompts: Sequence[Prompt], config: SampleConfig) -> list[Generation]:
+        finalize_sample(config)
+        if self._generator is None:
+            self._generator = Generator(self.config.model, self.params, self.tokenizer)
+        return self._generator.generate(prompts, config)
+
     def _set_config(self, config: RunConfig) -> None:
         """Finalizes `config` and rebuilds what depends on it."""
         self._draft = config
@@ -346,6 +374,14 @@ def _exists(text: str) -> bool:
         return pathlib.Path(text).exists()
     except (OSError, ValueError):  # too long for a name, or with a NUL in it
         return False
+
+
+def _sampling(where: str, max_new_tokens: int, sampling: dict[str, Any]) -> SampleConfig:
+    """The knobs that were given to a method. Raises UserError for one that is none."""
+    _check_names(sampling, SampleConfig, where)
+    config = SampleConfig(**sampling)
+    config.max_new_tokens = max_new_tokens or config.max_new_tokens
+    return config
 
 
 def _check_names(given: Iterable[str], config: type, where: str) -> None:

@@ -62,6 +62,20 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
 
 
+def read_text(path: str | os.PathLike) -> str:
+    """The UTF-8 text of a file, line ends as they are.
+
+    Raises:
+        UserError: the file cannot be read or is not UTF-8.
+    """
+    try:
+        return pathlib.Path(path).read_bytes().decode('utf-8')
+    except OSError as error:
+        raise UserError(f'cannot read {path}: {error.strerror or error}') from error
+    except UnicodeDecodeError as error:
+        raise UserError(f'{path} is not UTF-8 at byte {error.start}; convert it') from error
+
+
 def read_json(path: str | os.PathLike) -> Any:
     """The value stored in a JSON file.
 

@@ -98,7 +98,8 @@ def _main(argv: list[str]) -> int:
     overrides = dict(config_flags.get_override_values(flags['config']))
     runtime.join(processes, flags.config.runtime)
     if flags.config.train.init_from and name != 'import_weights':
-        pretrained.adopt_run(flags.config, folder, overrides)
+        fresh = 'fresh' in flags and flags.fresh
+        pretrained.adopt_run(flags.config, folder, overrides, fresh=fresh)
     with peers.only_primary_prints():
         status = mode.run(flags, flags.config, folder, overrides)
     peers.leave(status)

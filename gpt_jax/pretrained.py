@@ -1,19 +1,19 @@
 """A run made of weights that exist: which of its knobs are the source's."""
 
-import hashlib
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from gpt_jax import files, object_store
+from gpt_jax import object_store
 from gpt_jax import run as runs
 from gpt_jax.checkpoint_document import list_steps
 from gpt_jax.config import RunConfig
 from gpt_jax.config_tree import from_json, to_json
 from gpt_jax.data import locations
+from gpt_jax.data.manifest import hash_of
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import ModelConfig, PositionKind
-from gpt_jax.tokenizer import TokenizerConfig, chat_template, make_tokenizer
+from gpt_jax.tokenizer import TokenizerConfig, keep, make_tokenizer
 from gpt_jax.tokenizer.token_table import TableTokenizer
 from gpt_jax.weights import Source
 
@@ -55,6 +55,8 @@ def adopt(source: Source, config: RunConfig, chosen: Mapping[str, Any]) -> Table
     for name, value in values.items():
         setattr(config.model, name, value)
     tokenizer = _tokenizer(source, config, chosen)
+    template = source.chat_template if source.chat_template is not None else tokenizer.chat_template
+    tokenizer = tokenizer.with_chat(template=template)
     size = config.model.vocab_size
     if tokenizer.vocab_size == size + 1 and tokenizer.eot_id == size:
         tokenizer = tokenizer.with_ends(bos_id=tokenizer.bos_id, eot_id=None)  # it was added
@@ -67,7 +69,9 @@ def adopt(source: Source, config: RunConfig, chosen: Mapping[str, Any]) -> Table
     return tokenizer
 
 
-def adopt_run(config: RunConfig, workdir: pathlib.Path, chosen: Mapping[str, Any]) -> None:
+def adopt_run(
+    config: RunConfig, workdir: pathlib.Path, chosen: Mapping[str, Any], *, fresh: bool
+) -> None:
     """Gives `config` the architecture and the tokenizer of `config.train.init_from`, in place.
 
     A run that has saved a checkpoint holds both itself: its source may be gone.
@@ -76,12 +80,13 @@ def adopt_run(config: RunConfig, workdir: pathlib.Path, chosen: Mapping[str, Any
       config: the config of the run to be.
       workdir: its folder.
       chosen: what the user set, by key below config.
+      fresh: the run begins anew, whatever its folder holds.
 
     Raises:
         UserError: there is no run, or `config` asks for another architecture.
     """
     folder = object_store.to_path(config.train.init_from, key='config.train.init_from')
-    if list_steps(workdir / runs.CHECKPOINTS):
+    if not fresh and list_steps(workdir / runs.CHECKPOINTS):
         folder = workdir
     if not (folder / runs.CONFIG).is_file():
         raise UserError(
@@ -100,17 +105,12 @@ def adopt_run(config: RunConfig, workdir: pathlib.Path, chosen: Mapping[str, Any
         )
     for key in theirs.keys() - set(FREE) - (wanted & {*_free(source)}):
         setattr(config.model, key, getattr(source, key))
-    # A folder whose name depends on nothing but the tokenizer, so that prepared data is found.
-    kept = locations.cache_folder(config.data) / 'tokenizers' / tokenizer.fingerprint()[:16]
+    # A folder whose name depends on nothing but the tokenizer, so that the config is the same.
+    content = [tokenizer.fingerprint(), tokenizer.chat_template, dict(tokenizer.named_tokens)]
+    kept = locations.cache_folder(config.data) / 'tokenizers' / hash_of(content)[:16]
     if not kept.is_dir():
-        tokenizer.save(kept)
+        keep(tokenizer, kept)
     config.tokenizer = TokenizerConfig(kind=tokenizer.kind, path=str(kept))
-    template = folder / runs.TOKENIZER / chat_template.FILE
-    if not config.data.chat_template and template.is_file():
-        content = object_store.read_bytes(template)
-        name = f'{hashlib.sha256(content).hexdigest()[:16]}-{chat_template.FILE}'
-        files.write_text(kept / name, content.decode('utf-8'))
-        config.data.chat_template = str(kept / name)
 
 
 def _free(model: ModelConfig) -> tuple[str, ...]:

@@ -24,7 +24,6 @@ from gpt_jax.checkpoint_document import read_document
 from gpt_jax.config import RunConfig
 from gpt_jax.config_tree import from_json, to_json
 from gpt_jax.data import locations
-from gpt_jax.data.corpora import CHAT
 from gpt_jax.data.manifest import hash_of
 from gpt_jax.data.prepare import prepare
 from gpt_jax.data.shards import Shards
@@ -36,8 +35,7 @@ from gpt_jax.optim.param_groups import map_with_path
 from gpt_jax.optim.trainable import Trainable
 from gpt_jax.parallel import consistency, file_systems, lease, peers
 from gpt_jax.telemetry.progress import Progress
-from gpt_jax.tokenizer import Tokenizer, chat_template
-from gpt_jax.tokenizer.chat_template import ChatTemplate
+from gpt_jax.tokenizer import Tokenizer
 
 CONFIG, TOKENIZER, CHECKPOINTS, PROVENANCE, LOCK = (
     'config.json',
@@ -88,14 +86,6 @@ def read_tokenizer(workdir: pathlib.Path) -> Tokenizer:
         return tokenizer.load(local)
 
 
-def read_chat_template(workdir: pathlib.Path) -> ChatTemplate | None:
-    """The template of the conversations that a run learned, or that came with its tokenizer."""
-    path = workdir / TOKENIZER / chat_template.FILE
-    if not path.is_file():
-        return None
-    return ChatTemplate(object_store.read_bytes(path).decode('utf-8'), name=str(path))
-
-
 def save_run(run: Run, *, overrides: dict[str, Any], origin: Any = None) -> None:
     """Writes what `read_config` and `read_tokenizer` read, and where the run came from.
 
@@ -105,9 +95,6 @@ def save_run(run: Run, *, overrides: dict[str, Any], origin: Any = None) -> None
         return
     with _local_folder(run.workdir / TOKENIZER) as folder:
         run.tokenizer.save(folder)
-        if run.config.data.corpus == CHAT or run.config.data.chat_template:
-            template = ChatTemplate.read(run.config.data.chat_template)
-            files.write_text(folder / chat_template.FILE, template.source)
     provenance = {'command': sys.argv, 'overrides': overrides, 'git_commit': git_commit()}
     if origin:
         provenance['init_from'] = origin
@@ -123,6 +110,7 @@ def _local_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
         return
     with tempfile.TemporaryDirectory(prefix='gpt_jax-') as folder:
         yield pathlib.Path(folder)
+        object_store.remove_folder(path)
         object_store.upload_folder(pathlib.Path(folder), path)
 
 

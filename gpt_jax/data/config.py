@@ -8,7 +8,7 @@ class DataConfig:
     corpus: str = 'python_stdlib'  # a key of gpt_jax.data.corpora.CORPORA, or 'shards'
     source: str = ''  # file, folder, glob, URL or data set name; shards also gs:// and s3://
     text_field: str = 'text'  # the field that holds the text (jsonl, parquet, huggingface)
-    chat_template: str = ''  # a Jinja file; '' = that of train.init_from, else a plain one
+    chat_template: str = ''  # a Jinja file; '' = the tokenizer's own, else a plain one
     separator: str = ''  # parts documents inside a text file, e.g. <|endoftext|>; '' = one a file
     sha256: str = ''  # of the file behind a URL, in hexadecimal (url)
     split: str = 'hash:0.01'  # validation part: 'hash:F' of the documents, 'tail:F' the text's end

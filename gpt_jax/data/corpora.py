@@ -88,8 +88,8 @@ class FileCorpus:
         return digest.hexdigest()
 
 
-def make_corpus(config: DataConfig) -> Corpus:
-    """The corpus that `config.corpus` names.
+def make_corpus(config: DataConfig, template: ChatTemplate | None = None) -> Corpus:
+    """The corpus that `config.corpus` names; of conversations, in the words of `template`.
 
     Raises:
         UserError: there is no such corpus, or its source is missing.
@@ -99,6 +99,8 @@ def make_corpus(config: DataConfig) -> Corpus:
             f'config.data.corpus={config.corpus!r} is unknown; choose one of: '
             + ', '.join([*CORPORA, 'shards'])
         )
+    if config.corpus == CHAT:
+        return chat(config, template)
     return CORPORA[config.corpus](config)
 
 
@@ -134,10 +136,10 @@ def jsonl(config: DataConfig) -> Corpus:
     return FileCorpus(_readable(config.source), files, documents.read_jsonl, config)
 
 
-def chat(config: DataConfig) -> Corpus:
+def chat(config: DataConfig, template: ChatTemplate | None = None) -> Corpus:
     """Conversations: JSON lines with `messages`, of which the assistant's are learned."""
     files = sources.source_files(config, sources.is_jsonl)
-    template = ChatTemplate.read(config.chat_template)
+    template = template or ChatTemplate.of(None, path=config.chat_template)
     read = functools.partial(documents.read_chats, template=template)
     return FileCorpus(
         _readable(config.source), files, read, config, rendered=template.fingerprint()

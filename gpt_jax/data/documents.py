@@ -77,7 +77,7 @@ def _records(file: BinaryIO, path: pathlib.Path) -> Iterator[tuple[str, Any]]:
                 record = json.loads(content.decode('utf-8'))
             except UnicodeDecodeError as error:
                 raise not_utf8(path, offset + len(line) - len(content) + error.start) from error
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f'{where} is not valid JSON ({error}); correct it') from error
             yield where, record
         offset += len(line)

@@ -6,18 +6,16 @@ behind the last finished shard; until manifest.json is written nothing reads the
 """
 
 import logging
-import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
-from gpt_jax import files
 from gpt_jax import tokenizer as tokenizers
 from gpt_jax.data import locations, remote_shards
 from gpt_jax.data.config import DataConfig
-from gpt_jax.data.corpora import Corpus, make_corpus
+from gpt_jax.data.corpora import CHAT, Corpus, make_corpus
 from gpt_jax.data.documents import Piece
 from gpt_jax.data.encode import encode_parts
 from gpt_jax.data.manifest import (
@@ -30,7 +28,12 @@ from gpt_jax.data.manifest import (
     token_dtype,
 )
 from gpt_jax.data.mixture import parse_mixture
-from gpt_jax.data.shard_tokenizer import load_tokenizer, make_run_tokenizer, tokenizer_identity
+from gpt_jax.data.shard_tokenizer import (
+    load_tokenizer,
+    make_run_tokenizer,
+    read_given,
+    tokenizer_identity,
+)
 from gpt_jax.data.shard_writer import ShardWriter
 from gpt_jax.data.shards import Shards
 from gpt_jax.data.split import (
@@ -47,6 +50,7 @@ from gpt_jax.data.split import (
 from gpt_jax.errors import UserError
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.tokenizer import Tokenizer, TokenizerConfig, TokenizerKind
+from gpt_jax.tokenizer.chat_template import ChatTemplate
 
 SHARDS = 'shards'  # the corpus that is shards already
 SHARD_TOKENS = 2**25
@@ -85,7 +89,11 @@ def prepare(
     if config.corpus == SHARDS:
         return _check_existing(config, tokenizer_config, progress)
     rule = parse_split(config.split)
-    corpus = make_corpus(config)
+    given = read_given(tokenizer_config)
+    template = None
+    if config.corpus == CHAT:
+        template = ChatTemplate.of(given, path=config.chat_template)
+    corpus = make_corpus(config, template)
     source_fingerprint = corpus.fingerprint()
     identity = hash_of(
         {
@@ -95,7 +103,7 @@ def prepare(
             'text_field': config.text_field,
             'separator': config.separator,
             'split': str(rule),
-            'tokenizer': tokenizer_identity(tokenizer_config),
+            'tokenizer': tokenizer_identity(tokenizer_config, given),
         }
     )
     folder = locations.cache_folder(config) / f'{corpus.name}-{identity[:12]}'
@@ -108,6 +116,7 @@ def prepare(
                     corpus,
                     rule,
                     tokenizer_config,
+                    template,
                     progress=progress,
                     shard_tokens=shard_tokens,
                     identity=identity,
@@ -121,6 +130,7 @@ def _build(
     corpus: Corpus,
     rule: SplitRule,
     tokenizer_config: TokenizerConfig,
+    template: ChatTemplate | None,
     *,
     progress: MakeProgress,
     shard_tokens: int,
@@ -134,7 +144,7 @@ def _build(
         return split_pieces(corpus.pieces(), rule, size)
 
     try:
-        tokenizer = _keep_tokenizer(folder, tokenizer_config, parts)
+        tokenizer = _keep_tokenizer(folder, tokenizer_config, template, parts)
         dtype = token_dtype(tokenizer.vocab_size)
         writers = {
             split: ShardWriter(
@@ -189,9 +199,15 @@ def _survey(corpus: Corpus, progress: MakeProgress) -> Survey:
 
 
 def _keep_tokenizer(
-    folder: pathlib.Path, config: TokenizerConfig, parts: Callable[[], Iterator[Part]]
+    folder: pathlib.Path,
+    config: TokenizerConfig,
+    template: ChatTemplate | None,
+    parts: Callable[[], Iterator[Part]],
 ) -> Tokenizer:
-    """The tokenizer kept in the folder, else a new one that is then kept there."""
+    """The tokenizer kept in the folder, else a new one that is then kept there.
+
+    It has the template that made text of the conversations, if that is what the corpus is.
+    """
     kept = folder / TOKENIZER
     if kept.is_dir():
         return tokenizers.load(kept)
@@ -201,15 +217,8 @@ def _keep_tokenizer(
         return (part.piece.text for part in parts() if whole or part.split == TRAIN)
 
     tokenizer = tokenizers.make_tokenizer(config, texts)
-    temporary = kept.with_name(f'.{TOKENIZER}.tmp-{os.getpid()}')
-    try:
-        temporary.mkdir(parents=True)
-        tokenizer.save(temporary)
-        temporary.rename(kept)
-    except OSError as error:
-        raise files.cannot_write(kept, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    tokenizer = tokenizer.with_chat(template=template and template.source)
+    tokenizers.keep(tokenizer, kept)
     return tokenizer
 
 

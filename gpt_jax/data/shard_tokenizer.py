@@ -8,6 +8,7 @@ from gpt_jax import tokenizer as tokenizers
 from gpt_jax.data.manifest import TOKENIZER, Manifest, is_prepared
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer import Tokenizer, TokenizerConfig
+from gpt_jax.tokenizer.chat_template import ChatTemplate
 
 
 def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
@@ -27,12 +28,25 @@ def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
     return tokenizer
 
 
-def make_run_tokenizer(folder: str | pathlib.Path, config: TokenizerConfig) -> Tokenizer:
+def make_run_tokenizer(
+    folder: str | pathlib.Path, config: TokenizerConfig, *, chat_template: str = ''
+) -> Tokenizer:
     """The tokenizer for what `prepare` returned: the one kept there, else the config's.
 
+    Its chat template is the one in the file `chat_template`, else the one that made the shards, if
+    they are of conversations, else that of the config's tokenizer.
+
     Raises:
-        UserError: the config asks for another one than made the shards.
+        UserError: the config asks for another one than made the shards, or the file is none.
     """
+    tokenizer = _make_run_tokenizer(folder, config)
+    if not chat_template:
+        return tokenizer
+    template = ChatTemplate.of(tokenizer, path=chat_template)
+    return tokenizer.with_chat(template=template.source)
+
+
+def _make_run_tokenizer(folder: str | pathlib.Path, config: TokenizerConfig) -> Tokenizer:
     if not is_prepared(folder):
         return tokenizers.make_tokenizer(config, _no_text)
     tokenizer = load_tokenizer(folder)
@@ -41,20 +55,31 @@ def make_run_tokenizer(folder: str | pathlib.Path, config: TokenizerConfig) -> T
             f'the shards in {folder} were made with a {tokenizer.kind} tokenizer; '
             f'set config.tokenizer.kind={tokenizer.kind}'
         )
-    if config.path:
-        wanted = tokenizers.make_tokenizer(config, _no_text)
+    wanted = read_given(config)
+    if wanted is not None:
         if wanted.fingerprint() != tokenizer.fingerprint():
             raise UserError(
                 f'config.tokenizer.path={config.path} is not the tokenizer that made the shards '
                 f'in {folder}; set config.tokenizer.path={pathlib.Path(folder) / TOKENIZER}'
             )
+        template = tokenizer.chat_template or wanted.chat_template
+        tokenizer = tokenizer.with_chat(template=template, named_tokens=wanted.named_tokens)
     return tokenizer
 
 
-def tokenizer_identity(config: TokenizerConfig) -> dict[str, Any]:
+def read_given(config: TokenizerConfig) -> Tokenizer | None:
+    """The tokenizer that the config names; None if it says how one is built.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return tokenizers.make_tokenizer(config, _no_text) if config.path else None
+
+
+def tokenizer_identity(config: TokenizerConfig, given: Tokenizer | None) -> dict[str, Any]:
     """What decides the tokens: the tokenizer that exists, or how it is built from the source."""
-    if config.path:
-        return {'fingerprint': tokenizers.make_tokenizer(config, _no_text).fingerprint()}
+    if given is not None:
+        return {'fingerprint': given.fingerprint()}
     return dataclasses.asdict(config)
 
 

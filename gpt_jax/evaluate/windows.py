@@ -22,8 +22,9 @@ class Evaluation(NamedTuple):
         return f'{self.loss:.4f} (perplexity {self.perplexity:.2f}{bits})'
 
     def row(self) -> dict[str, float]:
-        """The numbers under the names that `eval.json` and `metrics.jsonl` use."""
-        return {name: value for name, value in self._asdict().items() if value is not None}
+        """The numbers under the names that `eval.json` and `metrics.jsonl` use; no NaN."""
+        numbers = {name: value for name, value in self._asdict().items() if value is not None}
+        return {name: value for name, value in numbers.items() if not math.isnan(value)}
 
 
 def evaluate(
@@ -33,7 +34,7 @@ def evaluate(
     *,
     bytes_per_token: float | None,
 ) -> Evaluation:
-    """Means over every unmasked target token of `batches`.
+    """Means over every unmasked target token of `batches`; NaN if there is none.
 
     `eval_step(params, batch)` returns sums with `cross_entropy`, `correct` and `weight`. The sums
     are added in float64 on the host, in order, so the result is the same on every run.
@@ -42,12 +43,12 @@ def evaluate(
     for sums in one_behind(eval_step(params, batch) for batch in batches):
         totals += [float(sums.cross_entropy), float(sums.correct), float(sums.weight)]
     cross_entropy, correct, weight = totals.tolist()
-    loss = cross_entropy / max(weight, 1.0)
+    loss = cross_entropy / weight if weight else math.nan
     return Evaluation(
         loss=loss,
         perplexity=math.exp(min(loss, 700.0)),
         bits_per_byte=loss / math.log(2) / bytes_per_token if bytes_per_token else None,
-        accuracy=correct / max(weight, 1.0),
+        accuracy=correct / weight if weight else math.nan,
         tokens=int(weight),
     )
 

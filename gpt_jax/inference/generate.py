@@ -2,8 +2,7 @@
 
 import dataclasses
 import enum
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gpt_jax.errors import UserError
@@ -11,6 +10,8 @@ from gpt_jax.inference.config import SampleConfig
 from gpt_jax.inference.decode import Decoder, DecodeStatistics
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.tokenizer import Tokenizer
+
+Prompt = str | list[int]  # a text, or the ids of one
 
 
 class Ended(enum.StrEnum):
@@ -34,17 +35,8 @@ class Generation:
 class Generator:
     """Writes text with a model's parameters (stored layout) and its tokenizer."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        params: Any,
-        tokenizer: Tokenizer,
-        *,
-        encode: Callable[[str], list[int]] | None = None,
-    ):
-        """`encode` makes ids of a prompt; by default `encode_prompt`."""
+    def __init__(self, config: ModelConfig, params: Any, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
-        self._encode = encode or functools.partial(encode_prompt, tokenizer)
         vocab_size = tokenizer.vocab_size
         never = vocab_size  # an id that is not drawn
         eot_id = never if tokenizer.eot_id is None else tokenizer.eot_id
@@ -55,7 +47,7 @@ class Generator:
         """Of the latest generation, as far as it has come."""
         return self._decoder.statistics
 
-    def generate(self, prompts: Sequence[str], sampling: SampleConfig) -> list[Generation]:
+    def generate(self, prompts: Sequence[Prompt], sampling: SampleConfig) -> list[Generation]:
         """`num_samples` texts for each prompt, those of the first prompt first.
 
         Raises:
@@ -68,7 +60,7 @@ class Generator:
         return [row.generation for row in rows]
 
     def stream(
-        self, prompts: Sequence[str], sampling: SampleConfig
+        self, prompts: Sequence[Prompt], sampling: SampleConfig
     ) -> Iterator[list[tuple[str, Generation]]]:
         """Yields, chunk after chunk, the new text of each row and the row as it stands.
 
@@ -78,9 +70,9 @@ class Generator:
         for pieces in self._advance(rows, sampling, chunk=sampling.chunk):
             yield list(zip(pieces, [row.generation for row in rows], strict=True))
 
-    def _rows(self, prompts: Sequence[str], sampling: SampleConfig) -> list['_Row']:
+    def _rows(self, prompts: Sequence[Prompt], sampling: SampleConfig) -> list['_Row']:
         return [
-            _Row(prompt, self._encode(prompt), self._tokenizer, sampling.stop)
+            _Row(prompt, self._tokenizer, sampling.stop)
             for prompt in prompts
             for _ in range(sampling.num_samples)
         ]
@@ -117,9 +109,10 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
 class _Row:
     """One text on its way from ids to characters."""
 
-    def __init__(self, prompt: str, ids: list[int], tokenizer: Tokenizer, stop: Sequence[str]):
-        self.generation = Generation(prompt=prompt)
-        self.prompt_tokens = ids
+    def __init__(self, prompt: Prompt, tokenizer: Tokenizer, stop: Sequence[str]):
+        is_text = isinstance(prompt, str)
+        self.generation = Generation(prompt=prompt if is_text else tokenizer.decode(prompt))
+        self.prompt_tokens = encode_prompt(tokenizer, prompt) if is_text else prompt
         self._eot_id = tokenizer.eot_id
         self._decoder = tokenizer.stream()
         self._decoder.push(self.prompt_tokens)  # so that the text goes on inside a sentence

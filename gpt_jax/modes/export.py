@@ -50,14 +50,6 @@ def run(
     )
     model = opened.config.model
     dtype = StoredType(flags.dtype or model.param_dtype)
-    template = runs.read_chat_template(workdir)
-    names = exporter(
-        out,
-        model,
-        params,
-        opened.tokenizer,
-        dtype=dtype,
-        chat_template=template and template.source,
-    )
+    names = exporter(out, model, params, opened.tokenizer, dtype=dtype)
     print(f'{out} ({workdir}, {flags.weights} weights of step {step}): {", ".join(names)}')
     return 0

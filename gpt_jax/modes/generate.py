@@ -2,7 +2,7 @@
 
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags as absl_flags
@@ -11,11 +11,10 @@ from gpt_jax import run as runs
 from gpt_jax.config import RunConfig
 from gpt_jax.errors import UserError
 from gpt_jax.inference.config import SampleConfig, finalize_sample
-from gpt_jax.inference.generate import Ended, Generator
+from gpt_jax.inference.generate import Ended, Generator, Prompt
 from gpt_jax.modes import saved_weights
 from gpt_jax.parallel import peers
-from gpt_jax.tokenizer import chat_template
-from gpt_jax.tokenizer.chat_template import ChatTemplate
+from gpt_jax.tokenizer import Tokenizer, chat_template
 
 # Flags that set config.sample.* without the prefix, and their help.
 SAMPLE_FLAGS = {
@@ -69,8 +68,9 @@ def run(
         weights=flags.weights,
         abstract=saved_weights.split_weights(opened.config, overrides),
     )
-    encode = _chat_encoder(opened) if flags.chat else None
-    generator = Generator(opened.config.model, params, opened.tokenizer, encode=encode)
+    if flags.chat:
+        prompts = [_ask(prompt, opened.tokenizer) for prompt in prompts]
+    generator = Generator(opened.config.model, params, opened.tokenizer)
     sampling = opened.config.sample
     if len(prompts) * sampling.num_samples == 1:
         _print_streaming(generator, prompts, sampling, echo=not flags.chat)
@@ -108,19 +108,13 @@ def _prompts(flags: absl_flags.FlagValues, sampling: SampleConfig) -> list[str]:
     return [sys.stdin.read() if prompt == '-' else prompt for prompt in prompts]
 
 
-def _chat_encoder(opened: runs.Run) -> Callable[[str], list[int]]:
+def _ask(prompt: str, tokenizer: Tokenizer) -> list[int]:
     """The ids of a conversation that begins with one message of the user's."""
-    template = runs.read_chat_template(opened.workdir) or ChatTemplate(chat_template.DEFAULT)
-
-    def encode(prompt: str) -> list[int]:
-        segments = template.prompt([{'role': 'user', 'content': prompt}])
-        return chat_template.encode(segments, opened.tokenizer)[0].tolist()
-
-    return encode
+    return chat_template.encode_prompt([{'role': 'user', 'content': prompt}], tokenizer)
 
 
 def _print_streaming(
-    generator: Generator, prompts: list[str], sampling: SampleConfig, *, echo: bool
+    generator: Generator, prompts: Sequence[Prompt], sampling: SampleConfig, *, echo: bool
 ) -> None:
     """Prints one text while it is written; with `echo` after its prompt."""
     shown = prompts[0] if echo else ''  # with the first piece: one that is refused is not shown

@@ -5,14 +5,13 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from gpt_jax import files
 from gpt_jax import run as runs
 from gpt_jax.checkpoint import Checkpointer
 from gpt_jax.config import RunConfig, finalize
 from gpt_jax.config_tree import to_json
 from gpt_jax.errors import UserError
 from gpt_jax.model.gpt import count_params
-from gpt_jax.parallel import peers, runtime
+from gpt_jax.parallel import runtime
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.pretrained import adopt
 from gpt_jax.telemetry.report import format_table
@@ -61,9 +60,6 @@ def run(
                 0, {'params': params}, {'config': to_json(final), 'source': source.name}
             )
         runs.save_run(this_run, overrides=overrides)
-        if peers.is_primary():
-            for name, text in source.files.items():
-                files.write_text(workdir / runs.TOKENIZER / name, text)
     print(format_table(f'{workdir}, from {source.name}', _describe(final, tokenizer)))
     print(f'See it write: --mode generate --workdir {workdir} --prompt "Once upon a time"')
     return 0

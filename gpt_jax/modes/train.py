@@ -54,7 +54,9 @@ def run(
     runs.check_processes(config, workdir)
     with runs.lock(workdir):
         folder = runs.prepare_data(config)
-        tokenizer = make_run_tokenizer(folder, config.tokenizer)
+        tokenizer = make_run_tokenizer(
+            folder, config.tokenizer, chat_template=config.data.chat_template
+        )
         tokens = Shards.open(folder, 'train', tokenizer=tokenizer).num_tokens
         final = finalize(config, vocab_size=tokenizer.vocab_size, train_tokens=tokens)
         runs.check_data(folder, tokenizer)

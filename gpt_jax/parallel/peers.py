@@ -110,7 +110,9 @@ def only_primary_prints() -> Iterator[None]:
     _flush()
     with (
         open(os.devnull, 'w', encoding='utf-8') as nowhere,
-        open(os.dup(1), 'w', buffering=1, encoding=sys.stdout.encoding) as printed,
+        open(
+            os.dup(1), 'w', buffering=1, encoding=sys.stdout.encoding, errors=sys.stdout.errors
+        ) as printed,
     ):
         os.dup2(nowhere.fileno(), 1)
         try:

@@ -1,7 +1,9 @@
 """Text to token ids and back: byte, char, sentencepiece and bpe behind one protocol."""
 
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +16,7 @@ from gpt_jax.tokenizer.char import CharTokenizer
 from gpt_jax.tokenizer.config import SentencePieceAlgorithm, TokenizerConfig, TokenizerKind
 from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 from gpt_jax.tokenizer.streaming import StreamDecoder
-from gpt_jax.tokenizer.token_table import CONFIG_FILE
+from gpt_jax.tokenizer.token_table import CHAT_TEMPLATE, CONFIG_FILE
 
 __all__ = [
     'TOKENIZERS',
@@ -23,6 +25,7 @@ __all__ = [
     'Tokenizer',
     'TokenizerConfig',
     'TokenizerKind',
+    'keep',
     'load',
     'make_tokenizer',
 ]
@@ -41,6 +44,8 @@ class Tokenizer(Protocol):
     bos_id: int | None  # begins every text that a model continues; None: nothing does
     special_tokens: dict[str, int]  # by name; they have no text
     lossless: bool
+    chat_template: str | None  # what makes text of conversations, in Jinja; no id depends on it
+    named_tokens: Mapping[str, str]  # special tokens by what templates call them: pad_token, …
 
     def encode(
         self, text: str, *, allow_special: bool = False, continues: bool = False
@@ -67,6 +72,11 @@ class Tokenizer(Protocol):
 
     def tokenizer_json(self) -> dict[str, Any]:
         """The tokenizer.json that makes the `tokenizers` library give the same ids."""
+
+    def with_chat(
+        self, *, template: str | None, named_tokens: Mapping[str, str] | None = None
+    ) -> 'Tokenizer':
+        """The same ids, with another chat template and, if given, other named tokens."""
 
     def save(self, folder: str | pathlib.Path) -> None:
         """Writes what `load` reads."""
@@ -105,7 +115,33 @@ def load(folder: str | pathlib.Path) -> Tokenizer:
         raise UserError(
             f'{folder} holds another tokenizer than {path} was written for; restore its files'
         )
-    return tokenizer
+    template = folder / CHAT_TEMPLATE
+    template = files.read_text(template) if template.is_file() else None
+    return tokenizer.with_chat(template=template, named_tokens=stored.get('named_tokens', {}))
+
+
+def keep(tokenizer: Tokenizer, folder: pathlib.Path) -> None:
+    """Saves a tokenizer under a name that others read as soon as it is there.
+
+    Where it is there already, it stays.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = pathlib.Path(tempfile.mkdtemp(prefix=f'.{folder.name}.tmp-', dir=folder.parent))
+        try:
+            tokenizer.save(temporary)
+            if not folder.is_dir():
+                temporary.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise files.cannot_write(folder, error) from error
 
 
 def make_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterable[str]]) -> Tokenizer:

@@ -1,18 +1,21 @@
 """Conversations as text: a Jinja template says how messages follow each other.
 
-Templates are transformers' (`chat_template.jinja`, or a key of `tokenizer_config.json`) and run
-in its sandbox, with the same names. What the assistant says is what a model learns; a template
-marks it with `{% generation %} … {% endgeneration %}`, else it is what each of its messages adds to
-the rendered conversation before it.
+Templates are transformers' and run in its sandbox, with the same names; each belongs to a
+tokenizer, which keeps it. What the assistant says is what a model learns; a template marks it with
+`{% generation %} … {% endgeneration %}`, else it is what each of its messages adds to the rendered
+conversation before it.
 """
 
+import dataclasses
 import datetime
+import functools
 import hashlib
 import itertools
 import json
+import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
 
 import jinja2
@@ -20,12 +23,12 @@ import jinja2.ext
 import jinja2.sandbox
 import numpy as np
 
+from gpt_jax import files
 from gpt_jax.errors import UserError
 
 if TYPE_CHECKING:
     from gpt_jax.tokenizer import Tokenizer
 
-FILE = 'chat_template.jinja'  # beside a tokenizer
 ASSISTANT = 'assistant'
 # For any tokenizer: a line with the role, the message, and after an answer the end of the text.
 DEFAULT = """\
@@ -44,6 +47,10 @@ DEFAULT = """\
 """
 # Characters of no meaning that stand in rendered text for what has none.
 _LEARN, _END, _BOS, _EOS = '\ue000\ue001\ue002\ue003'
+_MEANINGLESS = re.compile(f'[{_LEARN}-{_EOS}\ud800-\udfff]')
+# What a conversation is rendered on that is learned: its ids are the same on every day.
+_LEARNED_ON = datetime.datetime(2024, 7, 26)
+_ENCODING = 2  # counts the ways in which `encode` made ids of the same segments
 _FAILURES = (
     jinja2.TemplateError,
     TypeError,
@@ -52,9 +59,10 @@ _FAILURES = (
     AttributeError,
     ArithmeticError,
     RecursionError,
+    MemoryError,
 )
 
-Message = dict[str, Any]
+Message = Mapping[str, Any]
 
 
 class Segment(NamedTuple):
@@ -64,40 +72,39 @@ class Segment(NamedTuple):
     learned: bool  # whether the assistant says it
 
 
+@dataclasses.dataclass(frozen=True)
 class ChatTemplate:
-    """A compiled template; see the module."""
+    """A template, compiled when it is first used; see the module."""
 
-    def __init__(self, source: str, *, name: str = 'the default chat template'):
-        """Compiles `source`; `name` is what errors call it. Raises UserError if it cannot."""
-        self.source, self.name = source, name
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation]
-        )
-        environment.filters['tojson'] = _to_json
-        environment.globals.update(raise_exception=_refuse, strftime_now=_now)
-        try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
-            raise UserError(f'{name} is not a Jinja template: {error}') from error
+    source: str = DEFAULT
+    name: str = 'the default chat template'  # what errors call it
+    # Texts of special tokens by the names that templates know them by, such as pad_token.
+    tokens: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: str | pathlib.Path, *, key: str = 'config.data.chat_template') -> Self:
-        """The template in a file; '' gives the default one.
+    def of(cls, tokenizer: 'Tokenizer | None', *, path: str | os.PathLike = '') -> Self:
+        """The template in a file, else the tokenizer's own, else the default one.
 
         Raises:
-            UserError: it cannot be read, or is none.
+            UserError: the file cannot be read, or holds none.
         """
-        if not path:
-            return cls(DEFAULT)
-        try:
-            source = pathlib.Path(path).expanduser().read_text(encoding='utf-8')
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f'{key}={path} cannot be read: {error}') from error
-        return cls(source, name=str(path))
+        tokens = tokenizer.named_tokens if tokenizer else {}
+        if path:
+            try:
+                source = files.read_text(pathlib.Path(path).expanduser())
+            except UserError as error:
+                raise UserError(f'config.data.chat_template: {error}') from error
+            template = cls(source, str(path), tokens)
+            template._compiled()
+            return template
+        if tokenizer is None or tokenizer.chat_template is None:
+            return cls(tokens=tokens)
+        return cls(tokenizer.chat_template, "the tokenizer's chat template", tokens)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the template."""
-        return hashlib.sha256(self.source.encode()).hexdigest()
+        """SHA-256 of what decides the ids of a conversation, beside the tokenizer."""
+        decisive = [_ENCODING, self.source, sorted(self.tokens.items())]
+        return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
     def prompt(self, messages: Sequence[Message]) -> list[Segment]:
         """The conversation up to where the assistant's next answer begins.
@@ -106,7 +113,8 @@ class ChatTemplate:
             UserError: the messages are none, or the template refuses them.
         """
         check_messages(messages)
-        return _segments(self._render(messages, add_generation_prompt=True))
+        today = datetime.datetime.now()
+        return _segments(self._render(messages, add_generation_prompt=True, date=today))
 
     def segments(self, messages: Sequence[Message]) -> list[Segment]:
         """The whole conversation, cut where the assistant begins and ends.
@@ -117,19 +125,13 @@ class ChatTemplate:
         """
         check_messages(messages)
         whole = self._render(messages)
-        if _LEARN in whole:
+        if self._compiled().marks:
             return _segments(whole)
+        self._check_end()
         cuts = [0]
         for i, message in enumerate(messages):
             if message['role'] == ASSISTANT:
-                before = self._render(messages[:i], add_generation_prompt=True)
-                after = self._render(messages[: i + 1])
-                if not (after.startswith(before) and whole.startswith(after)):
-                    raise UserError(
-                        f'{self.name} does not render the beginning of a conversation as a '
-                        f'beginning of the whole; mark the answers in it with {{% generation %}}'
-                    )
-                cuts += [len(before), len(after)]
+                cuts += self._answer(messages[: i + 1], whole)
         cuts.append(len(whole))
         return [
             Segment(whole[start:stop], learned=bool(i % 2))
@@ -137,16 +139,66 @@ class ChatTemplate:
             if start < stop
         ]
 
-    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+    def _answer(self, messages: Sequence[Message], whole: str) -> tuple[int, int]:
+        """Where the last of `messages` stands in the whole conversation, of which they are the
+        beginning: what it adds to the text before it, which ends where an answer begins.
+        """
         try:
-            return self._template.render(
+            before = self._render(messages[:-1], add_generation_prompt=True)
+        except UserError:
+            if len(messages) > 1:
+                raise
+            before = ''  # many templates look at the first message
+        if not before:
+            raise self._unclear('does not say where an answer to nothing begins')
+        after = self._render(messages)
+        if not whole.startswith(after):
+            after = after.removesuffix(_EOS)  # some end a conversation with it, not an answer
+        if not (after.startswith(before) and whole.startswith(after)):
+            raise self._unclear(
+                'does not render the beginning of a conversation as a beginning of the whole'
+            )
+        return len(before), len(after)
+
+    def _check_end(self) -> None:
+        """Refuses a template that asks for an answer behind every conversation."""
+        if 'add_generation_prompt' in self.source:
+            return
+        chat = [{'role': 'user', 'content': '1'}, {'role': ASSISTANT, 'content': '2'}]
+        ends = [self._render(messages)[::-1] for messages in (chat[:1], chat)]
+        same = os.path.commonprefix(ends)[::-1]
+        if ASSISTANT in same:
+            raise self._unclear(f'ends every conversation with {same!r}, as if one more followed')
+
+    def _unclear(self, why: str) -> UserError:
+        return UserError(f'{self.name} {why}; mark the answers in it with {{% generation %}}')
+
+    def _render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = False,
+        date: datetime.datetime = _LEARNED_ON,
+    ) -> str:
+        template = self._compiled().template
+        given = {**self.tokens, 'bos_token': _BOS, 'eos_token': _EOS}
+        try:
+            return template.render(
                 messages=list(messages),
+                tools=None,
+                documents=None,
                 add_generation_prompt=add_generation_prompt,
-                bos_token=_BOS,
-                eos_token=_EOS,
+                strftime_now=date.strftime,
+                **given,
             )
         except _FAILURES as error:
-            raise UserError(f'{self.name} refuses the messages: {error}') from error
+            raise UserError(f'{self.name} refuses the messages: {_reason(error)}') from error
+
+    def _compiled(self) -> '_Compiled':
+        try:
+            return _compile(self.source)
+        except _FAILURES as error:
+            raise UserError(f'{self.name} is not a Jinja template: {_reason(error)}') from error
 
 
 def encode(segments: Sequence[Segment], tokenizer: 'Tokenizer') -> tuple[np.ndarray, np.ndarray]:
@@ -154,10 +206,15 @@ def encode(segments: Sequence[Segment], tokenizer: 'Tokenizer') -> tuple[np.ndar
 
     Segments are encoded one by one, so that an answer is learned behind the ids that its prompt
     has alone; transformers encodes the whole, and where an answer begins inside a token of that
-    (`[assistant] ` before a word) has other ids. Names of special tokens become their ids.
+    (`[assistant] ` before a word) has other ids. Names of special tokens become their ids; of the
+    ends those that are named, else those of any text.
     """
-    ends = {_BOS: tokenizer.bos_id, _EOS: tokenizer.eot_id}
-    special = {*tokenizer.special_tokens.values(), *ends.values()}
+    names, ids_of = tokenizer.named_tokens, tokenizer.special_tokens
+    ends = {
+        _BOS: ids_of.get(names.get('bos_token'), tokenizer.bos_id),
+        _EOS: ids_of.get(names.get('eos_token'), tokenizer.eot_id),
+    }
+    special = {*ids_of.values(), *ends.values()}
     ids: list[int] = []
     spans = []
     for segment in segments:
@@ -173,6 +230,15 @@ def encode(segments: Sequence[Segment], tokenizer: 'Tokenizer') -> tuple[np.ndar
     return np.array(ids, np.uint32), np.array(spans, np.int64).reshape(-1, 2)
 
 
+def encode_prompt(messages: Sequence[Message], tokenizer: 'Tokenizer') -> list[int]:
+    """The ids of a conversation up to the assistant's next answer, by the tokenizer's template.
+
+    Raises:
+        UserError: the messages are none, or the template refuses them.
+    """
+    return encode(ChatTemplate.of(tokenizer).prompt(messages), tokenizer)[0].tolist()
+
+
 def to_text(segments: Sequence[Segment]) -> str:
     """The conversation without marks."""
     return re.sub(f'[{_BOS}{_EOS}]', '', ''.join(segment.text for segment in segments))
@@ -184,17 +250,46 @@ def check_messages(messages: Any) -> None:
         raise UserError('messages must be a list of at least one object')
     for number, message in enumerate(messages, start=1):
         for field in ('role', 'content'):
-            text = message.get(field) if isinstance(message, dict) else None
+            text = message.get(field) if isinstance(message, Mapping) else None
             if not isinstance(text, str):
                 raise UserError(f'message {number} must be an object with the text {field!r}')
-            if re.search(f'[{_LEARN}-{_EOS}\ud800-\udfff]', text):
-                raise UserError(f'message {number} has a character without meaning; remove it')
+        if any(map(_MEANINGLESS.search, _texts(message))):
+            raise UserError(f'message {number} has a character without meaning; remove it')
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a value of JSON."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, Mapping):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, Sequence):
+            waiting += value
 
 
 def _segments(marked: str) -> list[Segment]:
     """Cuts at the marks around what is learned."""
     parts = re.split(f'[{_LEARN}{_END}]', marked)
     return [Segment(part, learned=bool(i % 2)) for i, part in enumerate(parts) if part]
+
+
+class _Compiled(NamedTuple):
+    template: jinja2.Template
+    marks: bool  # whether it says itself what is learned
+
+
+@functools.lru_cache(maxsize=8)
+def _compile(source: str) -> _Compiled:
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation]
+    )
+    environment.filters['tojson'] = _to_json
+    environment.globals['raise_exception'] = _refuse
+    marks = environment.parse(source).find(jinja2.nodes.ExtensionAttribute) is not None
+    return _Compiled(environment.from_string(source), marks)
 
 
 class _Generation(jinja2.ext.Extension):
@@ -211,13 +306,25 @@ class _Generation(jinja2.ext.Extension):
         return f'{_LEARN}{caller()}{_END}'
 
 
-def _to_json(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
 def _refuse(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
 
-def _now(form: str) -> str:
-    return datetime.datetime.now().strftime(form)
+def _reason(error: BaseException) -> str:
+    return ' '.join(str(error).split()) or type(error).__name__

@@ -12,7 +12,7 @@ import hashlib
 import json
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -23,6 +23,7 @@ from gpt_jax.tokenizer.config import TokenizerKind
 from gpt_jax.tokenizer.streaming import StreamDecoder
 
 CONFIG_FILE = 'tokenizer_config.json'
+CHAT_TEMPLATE = 'chat_template.jinja'
 END_OF_TEXT = '<|endoftext|>'
 _END_OF_TEXT_NAMES = (END_OF_TEXT, '<|end_of_text|>', '</s>', '<eos>', '[EOS]')
 
@@ -50,6 +51,8 @@ class TableTokenizer(abc.ABC):
         self.eot_id: int | None = eot_id
         self.bos_id: int | None = None
         self.lossless = lossless
+        self.chat_template: str | None = None
+        self.named_tokens: Mapping[str, str] = {}
         self._token_bytes = list(token_bytes)
         for token_id in special_tokens.values():
             self._token_bytes[token_id] = b''
@@ -83,6 +86,22 @@ class TableTokenizer(abc.ABC):
             changed.special_tokens = {
                 name: i for name, i in self.special_tokens.items() if name != END_OF_TEXT
             }
+        return changed
+
+    def with_chat(
+        self, *, template: str | None, named_tokens: Mapping[str, str] | None = None
+    ) -> Self:
+        """The same ids, with how a conversation becomes text (`tokenizer/chat_template.py`).
+
+        Args:
+          template: in Jinja; None: the tokenizer has none of its own.
+          named_tokens: special tokens by what templates call them, such as pad_token; None: as
+            they are.
+        """
+        changed = copy.copy(self)
+        changed.chat_template = template
+        if named_tokens is not None:
+            changed.named_tokens = named_tokens
         return changed
 
     @abc.abstractmethod
@@ -149,11 +168,16 @@ class TableTokenizer(abc.ABC):
         """Writes what `gpt_jax.tokenizer.load` reads; `tokenizer_config.json` comes last."""
         folder = pathlib.Path(folder)
         self.write_files(folder)
+        if self.chat_template is not None:
+            files.write_text(folder / CHAT_TEMPLATE, self.chat_template)
+        else:
+            (folder / CHAT_TEMPLATE).unlink(missing_ok=True)
         stored = {
             'kind': self.kind.value,
             'fingerprint': self.fingerprint(),
             'bos_id': self.bos_id,
             'eot_id': self.eot_id,
+            'named_tokens': dict(self.named_tokens),
         }
         files.write_json(folder / CONFIG_FILE, stored)
 

@@ -19,9 +19,9 @@ from gpt_jax.fingerprint import named_leaves
 from gpt_jax.model.config import DType, ModelConfig
 from gpt_jax.parallel import peers
 from gpt_jax.tokenizer import Tokenizer
+from gpt_jax.tokenizer.token_table import CHAT_TEMPLATE
 from gpt_jax.weights import native, safetensors_files
 from gpt_jax.weights.folder import (
-    CHAT_TEMPLATE,
     CONFIG,
     FAMILIES,
     GENERATION_CONFIG,
@@ -40,7 +40,6 @@ def export_transformers(
     tokenizer: Tokenizer,
     *,
     dtype: str,
-    chat_template: str | None = None,
 ) -> list[str]:
     """Writes a folder that `AutoModelForCausalLM` and `AutoTokenizer` load.
 
@@ -50,7 +49,6 @@ def export_transformers(
       params: in the stored layout, sharded or not.
       tokenizer: what made the ids.
       dtype: of the stored tensors: float32 or bfloat16.
-      chat_template: the template in Jinja of the conversations that the model learned, if any.
 
     Returns:
       The names of the files.
@@ -65,9 +63,7 @@ def export_transformers(
         'torch_dtype': str(dtype),  # before transformers 5
         **_ends(tokenizer),
     }
-    return _write(
-        folder, config, family.layout(model), model, params, tokenizer, dtype, chat_template
-    )
+    return _write(folder, config, family.layout(model), model, params, tokenizer, dtype)
 
 
 def export_safetensors(
@@ -77,13 +73,10 @@ def export_safetensors(
     tokenizer: Tokenizer,
     *,
     dtype: str,
-    chat_template: str | None = None,
 ) -> list[str]:
     """Writes the parameters by their own paths, of any architecture; else as the above."""
     config = native.from_model(model)
-    return _write(
-        folder, config, native.layout(model), model, params, tokenizer, dtype, chat_template
-    )
+    return _write(folder, config, native.layout(model), model, params, tokenizer, dtype)
 
 
 def choose_family(model: ModelConfig) -> Family:
@@ -135,13 +128,14 @@ def write_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer, *, max_length: i
         'tokenizer_class': 'PreTrainedTokenizerFast',
         'model_max_length': max_length,
         'clean_up_tokenization_spaces': False,
+        **tokenizer.named_tokens,
     }
     spec['post_processor'] = None
     if tokenizer.bos_id is not None:
-        settings['bos_token'] = names[tokenizer.bos_id]
+        settings.setdefault('bos_token', names[tokenizer.bos_id])
         spec['post_processor'] = _begin_with(names[tokenizer.bos_id], tokenizer.bos_id)
     if tokenizer.eot_id is not None:
-        settings['eos_token'] = names[tokenizer.eot_id]
+        settings.setdefault('eos_token', names[tokenizer.eot_id])
     files.write_json(folder / TOKENIZER_JSON, spec)
     files.write_json(folder / TOKENIZER_CONFIG, settings)
 
@@ -154,7 +148,6 @@ def _write(
     params: Any,
     tokenizer: Tokenizer,
     dtype: str,
-    chat_template: str | None,
 ) -> list[str]:
     if dtype not in [*DType]:
         raise UserError(f'--dtype {dtype} is for --format gguf; folders hold {" or ".join(DType)}')
@@ -167,8 +160,8 @@ def _write(
     write_tokenizer(folder, tokenizer, max_length=model.max_seq_len)
     files.write_json(folder / GENERATION_CONFIG, _ends(tokenizer))
     names += [TOKENIZER_JSON, TOKENIZER_CONFIG, GENERATION_CONFIG]
-    if chat_template is not None:
-        files.write_text(folder / CHAT_TEMPLATE, chat_template)
+    if tokenizer.chat_template is not None:
+        files.write_text(folder / CHAT_TEMPLATE, tokenizer.chat_template)
         names.append(CHAT_TEMPLATE)
     files.write_text(folder / 'README.md', _card(model, tokenizer, config))
     files.write_json(folder / CONFIG, config)  # last: without it the folder is no model

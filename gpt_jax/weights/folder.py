@@ -10,11 +10,10 @@ from gpt_jax import files
 from gpt_jax.config_tree import freeze
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import ModelConfig, finalize_model
-from gpt_jax.tokenizer import chat_template
 from gpt_jax.tokenizer.bpe import BpeTokenizer
 from gpt_jax.tokenizer.bpe_vocabulary import TOKENIZER_JSON
 from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
-from gpt_jax.tokenizer.token_table import TableTokenizer
+from gpt_jax.tokenizer.token_table import CHAT_TEMPLATE, TableTokenizer
 from gpt_jax.weights import gpt2, llama, native, safetensors_files
 from gpt_jax.weights.layout import TensorLayout
 from gpt_jax.weights.source import Source
@@ -24,7 +23,16 @@ CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG = (
     'generation_config.json',
     'tokenizer_config.json',
 )
-CHAT_TEMPLATE = chat_template.FILE
+# Special tokens that have a part, as transformers and its chat templates call them.
+NAMED_TOKENS = (
+    'bos_token',
+    'eos_token',
+    'pad_token',
+    'unk_token',
+    'sep_token',
+    'cls_token',
+    'mask_token',
+)
 PATTERNS = ('*.json', '*.safetensors', '*.model', '*.jinja', 'vocab.bpe', 'merges.txt')
 
 
@@ -88,7 +96,7 @@ def read(folder: pathlib.Path) -> Source:
         tensors=tensors,
         without_weights=without_weights,
         tokenizer=read_tokenizer(folder, config),
-        files=_chat_template(folder),
+        chat_template=_chat_template(folder),
     )
 
 
@@ -112,7 +120,10 @@ def read_tokenizer(folder: pathlib.Path, config: dict[str, Any]) -> TableTokeniz
     else:
         return None
     eot_id = _eot_id(tokenizer, settings, _read_optional(folder / GENERATION_CONFIG), config)
-    return tokenizer.with_ends(bos_id=bos_id, eot_id=eot_id)
+    tokenizer = tokenizer.with_ends(bos_id=bos_id, eot_id=eot_id)
+    named = {key: _text(settings.get(key)) for key in NAMED_TOKENS}
+    named = {key: name for key, name in named.items() if name in tokenizer.special_tokens}
+    return tokenizer.with_chat(template=None, named_tokens=named)
 
 
 def _eot_id(
@@ -127,9 +138,7 @@ def _eot_id(
         return tokenizer.eot_id
     if isinstance(ids, int):
         return ids
-    named = settings.get('eos_token')
-    name = named.get('content') if isinstance(named, dict) else named
-    preferred = tokenizer.special_tokens.get(name)
+    preferred = tokenizer.special_tokens.get(_text(settings.get('eos_token')))
     return preferred if preferred in ids else ids[0]
 
 
@@ -141,14 +150,20 @@ def _first_id(path: pathlib.Path, settings: dict[str, Any]) -> int | None:
     return ids[0] if ids else None
 
 
-def _chat_template(folder: pathlib.Path) -> dict[str, str]:
-    """The chat template of a folder, under its file's name."""
+def _text(token: Any) -> str | None:
+    """The text of a token in tokenizer_config.json."""
+    text = token.get('content') if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
+def _chat_template(folder: pathlib.Path) -> str | None:
+    """The chat template of a folder."""
     if (folder / CHAT_TEMPLATE).is_file():
-        return {CHAT_TEMPLATE: (folder / CHAT_TEMPLATE).read_text(encoding='utf-8')}
+        return files.read_text(folder / CHAT_TEMPLATE)
     template = _read_optional(folder / TOKENIZER_CONFIG).get('chat_template')
     if isinstance(template, list):  # several by name
         template = next((t['template'] for t in template if t.get('name') == 'default'), None)
-    return {CHAT_TEMPLATE: template} if isinstance(template, str) else {}
+    return template if isinstance(template, str) else None
 
 
 def _read_optional(path: pathlib.Path) -> dict[str, Any]:

@@ -41,7 +41,6 @@ def export_gguf(
     tokenizer: Tokenizer,
     *,
     dtype: str,
-    chat_template: str | None = None,
 ) -> list[str]:
     """Writes `model.gguf`; arguments, result and errors as of `export_transformers`.
 
@@ -68,8 +67,8 @@ def export_gguf(
         _add(writer, f'{architecture}.{key}', value)
     for key, value in _padded(metadata, model.vocab_size).items():
         _add(writer, f'tokenizer.ggml.{key}', value)
-    if chat_template is not None:
-        writer.add_chat_template(chat_template)
+    if tokenizer.chat_template is not None:
+        writer.add_chat_template(tokenizer.chat_template)
     types = {}
     for name, shape in _shapes(model, params, layout):
         types[name] = gguf.GGMLQuantizationType[_stored_type(gguf, name, shape, kind)]

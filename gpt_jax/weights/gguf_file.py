@@ -17,7 +17,6 @@ from gpt_jax.config_tree import freeze
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.weights import gguf_architecture as architectures
-from gpt_jax.weights.folder import CHAT_TEMPLATE
 from gpt_jax.weights.gguf_tokenizer import read_tokenizer
 from gpt_jax.weights.rope_pairs import from_pairs
 from gpt_jax.weights.source import Source, StoredTensor
@@ -64,7 +63,6 @@ def read(path: pathlib.Path) -> Source:
         name=str(path),
     )
     model = freeze(model)
-    template = metadata.get('tokenizer.chat_template')
     return Source(
         name=str(path),
         model=model,
@@ -73,7 +71,7 @@ def read(path: pathlib.Path) -> Source:
             name: _in_our_order(name, tensor, model, kind) for name, tensor in tensors.items()
         },
         tokenizer=read_tokenizer(_below(metadata, _TOKENIZER), name=str(path)),
-        files={CHAT_TEMPLATE: template} if template else {},
+        chat_template=metadata.get('tokenizer.chat_template'),
     )
 
 

@@ -102,7 +102,16 @@ def read_tokenizer(metadata: Mapping[str, Any], *, name: str) -> TableTokenizer 
     for key, token_id in (('bos', bos_id), ('eos', eot_id)):
         if token_id is not None and not 0 <= token_id < len(tokens):
             raise UserError(f'{name} has {key}_token_id={token_id}, but {len(tokens)} tokens')
-    return tokenizer.with_ends(bos_id=bos_id if begins else None, eot_id=eot_id)
+    tokenizer = tokenizer.with_ends(bos_id=bos_id if begins else None, eot_id=eot_id)
+    # Where nothing begins a text, the end is written for what does (`tokenizer_metadata`).
+    named = {
+        'bos_token': bos_id if begins or bos_id != eot_id else None,
+        'eos_token': eot_id,
+        'pad_token': metadata.get('padding_token_id'),
+    }
+    names = {i: name for name, i in tokenizer.special_tokens.items()}
+    named = {key: names[i] for key, i in named.items() if i in names}
+    return tokenizer.with_chat(template=None, named_tokens=named)
 
 
 def _check_lengths(*lists: list[Any], name: str) -> None:
@@ -158,9 +167,13 @@ def tokenizer_metadata(tokenizer: Tokenizer) -> dict[str, Any]:
     else:
         values = _bpe_metadata(tokenizer)
     values |= {'eos_token_id': tokenizer.eot_id, 'add_bos_token': tokenizer.bos_id is not None}
+    named = {key: tokenizer.special_tokens[name] for key, name in tokenizer.named_tokens.items()}
     # llama.cpp takes a fixed id for one that is not named.
-    begin = tokenizer.eot_id if tokenizer.bos_id is None else tokenizer.bos_id
-    return values | {'bos_token_id': begin, 'add_eos_token': False}
+    begin = named.get('bos_token', tokenizer.eot_id)
+    values['bos_token_id'] = begin if tokenizer.bos_id is None else tokenizer.bos_id
+    if 'pad_token' in named:
+        values['padding_token_id'] = named['pad_token']
+    return values | {'add_eos_token': False}
 
 
 def _bpe_metadata(tokenizer: Tokenizer) -> dict[str, Any]:

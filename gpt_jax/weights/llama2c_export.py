@@ -42,11 +42,10 @@ def export_llama2c(
     tokenizer: Tokenizer,
     *,
     dtype: str,
-    chat_template: str | None = None,
 ) -> list[str]:
     """Writes version 0; arguments, result and errors as of `export_transformers`.
 
-    The format has no place for `chat_template`.
+    The format has no place for the tokenizer's chat template.
     """
     if dtype != 'float32':
         raise UserError(f'--format llama2c holds float32 only, not {dtype}; add --dtype float32')

@@ -31,7 +31,7 @@ class Source:
     tensors: Mapping[str, StoredTensor]
     without_weights: str = ''  # pattern of tensors that hold none, such as causal masks
     tokenizer: Tokenizer | None = None
-    files: Mapping[str, str] = dataclasses.field(default_factory=dict)  # texts that travel along
+    chat_template: str | None = None  # what makes text of conversations, in Jinja
 
     def check(self, shapes: Mapping[str, Sequence[int]]) -> None:
         """Makes sure that each tensor is used exactly once and has the shape that it must have.

@@ -13,10 +13,11 @@ from gpt_jax.data.manifest import Manifest
 from gpt_jax.data.mixture import open_sources
 from gpt_jax.data.pipeline import eval_batches, make_train_pipeline
 from gpt_jax.data.prepare import prepare
+from gpt_jax.data.shard_tokenizer import make_run_tokenizer
 from gpt_jax.data.shards import Shards
 from gpt_jax.data.split import TRAIN, VALIDATION
 from gpt_jax.errors import UserError
-from gpt_jax.tokenizer import TokenizerConfig
+from gpt_jax.tokenizer import TokenizerConfig, chat_template
 from tests.data.conftest import SilentProgress
 
 BYTE = tokenizers.make_tokenizer(TokenizerConfig(), list)
@@ -79,19 +80,24 @@ def test_training_and_evaluation_learn_every_answer_once(folder):
     sources = open_sources(folder, DataConfig(), split=TRAIN, tokenizer=BYTE)
     pipeline = make_train_pipeline(sources, seq_len=SEQ_LEN, batch_size=1, seed=3, segment_ids=True)
     [per_epoch] = pipeline.windows_per_epoch
-    texts, segments = {}, 0
+    whole = Shards.open(folder, TRAIN, tokenizer=BYTE)
+    tokens, mask = (read(0, whole.num_tokens) for read in (whole.read, whole.loss_mask))
+    found, segments = np.zeros(whole.num_tokens), 0
     for step in range(per_epoch):
         batch = pipeline.batch_at(step)
         assert batch['loss_mask'].dtype == np.float32 and batch['loss_mask'].shape == (1, SEQ_LEN)
-        for i in np.flatnonzero(batch['loss_mask'][0]):
-            targets = batch['tokens'][0, 1:]
-            texts.setdefault(step, []).append(targets[i])
+        window = batch['tokens'][0]
+        [start] = [
+            i
+            for i in range(len(tokens) - SEQ_LEN)
+            if np.array_equal(tokens[i : i + SEQ_LEN + 1], window)
+        ]
+        targets = slice(start + 1, start + 1 + SEQ_LEN)
+        assert np.array_equal(batch['loss_mask'][0], mask[targets])
+        found[targets] += 1
         segments += batch['segment_ids'].max() > 1
-    learned = [x for window in texts.values() for x in window]
-    whole = Shards.open(folder, TRAIN, tokenizer=BYTE)
-    repeats = per_epoch * SEQ_LEN - (whole.num_tokens - 1)  # where the last window overlaps
-    assert len(answers(0, CUT)) <= len(learned) <= len(answers(0, CUT)) + repeats
-    assert segments
+    assert found[1:].all() and segments
+    assert learned_text(tokens, mask) == answers(0, CUT)
 
     validation = Shards.open(folder, VALIDATION, tokenizer=BYTE)
     batches = eval_batches(validation, seq_len=SEQ_LEN, batch_size=ROWS, limit=0)
@@ -127,6 +133,7 @@ def test_shards_travel_with_what_is_learned(s3, folder, tmp_path):
     original = Shards.open(folder, TRAIN, tokenizer=BYTE)
     for _ in range(2):
         copy = prepare(config, TokenizerConfig(), progress=SilentProgress)
+        assert make_run_tokenizer(copy, TokenizerConfig()).chat_template == chat_template.DEFAULT
         opened = Shards.open(copy, TRAIN, tokenizer=BYTE)
         assert opened.fingerprint == original.fingerprint
         size = original.num_tokens
@@ -162,6 +169,38 @@ def test_another_template_is_another_folder(prepare_into, chats, tmp_path):
     tokens, mask = shards.read(0, shards.num_tokens), shards.loss_mask(0, shards.num_tokens)
     assert other != default and learned_text(tokens, mask) == 'Say 8.A8Z'
     assert prepare_into(**settings, chat_template=template) == other
+    kept = make_run_tokenizer(other, TokenizerConfig())  # also when they are read as shards
+    assert kept.chat_template == template.read_text()
+    assert make_run_tokenizer(default, TokenizerConfig()).chat_template == chat_template.DEFAULT
+
+
+def test_the_template_of_a_tokenizer(prepare_into, chats, tmp_path):
+    """It makes text of conversations; a run on texts keeps it, whatever it is."""
+    source = chats(map(ask, range(9)))
+    (tmp_path / 'text.txt').write_text('words ' * 50)
+    marks = '{% generation %}{{ messages[1].content }}{% endgeneration %}'
+    folders = {}
+    for name, template in (('marks', marks), ('damaged', '{% for %}'), ('none', None)):
+        BYTE.with_chat(template=template).save(tmp_path / name)
+        path = str(tmp_path / name)
+        config = TokenizerConfig(path=path)
+        if template != '{% for %}':
+            folders[name] = prepare_into(
+                corpus='chat', source=source, split='tail:0.2', tokenizer=config
+            )
+        text = prepare_into(
+            corpus='text', source=tmp_path / 'text.txt', split='tail:0.2', tokenizer=config
+        )
+        kept = make_run_tokenizer(text, config)
+        assert kept.chat_template == template
+    shards = Shards.open(folders['marks'], VALIDATION, tokenizer=BYTE)
+    assert learned_text(shards.read(0, 3), shards.loss_mask(0, 3)) == 'A8Z'
+    assert folders['none'] != folders['marks']
+    none = TokenizerConfig(path=str(tmp_path / 'none'))
+    assert make_run_tokenizer(folders['marks'], none).chat_template == marks
+    (tmp_path / 'mine.jinja').write_text('{{ mine }}')
+    mine = make_run_tokenizer(folders['marks'], none, chat_template=str(tmp_path / 'mine.jinja'))
+    assert mine.chat_template == '{{ mine }}'
 
 
 @pytest.mark.parametrize(
@@ -172,6 +211,7 @@ def test_another_template_is_another_folder(prepare_into, chats, tmp_path):
         ('{"messages": [{"role": "user"}]}', 'line 2: message 1 must be an object with the text'),
         (json.dumps({'messages': ask(1)[:1]}), 'line 2 has no message of the assistant'),
         ('{"messages": [', 'line 2 is not valid JSON'),
+        ('[' * 10**5, 'line 2 is not valid JSON'),
     ],
 )
 def test_wrong_rows_are_named(line, message, prepare_into, chats):

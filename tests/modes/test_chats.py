@@ -5,8 +5,11 @@ import shutil
 
 import pytest
 
+from gpt_jax import GPT
+from gpt_jax.errors import UserError
 from gpt_jax.main import main
 from gpt_jax.tokenizer import chat_template
+from gpt_jax.tokenizer.token_table import CHAT_TEMPLATE
 from tests.command_line import fingerprints, rows
 from tests.weights.random_source import LLAMA, write_folder
 
@@ -28,6 +31,16 @@ def source(tmp_path_factory):
     workdir = tmp_path_factory.mktemp('imported') / 'run'
     assert main(['--mode=import_weights', f'--source={folder}', f'--workdir={workdir}']) == 0
     return workdir
+
+
+@pytest.fixture(scope='module')
+def plain(tmp_path_factory):
+    """A run made of weights that bring no template; beside it the folder `source`."""
+    folder = tmp_path_factory.mktemp('plain')
+    write_folder(folder / 'source', **LLAMA | dict(max_seq_len=64))
+    arguments = [f'--source={folder / "source"}', f'--workdir={folder / "run"}']
+    assert main(['--mode=import_weights', *arguments]) == 0
+    return folder / 'run'
 
 
 @pytest.fixture(scope='module')
@@ -71,6 +84,10 @@ def tune(workdir, source, chats, *arguments: str, variant: str = 'chat') -> int:
     )
 
 
+def template_of(workdir) -> str:
+    return (workdir / 'tokenizer' / CHAT_TEMPLATE).read_text()
+
+
 def answer(workdir, *prompts: str, capsys) -> str:
     capsys.readouterr()
     given = [f'--prompt={prompt}' for prompt in prompts]
@@ -91,44 +108,99 @@ def test_answers_are_learned_and_travel(source, chats, tmp_path, capsys):
     several = answer(workdir, '1. fox?', '2. dog?', capsys=capsys).splitlines()
     assert several == ['--- sample 1', 'quick', '--- sample 2', 'lazy']
 
-    assert (workdir / 'tokenizer' / chat_template.FILE).read_text() == TEMPLATE
+    assert template_of(workdir) == TEMPLATE
     assert main([f'--workdir={workdir}', '--mode=export', f'--out={out}']) == 0
-    assert (out / chat_template.FILE).read_text() == TEMPLATE
+    assert (out / CHAT_TEMPLATE).read_text() == TEMPLATE
     again = tmp_path / 'again'
     assert main(['--mode=import_weights', f'--source={out}', f'--workdir={again}']) == 0
     assert answer(again, '3. sky?', capsys=capsys) == 'over\n'
 
 
 @pytest.mark.slow
+def test_the_class_answers_and_keeps_the_template(source, chats, tmp_path):
+    assert tune(tmp_path / 'run', source, chats) == 0
+    gpt = GPT.load(tmp_path / 'run')
+    greedy = {'max_new_tokens': 12, 'temperature': 0}
+    assert gpt.chat('7. fox?', **greedy) == 'quick'
+    conversation = [{'role': 'user', 'content': '8. dog?'}]
+    assert gpt.chat(conversation, num_samples=2, **greedy) == ['lazy', 'lazy']
+    gpt.save(tmp_path / 'saved')
+    gpt.export(tmp_path / 'out')
+    for same in (GPT.load(tmp_path / 'saved'), GPT.from_pretrained(tmp_path / 'out')):
+        assert same.tokenizer.chat_template == TEMPLATE
+        assert same.chat('7. sky?', **greedy) == 'over'
+    with pytest.raises(UserError, match='message 1 must be an object with the text'):
+        gpt.chat([{'role': 'user'}])
+    with pytest.raises(UserError, match="chat has no argument 'heat'"):
+        gpt.chat('why?', heat=1)
+
+
+def test_starting_over_takes_the_template_of_the_new_source(source, plain, chats, tmp_path):
+    workdir, steps = tmp_path / 'run', ('--config.train.num_steps=2', '--config.eval.every=2')
+    assert tune(workdir, source, chats, *steps) == 0
+    assert template_of(workdir) == TEMPLATE
+    assert tune(workdir, plain, chats, *steps, '--fresh') == 0
+    assert template_of(workdir) == chat_template.DEFAULT
+    folder = plain.parent / 'source'
+    arguments = ['--mode=import_weights', f'--source={folder}', f'--workdir={workdir}', '--fresh']
+    assert main(arguments) == 0
+    assert not (workdir / 'tokenizer' / CHAT_TEMPLATE).exists()
+
+
+def test_a_template_that_is_not_used_may_be_damaged(plain, tmp_path, capsys):
+    """Texts are learned, and the weights written, with what came beside them."""
+    folder, workdir, out = (tmp_path / name for name in ('source', 'run', 'out'))
+    shutil.copytree(plain.parent / 'source', folder)
+    (folder / CHAT_TEMPLATE).write_text('{% for %}')
+    assert main(['--mode=import_weights', f'--source={folder}', f'--workdir={workdir}']) == 0
+    text = tmp_path / 'text.txt'
+    text.write_text('the quick brown fox. ' * 400)
+    steps = ('--config.train.num_steps=2', '--config.eval.every=2')
+    steps += ('--config.data.corpus=text', '--config.data.split=tail:0.2')
+    assert tune(tmp_path / 'tuned', workdir, text, *steps) == 0
+    assert main([f'--workdir={tmp_path / "tuned"}', '--mode=export', f'--out={out}']) == 0
+    assert (out / CHAT_TEMPLATE).read_text() == '{% for %}'
+    capsys.readouterr()
+    arguments = [f'--workdir={workdir}', '--mode=generate', '--chat', '--prompt=x']
+    assert main(arguments) == 2
+    assert "the tokenizer's chat template is not a Jinja template" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_adapters_learn_answers_and_go_on_exactly(source, chats, tmp_path, capsys):
-    whole, resumed = tmp_path / 'whole', tmp_path / 'resumed'
-    assert tune(whole, source, chats, variant='chat_lora') == 0
+    whole, resumed, cache, first = (tmp_path / name for name in ('whole', 'resumed', 'c', 'first'))
+    shutil.copytree(source, first)
+    assert tune(whole, first, chats, f'--config.data.cache_dir={cache}', variant='chat_lora') == 0
     assert rows(whole)[-1]['eval/loss'] < 3  # from 5.9, and few of the weights are trained
     shutil.copytree(whole, resumed)
     shutil.rmtree(resumed / 'checkpoints/60')
+    for gone in (first, cache):  # what the run began with is in its own folder
+        shutil.rmtree(gone)
     capsys.readouterr()
     assert main([f'--workdir={resumed}']) == 0
-    assert 'resuming at step 30' in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert 'resuming at step 30' in printed.out and 'changed since' not in printed.err
+    assert template_of(resumed) == TEMPLATE
     assert fingerprints(resumed, 60) == fingerprints(whole, 60)
 
 
-def test_a_run_without_a_template_answers_by_the_default(source, tmp_path, capsys):
+def test_a_run_without_a_template_answers_by_the_default(plain, capsys):
     """What `--chat` makes of a prompt is what the default template would."""
-    folder, workdir = tmp_path / 'source', tmp_path / 'run'
-    write_folder(folder, **LLAMA | dict(max_seq_len=64))
-    assert main(['--mode=import_weights', f'--source={folder}', f'--workdir={workdir}']) == 0
-    chat = answer(workdir, 'fox?', capsys=capsys)
+    chat = answer(plain, 'fox?', capsys=capsys)
     capsys.readouterr()
     prompt = '<|user|>\nfox?\n<|assistant|>\n'
     arguments = ['--temperature=0', '--max_new_tokens=12', f'--prompt={prompt}']
-    assert main([f'--workdir={workdir}', '--mode=generate', *arguments]) == 0
+    assert main([f'--workdir={plain}', '--mode=generate', *arguments]) == 0
     assert capsys.readouterr().out == prompt + chat
 
 
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['--config.data.chat_template=nowhere'], 'config.data.chat_template=nowhere cannot be r'),
+        (
+            ['--config.data.chat_template=nowhere'],
+            'chat_template: cannot read nowhere: No',
+        ),
         (['--config.data.corpus=jsonl'], "no field 'text'"),
     ],
 )

@@ -1,5 +1,6 @@
 """Conversations as text and ids, and which of the ids are learned."""
 
+import datetime
 import io
 import pickle
 
@@ -107,6 +108,47 @@ def test_a_template_that_says_where_answers_begin():
     ]
 
 
+def test_a_template_that_ends_whole_conversations():
+    """As of Phi 3: the end of text stands behind the last message, whoever said it."""
+    template = ChatTemplate(
+        "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+    )
+    assert parts(template, CHAT[1:]) == [
+        ('<|user|>\nWhy?<|end|>\n<|assistant|>\n', False),
+        ('So.<|end|>\n', True),
+        ('<|user|>\nAnd then?<|end|>\n<|assistant|>\n', False),
+        ('Häh<|end|>\n<end>', True),
+    ]
+
+
+def test_marks_are_the_templates_affair():
+    """One that marks answers has marked all that there are, also where it marks none."""
+    template = ChatTemplate(
+        "{% for m in messages %}{% if m['train'] %}{% generation %}{{ m['content'] }}"
+        "{% endgeneration %}{% else %}{{ m['content'] }}{% endif %}|{% endfor %}"
+    )
+    assert parts(template) == [('Be short.|Why?|So.|And then?|Häh|', False)]
+    chat = [*CHAT[:-1], CHAT[-1] | {'train': True}]
+    assert parts(template, chat)[1:] == [('Häh', True), ('|', False)]
+
+
+@pytest.mark.parametrize(
+    ('source', 'message'),
+    [
+        (INST, 'does not say where an answer to nothing begins; mark the answers in it'),
+        ("{{ messages[0]['role'] }}" + CHATML, 'does not say where an answer to nothing begins'),
+    ],
+)
+def test_an_answer_to_nothing(source, message):
+    """Learned where the template says where it begins."""
+    chat = [CHAT[-1]]
+    with pytest.raises(UserError, match=message):
+        ChatTemplate(source).segments(chat)
+    assert parts(ChatTemplate(CHATML), chat)[1] == ('Häh<|im_end|>\n', True)
+    assert parts(ChatTemplate(), chat)[1] == ('Häh<end>', True)
+
+
 def test_a_template_in_which_answers_follow_at_once():
     assert parts(ChatTemplate(INST), CHAT[1:]) == [
         ('[INST] Why? [/INST]', False),  # this tokenizer has no beginning of text
@@ -139,15 +181,54 @@ def test_names_of_special_tokens_are_ids(tmp_path):
 
 
 def test_templates_of_transformers_run_here():
-    """What they use beside plain Jinja: loop controls, tojson, the date, whitespace control."""
+    """What they use beside plain Jinja: loop controls, tojson, whitespace control."""
     template = ChatTemplate(
         '{% for m in messages %}\n'
         '  {% if loop.index > 1 %}{% break %}{% endif %}\n'
-        "{{ m | tojson }}{{ strftime_now('%Y') | length }}\n"
+        '{{ m | tojson }}\n'
         '{% endfor %}'
     )
     text = chat_template.to_text(template.prompt([{'role': 'user', 'content': 'é<'}]))
-    assert text == '{"role": "user", "content": "é<"}4\n'
+    assert text == '{"role": "user", "content": "é<"}\n'
+
+
+def test_what_is_learned_does_not_depend_on_the_day():
+    """A prompt is of today, as in transformers; conversations give the same ids on every day."""
+    template = ChatTemplate("{{ strftime_now('%Y %m %d') }}{% generation %}x{% endgeneration %}")
+    [day, _] = template.segments(CHAT)
+    assert day.text == '2024 07 26'
+    before = datetime.date.today()
+    [today, _] = template.prompt(CHAT)
+    assert today.text in {f'{day:%Y %m %d}' for day in (before, datetime.date.today())}
+
+
+def test_tokens_that_are_named():
+    """What a template calls by transformers' names, whether or not texts begin with it."""
+    tokenizer = BYTE.with_chat(
+        template="{{ bos_token }}{{ pad_token }}{{ messages[0]['content'] }}{{ eos_token }}",
+        named_tokens={'bos_token': '<|endoftext|>', 'pad_token': '<|endoftext|>'},
+    )
+    ids = chat_template.encode_prompt(CHAT[1:], tokenizer)
+    assert text_of(ids) == '<end><end>Why?<end>'
+    plain = BYTE.with_chat(template=tokenizer.chat_template)
+    assert text_of(chat_template.encode_prompt(CHAT[1:], plain)) == 'Why?<end>'
+    one, other = (ChatTemplate.of(each).fingerprint() for each in (tokenizer, plain))
+    assert one != other == ChatTemplate.of(plain).fingerprint()
+
+
+def test_the_template_is_the_tokenizers(tmp_path):
+    """It is saved, loaded and copied with it, and decides no id of a text."""
+    tokenizer = BYTE.with_chat(template=INST + '\r\n', named_tokens={'bos_token': '<|endoftext|>'})
+    tokenizer.save(tmp_path)
+    for same in (tokenizers.load(tmp_path), tokenizer.with_ends(bos_id=None, eot_id=END)):
+        assert (same.chat_template, same.named_tokens) == (INST + '\r\n', tokenizer.named_tokens)
+        assert same.fingerprint() == BYTE.fingerprint()
+    assert BYTE.chat_template is None and not BYTE.named_tokens
+    BYTE.save(tmp_path)
+    assert tokenizers.load(tmp_path).chat_template is None
+    (tmp_path / 'chat_template.jinja').write_bytes(b'\xff')
+    with pytest.raises(UserError, match='chat_template.jinja is not UTF-8 at byte 0'):
+        tokenizers.load(tmp_path)
 
 
 def test_a_template_cannot_reach_out_of_its_sandbox():
@@ -170,6 +251,8 @@ def test_a_template_cannot_reach_out_of_its_sandbox():
         ([{'role': 'user', 'content': ['x']}], "message 1 must be an object with the text 'cont"),
         ([{'role': 'user', 'content': 'a\ue000b'}], 'message 1 has a character without meaning'),
         ([{'role': 'user', 'content': 'a\ud800b'}], 'message 1 has a character without meaning'),
+        ([CHAT[0] | {'name': 'a\ud800'}], 'message 1 has a character without meaning'),
+        ([CHAT[0] | {'calls': [{'a\ue001': 1}]}], 'message 1 has a character without meaning'),
     ],
 )
 def test_wrong_messages(messages, message):
@@ -180,15 +263,27 @@ def test_wrong_messages(messages, message):
 def test_wrong_templates(tmp_path):
     with pytest.raises(UserError, match='only user and assistant roles are supported'):
         ChatTemplate(INST).segments(CHAT)
-    with pytest.raises(UserError, match='is not a Jinja template: .*endfor'):
-        ChatTemplate('{% for m in messages %}')
-    with pytest.raises(UserError, match='generation'):
-        ChatTemplate('{% generation %}{{ messages }}')
+    for source, reason in (
+        ('{% for m in messages %}', '.*endfor'),
+        ('{% generation %}{{ messages }}', '.*endgeneration'),
+        ('{{ ' + '(' * 5000 + ')' * 5000 + ' }}', 'maximum recursion depth'),
+    ):
+        (tmp_path / 'wrong.jinja').write_text(source)
+        with pytest.raises(UserError, match=f'wrong.jinja is not a Jinja template: {reason}'):
+            ChatTemplate.of(BYTE, path=tmp_path / 'wrong.jinja')
+        with pytest.raises(UserError, match="^the tokenizer's chat template is not a Jinja templ"):
+            chat_template.encode_prompt(CHAT, BYTE.with_chat(template=source))
+    with pytest.raises(UserError, match='the default chat template .*: MemoryError'):
+        ChatTemplate("{{ 'a' * 10 ** 15 }}").segments(CHAT)
     (tmp_path / 'last.jinja').write_text("{{ messages[-1]['content'] }}")
     with pytest.raises(UserError, match='last.jinja does not render the beginning of a conv'):
-        ChatTemplate.read(tmp_path / 'last.jinja').segments(CHAT)
-    with pytest.raises(UserError, match='config.data.chat_template=.*nowhere cannot be read'):
-        ChatTemplate.read(tmp_path / 'nowhere')
+        ChatTemplate.of(None, path=tmp_path / 'last.jinja').segments(CHAT)
+    with pytest.raises(UserError, match='config.data.chat_template: cannot read .*nowhere'):
+        ChatTemplate.of(None, path=tmp_path / 'nowhere')
+    # As first published with Llama 3: a header for an answer stands there, asked for or not.
+    always = CHATML.replace('{% if add_generation_prompt %}', '').removesuffix('{% endif %}')
+    with pytest.raises(UserError, match=r"ends every conversation with '<\|im_end\|>"):
+        ChatTemplate(always).segments(CHAT[:3])
 
 
 def with_prefix():

@@ -58,17 +58,17 @@ def assert_equal_params(found, expected, config):
 def test_out_and_in_is_bit_exact(values, tmp_path):
     config = make_model(**values)
     params = random_params(config)
-    template = '{{ messages }}'
-    names = export_gguf(
-        tmp_path, config, params, bpe_tokenizer(), dtype='float32', chat_template=template
-    )
+    names = dict.fromkeys(('eos_token', 'pad_token'), '<|endoftext|>')
+    tokenizer = bpe_tokenizer().with_chat(template='{{ messages }}', named_tokens=names)
+    names = export_gguf(tmp_path, config, params, tokenizer, dtype='float32')
     assert sorted(names) == sorted(path.name for path in tmp_path.iterdir())
     source, loaded = load(tmp_path / FILE)
     same = {'scale_residual_init': config.scale_residual_init}  # of training from scratch only
     assert dataclasses.replace(source.model, **same) == config
     assert_equal_params(loaded, params, config)
     assert source.tokenizer.eot_id == bpe_tokenizer().eot_id
-    assert source.files == {'chat_template.jinja': template}
+    assert source.chat_template == tokenizer.chat_template
+    assert source.tokenizer.named_tokens == tokenizer.named_tokens
 
 
 def test_positions_of_llama_3_with_other_factors(tmp_path):

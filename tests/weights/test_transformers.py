@@ -18,6 +18,7 @@ from gpt_jax.tokenizer import (
     make_tokenizer,
 )
 from gpt_jax.tokenizer.chat_template import ChatTemplate
+from gpt_jax.weights import open_source
 from gpt_jax.weights.export import export_transformers, write_tokenizer
 from tests.weights.random_source import (
     GPT2,
@@ -207,23 +208,38 @@ MARKS_ANSWERS = (
     '{% if add_generation_prompt %}[assistant]\n{% endif %}'
 )
 
+# Everything else that templates are given, and the whole of what `tojson` takes.
+NAMES_TOKENS = (
+    '{{ bos_token }}{% if tools is not none or documents is not none %}tools{% endif %}'
+    "{% for m in messages %}{{ m['role'] }}: {% if m['role'] == 'assistant' %}{% generation %}"
+    "{{ {'b': m['content'], 'a': 'é'} | tojson(ensure_ascii=True, sort_keys=True, "
+    "separators=(',', ':')) }}{{ eos_token }}{% endgeneration %}{% else %}"
+    "{{ m['content'] | tojson(indent=2) }}{{ pad_token }}{{ unk_token }}{% endif %}\n{% endfor %}"
+    '{% if add_generation_prompt %}assistant: {% endif %}'
+)
 
-@pytest.mark.parametrize('template', [chat_template.DEFAULT, MARKS_ANSWERS])
+
+@pytest.mark.parametrize('template', [chat_template.DEFAULT, MARKS_ANSWERS, NAMES_TOKENS])
+@pytest.mark.parametrize('begins', [False, True], ids=['named', 'put before every text'])
 @pytest.mark.parametrize('kind', ['byte', 'char', 'bpe'])
-def test_conversations_travel(kind, template, tmp_path):
+def test_conversations_travel(kind, begins, template, tmp_path):
     """Ids, what is learned of them, and prompts, of the exported template."""
     letters = ''.join(map(chr, range(32, 127))) + '\n'
     tokenizer = make_tokenizer(TOKENIZERS[kind], lambda: [TEXT + letters])
-    tokenizer = tokenizer.with_ends(bos_id=tokenizer.eot_id, eot_id=tokenizer.eot_id)
+    end = tokenizer.eot_id
+    tokenizer = tokenizer.with_ends(bos_id=end if begins else None, eot_id=end)
+    names = dict.fromkeys(('bos_token', 'eos_token', 'pad_token'), '<|endoftext|>')
+    tokenizer = tokenizer.with_chat(template=template, named_tokens=names)
     config = make_model(**GPT2 | dict(vocab_size=tokenizer.vocab_size))
     params = random_params(config)
-    names = export_transformers(
-        tmp_path, config, params, tokenizer, dtype='float32', chat_template=template
-    )
+    names = export_transformers(tmp_path, config, params, tokenizer, dtype='float32')
     assert sorted(names) == sorted(path.name for path in tmp_path.iterdir())
+    source = open_source(str(tmp_path))
+    assert source.chat_template == template
+    assert source.tokenizer.named_tokens == tokenizer.named_tokens
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     settings = {'tokenize': True, 'return_dict': True}
-    ours = ChatTemplate(template)
+    ours = ChatTemplate.of(tokenizer)
     whole = theirs.apply_chat_template(CHAT, return_assistant_tokens_mask=True, **settings)
     ids, spans = chat_template.encode(ours.segments(CHAT), tokenizer)
     assert ids.tolist() == whole['input_ids']
