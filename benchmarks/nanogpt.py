@@ -146,7 +146,8 @@ def make_ours(setup: dict[str, Any]) -> tuple[dict[str, str | int], Run]:
         'platform': 'cpu' if on_cpu else 'gpu',
         'device': machine['host_cpu'] if on_cpu else machine['device_kind'],
         'software': f'jax {machine["jax"]}',
-        'settings': f'{config.model.compute_dtype}, {program.steps_per_call} step(s) a call',
+        'settings': f'{config.model.compute_dtype}, {config.model.matmul_precision} products, '
+        f'{program.steps_per_call} step(s) a call',
         'parameters': sum(math.prod(p.shape) for p in jax.tree.leaves(state.params)),
     }
     return about, run

@@ -25,6 +25,7 @@ FREE = (
     'init_std',
     'param_dtype',
     'compute_dtype',
+    'matmul_precision',
     'scan_layers',
     'remat',
 )

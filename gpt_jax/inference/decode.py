@@ -26,7 +26,7 @@ from gpt_jax.inference.config import SampleConfig
 from gpt_jax.inference.sampling import SamplingRule, make_rule, sample
 from gpt_jax.inference.speculative import count_accepted, end_drafts, propose
 from gpt_jax.model.cache import KVCache, make_cache
-from gpt_jax.model.config import DType, ModelConfig
+from gpt_jax.model.config import DType, MatmulPrecision, ModelConfig
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.layout import to_executed
 from gpt_jax.parallel.rules import decoding_rules, on_mesh
@@ -99,7 +99,9 @@ class Decoder:
         backend = jax.default_backend()
         self.config = config
         dtype = COMPUTE_DTYPES.get(backend, config.compute_dtype)
-        model = dataclasses.replace(config, compute_dtype=dtype)
+        # Rounding the weights anew for each token costs more than it saves.
+        precision = MatmulPrecision.DEFAULT
+        model = dataclasses.replace(config, compute_dtype=dtype, matmul_precision=precision)
         self._settings = DecodeSettings(model=model, vocab_size=vocab_size, eot_id=eot_id)
         self._least_rows = LEAST_ROWS.get(backend, 1)
         self._mesh = _mesh_of(params)

@@ -62,6 +62,11 @@ class DType(enum.StrEnum):
     BFLOAT16 = 'bfloat16'
 
 
+class MatmulPrecision(enum.StrEnum):
+    DEFAULT = 'default'
+    BFLOAT16 = 'bfloat16'
+
+
 class ScanLayers(enum.StrEnum):
     AUTO = 'auto'
     ON = 'on'
@@ -114,6 +119,8 @@ class ModelConfig:
     scale_residual_init: bool = True  # GPT-2: residual projections start at init_std / sqrt(2N)
     param_dtype: DType = DType.FLOAT32
     compute_dtype: DType = DType.FLOAT32  # of activations and products
+    # bfloat16: linear layers round what they multiply to it; their sums stay in compute_dtype.
+    matmul_precision: MatmulPrecision = MatmulPrecision.DEFAULT
     scan_layers: ScanLayers = ScanLayers.AUTO  # one compiled layer, looped; auto: on TPU
     remat: Remat = Remat.NONE  # what a layer keeps for its backward pass: model/remat.py
 

@@ -8,10 +8,12 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, Key
 
-from gpt_jax.model.config import ModelConfig
+from gpt_jax.model.config import MatmulPrecision, ModelConfig
 from gpt_jax.model.per_device import batch_part
 from gpt_jax.model.product import product
 from gpt_jax.model.random_block import bernoulli_block
+
+OPERANDS = {MatmulPrecision.DEFAULT: None, MatmulPrecision.BFLOAT16: jnp.bfloat16}
 
 
 class Linear(nn.Module):
@@ -41,7 +43,8 @@ class Linear(nn.Module):
             self.inputs + self.outputs,
             jnp.dtype(c.param_dtype),
         )
-        y = product(x, kernel.reshape(math.prod(self.inputs), -1).astype(x.dtype))
+        kernel_IO = kernel.reshape(math.prod(self.inputs), -1).astype(x.dtype)
+        y = product(x, kernel_IO, OPERANDS[c.matmul_precision])
         if not (c.use_bias if self.use_bias is None else self.use_bias):
             return checkpoint_name(y, self.name)
         bias = self.param(

@@ -6,8 +6,9 @@ Option = bool | str
 
 # What was measured to help; see benchmarks/README.md.
 OPTIONS: dict[str, dict[str, Option]] = {
-    # Without YNNPACK, whose reductions and small products are slow: 8 to 15 % of a step.
-    'cpu': {'xla_cpu_experimental_ynn_fusion_type': ''},
+    # YNNPACK for single products, which of bfloat16 it makes at twice XLA's speed, and for nothing
+    # else: its reductions and fusions are slow, 8 to 15 % of a step.
+    'cpu': {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT'},
     'gpu': {
         # Together about 2 % of a GPT-2 step on an H100, and half of the time to compile it.
         'xla_gpu_enable_latency_hiding_scheduler': True,

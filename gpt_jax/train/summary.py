@@ -5,6 +5,7 @@ import functools
 import jax
 
 from gpt_jax.config import RunConfig
+from gpt_jax.model.config import MatmulPrecision, ModelConfig
 from gpt_jax.model.flops import train_flops_per_token
 from gpt_jax.model.gpt import count_params, init_params
 from gpt_jax.parallel.rules import undivided
@@ -39,7 +40,8 @@ def summarize(program: Program, config: RunConfig) -> dict[str, str]:
         f'context {model.max_seq_len}',
         'attention': f'{program.model.kernel} kernel, {model.position} positions',
         'loss': f'{program.loss_kernel} kernel',
-        'dtypes': f'parameters {model.param_dtype}, compute {model.compute_dtype}',
+        'dtypes': f'parameters {model.param_dtype}, compute {model.compute_dtype}'
+        + _describe_products(model),
         'layers': ('scanned' if program.model.scan else 'unrolled') + f', remat {model.remat}',
         'compiler': ', '.join(program.compiler_options) or "XLA's defaults",
         'optimizer': f'{type(config.optimizer).__name__}, learning rate '
@@ -49,6 +51,13 @@ def summarize(program: Program, config: RunConfig) -> dict[str, str]:
         'work': f'{train.num_steps:,} steps, {train.num_steps * tokens:,} tokens, '
         f'{train_flops_per_token(model, length=model.max_seq_len) * tokens:.3g} FLOPs a step',
     }
+
+
+def _describe_products(model: ModelConfig) -> str:
+    """What is multiplied, where it is not of the compute dtype."""
+    if model.matmul_precision == MatmulPrecision.DEFAULT:
+        return ''
+    return f', products of {model.matmul_precision}'
 
 
 def _describe_part(config: RunConfig, trained: int) -> str:
