@@ -110,8 +110,9 @@ def _local_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
         return
     with tempfile.TemporaryDirectory(prefix='gpt_jax-') as folder:
         yield pathlib.Path(folder)
-        object_store.remove_folder(path)
         object_store.upload_folder(pathlib.Path(folder), path)
+        for name in set(object_store.list_objects(path)) - set(os.listdir(folder)):
+            object_store.remove(path / name)  # of the run that was there before
 
 
 def read_metrics(workdir: pathlib.Path, names: Sequence[str]) -> dict[tuple[int, str], float]:

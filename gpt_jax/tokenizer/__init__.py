@@ -2,7 +2,7 @@
 
 import pathlib
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -129,8 +129,7 @@ def keep(tokenizer: Tokenizer, folder: pathlib.Path) -> None:
         UserError: it cannot be written.
     """
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = pathlib.Path(tempfile.mkdtemp(prefix=f'.{folder.name}.tmp-', dir=folder.parent))
+        temporary = folder.with_name(f'.{folder.name}.tmp-{uuid.uuid4().hex}')
         try:
             tokenizer.save(temporary)
             if not folder.is_dir():
