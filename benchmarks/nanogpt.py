@@ -124,6 +124,8 @@ def make_ours(setup: dict[str, Any]) -> tuple[dict[str, str | int], Run]:
     batches = synthetic_batches(config)
     state = jax.block_until_ready(program.init(jax.random.key(config.seed)))
     machine = describe_machine(program.mesh)
+    precision = config.model.matmul_precision
+    products = '' if precision == 'default' else f' with {precision} products'
 
     def run(steps: int) -> dict[str, float]:
         nonlocal state
@@ -146,7 +148,7 @@ def make_ours(setup: dict[str, Any]) -> tuple[dict[str, str | int], Run]:
         'platform': 'cpu' if on_cpu else 'gpu',
         'device': machine['host_cpu'] if on_cpu else machine['device_kind'],
         'software': f'jax {machine["jax"]}',
-        'settings': f'{config.model.compute_dtype}, {config.model.matmul_precision} products, '
+        'settings': f'{config.model.compute_dtype}{products}, '
         f'{program.steps_per_call} step(s) a call',
         'parameters': sum(math.prod(p.shape) for p in jax.tree.leaves(state.params)),
     }

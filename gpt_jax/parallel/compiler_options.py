@@ -6,15 +6,20 @@ Option = bool | str
 
 # What was measured to help; see benchmarks/README.md.
 OPTIONS: dict[str, dict[str, Option]] = {
-    # YNNPACK for single products, which of bfloat16 it makes at twice XLA's speed, and for nothing
-    # else: its reductions and fusions are slow, 8 to 15 % of a step.
-    'cpu': {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT'},
+    # Without YNNPACK, whose reductions and small products are slow: 8 to 15 % of a step.
+    'cpu': {'xla_cpu_experimental_ynn_fusion_type': ''},
     'gpu': {
         # Together about 2 % of a GPT-2 step on an H100, and half of the time to compile it.
         'xla_gpu_enable_latency_hiding_scheduler': True,
         'xla_gpu_enable_triton_gemm': False,
     },
     'tpu': {},
+}
+
+# For products of bfloat16 in a model of float32 (`config.model.matmul_precision`).
+BFLOAT16_PRODUCTS: dict[str, dict[str, Option]] = {
+    # YNNPACK makes these at twice XLA's speed; for single products, and nothing else.
+    'cpu': {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT'},
 }
 
 # What makes a run repeat bit for bit. CPUs and TPUs do so by themselves.
@@ -27,14 +32,19 @@ DETERMINISTIC: dict[str, dict[str, Option]] = {
 }
 
 
-def compiler_options(backend: str, *, deterministic: bool) -> dict[str, Option]:
+def compiler_options(
+    backend: str, *, deterministic: bool, bfloat16_products: bool = False
+) -> dict[str, Option]:
     """For `jax.jit(compiler_options=…)`: the tables' options that XLA_FLAGS does not name.
 
     Args:
       backend: 'cpu', 'gpu' or 'tpu'.
       deterministic: whether results must repeat bit for bit (`config.train.deterministic`).
+      bfloat16_products: whether linear layers round what they multiply.
     """
     options = dict(OPTIONS.get(backend, {}))
+    if bfloat16_products:
+        options |= BFLOAT16_PRODUCTS.get(backend, {})
     if deterministic:
         options |= DETERMINISTIC.get(backend, {})
     given = {flag.lstrip('-').partition('=')[0] for flag in os.environ.get('XLA_FLAGS', '').split()}

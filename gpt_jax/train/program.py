@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from gpt_jax.config import LossKernel, RunConfig, call_cadences
 from gpt_jax.errors import UserError
 from gpt_jax.model.attention_ops import resolve_kernel
-from gpt_jax.model.config import ModelConfig, ScanLayers
+from gpt_jax.model.config import MatmulPrecision, ModelConfig, ScanLayers
 from gpt_jax.model.flops import train_flops_per_token
 from gpt_jax.model.gpt import GPT, init_params
 from gpt_jax.optim import make_optimizer
@@ -184,7 +184,11 @@ def make_program(config: RunConfig, mesh: Mesh) -> Program:
     state = jax.eval_shape(init_state, jax.random.key(0))
     shardings = _state_shardings(trainable, mesh, boxed, state)
     rows, whole = batch_sharding(mesh), replicated(mesh)
-    options = compiler_options(backend, deterministic=config.train.deterministic)
+    options = compiler_options(
+        backend,
+        deterministic=config.train.deterministic,
+        bfloat16_products=config.model.matmul_precision == MatmulPrecision.BFLOAT16,
+    )
     train_step = make_train_step(step_parts)
 
     def train_steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:

@@ -93,7 +93,7 @@ def test_a_cpu_multiplies_bfloat16_by_its_library():
             x, kernel
         )
 
-    options = compiler_options('cpu', deterministic=False)
+    options = compiler_options('cpu', deterministic=False, bfloat16_products=True)
     compiled = jax.jit(gradients, compiler_options=options).lower(x, kernel).compile()
     assert compiled.as_text().count('"__ynn_fusion"') == 3
 

@@ -4,7 +4,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gpt_jax.parallel.compiler_options import DETERMINISTIC, OPTIONS, compiler_options
+from gpt_jax.parallel.compiler_options import (
+    BFLOAT16_PRODUCTS,
+    DETERMINISTIC,
+    OPTIONS,
+    compiler_options,
+)
 
 
 def test_the_user_is_never_overruled(monkeypatch):
@@ -19,7 +24,10 @@ def test_only_a_gpu_needs_options_to_repeat():
     assert gained == DETERMINISTIC['gpu'].keys()
 
 
-@pytest.mark.parametrize('table', [OPTIONS, DETERMINISTIC], ids=['options', 'deterministic'])
+TABLES = {'options': OPTIONS, 'products': BFLOAT16_PRODUCTS, 'deterministic': DETERMINISTIC}
+
+
+@pytest.mark.parametrize('table', TABLES.values(), ids=TABLES)
 def test_xla_knows_every_option(table):
     for options in table.values():
         jax.jit(jnp.sin, compiler_options=options)(1.0)
