@@ -56,7 +56,7 @@ def adopt(source: Source, config: RunConfig, chosen: Mapping[str, Any]) -> Table
     for name, value in values.items():
         setattr(config.model, name, value)
     tokenizer = _tokenizer(source, config, chosen)
-    template = source.chat_template if source.chat_template is not None else tokenizer.chat_template
+    template = source.chat_template or tokenizer.chat_template  # some files hold an empty one
     tokenizer = tokenizer.with_chat(template=template)
     size = config.model.vocab_size
     if tokenizer.vocab_size == size + 1 and tokenizer.eot_id == size:

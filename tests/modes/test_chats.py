@@ -194,6 +194,14 @@ def test_a_run_without_a_template_answers_by_the_default(plain, capsys):
     assert capsys.readouterr().out == prompt + chat
 
 
+def test_an_empty_template_is_none(plain, tmp_path):
+    folder, workdir = tmp_path / 'source', tmp_path / 'run'
+    shutil.copytree(plain.parent / 'source', folder)
+    (folder / CHAT_TEMPLATE).write_text('')
+    assert main(['--mode=import_weights', f'--source={folder}', f'--workdir={workdir}']) == 0
+    assert not (workdir / 'tokenizer' / CHAT_TEMPLATE).exists()
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
