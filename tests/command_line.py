@@ -13,13 +13,13 @@ TINY = 'tests/tiny_config.py'
 TIMED = {'train/tokens_per_second', 'train/data_wait_seconds', 'train/mfu', 'train/memory_gib'}
 
 
-def start(*arguments: str, **options) -> subprocess.Popen:
+def start(*arguments: str, stderr: int = subprocess.STDOUT, **options) -> subprocess.Popen:
     """`python -m gpt_jax.main …` from the repository's root, output captured together."""
     return subprocess.Popen(
         [sys.executable, '-m', 'gpt_jax.main', *arguments],
         cwd=ROOT,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=stderr,
         stdin=subprocess.DEVNULL,
         text=True,
         **options,
@@ -27,10 +27,13 @@ def start(*arguments: str, **options) -> subprocess.Popen:
 
 
 def run(*arguments: str, status: int = 0, **options) -> str:
-    """Runs to the end, checks the exit status, returns the output."""
+    """Runs to the end, checks the exit status, returns the output.
+
+    With `stderr=PIPE` standard output alone: a pod's lines of the two come in any order.
+    """
     process = start(*arguments, **options)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == status, output
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == status, output + (errors or '')
     return output
 
 
