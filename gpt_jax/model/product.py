@@ -15,7 +15,7 @@ import jax
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float
 
-_stored = jax.lax.optimization_barrier  # else XLA folds the transposition into the product
+stored = jax.lax.optimization_barrier  # else XLA folds the transposition into the product
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -61,13 +61,13 @@ def _dkernel(x_NI, dy_NO, dtype):
 
 
 def _cpu_dx(dy, kernel_IO):
-    return _contract(dy, _stored(kernel_IO.T), dy.ndim - 1, 0, dy.dtype)
+    return _contract(dy, stored(kernel_IO.T), dy.ndim - 1, 0, dy.dtype)
 
 
 def _cpu_dkernel(x_NI, dy_NO):
     if x_NI.shape[1] <= dy_NO.shape[1]:
         return _dkernel(x_NI, dy_NO, dy_NO.dtype)
-    return _stored(_dkernel(dy_NO, x_NI, dy_NO.dtype)).T
+    return stored(_dkernel(dy_NO, x_NI, dy_NO.dtype)).T
 
 
 def _ynnpack_dkernel(x_NI, dy_NO, dtype):

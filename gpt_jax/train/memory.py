@@ -7,6 +7,7 @@ memory gets the same advice.
 import contextlib
 import dataclasses
 import math
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,7 +38,8 @@ REMAT_BY_MEMORY = (
 # (GPT-2 1558M on a TPU v5p; without micro-batches it is one).
 ACCUMULATED_GRADIENTS = 4
 OUT_OF_MEMORY = 'RESOURCE_EXHAUSTED'  # how every backend of XLA begins such an error
-GPU_FRACTION = 0.75  # of a GPU's memory that JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says
+GPU_FRACTION = 0.75  # of a GPU's memory that JAX takes unless one of these variables says
+GPU_FRACTION_VARIABLES = ('XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,7 +137,10 @@ def memory_limit(device: jax.Device) -> float | None:
     chip = CHIPS.get(device.device_kind)
     if chip is None:
         return None
-    return chip.memory_bytes * (GPU_FRACTION if device.platform == 'gpu' else 1)
+    if device.platform != 'gpu':
+        return chip.memory_bytes
+    given = filter(None, map(os.environ.get, GPU_FRACTION_VARIABLES))
+    return chip.memory_bytes * float(next(given, GPU_FRACTION))
 
 
 def with_overrides(config: RunConfig, overrides: Overrides) -> RunConfig:

@@ -1,6 +1,7 @@
 """The memory model: exact where shapes decide, ordered where it estimates, and its advice."""
 
 import dataclasses
+import types
 
 import jax
 import pytest
@@ -19,6 +20,7 @@ from gpt_jax.train.memory import (
     explain_out_of_memory,
     fitting,
     format_overrides,
+    memory_limit,
     memory_savers,
     with_overrides,
 )
@@ -116,6 +118,20 @@ def test_overrides_keep_everything_else():
     assert changed.model == dataclasses.replace(config.model, remat=Remat.FULL)
     assert changed.train.batch_size == 4
     assert format_overrides({'train.batch_size': 4}) == '--config.train.batch_size=4'
+
+
+@pytest.mark.parametrize(
+    'variable,gib',
+    [('', 60), ('XLA_CLIENT_MEM_FRACTION', 76), ('XLA_PYTHON_CLIENT_MEM_FRACTION', 76)],
+)
+def test_the_share_of_a_gpu_that_jax_takes(variable, gib, monkeypatch):
+    for name in ('XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION'):
+        monkeypatch.delenv(name, raising=False)
+    if variable:
+        monkeypatch.setenv(variable, '.95')
+    gpu = types.SimpleNamespace(device_kind='NVIDIA H100 80GB HBM3', platform='gpu')
+    assert memory_limit(gpu) == gib * 2**30
+    assert memory_limit(types.SimpleNamespace(device_kind='TPU v4', platform='tpu')) == 32 * 2**30
 
 
 def test_an_error_of_a_device_becomes_advice():
