@@ -51,11 +51,9 @@ def main() -> None:
             compiled = functools.cache(functools.partial(compiled_bytes, size, remat))
             formula = functools.partial(estimated_bytes, size, remat)
             largest = confirm(compiled, foretell(compiled, limit), limit)
-            print(
-                f'| {size} | {remat} | {largest} ({compiled(largest) / GIB:.1f} GiB) '
-                f'| {foretell(formula, limit)} |',
-                flush=True,
-            )
+            held = f' ({compiled(largest) / GIB:.1f} GiB)' if largest else ''
+            estimate = confirm(formula, foretell(formula, limit), limit)
+            print(f'| {size} | {remat} | {largest}{held} | {estimate} |', flush=True)
 
 
 def run_config(size: str, remat: Remat, sequences: int, kernel: AttentionKernel) -> RunConfig:
@@ -89,8 +87,8 @@ def foretell(size_of: Callable[[int], float], limit: float) -> int:
 
 
 def confirm(size_of: Callable[[int], float], guess: int, limit: float) -> int:
-    """The largest number that fits, from a guess near it."""
-    while guess > 1 and size_of(guess) > limit:
+    """The largest number that fits, from a guess near it; 0 if one does not."""
+    while guess and size_of(guess) > limit:
         guess -= 1
     while size_of(guess + 1) <= limit:
         guess += 1
