@@ -6,7 +6,7 @@ much as the other. In four blocks three eighths of it are left out; a window lea
 XLA's CPU products read the second matrix of `a @ b` by rows. The gradients are written so that
 only queries, keys, values and their gradients are transposed for that, never scores, and so that
 each matrix of scores is read as few times as it can be (Dao et al. 2022, appendix B.4,
-https://arxiv.org/abs/2205.14135): a step takes two thirds of the time that autodiff's takes.
+https://arxiv.org/abs/2205.14135). This takes 0.7 to 0.9 of the time of autodiff's.
 """
 
 import functools
