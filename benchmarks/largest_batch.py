@@ -6,8 +6,8 @@ XLA compiles the step for a described GPU, which need not be here (requirements-
 step holds grows evenly with its sequences: two compilations foretell the largest number, two more
 confirm that it fits and that one more does not. cuDNN's attention cannot be compiled without a
 GPU: this is the step with XLA's, which keeps the scores, so a real one holds more. What
-train/memory.py estimates for that stands beside it. `config.train.grad_accumulation` splits larger
-batches.
+train/memory.py estimates for that stands beside it. XLA_CLIENT_MEM_FRACTION is the share of the
+80 GB that a run takes. `config.train.grad_accumulation` splits larger batches.
 """
 
 import argparse
@@ -26,8 +26,9 @@ from gpt_jax.compile_check.topology import describe_devices
 from gpt_jax.config import RunConfig, finalize
 from gpt_jax.model.config import AttentionKernel, Remat
 from gpt_jax.telemetry.chips import GIB
-from gpt_jax.train.memory import GPU_FRACTION, estimate_memory
+from gpt_jax.train.memory import estimate_memory, memory_limit
 
+TOPOLOGY = 'h100:1'
 SIZES = {'124m': 'gpt2_124m', '355m': 'gpt2_355m', '774m': 'gpt2_774m', '1558m': 'gpt2_1558m'}
 POLICIES = (Remat.NONE, Remat.DOTS_AND_ATTENTION)
 
@@ -37,12 +38,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--sizes', nargs='+', choices=SIZES, default=list(SIZES))
     parser.add_argument('--remat', nargs='+', type=Remat, choices=list(Remat), default=POLICIES)
-    parser.add_argument(
-        '--fraction', type=float, default=GPU_FRACTION, help='of 80 GiB (XLA_CLIENT_MEM_FRACTION)'
-    )
     arguments = parser.parse_args()
     jax.config.update('jax_platforms', 'cpu')  # a GPU that is here stays untouched
-    limit = arguments.fraction * 80 * GIB
+    limit = memory_limit(describe_devices(TOPOLOGY)[0])
     print(f'sequences of 1,024 tokens in {limit / GIB:.0f} GiB')
     print('| size | remat | compiled, xla attention | by formula, cudnn attention |')
     print('|---|---|---|---|')
@@ -69,14 +67,14 @@ def run_config(size: str, remat: Remat, sequences: int, kernel: AttentionKernel)
 def compiled_bytes(size: str, remat: Remat, sequences: int) -> float:
     """What a step with XLA's attention holds, by its compiler."""
     config = run_config(size, remat, sequences, AttentionKernel.XLA)
-    check = check_program(build(config, describe_devices('h100:1')), config)
+    check = check_program(build(config, describe_devices(TOPOLOGY)), config)
     return float('inf') if check.peak_bytes is None else check.peak_bytes
 
 
 def estimated_bytes(size: str, remat: Remat, sequences: int) -> float:
     """What a step with cuDNN's attention holds, by formula."""
     config = run_config(size, remat, sequences, AttentionKernel.CUDNN)
-    return estimate_memory(build(config, describe_devices('h100:1')), config).total
+    return estimate_memory(build(config, describe_devices(TOPOLOGY)), config).total
 
 
 def foretell(size_of: Callable[[int], float], limit: float) -> int:

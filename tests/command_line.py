@@ -29,11 +29,12 @@ def start(*arguments: str, stderr: int = subprocess.STDOUT, **options) -> subpro
 def run(*arguments: str, status: int = 0, **options) -> str:
     """Runs to the end, checks the exit status, returns the output.
 
-    With `stderr=PIPE` standard output alone: a pod's lines of the two come in any order.
+    With `stderr=PIPE` standard error comes after standard output, not between its lines.
     """
     process = start(*arguments, **options)
     output, errors = process.communicate(timeout=300)
-    assert process.returncode == status, output + (errors or '')
+    output += errors or ''
+    assert process.returncode == status, output
     return output
 
 
