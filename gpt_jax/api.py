@@ -34,7 +34,7 @@ from gpt_jax.evaluate import Evaluation
 from gpt_jax.inference.config import SampleConfig, finalize_sample
 from gpt_jax.inference.generate import Generation, Generator, Prompt, encode_prompt
 from gpt_jax.model.config import ModelConfig
-from gpt_jax.model.gpt import init_params
+from gpt_jax.model.gpt import abstract_params, init_params
 from gpt_jax.model.layout import layers_per_period, to_executed
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.pretrained import adopt
@@ -283,8 +283,7 @@ class GPT:
         config = RunConfig(model=ModelConfig(**model))
         gpt = cls(tokenizer=adopt(source, config, {f'model.{name}': model[name] for name in model}))
         gpt._set_config(config)
-        init = functools.partial(init_params, gpt.config.model)
-        gpt.params = load_params(source, nn.unbox(jax.eval_shape(init, jax.random.key(0))))
+        gpt.params = load_params(source, nn.unbox(abstract_params(gpt.config.model)))
         return gpt
 
     def export(self, folder: str | os.PathLike, *, format: str = 'hf') -> None:

@@ -14,6 +14,8 @@ from gpt_jax.errors import UserError
 @functools.cache
 def _frozen_class(cls: type) -> type:
     """A subclass whose fields can be set once, by `__init__`, and which is hashable."""
+    if cls.__hash__ is not None:
+        return cls  # it is one
 
     def set_once(self, name: str, value: Any) -> None:
         if hasattr(self, name):

@@ -32,6 +32,7 @@ def _fingerprints(leaves: list[jax.Array]) -> list[jax.Array]:
     return [_fingerprint(leaf) for leaf in leaves]
 
 
+@jax.jit  # traced once for all leaves of a shape
 def _fingerprint(x: jax.Array) -> jax.Array:
     bits = _bits(x)
     position = jnp.zeros(bits.shape, jnp.uint32)

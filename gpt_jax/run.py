@@ -29,7 +29,7 @@ from gpt_jax.data.prepare import prepare
 from gpt_jax.data.shards import Shards
 from gpt_jax.data.split import SPLITS
 from gpt_jax.errors import UserError
-from gpt_jax.model.gpt import init_params
+from gpt_jax.model.gpt import abstract_params
 from gpt_jax.optim.lora import LoraConfig
 from gpt_jax.optim.param_groups import map_with_path
 from gpt_jax.optim.trainable import Trainable
@@ -259,8 +259,7 @@ def restore_weights(
         raise UserError('--weights=ema: the run has none (config.train.ema_decay was 0); use raw')
     item = 'params' if weights == 'raw' else 'ema'
     if abstract is None:
-        init = functools.partial(init_params, run.config.model)
-        abstract = nn.unbox(jax.eval_shape(init, jax.random.key(0)))
+        abstract = nn.unbox(abstract_params(run.config.model))
     trained_by = read_config(run.workdir)
     trainable = Trainable(lora=trained_by.lora, frozen=trained_by.train.frozen)
     trained, base = _abstract_parts(trainable, abstract)

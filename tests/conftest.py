@@ -16,6 +16,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 DEVICES = 8
 
 _CACHE = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache')
+# Hundreds of small programs should compile quickly, not run quickly: what XLA makes of them
+# stays as it is, only LLVM optimises nothing, and one module of it at a time.
+_QUICK = ('--xla_backend_optimization_level=0', '--xla_cpu_parallel_codegen_split_count=1')
 _OTHER_FLAGS = [
     flag
     for flag in os.environ.get('XLA_FLAGS', '').split()
@@ -27,7 +30,9 @@ if 'jax' in sys.modules:
 
 os.environ.update(
     JAX_PLATFORMS='cpu',
-    XLA_FLAGS=' '.join([*_OTHER_FLAGS, f'--xla_force_host_platform_device_count={DEVICES}']),
+    XLA_FLAGS=' '.join(
+        [*_QUICK, *_OTHER_FLAGS, f'--xla_force_host_platform_device_count={DEVICES}']
+    ),
     JAX_NUMPY_RANK_PROMOTION='raise',
     # Compiled programs are kept between runs, all of them: most tests are mostly compilation.
     JAX_COMPILATION_CACHE_DIR=str(_CACHE / 'gpt_jax' / 'tests'),

@@ -10,6 +10,7 @@ from flax import linen as nn
 from flax.core.meta import add_axis
 from jaxtyping import Array, Float, Int, Key
 
+from gpt_jax.config_tree import freeze
 from gpt_jax.model.attention import AttentionContext
 from gpt_jax.model.attention_mask import AttentionMask
 from gpt_jax.model.block import Block, activation_axes
@@ -192,6 +193,16 @@ def init_params(config: ModelConfig, key: Key[Array, '']) -> dict[str, Any]:
     return to_stored(params, num_layers=config.num_layers)
 
 
+def abstract_params(config: ModelConfig) -> dict[str, Any]:
+    """What `init_params` makes as shapes, boxed with their logical axes; traced once a config."""
+    return _abstract_params(freeze(config))
+
+
+@functools.lru_cache(maxsize=16)
+def _abstract_params(config: ModelConfig) -> dict[str, Any]:
+    return jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+
+
 def output_table(params: dict[str, Any]) -> jax.Array:
     """The `[V, D]` rows that the logits are products with (padding rows included)."""
     return params['output' if 'output' in params else 'embedding']['table']
@@ -199,7 +210,7 @@ def output_table(params: dict[str, Any]) -> jax.Array:
 
 def count_params(config: ModelConfig) -> int:
     """Learned numbers, without the padding rows of the tables."""
-    params = nn.unbox(jax.eval_shape(functools.partial(init_params, config), jax.random.key(0)))
+    params = nn.unbox(abstract_params(config))
     padding = (config.padded_vocab_size - config.vocab_size) * config.d_model
     tables = 1 if config.tie_embeddings else 2
     return sum(leaf.size for leaf in jax.tree.leaves(params)) - tables * padding

@@ -1,6 +1,5 @@
 """What the modes that use a trained run share: which of its weights, and opening it."""
 
-import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -12,10 +11,10 @@ from flax import linen as nn
 from gpt_jax import run as runs
 from gpt_jax.config import RunConfig, finalize
 from gpt_jax.errors import UserError
-from gpt_jax.model.gpt import init_params
+from gpt_jax.model.gpt import abstract_params
 from gpt_jax.parallel import runtime
 from gpt_jax.parallel.mesh import make_mesh
-from gpt_jax.parallel.rules import parameter_shardings
+from gpt_jax.parallel.rules import parameter_shardings, with_shardings
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -57,12 +56,8 @@ def split_weights(config: RunConfig, overrides: Mapping[str, Any]) -> Any | None
         if any(key.startswith('mesh.') for key in overrides):
             raise
         return None
-    boxed = jax.eval_shape(functools.partial(init_params, config.model), jax.random.key(0))
+    boxed = abstract_params(config.model)
     shardings = parameter_shardings(boxed, mesh)
     if all(sharding.is_fully_replicated for sharding in jax.tree.leaves(shardings)):
         return None
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        nn.unbox(boxed),
-        shardings,
-    )
+    return with_shardings(nn.unbox(boxed), shardings)

@@ -87,6 +87,15 @@ def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:
     return jax.tree.map(sharding, boxed, is_leaf=_is_boxed)
 
 
+def with_shardings(tree: Any, shardings: Any) -> Any:
+    """The tree's shapes, each with its sharding."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )
+
+
 def undivided(boxed: Any, mesh: Mesh) -> list[str]:
     """What stays whole because the devices do not divide it: `heads=25 (tensor=2)`."""
     found = {

@@ -20,7 +20,7 @@ from gpt_jax.errors import UserError
 from gpt_jax.model.attention_ops import resolve_kernel
 from gpt_jax.model.config import MatmulPrecision, ModelConfig, ScanLayers
 from gpt_jax.model.flops import train_flops_per_token
-from gpt_jax.model.gpt import GPT, init_params
+from gpt_jax.model.gpt import GPT, abstract_params, init_params
 from gpt_jax.optim import make_optimizer
 from gpt_jax.optim.schedule import make_schedule
 from gpt_jax.optim.state import follow_parameters
@@ -34,6 +34,7 @@ from gpt_jax.parallel.rules import (
     parts,
     process_rows,
     replicated,
+    with_shardings,
 )
 from gpt_jax.train.loss import LossSums
 from gpt_jax.train.loss_kernels import resolve_loss_kernel
@@ -179,14 +180,15 @@ def make_program(config: RunConfig, mesh: Mesh) -> Program:
     def init_state(key: jax.Array) -> TrainState:
         return begin(nn.unbox(init_params(config.model, key)), key)
 
-    boxed = jax.eval_shape(functools.partial(init_params, config.model), jax.random.key(0))
+    boxed = abstract_params(config.model)
     params_shardings = parameter_shardings(boxed, mesh)
-    state = jax.eval_shape(init_state, jax.random.key(0))
+    state = jax.eval_shape(begin, nn.unbox(boxed), jax.random.key(0))
     shardings = _state_shardings(trainable, mesh, boxed, state)
     rows, whole = batch_sharding(mesh), replicated(mesh)
+    deterministic = config.train.deterministic
     options = compiler_options(
         backend,
-        deterministic=config.train.deterministic,
+        deterministic=deterministic,
         bfloat16_products=config.model.matmul_precision == MatmulPrecision.BFLOAT16,
     )
     train_step = make_train_step(step_parts)
@@ -217,9 +219,16 @@ def make_program(config: RunConfig, mesh: Mesh) -> Program:
         mesh=mesh,
         model=model,
         loss_kernel=loss_kernel,
-        abstract_state=_abstract(state, shardings),
-        abstract_params=_abstract(nn.unbox(boxed), params_shardings),
-        init=_on_mesh(mesh, jax.jit(init_state, out_shardings=shardings)),
+        abstract_state=with_shardings(state, shardings),
+        abstract_params=with_shardings(nn.unbox(boxed), params_shardings),
+        init=_on_mesh(
+            mesh,
+            jax.jit(
+                init_state,
+                out_shardings=shardings,
+                compiler_options=compiler_options(backend, deterministic=deterministic, once=True),
+            ),
+        ),
         begin=_on_mesh(mesh, jax.jit(begin, out_shardings=shardings, donate_argnums=0)),
         join=trainable.join
         if trainable.is_all
@@ -312,15 +321,6 @@ def _state_shardings(trainable: Trainable, mesh: Mesh, boxed: Any, state: TrainS
         skipped=whole,
         bad_steps=whole,
         base=base,
-    )
-
-
-def _abstract(tree: Any, shardings: Any) -> Any:
-    """Shapes with shardings."""
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        tree,
-        shardings,
     )
 
 

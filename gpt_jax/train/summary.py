@@ -1,13 +1,11 @@
 """What a run really uses, for the table at its start."""
 
-import functools
-
 import jax
 
 from gpt_jax.config import RunConfig
 from gpt_jax.model.config import MatmulPrecision, ModelConfig
 from gpt_jax.model.flops import train_flops_per_token
-from gpt_jax.model.gpt import count_params, init_params
+from gpt_jax.model.gpt import abstract_params, count_params
 from gpt_jax.parallel.rules import undivided
 from gpt_jax.telemetry.chips import memory_size
 from gpt_jax.train.memory import bytes_per_device
@@ -72,8 +70,7 @@ def _describe_mesh(program: Program, config: RunConfig) -> str:
     """The axes that split something, and what they could not split."""
     mesh = program.mesh
     split = [f'{axis}={size}' for axis, size in mesh.shape.items() if size > 1]
-    boxed = jax.eval_shape(functools.partial(init_params, config.model), jax.random.key(0))
-    whole = undivided(boxed, mesh)
+    whole = undivided(abstract_params(config.model), mesh)
     return (
         (' x '.join(split) or 'one device')
         + (', pmap' if program.replicas else '')

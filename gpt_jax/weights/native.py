@@ -6,12 +6,11 @@ config.json holds `ModelConfig`, and the tensors have the parameters' paths with
 from typing import Any
 
 import flax.linen as nn
-import jax
 
 from gpt_jax.config_tree import from_json, to_json
 from gpt_jax.fingerprint import named_leaves
 from gpt_jax.model.config import ModelConfig
-from gpt_jax.model.gpt import init_params
+from gpt_jax.model.gpt import abstract_params
 from gpt_jax.weights.layout import TensorLayout
 
 MODEL_TYPES = ('gpt_jax',)
@@ -41,7 +40,7 @@ def obstacle(model: ModelConfig) -> str:
 
 def layout(model: ModelConfig) -> list[TensorLayout]:
     """Every parameter by its path, the layers' one by one."""
-    params = nn.unbox(jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0)))
+    params = nn.unbox(abstract_params(model))
     return [TensorLayout(_name(path), (path,)) for path in named_leaves(params)]
 
 

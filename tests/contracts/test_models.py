@@ -12,7 +12,7 @@ from flax import linen as nn
 from gpt_jax.config_tree import freeze
 from gpt_jax.model.cache import make_cache
 from gpt_jax.model.config import Remat
-from gpt_jax.model.gpt import GPT, init_params
+from gpt_jax.model.gpt import GPT, abstract_params, init_params
 from gpt_jax.model.layout import layers_per_period, to_executed, to_stored
 from gpt_jax.parallel.mesh import MeshConfig, make_mesh
 from gpt_jax.parallel.rules import RULES, batch_sharding, parameter_shardings
@@ -22,10 +22,7 @@ TOKENS = np.random.default_rng(0).integers(0, 70, (2, 12)).astype(np.int32)
 PADDING = np.array([0, 3], np.int32)  # the second row decodes 3 tokens fewer, padded on the left
 
 
-# Hundreds of small programs: they should compile quickly, not run quickly.
-_jit = functools.partial(
-    jax.jit, static_argnames='model', compiler_options={'xla_backend_optimization_level': 0}
-)
+_jit = functools.partial(jax.jit, static_argnames='model')
 
 
 @_jit
@@ -149,9 +146,7 @@ def test_each_entry_on_a_mesh(changes):
     params = _init(model)
     expected = _loss_and_grads(model, params, tokens)
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    shardings = parameter_shardings(
-        jax.eval_shape(functools.partial(init_params, config), jax.random.key(0)), mesh
-    )
+    shardings = parameter_shardings(abstract_params(config), mesh)
     placed = jax.device_put(params, shardings), jax.device_put(tokens, batch_sharding(mesh))
     with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(RULES.items())):
         logits, loss, grads = _loss_and_grads(model, *placed)

@@ -20,14 +20,13 @@ from tests.model_configs import make_config
 VOCAB, EOT = 69, 69  # of the model's 70 ids all but the last are drawn: texts do not end
 PROMPTS = ((5,), (11, 60, 2, 33), (1, 2, 3, 4, 5, 6, 7, 8, 9))
 GREEDY = dict(temperature=0.0, max_new_tokens=20)
-quick_jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 
 
 def make_model(**changes):
     """A config and weights; large ones, so that what is likely depends on the whole text."""
     values = dict(max_seq_len=48, num_layers=1, d_model=16, init_std=0.3, tie_embeddings=False)
     config = make_config(**(values | changes))
-    return config, nn.unbox(quick_jit(functools.partial(init_params, config))(jax.random.key(1)))
+    return config, nn.unbox(jax.jit(functools.partial(init_params, config))(jax.random.key(1)))
 
 
 def make_decoder(vocab_size=VOCAB, eot_id=EOT, **changes):
@@ -39,7 +38,7 @@ def build(vocab_size=VOCAB, eot_id=EOT, **changes):
     """A decoder, and its model as a function of a text to the logits of the next token."""
     config, params = make_model(**changes)
     model, executed = GPT(config), to_executed(params, period=config.num_layers)
-    run = quick_jit(lambda tokens: model.apply({'params': executed}, tokens)[0])
+    run = jax.jit(lambda tokens: model.apply({'params': executed}, tokens)[0])
 
     def next_logits(text):
         padding = [0] * (config.max_seq_len - len(text))  # behind the text: nothing sees it

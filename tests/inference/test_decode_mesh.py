@@ -12,7 +12,7 @@ from gpt_jax.inference import decode
 from gpt_jax.inference.config import SampleConfig
 from gpt_jax.inference.decode import Decoder
 from gpt_jax.inference.sampling import make_rule
-from gpt_jax.model.gpt import init_params
+from gpt_jax.model.gpt import abstract_params, init_params
 from gpt_jax.parallel.mesh import MeshConfig, make_mesh
 from gpt_jax.parallel.rules import parameter_shardings
 from tests.model_configs import make_config
@@ -39,7 +39,7 @@ SAMPLINGS = {
 @functools.cache
 def make_model(**changes):
     config = make_config(**MODEL | changes)
-    boxed = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+    boxed = abstract_params(config)
     params = nn.unbox(jax.jit(functools.partial(init_params, config))(jax.random.key(0)))
     return config, boxed, params
 

@@ -16,7 +16,6 @@ from gpt_jax.model.attention_xla import attend_xla
 from gpt_jax.model.config import AttentionKernel, ModelConfig, finalize_model
 
 B, L, S, H, K = 2, 7, 12, 4, 6
-quick_jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 SLOPES = (1.0, 0.5, 0.25, 0.125)
 SEGMENTS = ((0, 0, 0, 1, 1, 1, 2), (3, 3, 3, 3, 0, 0, 0))
 
@@ -103,7 +102,7 @@ CASES = {
 def test_forward_equals_the_loops(shapes, options):
     arrays = inputs(**shapes)
     expected = attend_by_loops(*arrays, **options)
-    actual = np.asarray(quick_jit(functools.partial(attend, **options))(*float32(arrays)))
+    actual = np.asarray(jax.jit(functools.partial(attend, **options))(*float32(arrays)))
     assert np.isfinite(actual).all(), 'queries in the padding must stay finite'
     seeing = np.isfinite(expected)
     assert seeing.mean() > 0.7
@@ -119,7 +118,7 @@ def test_gradients_equal_numerical_ones():
     def loss(q, k, v):
         return jnp.sum(attend(q, k, v, **options) * weights.astype(np.float32))
 
-    actual = quick_jit(jax.grad(loss, argnums=(0, 1, 2)))(*float32(arrays))
+    actual = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(*float32(arrays))
     for i, array in enumerate(arrays):
         expected = np.zeros_like(array)
         for at in np.ndindex(array.shape):
@@ -134,7 +133,7 @@ def test_gradients_equal_numerical_ones():
 def test_half_precision_stays_close():
     arrays = inputs()
     rounded = [np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64) for x in arrays]
-    actual = quick_jit(attend)(*(jnp.asarray(x, jnp.bfloat16) for x in arrays))
+    actual = jax.jit(attend)(*(jnp.asarray(x, jnp.bfloat16) for x in arrays))
     assert actual.dtype == jnp.bfloat16
     np.testing.assert_allclose(
         np.asarray(actual, np.float64), attend_by_loops(*rounded), rtol=0.02, atol=0.03
@@ -150,7 +149,7 @@ def attend_dropping(rate, key, *, window=0):
 
 def test_dropout_scales_what_it_keeps():
     # A query that sees one key only has the weight 1, so that its output is the value or nothing.
-    out = quick_jit(functools.partial(attend_dropping, 0.25, window=1))(jax.random.key(0))
+    out = jax.jit(functools.partial(attend_dropping, 0.25, window=1))(jax.random.key(0))
     kept = np.asarray(out / float32(inputs())[2])
     np.testing.assert_allclose(kept, np.where(kept > 0.5, 1 / 0.75, 0), atol=1e-5)
     assert 0.05 < (kept == 0).mean() < 0.5
@@ -158,17 +157,17 @@ def test_dropout_scales_what_it_keeps():
 
 def test_dropout_keeps_the_mean():
     drop = functools.partial(attend_dropping, 0.5)
-    many = np.asarray(quick_jit(jax.vmap(drop))(jax.random.split(jax.random.key(0), 2000)))
-    error = many.mean(0) - quick_jit(drop)(None)
+    many = np.asarray(jax.jit(jax.vmap(drop))(jax.random.split(jax.random.key(0), 2000)))
+    error = many.mean(0) - jax.jit(drop)(None)
     assert (np.abs(error) / (many.std(0) / np.sqrt(len(many)) + 1e-6)).max() < 5, 'standard errors'
 
 
 def test_dropout_follows_its_key():
-    drop = quick_jit(functools.partial(attend_dropping, 0.5))
+    drop = jax.jit(functools.partial(attend_dropping, 0.5))
     first, second = jax.random.key(3), jax.random.key(4)
     np.testing.assert_array_equal(drop(first), drop(first))
     assert float(np.abs(drop(first) - drop(second)).max()) > 0.1
-    off = quick_jit(functools.partial(attend_dropping, 0.0))
+    off = jax.jit(functools.partial(attend_dropping, 0.0))
     np.testing.assert_array_equal(off(first), drop(None))
 
 

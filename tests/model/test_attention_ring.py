@@ -29,7 +29,6 @@ RULES = (
     ('heads', 'tensor'),
     ('kv_heads', 'tensor'),
 )
-quick_jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 
 
 def on_mesh(function, *, rules=RULES, axes=AXES, **sizes):
@@ -78,7 +77,7 @@ def value_and_gradients(attend, arrays, *, segments=False, slopes=False, dropout
         )
         return jnp.sum(out.astype(jnp.float32) * weights_BLHK), out
 
-    run = quick_jit(jax.value_and_grad(weighted, argnums=(0, 1, 2, 3), has_aux=True))
+    run = jax.jit(jax.value_and_grad(weighted, argnums=(0, 1, 2, 3), has_aux=True))
     (_, out), gradients = run(*arrays, 0.5 ** jnp.arange(H) if slopes else None)
     return jax.tree.leaves((out, *gradients))
 
@@ -256,7 +255,7 @@ def gradients_of_a_model(kernel, *, remat='none', trace=False, **changes):
     gradient = jax.grad(loss)
     if trace:
         return str(jax.make_jaxpr(gradient)(jax.eval_shape(init)))
-    return jax.tree.leaves(quick_jit(gradient)(quick_jit(init)()))
+    return jax.tree.leaves(jax.jit(gradient)(jax.jit(init)()))
 
 
 def test_the_model_with_it_equals_the_model_with_the_reference():

@@ -20,7 +20,6 @@ from tests.model_configs import make_config
 
 B, H, K = 2, 4, 16
 TOLERANCE = 1e-5  # of the largest entry, in float32: both accumulate in it, in another order
-quick_jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 splash = functools.partial(attend_splash, interpret=True)
 
 
@@ -48,7 +47,7 @@ def value_and_gradients(attend, arrays, *, segments=False, **options):
         out = attend(q, k, v, mask=mask, **options)
         return jnp.sum(out.astype(jnp.float32) * weights_BLHK), out
 
-    run = quick_jit(jax.value_and_grad(weighted, argnums=(0, 1, 2), has_aux=True))
+    run = jax.jit(jax.value_and_grad(weighted, argnums=(0, 1, 2), has_aux=True))
     (_, out), gradients = run(*arrays)
     return out, *gradients
 
@@ -143,7 +142,7 @@ def test_the_model_with_it_equals_the_model_with_the_reference(remat, monkeypatc
         def loss(executed):
             return jnp.sum(model.apply({'params': executed}, tokens)[0] ** 2)
 
-        return jax.tree.leaves(quick_jit(jax.grad(loss))(executed))
+        return jax.tree.leaves(jax.jit(jax.grad(loss))(executed))
 
     assert_close(
         gradients(AttentionKernel.SPLASH),

@@ -13,25 +13,22 @@ from flax import linen as nn
 
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import ModelConfig, finalize_model
-from gpt_jax.model.gpt import GPT, init_params, output_table
+from gpt_jax.model.gpt import GPT, abstract_params, init_params, output_table
 from gpt_jax.model.layout import layers_per_period, to_executed
 from gpt_jax.model.position import SinusoidalPosition, alibi_slopes, rope_frequencies, rotate
 from gpt_jax.train.loss import LossOptions, cross_entropy
 from tests.model_configs import make_config
 
 TOKENS = np.random.default_rng(0).integers(0, 70, (2, 11))
-quick_jit = functools.partial(
-    jax.jit, static_argnums=0, compiler_options={'xla_backend_optimization_level': 0}
-)
 
 
-@quick_jit
+@functools.partial(jax.jit, static_argnums=0)
 def fresh(config, seed=0):
     """Parameters as `init_params` makes them."""
     return nn.unbox(init_params(config, jax.random.key(seed)))
 
 
-@quick_jit
+@functools.partial(jax.jit, static_argnums=0)
 def forward(model, params, tokens):
     """Logits of parameters in the stored layout."""
     executed = to_executed(params, period=layers_per_period(model.config, scan=model.scan))
@@ -330,7 +327,7 @@ def test_padding_rows_of_the_vocabulary_change_nothing(tied):
     config = make_config(tie_embeddings=tied)
     assert config.padded_vocab_size == 128
 
-    @quick_jit
+    @functools.partial(jax.jit, static_argnums=0)
     def outcome(config, params):
         executed = to_executed(params, period=config.num_layers)
 
@@ -400,7 +397,7 @@ position/table                         16 32     positions embed
 
 def described(config):
     """Path, shape and logical axes of every parameter."""
-    boxed = jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+    boxed = abstract_params(config)
     lines = []
     for keys, leaf in jax.tree_util.tree_leaves_with_path(
         boxed, is_leaf=lambda x: isinstance(x, nn.Partitioned)

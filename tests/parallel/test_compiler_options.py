@@ -7,6 +7,7 @@ import pytest
 from gpt_jax.parallel.compiler_options import (
     BFLOAT16_PRODUCTS,
     DETERMINISTIC,
+    ONCE,
     OPTIONS,
     compiler_options,
 )
@@ -24,7 +25,12 @@ def test_only_a_gpu_needs_options_to_repeat():
     assert gained == DETERMINISTIC['gpu'].keys()
 
 
-TABLES = {'options': OPTIONS, 'products': BFLOAT16_PRODUCTS, 'deterministic': DETERMINISTIC}
+TABLES = {
+    'options': OPTIONS,
+    'products': BFLOAT16_PRODUCTS,
+    'deterministic': DETERMINISTIC,
+    'once': ONCE,
+}
 
 
 @pytest.mark.parametrize('table', TABLES.values(), ids=TABLES)

@@ -19,7 +19,6 @@ from gpt_jax.train.loss_triton import softmax_triton
 
 M = 8
 WEIGHTS = jnp.asarray([1, 0, 1, 0.5, 2, 1, 0, 1], jnp.float32)
-quick_jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 interpreted = functools.partial(softmax_triton, interpret=True)
 
 
@@ -63,8 +62,8 @@ def small_blocks(monkeypatch):
 @pytest.mark.parametrize('rows, vocab', VOCABULARIES.values(), ids=VOCABULARIES.keys())
 def test_losses_and_gradients_equal_the_reference(rows, vocab, changes):
     options, arrays = LossOptions(vocab_size=vocab, **changes), inputs(rows, vocab)
-    losses, dlogits_MV = quick_jit(functools.partial(interpreted, options))(*arrays)
-    expected, expected_dlogits_MV = quick_jit(functools.partial(softmax_xla, options))(*arrays)
+    losses, dlogits_MV = jax.jit(functools.partial(interpreted, options))(*arrays)
+    expected, expected_dlogits_MV = jax.jit(functools.partial(softmax_xla, options))(*arrays)
     assert_close(losses, expected)
     assert 0 < losses.correct_M.sum() < M
     assert_close(dlogits_MV, expected_dlogits_MV)
@@ -75,9 +74,9 @@ def test_losses_and_gradients_equal_the_reference(rows, vocab, changes):
 def test_half_precision_is_as_close_as_its_logits():
     """The same bfloat16 logits: losses agree in float32, gradients to a bfloat16's rounding."""
     options, arrays = LossOptions(vocab_size=300), inputs(384, 300, jnp.bfloat16)
-    losses, dlogits_MV = quick_jit(functools.partial(interpreted, options))(*arrays)
+    losses, dlogits_MV = jax.jit(functools.partial(interpreted, options))(*arrays)
     reference = (arrays[0].astype(jnp.float32), *arrays[1:])
-    expected, expected_dlogits_MV = quick_jit(functools.partial(softmax_xla, options))(*reference)
+    expected, expected_dlogits_MV = jax.jit(functools.partial(softmax_xla, options))(*reference)
     assert dlogits_MV.dtype == jnp.bfloat16
     assert_close(losses, expected)
     assert_close(dlogits_MV, expected_dlogits_MV, tolerance=2**-8)
@@ -102,7 +101,7 @@ def whole_loss(kernel, hidden_BLD, table_VD, **options):
     def loss(hidden_BLD, table_VD):
         return cross_entropy(hidden_BLD, table_VD, targets_BL, weights_BL, options)
 
-    return quick_jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(hidden_BLD, table_VD)
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(hidden_BLD, table_VD)
 
 
 @pytest.mark.parametrize('dtype, tolerance', [(jnp.float32, 5e-6), (jnp.bfloat16, 0.01)])

@@ -1,13 +1,16 @@
 """The jitted program: devices change nothing, layers run scanned or not, nothing recompiles."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from gpt_jax.config import RunConfig, finalize
 from gpt_jax.errors import UserError
+from gpt_jax.model.gpt import init_params
 from gpt_jax.optim import AdamW, Muon
 from gpt_jax.parallel.mesh import MeshConfig, make_mesh
 from gpt_jax.train.program import (
@@ -107,6 +110,16 @@ def test_initial_weights_depend_on_the_seed_alone():
 
     np.testing.assert_array_equal(table(1, 0), table(4, 0))
     assert (table(1, 0) != table(1, 1)).any()
+
+
+def test_initial_weights_are_the_same_where_they_compile_quickly(monkeypatch):
+    """`compiler_options.ONCE` lowers LLVM's effort, and no bit of the result."""
+    monkeypatch.setenv('XLA_FLAGS', '')  # read when a program is made: ONCE counts
+    program = make_program(_config(), make_mesh(MeshConfig(data=1)))
+    quick = program.init(jax.random.key(0)).params
+    draw = functools.partial(init_params, _config().model)
+    best = jax.jit(draw, compiler_options={'xla_backend_optimization_level': 3})
+    jax.tree.map(np.testing.assert_array_equal, quick, nn.unbox(best(jax.random.key(0))))
 
 
 def test_moments_are_sharded_like_their_parameters():

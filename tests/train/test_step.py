@@ -37,7 +37,7 @@ def build(optimizer='sgd', clip_norm=0.0, dropout=0.0, micro_batches=1, **train)
         seed=5,
         micro_batches=micro_batches,
     )
-    step = jax.jit(make_train_step(parts), compiler_options={'xla_backend_optimization_level': 0})
+    step = jax.jit(make_train_step(parts))
     params = nn.unbox(init_params(config, jax.random.key(0)))
     return step, parts, make_state(params, parts.optimizer, ema_decay=parts.train.ema_decay)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from gpt_jax.config_tree import freeze
 from gpt_jax.model.config import DType, ModelConfig, finalize_model
-from gpt_jax.model.gpt import GPT, init_params
+from gpt_jax.model.gpt import GPT, abstract_params, init_params
 from gpt_jax.model.layout import to_executed
 from gpt_jax.tokenizer import TokenizerConfig, TokenizerKind, make_tokenizer
 from gpt_jax.weights import load_params, open_source
@@ -45,9 +45,9 @@ def random_params(config: ModelConfig, seed: int = 0):
     )
 
 
-def abstract_params(config: ModelConfig):
+def weight_shapes(config: ModelConfig):
     """The shapes that `load_params` fills on the first device."""
-    return nn.unbox(jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0)))
+    return nn.unbox(abstract_params(config))
 
 
 def logits(config: ModelConfig, params, tokens) -> np.ndarray:
@@ -80,4 +80,4 @@ def load(where: pathlib.Path, **changes):
     """Opens a source and loads it: `(source, params)`."""
     source = open_source(str(where))
     config = dataclasses.replace(source.model, **changes)
-    return source, load_params(source, abstract_params(config))
+    return source, load_params(source, weight_shapes(config))

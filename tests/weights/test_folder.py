@@ -11,7 +11,7 @@ import safetensors.numpy
 
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import DType
-from gpt_jax.model.gpt import init_params
+from gpt_jax.model.gpt import abstract_params
 from gpt_jax.parallel.mesh import MeshConfig, make_mesh
 from gpt_jax.parallel.rules import parameter_shardings
 from gpt_jax.weights import load_params, open_source, safetensors_files
@@ -20,11 +20,11 @@ from gpt_jax.weights.source import StoredTensor
 from tests.weights.random_source import (
     GPT2,
     LLAMA,
-    abstract_params,
     bpe_tokenizer,
     load,
     make_model,
     random_params,
+    weight_shapes,
     write_folder,
 )
 
@@ -112,7 +112,7 @@ def test_each_device_reads_its_own_part(values, tmp_path):
     write_folder(tmp_path, **values)
     source, plain = load(tmp_path)
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    boxed = jax.eval_shape(lambda key: init_params(source.model, key), jax.random.key(0))
+    boxed = abstract_params(source.model)
     touched = {}
 
     class Watched(np.ndarray):
@@ -137,7 +137,7 @@ def test_each_device_reads_its_own_part(values, tmp_path):
     )
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        abstract_params(source.model),
+        weight_shapes(source.model),
         parameter_shardings(boxed, mesh),
     )
     sharded = load_params(watched, abstract)
@@ -285,7 +285,7 @@ def test_no_more_than_a_tensor_is_copied_at_a_time(tmp_path):
     """On the host, besides what the devices own: mapped files are not memory of the process."""
     write_folder(tmp_path, **LLAMA | dict(num_layers=6, d_model=256, d_ff=1024))
     source = open_source(str(tmp_path))
-    abstract = abstract_params(source.model)
+    abstract = weight_shapes(source.model)
     load_params(source, abstract)  # what is made once
     largest = max(4 * np.prod(tensor.shape) for tensor in source.tensors.values())
     tracemalloc.start()

@@ -16,11 +16,11 @@ from tests.weights.random_source import (
     GPT2,
     LLAMA,
     TEXT,
-    abstract_params,
     bpe_tokenizer,
     logits,
     make_model,
     random_params,
+    weight_shapes,
 )
 
 llama_cpp = pytest.importorskip('llama_cpp', reason='pip install llama-cpp-python')
@@ -94,7 +94,7 @@ def test_stories(dtype, shared_data, tmp_path):
     """The trained model's greedy text; of q8_0 its beginning."""
     folder = shared_data / 'weights' / 'stories260K'
     source = open_source(str(folder / 'stories260K.bin'))
-    params = load_params(source, abstract_params(source.model))
+    params = load_params(source, weight_shapes(source.model))
     export_gguf(tmp_path, source.model, params, source.tokenizer, dtype=dtype)
     theirs = open_llama(tmp_path / FILE, 512)
     ids = theirs.tokenize(b'', add_bos=True)
