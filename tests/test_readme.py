@@ -37,6 +37,7 @@ def test_the_readme_shows_all_modes_but_prepare():
     assert len(COMMANDS) >= 5
 
 
+@pytest.mark.slow
 def test_every_command_runs_in_order(tmp_path, monkeypatch, capsys):
     root = pathlib.Path(__file__).parents[1]
     monkeypatch.chdir(tmp_path)
