@@ -59,6 +59,7 @@ def generate(decoder: Decoder, **sampling) -> list[list[int]]:
     return np.concatenate(list(decoder.generate(PROMPTS, sampling)), 1).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'mesh',
     [

@@ -57,6 +57,7 @@ ARCHITECTURES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('changes', ARCHITECTURES.values(), ids=ARCHITECTURES.keys())
 def test_text_is_the_same_with_drafts(changes):
     decoder, _ = build(**changes)

@@ -59,6 +59,7 @@ def test_bfloat16_out_and_in_again(workdir, tmp_path):
     assert tensors(tmp_path / 'out2') == tensors(out)
 
 
+@pytest.mark.slow
 def test_several_processes(source, workdir, tmp_path):
     """Four devices of two processes hold a part each; the files are those of one device."""
     pod = ('--local_pod=2x2', '--config.mesh.fsdp=2', '--config.mesh.tensor=2')

@@ -78,6 +78,7 @@ def on_one_device() -> np.ndarray:
     return train(configure())[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'settings',
     [

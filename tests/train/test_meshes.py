@@ -64,6 +64,7 @@ def on_one_device() -> np.ndarray:
     return train(configure({'data': 1}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mesh', MESHES, ids=str)
 def test_losses_of_every_mesh_are_those_of_one_device(mesh):
     np.testing.assert_allclose(train(configure(mesh)), on_one_device(), rtol=1e-5)

@@ -67,6 +67,7 @@ def test_killed_at_ten_random_moments(tmp_path):
     assert fingerprints(killed, 600) == fingerprints(whole, 600)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('number', 'status'), [(signal.SIGTERM, 75), (signal.SIGINT, 130)], ids=['SIGTERM', 'Ctrl-C']
 )

@@ -48,6 +48,7 @@ def test_logits(stories, workdir):
     assert np.abs(ours - reference['logits']).max() <= 1e-4 * np.abs(reference['logits']).max()
 
 
+@pytest.mark.slow
 def test_loss_on_the_sample(stories, workdir, shared_data, tmp_path):
     """The stories of the sample as documents, each begun by the token that began it in training."""
     [sample] = (shared_data / 'corpora' / 'tinystories_sample').glob('*.txt')
