@@ -13,7 +13,7 @@ from gpt_jax.errors import UserError
 from gpt_jax.model.config import DType
 from gpt_jax.model.gpt import abstract_params
 from gpt_jax.parallel.mesh import MeshConfig, make_mesh
-from gpt_jax.parallel.rules import parameter_shardings
+from gpt_jax.parallel.rules import parameter_shardings, with_shardings
 from gpt_jax.weights import load_params, open_source, safetensors_files
 from gpt_jax.weights.export import export_safetensors, export_transformers
 from gpt_jax.weights.source import StoredTensor
@@ -112,7 +112,6 @@ def test_each_device_reads_its_own_part(values, tmp_path):
     write_folder(tmp_path, **values)
     source, plain = load(tmp_path)
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    boxed = abstract_params(source.model)
     touched = {}
 
     class Watched(np.ndarray):
@@ -135,11 +134,8 @@ def test_each_device_reads_its_own_part(values, tmp_path):
     watched = dataclasses.replace(
         source, tensors={name: watch(name, t) for name, t in source.tensors.items()}
     )
-    abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        weight_shapes(source.model),
-        parameter_shardings(boxed, mesh),
-    )
+    shardings = parameter_shardings(abstract_params(source.model), mesh)
+    abstract = with_shardings(weight_shapes(source.model), shardings)
     sharded = load_params(watched, abstract)
     assert_equal(sharded, plain)
     assert jax.tree.all(jax.tree.map(lambda x, a: x.sharding == a.sharding, sharded, abstract))
