@@ -36,6 +36,7 @@ from gpt_jax.inference.generate import Generation, Generator, Prompt, encode_pro
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.model.gpt import abstract_params, init_params
 from gpt_jax.model.layout import layers_per_period, to_executed
+from gpt_jax.parallel.compiler_options import compiler_options
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.pretrained import adopt
 from gpt_jax.telemetry.progress import Progress
@@ -100,8 +101,13 @@ class GPT:
     def params(self) -> Any:
         """The weights, in the stored layout: every leaf of `blocks` is stacked over layers."""
         if self._params is None:
-            key = jax.random.key(self.config.seed)
-            self._params = jax.jit(lambda key: nn.unbox(init_params(self.config.model, key)))(key)
+            draw = jax.jit(
+                lambda key: nn.unbox(init_params(self.config.model, key)),
+                compiler_options=compiler_options(
+                    jax.default_backend(), deterministic=False, once=True
+                ),
+            )
+            self._params = draw(jax.random.key(self.config.seed))
         return self._params
 
     @params.setter

@@ -11,6 +11,7 @@ import os
 import pathlib
 import secrets
 import struct
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol, Self
@@ -65,6 +66,7 @@ class TensorBoard:
     """Scalars in `tensorboard/`, in event files written by tensorboardX."""
 
     def __init__(self, workdir: pathlib.Path, resume_step: int | None):
+        _import_tensorboardx()
         from tensorboardX import event_file_writer
         from tensorboardX.proto import event_pb2, summary_pb2
 
@@ -226,6 +228,18 @@ def _is_row_up_to(line: bytes, last_step: int | None) -> bool:
         return json.loads(line)['step'] <= last_step
     except (ValueError, KeyError, TypeError):
         return False  # a line that a crash of the machine left unreadable
+
+
+def _import_tensorboardx() -> None:
+    """Imports it without PyTorch, which it would import where it can, for seconds."""
+    absent = 'torch' not in sys.modules
+    if absent:
+        sys.modules['torch'] = None  # type: ignore[assignment]  # not to be found
+    try:
+        import tensorboardX  # noqa: F401
+    finally:
+        if absent:
+            del sys.modules['torch']
 
 
 def _keep_events(path: pathlib.Path, last_step: int | None) -> None:

@@ -1,5 +1,6 @@
 """Rows on disk: exact, readable by others, and continued without a trace by a resumed run."""
 
+import importlib.util
 import json
 import math
 import pathlib
@@ -144,6 +145,19 @@ def test_a_full_disk_is_one_line_that_names_the_file(tmp_path, sink):
     assert done.returncode == 2
     assert done.stdout.startswith(f'cannot write {tmp_path}')
     assert done.stdout.count('\n') == 1 and 'File too large' in done.stdout
+
+
+@pytest.mark.skipif(importlib.util.find_spec('torch') is None, reason='torch is not installed')
+def test_pytorch_is_not_imported(tmp_path):
+    program = (
+        'import pathlib, sys\n'
+        'from gpt_jax.telemetry import metrics\n'
+        "metrics.MetricsWriter(pathlib.Path(sys.argv[1]), ('tensorboard',), resume_step=None)\n"
+        "assert 'torch' not in sys.modules\n"
+        'import torch\n'
+        'torch.zeros(1)'
+    )
+    subprocess.run([sys.executable, '-c', program, tmp_path], cwd=ROOT, check=True)
 
 
 def test_an_unknown_sink_is_refused_before_anything_is_written(tmp_path):
