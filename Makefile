@@ -25,10 +25,10 @@ demo: $(VENV)/.runtime
 	$(BIN)/python -m gpt_jax.main --config configs/quickstart.py --mode generate
 
 test: $(VENV)/.development
-	$(BIN)/python -m pytest -n 2 $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(TESTS)
 
 test-all: $(VENV)/.development
-	$(BIN)/python -m pytest -n 2 --exhaustive $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal --exhaustive $(TESTS)
 
 lint: $(VENV)/.development
 	$(BIN)/ruff check .
