@@ -9,8 +9,9 @@ import subprocess
 
 import pytest
 
+from gpt_jax import GPT
 from gpt_jax.main import main
-from tests.command_line import TINY, fingerprints, rows, run, start
+from tests.command_line import ROOT, TINY, fingerprints, rows, run, start
 from tests.tiny_config import TEXT
 
 
@@ -180,6 +181,26 @@ WRONG = {
         'config.model.max_seq_len',
     ),
     'learning rate': ([f'--config={TINY}', '--config.optimizer.learning_rate=0'], 'learning_rate'),
+    'character of the sample': (
+        [f'--config={TINY}', '--config.sample.prompt=§'],
+        "config.sample.prompt: character '§' (U+00A7",
+    ),
+    'long sample': (
+        [f'--config={TINY}', f'--config.sample.prompt={"a" * 33}'],
+        'config.sample.prompt has 33 tokens, the context holds 32',
+    ),
+    'character of a benchmark': (
+        [
+            f'--config={TINY}',
+            '--config.eval.tasks=perplexity',
+            f'--config.eval.task_data={ROOT / "tests/golden/losses.txt"}',
+        ],
+        'perplexity: character',
+    ),
+    'two lengths': (
+        [f'--config={TINY}', '--config.train.num_steps=9', '--config.train.num_epochs=3'],
+        'config.train.num_steps follows from config.train.num_epochs=3: set that one',
+    ),
     'no run': (['--mode=generate', '--workdir=/nowhere/run'], '/nowhere/run'),
 }
 
@@ -209,7 +230,7 @@ def test_wrong_text(content, expected, capsys, tmp_path):
     assert expected in line
 
 
-def test_wrong_uses_of_a_run(trained, capsys):
+def test_wrong_uses_of_a_run(trained, capsys, tmp_path):
     generate = ['--mode=generate', f'--workdir={trained}']
     assert '33 tokens, the context holds 1 to 32' in _error(capsys, *generate, '--prompt', 'a' * 33)
     assert 'U+00A7' in _error(capsys, *generate, '--prompt=§')
@@ -224,6 +245,8 @@ def test_wrong_uses_of_a_run(trained, capsys):
     assert 'tokenizer' in _error(
         capsys, *train, '--config.tokenizer.kind=byte', '--config.model.vocab_size=512'
     )
+    GPT.load(trained).save(tmp_path)
+    assert f'--config.train.init_from={tmp_path}' in _error(capsys, f'--workdir={tmp_path}')
 
 
 def test_debug_shows_the_traceback():

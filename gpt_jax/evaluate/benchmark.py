@@ -10,10 +10,11 @@ from gpt_jax import files
 from gpt_jax.data.manifest import hash_of
 from gpt_jax.errors import UserError
 from gpt_jax.evaluate.rows import read_rows
-from gpt_jax.evaluate.scoring import Scorer
+from gpt_jax.evaluate.scoring import Request, Scorer, encode_requests
 from gpt_jax.evaluate.task import Question, Result, Row, Task
 from gpt_jax.evaluate.tasks import TASKS
 from gpt_jax.parallel import consistency, peers
+from gpt_jax.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,13 @@ class Benchmark:
         """A hash of everything that is asked and of the right answers."""
         return hash_of([self.name, self.questions])
 
+    def check(self, tokenizer: Tokenizer) -> None:
+        """Raises a UserError where the tokenizer cannot encode what is asked."""
+        try:
+            encode_requests(tokenizer, self._requests())
+        except UserError as error:
+            raise UserError(f'{self.name}: {error}') from error
+
     def run(
         self,
         scorer: Scorer,
@@ -40,10 +48,12 @@ class Benchmark:
         advance: Callable[[int], None] = lambda done: None,
     ) -> Result:
         """The result of a model; all processes of a run call it alike, and all get it."""
-        requests = [request for question in self.questions for request in question.requests]
-        scores = iter(scorer.score(params, requests, advance=advance))
+        scores = iter(scorer.score(params, self._requests(), advance=advance))
         grouped = [[next(scores) for _ in question.requests] for question in self.questions]
         return TASKS[self.name].summarize(self.questions, grouped)
+
+    def _requests(self) -> list[Request]:
+        return [request for question in self.questions for request in question.requests]
 
 
 def load(names: Sequence[str], *, data: str, limit: int = 0) -> list[Benchmark]:

@@ -102,7 +102,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     if ids:
         return ids
     if tokenizer.eot_id is None:
-        raise UserError('this vocabulary has no token to begin with; give a prompt (--prompt)')
+        raise UserError('this vocabulary has no token to begin with; give a prompt')
     return [tokenizer.eot_id]  # where a document begins
 
 

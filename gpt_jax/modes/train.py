@@ -5,6 +5,7 @@ import functools
 import math
 import pathlib
 import signal
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags as absl_flags
@@ -50,6 +51,7 @@ def run(
 ) -> int:
     """Trains to the end of the run, or until told to stop."""
     finalize(config, vocab_size=1)  # what can be refused early is
+    _check_length(config, overrides)
     runtime.initialize(config.runtime)
     runs.check_processes(config, workdir)
     with runs.lock(workdir):
@@ -63,6 +65,7 @@ def run(
         if peers.num_processes() > 1:
             probe.check_shared_folder(workdir)
         session = Session(final, tokenizer, folder)
+        session.check_texts()
         this_run = runs.Run(workdir, final, tokenizer)
         with (
             Checkpointer(this_run.checkpoints, final.checkpoint) as checkpointer,
@@ -94,6 +97,11 @@ def _train(
     }
     saved = checkpointer.meta()
     if saved is not None:
+        if 'tokenizer' not in saved:
+            raise UserError(
+                f'{workdir} holds weights and no training to go on with; train from them in '
+                f'another --workdir with --config.train.init_from={workdir}'
+            )
         _check_resumable(saved, meta, workdir)
     print(format_table(str(workdir), summarize(session.program, config)), flush=True)
     restored = checkpointer.restore(_items(session.program.abstract_state))
@@ -101,7 +109,7 @@ def _train(
     if start >= config.train.num_steps:
         print(
             f'{workdir} is complete: {start} steps. To see it write: --mode generate; to go on: '
-            f'--config.train.num_steps=N; to start over: --fresh'
+            f'--config.{_length_key(config)}=N; to start over: --fresh'
         )
         return loop.Outcome.COMPLETE
     if restored is not None:
@@ -163,6 +171,22 @@ def _train(
     else:
         print(f'saved in {workdir}; the same command goes on from there')
     return outcome
+
+
+def _length_key(config: RunConfig) -> str:
+    """What decides how long the run is: the others follow from it."""
+    keys = [key for key in ('num_epochs', 'num_tokens') if getattr(config.train, key)]
+    return f'train.{(keys or ["num_steps"])[0]}'
+
+
+def _check_length(config: RunConfig, overrides: Mapping[str, Any]) -> None:
+    key = _length_key(config)
+    if 'train.num_steps' in overrides and key != 'train.num_steps':
+        value = getattr(config.train, key.removeprefix('train.'))
+        raise UserError(
+            f'config.train.num_steps follows from config.{key}={value:g}: set that one, or '
+            f'--config.{key}=0 too'
+        )
 
 
 def _begin(session: Session) -> tuple[TrainState, dict[str, Any] | None]:

@@ -105,14 +105,13 @@ def run(
         if measuring:
             recorder.benchmarks(done, hooks.measure(state))
             hooks.alive()
-        if sampling:
-            progress.print(f'--- sample at step {done}\n{hooks.sample(state)}\n---')
-            hooks.alive()
         if saving:
             hooks.flush()
             hooks.save(state, done, eval_loss)
+        if sampling:  # behind the checkpoint, which holds nothing of it
+            progress.print(f'--- sample at step {done}\n{hooks.sample(state)}\n---')
         if evaluating or measuring or sampling or saving:
-            recorder.restart_clock()
+            recorder.restart_clock(done)
             hooks.alive()
         if stopping and not last:
             return state, Outcome.STOPPED
@@ -141,9 +140,9 @@ class _Recorder:
         self._pending = (done, metrics)
         self._waited += waited
 
-    def restart_clock(self) -> None:
-        """Leaves out of tokens/s what happened between two calls, such as an evaluation."""
-        self._clock = time.perf_counter()
+    def restart_clock(self, done: int) -> None:
+        """Measures from step `done` on, without what came behind it, such as an evaluation."""
+        self._clock, self._clock_step, self._waited = time.perf_counter(), done, 0.0
 
     def read_previous(self) -> None:
         """Reads the metrics that were remembered last, and writes the rows that are due."""

@@ -12,10 +12,11 @@ from gpt_jax.data.mixture import open_sources
 from gpt_jax.data.pipeline import eval_batches, make_train_pipeline
 from gpt_jax.data.shards import Shards
 from gpt_jax.data.split import TRAIN, VALIDATION
+from gpt_jax.errors import UserError
 from gpt_jax.evaluate import Evaluation, benchmark, evaluate
 from gpt_jax.evaluate.scoring import Scorer
 from gpt_jax.evaluate.task import Metric
-from gpt_jax.inference.generate import Generator
+from gpt_jax.inference.generate import Generator, encode_prompt
 from gpt_jax.model.flops import train_flops_per_token
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.rules import parts
@@ -53,6 +54,22 @@ class Session:
             config.eval.tasks, data=config.eval.task_data, limit=config.eval.task_limit
         )
         self._scorer = make_scorer(self.program, config, tokenizer)
+
+    def check_texts(self) -> None:
+        """Encodes what a run will be measured on and begin its samples with.
+
+        Raises:
+            UserError: the tokenizer cannot, or the sample's prompt does not fit the context.
+        """
+        for each in self._benchmarks:
+            each.check(self.tokenizer)
+        context = self.config.model.max_seq_len
+        try:
+            size = len(encode_prompt(self.tokenizer, self.config.sample.prompt))
+        except UserError as error:
+            raise UserError(f'config.sample.prompt: {error}') from error
+        if size > context:
+            raise UserError(f'config.sample.prompt has {size} tokens, the context holds {context}')
 
     def init(self) -> TrainState:
         """A fresh state; the weights depend on the seed alone."""
