@@ -9,6 +9,7 @@ gpt.save('runs/mine')
 import copy
 import dataclasses
 import functools
+import math
 import os
 import pathlib
 import tempfile
@@ -23,7 +24,7 @@ from jaxtyping import Array, Float
 from gpt_jax import files, object_store
 from gpt_jax import run as runs
 from gpt_jax.checkpoint import Checkpointer
-from gpt_jax.config import RunConfig, finalize
+from gpt_jax.config import EvalConfig, RunConfig, TrainConfig, finalize
 from gpt_jax.config_tree import suggest
 from gpt_jax.data.config import DataConfig
 from gpt_jax.data.encode import encode_text_file
@@ -33,11 +34,13 @@ from gpt_jax.errors import UserError
 from gpt_jax.evaluate import Evaluation
 from gpt_jax.inference.config import SampleConfig, finalize_sample
 from gpt_jax.inference.generate import Generation, Generator, Prompt, encode_prompt
-from gpt_jax.model.config import ModelConfig
+from gpt_jax.model.config import AttentionKernel, ModelConfig
 from gpt_jax.model.gpt import abstract_params, init_params
 from gpt_jax.model.layout import layers_per_period, to_executed
+from gpt_jax.optim.adamw import AdamW
+from gpt_jax.optim.schedule import ScheduleConfig
 from gpt_jax.parallel.compiler_options import compiler_options
-from gpt_jax.parallel.mesh import make_mesh
+from gpt_jax.parallel.mesh import MeshConfig, make_mesh
 from gpt_jax.pretrained import adopt
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.tokenizer import (
@@ -142,10 +145,11 @@ class GPT:
                 the name of nothing.
         """
         config = copy.deepcopy(self._draft)
-        config.train.num_steps, config.train.batch_size = steps, batch_size
-        config.optimizer.learning_rate = learning_rate
-        config.schedule.warmup_steps = steps // 10
-        config.eval.every, config.checkpoint.save_every, config.checkpoint.keep_best = 0, 0, False
+        config.optimizer = AdamW(learning_rate=learning_rate)
+        config.schedule = ScheduleConfig(warmup_steps=steps // 10)
+        config.train = TrainConfig(num_steps=steps, batch_size=batch_size)
+        config.eval = EvalConfig(every=0)
+        config.checkpoint.save_every, config.checkpoint.keep_best = 0, False
         progress = functools.partial(Progress, quiet=quiet)
         with tempfile.TemporaryDirectory(prefix='gpt_jax-') as scratch:
             config.data = _describe_text(text, pathlib.Path(scratch))
@@ -259,6 +263,9 @@ class GPT:
         workdir = _workdir(folder)
         config = runs.read_config(workdir)
         runs.train_whole(config)
+        # What was chosen for the machine that trained it.
+        config.train, config.eval = TrainConfig(), EvalConfig()
+        config.model.attention_kernel = AttentionKernel.AUTO
         tokenizer = runs.read_tokenizer(workdir)
         gpt = cls(tokenizer=tokenizer, seed=config.seed)
         gpt._set_config(config)
@@ -296,9 +303,12 @@ class GPT:
         """Writes a folder for other tools: one of the formats of `--mode export`.
 
         Raises:
-            UserError: the format is unknown or cannot express the architecture, naming why.
+            UserError: the format is unknown or cannot express the architecture, naming why, or
+                the folder is not on this machine.
         """
         exporter = find_exporter(format)
+        if object_store.is_remote(folder):
+            raise UserError(f'{folder}: name a folder of this machine, and copy it from there')
         model = self.config.model
         exporter(pathlib.Path(folder), model, self.params, self.tokenizer, dtype=model.param_dtype)
 
@@ -310,6 +320,8 @@ class GPT:
 
     def _set_config(self, config: RunConfig) -> None:
         """Finalizes `config` and rebuilds what depends on it."""
+        # As many devices as divide the batch.
+        config.mesh = MeshConfig(data=math.gcd(config.train.batch_size, jax.device_count()))
         self._draft = config
         self.config = finalize(config, vocab_size=self.tokenizer.vocab_size)
         self._program = make_program(self.config, make_mesh(self.config.mesh))

@@ -162,6 +162,11 @@ def _finalize_train(config: RunConfig, train_tokens: int) -> None:
         )
     if not 0 <= train.ema_decay < 1:
         raise UserError(f'config.train.ema_decay={train.ema_decay} must be in [0, 1)')
+    if train.ema_decay and config.model.param_dtype != 'float32' and not config.lora.rank:
+        raise UserError(
+            f'config.train.ema_decay={train.ema_decay} needs config.model.param_dtype=float32: the '
+            f'steps of an average are too small for {config.model.param_dtype}'
+        )
     if evaluation.every < 0 or evaluation.batches < 0 or evaluation.batch_size < 0:
         raise UserError('config.eval.every, .batches and .batch_size must not be negative')
     _finalize_tasks(evaluation, config.model.max_seq_len)

@@ -255,12 +255,12 @@ def restore_weights(
     Raises:
         UserError: there is no such checkpoint, or the run keeps no average.
     """
-    if weights == 'ema' and not run.config.train.ema_decay:
+    trained_by = read_config(run.workdir)
+    if weights == 'ema' and not trained_by.train.ema_decay:
         raise UserError('--weights=ema: the run has none (config.train.ema_decay was 0); use raw')
     item = 'params' if weights == 'raw' else 'ema'
     if abstract is None:
         abstract = nn.unbox(abstract_params(run.config.model))
-    trained_by = read_config(run.workdir)
     trainable = Trainable(lora=trained_by.lora, frozen=trained_by.train.frozen)
     trained, base = _abstract_parts(trainable, abstract)
     with Checkpointer(run.checkpoints, run.config.checkpoint, read_only=True) as checkpointer:

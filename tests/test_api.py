@@ -1,5 +1,7 @@
 """The library door."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,9 @@ import pytest
 
 from gpt_jax import GPT
 from gpt_jax.errors import UserError
+from gpt_jax.main import main
 from gpt_jax.tokenizer import TokenizerConfig, TokenizerKind, make_tokenizer
+from tests.command_line import TINY
 from tests.tiny_config import TEXT
 
 SMALL = dict(num_layers=2, num_heads=2, d_model=32, max_seq_len=32)
@@ -69,9 +73,24 @@ def test_save_and_load(fitted, tmp_path):
     assert loaded.config.model == fitted.config.model
 
 
-def test_a_saved_model_is_a_run_of_the_command_line(fitted, tmp_path, capsys):
-    from gpt_jax.main import main
+def test_a_run_of_another_machine_goes_on_here(tmp_path):
+    arguments = [f'--config={TINY}:muon', f'--workdir={tmp_path}', '--config.train.num_steps=2']
+    assert main(arguments) == 0
+    config = json.loads((tmp_path / 'config.json').read_text())
+    config['mesh'] |= {'data': 64, 'fsdp': 2}
+    config['model']['attention_kernel'] = 'cudnn'
+    config['train'] |= {'num_tokens': 10**9, 'grad_accumulation': 60, 'batch_size': 120}
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    gpt = GPT.load(tmp_path)
+    assert gpt.steps == 2
+    before = gpt.evaluate(TEXT).loss
+    gpt.fit(TEXT, steps=3, batch_size=3, quiet=True)
+    assert gpt.steps == 5 and gpt.evaluate(TEXT).loss != before
+    assert (gpt.config.train.num_tokens, gpt.config.mesh.data) == (0, 1)  # 3 of 8 devices: none
+    assert type(gpt.config.optimizer).__name__ == 'AdamW'
 
+
+def test_a_saved_model_is_a_run_of_the_command_line(fitted, tmp_path, capsys):
     fitted.save(tmp_path)
     arguments = ['--mode=generate', '--prompt=Alice', '--max_new_tokens=12', '--seed=1']
     assert main([f'--workdir={tmp_path}', *arguments]) == 0

@@ -197,6 +197,10 @@ WRONG = {
         ],
         'perplexity: character',
     ),
+    'average of bfloat16': (
+        [f'--config={TINY}', '--config.model.param_dtype=bfloat16'],
+        'config.train.ema_decay=0.9 needs config.model.param_dtype=float32',
+    ),
     'two lengths': (
         [f'--config={TINY}', '--config.train.num_steps=9', '--config.train.num_epochs=3'],
         'config.train.num_steps follows from config.train.num_epochs=3: set that one',
@@ -236,6 +240,12 @@ def test_wrong_uses_of_a_run(trained, capsys, tmp_path):
     assert 'U+00A7' in _error(capsys, *generate, '--prompt=§')
     assert 'there is no checkpoint of step 7' in _error(capsys, *generate, '--step=7')
     assert 'config.sample.top_p' in _error(capsys, *generate, '--top_p=2')
+    assert f'config.model.num_layers=3, but the run in {trained} has 2' in _error(
+        capsys, *generate, '--config.model.num_layers=3'
+    )
+    assert '--out=gs://bucket/run: name a folder of this machine' in _error(
+        capsys, '--mode=export', f'--workdir={trained}', '--out=gs://bucket/run'
+    )
     assert '--prompt_file=/nowhere' in _error(capsys, *generate, '--prompt_file=/nowhere')
     train = [f'--config={TINY}', f'--workdir={trained}', '--config.train.num_steps=50']
     assert 'config.train.batch_size: 8 -> 4' in _error(
@@ -247,6 +257,16 @@ def test_wrong_uses_of_a_run(trained, capsys, tmp_path):
     )
     GPT.load(trained).save(tmp_path)
     assert f'--config.train.init_from={tmp_path}' in _error(capsys, f'--workdir={tmp_path}')
+
+
+def test_how_a_run_is_computed_can_be_chosen(trained):
+    losses = []
+    for dtype in ('float32', 'bfloat16'):
+        arguments = [f'--workdir={trained}', f'--config.model.compute_dtype={dtype}']
+        # The architecture that it has may be said again.
+        assert main(['--mode=evaluate', *arguments, '--config.model.num_layers=2']) == 0
+        losses.append(json.loads((trained / 'eval.json').read_text())['loss'])
+    assert 0 < abs(losses[1] - losses[0]) < 0.02
 
 
 def test_debug_shows_the_traceback():

@@ -74,7 +74,7 @@ def run(
         config.eval.task_data = flags.task_data
     if flags.task_limit is not None:
         config.eval.task_limit = flags.task_limit
-    opened = saved_weights.open_run(config, workdir)
+    opened = saved_weights.open_run(config, workdir, overrides)
     benchmarks = benchmark.load(
         flags.tasks, data=opened.config.eval.task_data, limit=opened.config.eval.task_limit
     )

@@ -5,6 +5,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
+from gpt_jax import object_store
 from gpt_jax import run as runs
 from gpt_jax.config import RunConfig
 from gpt_jax.errors import UserError
@@ -40,10 +41,12 @@ def run(
     if not flags.out:
         raise UserError('--mode export needs --out DIR, the folder to write')
     exporter = find_exporter(flags.format)
+    if object_store.is_remote(flags.out):
+        raise UserError(f'--out={flags.out}: name a folder of this machine, and copy it from there')
     out = pathlib.Path(flags.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f'--out={out} is not empty; name a new folder')
-    opened = saved_weights.open_run(config, workdir)
+    opened = saved_weights.open_run(config, workdir, overrides)
     program = make_program(opened.config, make_mesh(opened.config.mesh))
     step, params = runs.restore_weights(
         opened, step=flags.step, weights=flags.weights, abstract=program.abstract_params

@@ -61,7 +61,7 @@ def run(
             setattr(config.sample, name, tuple(value) if name == 'stop' else value)
     finalize_sample(config.sample)
     prompts = _prompts(flags, config.sample)
-    opened = saved_weights.open_run(config, workdir)
+    opened = saved_weights.open_run(config, workdir, overrides)
     step, params = runs.restore_weights(
         opened,
         step=flags.step,

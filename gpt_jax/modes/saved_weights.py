@@ -11,10 +11,14 @@ from flax import linen as nn
 from gpt_jax import run as runs
 from gpt_jax.config import RunConfig, finalize
 from gpt_jax.errors import UserError
+from gpt_jax.model.config import ModelConfig
 from gpt_jax.model.gpt import abstract_params
 from gpt_jax.parallel import runtime
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.rules import parameter_shardings, with_shardings
+
+# Knobs of the model that change neither its weights nor, but for rounding, what it says.
+COMPUTATION = ('attention_kernel', 'compute_dtype', 'matmul_precision', 'scan_layers', 'remat')
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -27,19 +31,39 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     )
 
 
-def open_run(config: RunConfig, workdir: pathlib.Path) -> runs.Run:
+def open_run(config: RunConfig, workdir: pathlib.Path, overrides: Mapping[str, Any]) -> runs.Run:
     """The run in `workdir`, under `config` for all but its architecture.
 
+    Of the model, `overrides` may choose how it is computed.
+
     Raises:
-        UserError: the folder is no run.
+        UserError: the folder is no run, or `overrides` asks for another architecture.
     """
     trained = runs.read_config(workdir)
-    config.model, config.train.ema_decay = trained.model, trained.train.ema_decay
+    for name, value in _chosen(config.model, trained.model, overrides, workdir).items():
+        setattr(trained.model, name, value)
+    config.model, config.train.ema_decay = trained.model, 0.0  # nothing is averaged any more
     runs.train_whole(config)
     tokenizer = runs.read_tokenizer(workdir)
     config = finalize(config, vocab_size=tokenizer.vocab_size)
     runtime.initialize(config.runtime)
     return runs.Run(workdir, config, tokenizer)
+
+
+def _chosen(
+    ours: ModelConfig, trained: ModelConfig, overrides: Mapping[str, Any], workdir: pathlib.Path
+) -> dict[str, Any]:
+    """The knobs of the model that `overrides` gives another value than the run has."""
+    names = {key.split('.')[1] for key in overrides if key.startswith('model.')}
+    chosen = {name: getattr(ours, name) for name in sorted(names)}
+    chosen = {name: value for name, value in chosen.items() if value != getattr(trained, name)}
+    for name in chosen:
+        if name not in COMPUTATION:
+            raise UserError(
+                f'config.model.{name}={chosen[name]}, but the run in {workdir} has '
+                f'{getattr(trained, name)}; leave it out: to be chosen are {", ".join(COMPUTATION)}'
+            )
+    return chosen
 
 
 def split_weights(config: RunConfig, overrides: Mapping[str, Any]) -> Any | None:
