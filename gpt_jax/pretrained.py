@@ -14,7 +14,7 @@ from gpt_jax.data.manifest import hash_of
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import ModelConfig, PositionKind
 from gpt_jax.tokenizer import TokenizerConfig, keep, make_tokenizer
-from gpt_jax.tokenizer.token_table import TableTokenizer
+from gpt_jax.tokenizer.token_table import END_OF_TEXT, TableTokenizer
 from gpt_jax.weights import Source
 
 # Knobs of the model that change neither a parameter nor, but for rounding, a logit.
@@ -59,8 +59,11 @@ def adopt(source: Source, config: RunConfig, chosen: Mapping[str, Any]) -> Table
     template = source.chat_template or tokenizer.chat_template  # some files hold an empty one
     tokenizer = tokenizer.with_chat(template=template)
     size = config.model.vocab_size
-    if tokenizer.vocab_size == size + 1 and tokenizer.eot_id == size:
-        tokenizer = tokenizer.with_ends(bos_id=tokenizer.bos_id, eot_id=None)  # it was added
+    if tokenizer.vocab_size == size + 1 and tokenizer.special_tokens.get(END_OF_TEXT) == size:
+        # It was added to a vocabulary that has none of that name.
+        eot_id = None if tokenizer.eot_id == size else tokenizer.eot_id
+        tokenizer = tokenizer.with_ends(bos_id=tokenizer.bos_id, eot_id=None)
+        tokenizer = tokenizer.with_ends(bos_id=tokenizer.bos_id, eot_id=eot_id)
     if tokenizer.vocab_size > size:
         raise UserError(
             f'{source.name} has {size} tokens, its tokenizer {tokenizer.vocab_size}; name the '

@@ -73,9 +73,10 @@ def load(names: Sequence[str], *, data: str, limit: int = 0) -> list[Benchmark]:
     for name in names:
         task = TASKS[name]
         questions = [_ask(name, task, row, place) for place, row in read_rows(name, task, places)]
-        if not questions:
+        questions = _first(questions, limit)
+        if not any(question.requests for question in questions):
             raise UserError(f'{data} has no rows for {name}; give another file')
-        loaded.append(Benchmark(name=name, questions=_first(questions, limit)))
+        loaded.append(Benchmark(name=name, questions=questions))
     if loaded and peers.num_processes() > 1:
         facts = {each.name: each.fingerprint() for each in loaded}
         consistency.check('comparison of benchmarks', facts)

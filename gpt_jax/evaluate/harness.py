@@ -6,7 +6,7 @@ said there.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gpt_jax.errors import UserError
@@ -17,9 +17,11 @@ try:
 except ImportError:  # an optional package: making a model says so
     TemplateLM = object
 
-# Continues prompts: (prompts, new tokens, temperature, stop strings) -> texts.
-Generate = Callable[[Sequence[str], int, float, tuple[str, ...]], list[str]]
+# Continues prompts: (prompts, knobs of `SampleConfig`) -> texts.
+Generate = Callable[[Sequence[str], dict[str, Any]], list[str]]
 DEFAULT_NEW_TOKENS = 256  # lm-evaluation-harness's
+# How tokens are drawn, in the words of the harness and of `SampleConfig`.
+DRAWING = ('temperature', 'top_k', 'top_p', 'min_p', 'repetition_penalty')
 
 
 class HarnessModel(TemplateLM):
@@ -90,7 +92,11 @@ class HarnessModel(TemplateLM):
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Continues each context up to one of its stop strings, greedily unless it says not to.
 
-        A context that leaves no room for the new tokens loses its beginning.
+        A context that leaves no room for the new tokens loses its beginning. Each batch draws
+        with a seed of its own, so that a context which is asked for again gets another text.
+
+        Raises:
+            UserError: texts are to be drawn in a way that there is not.
         """
         from lm_eval.models.utils import normalize_gen_kwargs
 
@@ -98,15 +104,16 @@ class HarnessModel(TemplateLM):
         together: dict[tuple, list[int]] = {}
         for index, request in enumerate(requests):
             settings = normalize_gen_kwargs(request.args[1], DEFAULT_NEW_TOKENS)
-            stop = tuple(filter(None, settings['until']))
-            key = (settings['max_gen_toks'], float(settings.get('temperature', 0.0)), stop)
+            key = tuple(sorted(_sampling(settings).items()))
             together.setdefault(key, []).append(index)
         texts = [''] * len(requests)
-        for (count, temperature, stop), indices in together.items():
+        for key, indices in together.items():
+            sampling = dict(key)
             for first in range(0, len(indices), self._scorer.batch_size):
                 batch = indices[first : first + self._scorer.batch_size]
+                count = sampling['max_new_tokens']
                 prompts = [self._fit(requests[index].args[0], count) for index in batch]
-                answers = self._generate(prompts, count, temperature, stop)
+                answers = self._generate(prompts, sampling | {'seed': first})
                 for index, answer in zip(batch, answers, strict=True):
                     texts[index] = answer
                     self.cache_hook.add_partial('generate_until', requests[index].args, answer)
@@ -122,6 +129,20 @@ class HarnessModel(TemplateLM):
             context = self._tokenizer.decode(ids[-keep:])
             ids, keep = self.tok_encode(context), keep - 1
         return context
+
+
+def _sampling(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the harness asks for as knobs of `SampleConfig`."""
+    sampling = {name: settings[name] for name in DRAWING if settings.get(name) is not None}
+    sampling['temperature'] = float(sampling.get('temperature', 0.0))
+    others = settings.keys() - {'until', 'max_gen_toks', 'do_sample', *DRAWING}
+    if sampling['temperature'] and others:
+        raise UserError(
+            f'a task of --harness draws texts with {", ".join(sorted(others))}; there are only '
+            f'{", ".join(DRAWING)}'
+        )
+    stop = tuple(filter(None, settings['until']))
+    return sampling | {'max_new_tokens': settings['max_gen_toks'], 'stop': stop}
 
 
 def run_tasks(

@@ -15,14 +15,17 @@ from gpt_jax.evaluate.task import Metric, Question, Result, Row, exponential, ra
 
 
 def question(row: Row) -> Question:
-    """A whole text."""
-    return Question((Request('', row['text']),))
+    """A whole text; an empty one has nothing to score, and one word, as the harness counts."""
+    text = row['text']
+    if not isinstance(text, str):
+        raise ValueError(f'its text is {text!r}')
+    return Question((Request('', text),) if text else ())
 
 
 def summarize(questions: Sequence[Question], scores: Sequence[Sequence[Score]]) -> Result:
     """Perplexities over all texts together; errors take the windows for independent."""
     windows = [window for row in scores for score in row for window in score.windows]
-    texts = [question.requests[0].continuation for question in questions]
+    texts = [''.join(each.continuation for each in question.requests) for question in questions]
     counts = {
         'token': sum(tokens for _, tokens in windows),
         'word': sum(len(re.split(r'\s+', text)) for text in texts),

@@ -19,7 +19,7 @@ from gpt_jax.evaluate import benchmark
 from gpt_jax.evaluate.task import Metric, Result
 from gpt_jax.evaluate.tasks import TASKS, check_names
 from gpt_jax.fingerprint import fingerprint_leaves
-from gpt_jax.inference.config import SampleConfig
+from gpt_jax.inference.config import SampleConfig, finalize_sample
 from gpt_jax.inference.generate import Generator
 from gpt_jax.modes import saved_weights
 from gpt_jax.parallel import peers
@@ -190,10 +190,9 @@ def _run_harness(
     def make_generator() -> Generator:  # only for tasks that generate
         return Generator(config.model, params, opened.tokenizer)
 
-    def generate(
-        prompts: Sequence[str], count: int, temperature: float, stop: tuple[str, ...]
-    ) -> list[str]:
-        sampling = SampleConfig(max_new_tokens=count, temperature=temperature, stop=stop)
+    def generate(prompts: Sequence[str], knobs: dict[str, Any]) -> list[str]:
+        sampling = SampleConfig(**knobs)
+        finalize_sample(sampling)
         return [each.text for each in make_generator().generate(prompts, sampling)]
 
     model = harness.HarnessModel(make_scorer(program, config, opened.tokenizer), params, generate)

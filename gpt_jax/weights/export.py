@@ -134,7 +134,7 @@ def write_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer, *, max_length: i
     if tokenizer.bos_id is not None:
         settings.setdefault('bos_token', names[tokenizer.bos_id])
         spec['post_processor'] = _begin_with(names[tokenizer.bos_id], tokenizer.bos_id)
-    if tokenizer.eot_id is not None:
+    if tokenizer.eot_id in names:  # else it is an ordinary token, which config.json names by id
         settings.setdefault('eos_token', names[tokenizer.eot_id])
     files.write_json(folder / TOKENIZER_JSON, spec)
     files.write_json(folder / TOKENIZER_CONFIG, settings)

@@ -104,7 +104,7 @@ def read_tokenizer(folder: pathlib.Path, config: dict[str, Any]) -> TableTokeniz
     """The tokenizer of a folder with the ends that the model knows; None if it has none.
 
     Raises:
-        UserError: its files are damaged.
+        UserError: its files are damaged, or do what this project's tokenizers do not.
     """
     settings = _read_optional(folder / TOKENIZER_CONFIG)
     if (folder / TOKENIZER_JSON).is_file():
@@ -115,11 +115,22 @@ def read_tokenizer(folder: pathlib.Path, config: dict[str, Any]) -> TableTokeniz
         # What transformers' LlamaTokenizer does with such a file.
         begins = settings.get('add_bos_token', True)
         bos_id = tokenizer.special_tokens.get('<s>') if begins else None
+        if settings.get('add_eos_token'):
+            raise UserError(f'{folder / TOKENIZER_CONFIG}: add_eos_token=true is not supported')
     elif (folder / 'vocab.json').is_file() or (folder / 'encoder.json').is_file():
+        _check_pair(folder, settings, config)
         tokenizer, bos_id = BpeTokenizer.read(folder), None
     else:
         return None
     eot_id = _eot_id(tokenizer, settings, _read_optional(folder / GENERATION_CONFIG), config)
+    if eot_id is not None and not 0 <= eot_id < tokenizer.vocab_size:
+        # What transformers writes for a new model is the id of another vocabulary.
+        stated, eot_id = eot_id, tokenizer.special_tokens.get(_text(settings.get('eos_token')))
+        if eot_id is None:
+            raise UserError(
+                f'{folder} has eos_token_id={stated}, but its tokenizer {tokenizer.vocab_size} '
+                f'tokens; correct it in {CONFIG} and {GENERATION_CONFIG}'
+            )
     tokenizer = tokenizer.with_ends(bos_id=bos_id, eot_id=eot_id)
     named = {key: _text(settings.get(key)) for key in NAMED_TOKENS}
     named = {key: name for key, name in named.items() if name in tokenizer.special_tokens}
@@ -142,12 +153,40 @@ def _eot_id(
     return preferred if preferred in ids else ids[0]
 
 
+def _check_pair(folder: pathlib.Path, settings: dict[str, Any], config: dict[str, Any]) -> None:
+    """Refuses a vocabulary and merges whose texts are not split as GPT-2's are."""
+    kind = settings.get('tokenizer_class', config.get('model_type'))
+    if not str(kind).lower().startswith('gpt2'):
+        raise UserError(
+            f'{folder}: vocab.json and merges.txt do not say how {kind} splits texts; write its '
+            f'tokenizer.json there, with transformers: '
+            f'AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)'
+        )
+
+
 def _first_id(path: pathlib.Path, settings: dict[str, Any]) -> int | None:
-    """The token that a tokenizer.json puts before every text."""
-    if settings.get('add_bos_token') is False:
+    """The token that a tokenizer.json puts before every text.
+
+    Raises:
+        UserError: it puts more there, or something behind a text.
+    """
+    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    tokenizer.no_padding()
+    for text in ('a', '0', '.', ''):
+        bare, whole = (
+            tokenizer.encode(text, add_special_tokens=each).ids for each in (False, True)
+        )
+        if bare:
+            break
+    count = len(whole) - len(bare)
+    if count == 0 or settings.get('add_bos_token') is False:
         return None
-    ids = tokenizers.Tokenizer.from_file(str(path)).encode('', add_special_tokens=True).ids
-    return ids[0] if ids else None
+    if count > 1 or whole[1:] != bare:
+        raise UserError(
+            f'{path} puts {whole} for {bare}, which is {text!r}; supported is one token before '
+            f'every text and none behind'
+        )
+    return whole[0]
 
 
 def _text(token: Any) -> str | None:

@@ -126,9 +126,8 @@ def model():
     params = jax.tree.map(lambda x: 3 * x, program.init(jax.random.key(0)).params)
     generator = Generator(config.model, params, tokenizer)
 
-    def generate(prompts, count, temperature, stop):
-        sampling = SampleConfig(max_new_tokens=count, temperature=temperature, stop=stop)
-        return [each.text for each in generator.generate(prompts, sampling)]
+    def generate(prompts, knobs):
+        return [each.text for each in generator.generate(prompts, SampleConfig(**knobs))]
 
     scorer = make_scorer(program, config, tokenizer)
     return HarnessModel(scorer, params, generate), scorer, params
@@ -167,7 +166,7 @@ def test_numbers_are_the_harnesses(name, model, shared_data, tmp_path):
 
 def test_perplexity_of_texts_is_the_harnesses(model, tmp_path):
     adapter, scorer, params = model
-    texts = ['One  short text.\n', 'A long one, ' * 40, 'x']
+    texts = ['One  short text.\n', '', 'A long one, ' * 40, 'x']
     rows = write(tmp_path / 'perplexity.jsonl', *[{'text': text} for text in texts])
     (tmp_path / 'text.yaml').write_text(
         f'task: texts\noutput_type: loglikelihood_rolling\ndataset_path: json\n'
@@ -207,6 +206,23 @@ def test_generation_ends_where_it_is_told(model):
     )
     assert texts[0] == free
     assert free.startswith(texts[2])
+
+
+def test_texts_that_are_drawn(model):
+    from lm_eval.api.instance import Instance
+
+    adapter, _, _ = model
+
+    def answers(**settings):
+        settings |= {'until': [], 'max_gen_toks': 8, 'do_sample': True, 'temperature': 1.0}
+        requests = [Instance('generate_until', {}, ('Alice', settings), 0) for _ in range(20)]
+        return adapter.generate_until(requests)
+
+    assert len(set(answers())) == 20, 'also of several batches'
+    assert answers() == answers()
+    assert len(set(answers(top_k=1))) == 1
+    with pytest.raises(UserError, match='draws texts with typical_p; there are only temperature'):
+        answers(typical_p=0.9)
 
 
 def test_a_task_that_there_is_not(model):

@@ -8,7 +8,9 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+import tokenizers
 
+from gpt_jax import GPT
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import DType
 from gpt_jax.model.gpt import abstract_params
@@ -236,6 +238,67 @@ def test_ends_of_texts(tmp_path):
     settings = tmp_path / 'tokenizer_config.json'
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {'add_bos_token': False}))
     assert open_source(str(tmp_path)).tokenizer.bos_id is None
+
+
+def test_an_end_that_the_tokenizer_does_not_have(tmp_path):
+    """GPT2Config's eos_token_id is 50256, however small the vocabulary."""
+    write_folder(tmp_path, **GPT2)
+    (tmp_path / 'generation_config.json').write_text('{"eos_token_id": 50256}')
+    assert open_source(str(tmp_path)).tokenizer.eot_id == bpe_tokenizer().eot_id
+    settings = tmp_path / 'tokenizer_config.json'
+    settings.write_text('{}')
+    with pytest.raises(UserError, match='has eos_token_id=50256, but its tokenizer 2.. tokens'):
+        open_source(str(tmp_path))
+
+
+def test_an_end_of_another_name(tmp_path):
+    """Then the tokenizer has no id more than the model."""
+    path, end = tmp_path / 'tokenizer.json', bpe_tokenizer().eot_id
+    write_folder(tmp_path, **LLAMA | dict(vocab_size=end + 1))
+    path.write_text(path.read_text().replace('<|endoftext|>', '<|eos|>'))
+    (tmp_path / 'tokenizer_config.json').write_text('{"eos_token": "<|eos|>"}')
+    tokenizer = GPT.from_pretrained(tmp_path).tokenizer
+    assert (tokenizer.eot_id, tokenizer.vocab_size) == (end, end + 1)
+    assert tokenizer.special_tokens == {'<|eos|>': end}
+
+
+def test_an_end_that_is_an_ordinary_token(tmp_path):
+    config = make_model(**LLAMA)
+    ended = bpe_tokenizer().with_ends(bos_id=None, eot_id=7)
+    export_transformers(tmp_path, config, random_params(config), ended, dtype=DType.FLOAT32)
+    assert 'eos_token' not in json.loads((tmp_path / 'tokenizer_config.json').read_text())
+    assert open_source(str(tmp_path)).tokenizer.eot_id == 7
+
+
+def test_a_tokenizer_that_ends_texts(tmp_path):
+    write_folder(tmp_path, **LLAMA)
+    path, end = tmp_path / 'tokenizer.json', bpe_tokenizer().eot_id
+    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single='$A <|endoftext|>', special_tokens=[('<|endoftext|>', end)]
+    )
+    tokenizer.save(str(path))
+    with pytest.raises(UserError, match='one token before every text and none behind'):
+        open_source(str(tmp_path))
+
+
+def test_a_vocabulary_and_merges_are_gpt2s(tmp_path):
+    write_folder(tmp_path, **LLAMA)
+    path, settings = tmp_path / 'tokenizer.json', tmp_path / 'tokenizer_config.json'
+    model = json.loads(path.read_text())['model']
+    path.unlink()
+    (tmp_path / 'vocab.json').write_text(json.dumps(model['vocab'], ensure_ascii=False))
+    merges = [each if isinstance(each, str) else ' '.join(each) for each in model['merges']]
+    (tmp_path / 'merges.txt').write_text('\n'.join(merges))
+    settings.write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+    assert open_source(str(tmp_path)).tokenizer.encode('quick fox')
+    for content, kind in (
+        ('{"tokenizer_class": "Qwen2Tokenizer"}', 'Qwen2Tokenizer'),
+        ('{}', 'll'),
+    ):
+        settings.write_text(content)
+        with pytest.raises(UserError, match=f'do not say how {kind}'):
+            open_source(str(tmp_path))
 
 
 def test_nothing_of_that_name(tmp_path):
