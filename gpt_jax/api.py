@@ -135,7 +135,8 @@ class GPT:
         """Trains on a text, or on the file or folder that `text` names.
 
         The last tenth is kept for validation. AdamW with a cosine schedule and a warm-up of a
-        tenth of the steps. Calling it again goes on with these weights and a new optimizer.
+        tenth of the steps, on as many devices as divide `batch_size`. Calling it again goes on
+        with these weights and a new optimizer.
 
         Returns:
           The loss on the validation part.

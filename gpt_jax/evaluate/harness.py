@@ -133,16 +133,18 @@ class HarnessModel(TemplateLM):
 
 def _sampling(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What the harness asks for as knobs of `SampleConfig`."""
-    sampling = {name: settings[name] for name in DRAWING if settings.get(name) is not None}
-    sampling['temperature'] = float(sampling.get('temperature', 0.0))
+    temperature = float(settings.get('temperature', 0.0))
+    names = DRAWING if temperature else ('repetition_penalty',)
+    sampling = {name: settings[name] for name in names if settings.get(name) is not None}
     others = settings.keys() - {'until', 'max_gen_toks', 'do_sample', *DRAWING}
-    if sampling['temperature'] and others:
+    if temperature and others:
         raise UserError(
             f'a task of --harness draws texts with {", ".join(sorted(others))}; there are only '
             f'{", ".join(DRAWING)}'
         )
     stop = tuple(filter(None, settings['until']))
-    return sampling | {'max_new_tokens': settings['max_gen_toks'], 'stop': stop}
+    count = settings['max_gen_toks']
+    return sampling | {'max_new_tokens': count, 'temperature': temperature, 'stop': stop}
 
 
 def run_tasks(

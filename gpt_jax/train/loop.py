@@ -108,6 +108,7 @@ def run(
         if saving:
             hooks.flush()
             hooks.save(state, done, eval_loss)
+            hooks.alive()
         if sampling:  # behind the checkpoint, which holds nothing of it
             progress.print(f'--- sample at step {done}\n{hooks.sample(state)}\n---')
         if evaluating or measuring or sampling or saving:
