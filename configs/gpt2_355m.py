@@ -3,8 +3,7 @@
     python -m gpt_jax.main --config configs/gpt2_355m.py --config.data.corpus=text \\
         --config.data.source=FOLDER --config.tokenizer.path=FOLDER
 
-Expected on OpenWebText: validation loss 2.84 for OpenAI's weights after fine-tuning (nanoGPT's
-README; not run here).
+OpenAI's weights have a validation loss of 2.84 on OpenWebText (nanoGPT's README; not run here).
 """
 
 from configs.base import pretraining

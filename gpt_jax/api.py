@@ -19,6 +19,7 @@ from typing import Any, Self
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from gpt_jax import files, object_store
@@ -34,7 +35,7 @@ from gpt_jax.errors import UserError
 from gpt_jax.evaluate import Evaluation
 from gpt_jax.inference.config import SampleConfig, finalize_sample
 from gpt_jax.inference.generate import Generation, Generator, Prompt, encode_prompt
-from gpt_jax.model.config import AttentionKernel, ModelConfig
+from gpt_jax.model.config import AttentionKernel, ModelConfig, PositionKind
 from gpt_jax.model.gpt import abstract_params, init_params
 from gpt_jax.model.layout import layers_per_period, to_executed
 from gpt_jax.optim.adamw import AdamW
@@ -118,7 +119,21 @@ class GPT:
         self._params, self._generator = params, None
 
     def apply(self, tokens: Any) -> Float[Array, 'B L V']:
-        """The logits of the token after each of `tokens` [B, L]."""
+        """The logits of the token after each of `tokens` [B, L].
+
+        Raises:
+            UserError: a token is not in the vocabulary, or more are given than have positions.
+        """
+        model = self.config.model
+        if not isinstance(tokens, jax.core.Tracer):
+            tokens = np.asarray(tokens)
+            wrong = tokens[(tokens < 0) | (tokens >= model.vocab_size)]
+            if wrong.size:
+                raise UserError(f'token {wrong[0]} is not one of the {model.vocab_size} tokens')
+        if model.position == PositionKind.LEARNED and tokens.shape[1] > model.max_seq_len:
+            raise UserError(
+                f'{tokens.shape[1]} tokens are more than the {model.max_seq_len} of max_seq_len'
+            )
         period = layers_per_period(self.config.model, scan=self.module.scan)
         executed = to_executed(self.params, period=period)
         return self.module.apply({'params': executed}, jnp.asarray(tokens))[0]

@@ -128,7 +128,7 @@ def call_cadences(config: RunConfig) -> dict[str, int]:
 def _finalize_train(config: RunConfig, train_tokens: int) -> None:
     """Fills the derived values of `config.train` and `config.eval`, and checks them."""
     train, evaluation = config.train, config.eval
-    for name in ('batch_size', 'num_steps', 'log_every', 'max_bad_steps'):
+    for name in ('batch_size', 'num_steps', 'log_every', 'max_bad_steps', 'loss_chunk_bytes'):
         if getattr(train, name) < 1:
             raise UserError(f'config.train.{name}={getattr(train, name)} must be at least 1')
     for name in ('grad_accumulation', 'steps_per_call'):
@@ -160,6 +160,9 @@ def _finalize_train(config: RunConfig, train_tokens: int) -> None:
             'config.train.frozen says nothing beside config.lora.rank, which freezes all weights; '
             'set one of them'
         )
+    clip_norm = config.optimizer.clip_norm
+    if clip_norm < 0:
+        raise UserError(f'config.optimizer.clip_norm={clip_norm} must not be negative; 0 is off')
     if not 0 <= train.ema_decay < 1:
         raise UserError(f'config.train.ema_decay={train.ema_decay} must be in [0, 1)')
     if train.ema_decay and config.model.param_dtype != 'float32' and not config.lora.rank:

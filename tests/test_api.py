@@ -147,3 +147,7 @@ def test_wrong_arguments(fitted):
         GPT(vocab_size=260, **SMALL).fit('too short', steps=1, quiet=True)
     with pytest.raises(UserError, match='holds no run'):
         GPT.load('nowhere')
+    with pytest.raises(UserError, match='token 300 is not one of the 300 tokens'):
+        fitted.apply([[1, 300]])
+    with pytest.raises(UserError, match='33 tokens are more than the 32 of max_seq_len'):
+        fitted.apply([[1] * 33])

@@ -100,7 +100,9 @@ def check_program(program: Program, config: RunConfig) -> Check:
     logits = min(plan.logits, temporary)
     gradients = min(plan.gradients, temporary - logits)
     chip = CHIPS.get(devices[0].device_kind)
-    traffic = read_traffic(compiled.as_text(), slices=slices_of(devices))
+    traffic = read_traffic(
+        compiled.as_text(), slices=slices_of(devices), steps=program.steps_per_call
+    )
     roofline = None
     if chip is not None:
         roofline = estimate_step(

@@ -56,8 +56,8 @@ class StepTraffic:
         return sum(each.network_bytes for each in self.traffic)
 
 
-def read_traffic(hlo: str, *, slices: Sequence[int]) -> StepTraffic:
-    """Reads a compiled module.
+def read_traffic(hlo: str, *, slices: Sequence[int], steps: int = 1) -> StepTraffic:
+    """Reads a compiled module of so many steps; returns what one of them sends.
 
     Bytes are those of ring algorithms over `n` members (Thakur et al. 2005): a gather or a
     scatter of S bytes in all sends S (n-1)/n, a reduction to all sends twice that, an exchange
@@ -101,7 +101,12 @@ def read_traffic(hlo: str, *, slices: Sequence[int]) -> StepTraffic:
         total[1] += times * sent
         total[2] += times * sent * far
     traffic = tuple(
-        Traffic(kind=kind, calls=round(calls), sent_bytes=sent, network_bytes=far)
+        Traffic(
+            kind=kind,
+            calls=round(calls / steps),
+            sent_bytes=sent / steps,
+            network_bytes=far / steps,
+        )
         for kind, (calls, sent, far) in sorted(totals.items(), key=lambda item: -item[1][1])
     )
     return StepTraffic(traffic=traffic, unknown_loops=module.unknown_loops)

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from gpt_jax.compile_check.collectives import StepTraffic
 from gpt_jax.config import RunConfig
-from gpt_jax.model.config import Remat
 from gpt_jax.model.flops import recomputed_flops_per_token, train_flops_per_token
+from gpt_jax.model.remat import kept_products
 from gpt_jax.telemetry.chips import Chip
 from gpt_jax.train.memory import MemoryPlan
 
@@ -45,8 +45,8 @@ def estimate_step(
 
     FLOPs are those of `model/flops.py`, with what remat computes again. Memory traffic counts the
     state read and written once, the gradients written and read for each micro-batch, the weights
-    in the compute dtype read for the forward and the backward pass (and again under remat), and
-    the plan's activations written and read once.
+    in the compute dtype read for the forward and the backward pass (and once more where remat
+    computes their products again), and the plan's activations written and read once.
 
     Args:
       plan: bytes of one micro-batch on one device.
@@ -57,7 +57,7 @@ def estimate_step(
     useful = tokens * train_flops_per_token(model, length=length)
     done = useful + tokens * recomputed_flops_per_token(model, length=length)
     weights = _weight_bytes(config) / model_parts
-    passes = 2 if model.remat == Remat.NONE else 3
+    passes = 2 if kept_products(model.remat) else 3
     moved = 2 * (plan.parameters + plan.optimizer_state) + micro_batches * (
         2 * plan.parameters + passes * weights + 2 * plan.activations
     )

@@ -5,6 +5,7 @@ XLA's own count is of no use here: it counts the body of a loop once.
 
 from gpt_jax.model.config import ModelConfig, NormPlacement, Remat
 from gpt_jax.model.gpt import count_params
+from gpt_jax.model.remat import REMAT_KEEPS, kept_products
 
 
 def train_flops_per_token(config: ModelConfig, *, length: int) -> float:
@@ -22,13 +23,15 @@ def recomputed_flops_per_token(config: ModelConfig, *, length: int) -> float:
     """FLOPs a token that `remat` adds: what the backward pass computes a second time.
 
     `full` runs each block forward again, all but the MLP's last product where nothing stands
-    behind it that needs its result; `dots` only attention's two products, which are not products
-    with weights. What a kernel recomputes within itself is not counted.
+    behind it that needs its result; where `DOTS` are kept no product with weights, and where
+    'attention' is kept not its two products. What a kernel recomputes within itself is not
+    counted, nor the scores that kernels on CPUs then compute again.
     """
     if config.remat == Remat.NONE:
         return 0.0
-    attention = _attention_flops(config, length)
-    if config.remat == Remat.DOTS:
+    kept = REMAT_KEEPS[config.remat]
+    attention = 0.0 if 'attention' in kept else _attention_flops(config, length)
+    if kept_products(config.remat):
         return attention
     outside = config.d_model * config.vocab_size + (config.d_model if config.final_norm else 0)
     weights = count_params(config) - _lookup_tables(config) - outside

@@ -12,6 +12,7 @@ _GPT1 = {
     'final_norm': False,
     'dropout': 0.1,
     'attention_dropout': 0.1,
+    'scale_residual_init': False,
 }
 # Radford et al. 2019. The defaults of ModelConfig are GPT-2's.
 _GPT2 = {'vocab_size': 50257, 'max_seq_len': 1024}

@@ -33,6 +33,11 @@ REMAT_KEEPS: dict[Remat, tuple[str, ...]] = {
 CUDNN_ATTENTION = 'dot_product_attention_fwd_wrapper'
 
 
+def kept_products(remat: Remat) -> bool:
+    """Whether no product with weights runs again in the backward pass."""
+    return remat == Remat.NONE or set(DOTS) <= set(REMAT_KEEPS[remat])
+
+
 def remat_policy(remat: Remat) -> Callable[..., bool]:
     """Whether `jax.checkpoint` keeps the result of a primitive; all of them need the inputs."""
     names = REMAT_KEEPS[remat]

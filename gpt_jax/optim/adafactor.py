@@ -59,15 +59,20 @@ def per_layer(direction: optax.GradientTransformation) -> optax.GradientTransfor
     """`direction` on every layer of a stacked tree by itself, with its heads joined.
 
     `direction` is the chain that `make` builds: its only state with a layer axis is the
-    factored moments, and their step count is one for all layers.
+    factored moments, and their step count is one for all layers. A tree without arrays (its
+    layers are frozen) has no state.
     """
     moments = optax.FactoredState(count=None, v_row=0, v_col=0, v=0)
     axes = (moments, optax.EmptyState(), optax.EmptyState())
 
     def init(params):
+        if not jax.tree.leaves(params):
+            return optax.EmptyState()
         return jax.vmap(direction.init, out_axes=axes)(as_matrices(params))
 
     def update(gradients, state, params):
+        if not jax.tree.leaves(gradients):
+            return gradients, state
         updates, state = jax.vmap(direction.update, in_axes=(0, axes, 0), out_axes=(0, axes))(
             as_matrices(gradients), state, as_matrices(params)
         )

@@ -153,6 +153,8 @@ def test_every_way_to_write_groups(groups, members):
     module = 'ENTRY %main (x: f32[256]) -> f32[256] {\n' + line + '\n}\n'
     sent = read_traffic(module, slices=[0] * N).interconnect_bytes()
     assert sent == pytest.approx(2 * 1024 * (members - 1) / members)
+    [third] = read_traffic(module, slices=[0] * N, steps=3).traffic
+    assert third.sent_bytes == pytest.approx(sent / 3)
     halves = read_traffic(module, slices=[0] * 4 + [1] * 4).network_bytes()
     stays = groups in ('replica_groups={{0,1,2,3},{4,5,6,7}}', 'replica_groups=[4,2]<=[8]')
     assert (halves == 0) == stays

@@ -83,3 +83,15 @@ def test_the_defaults_factor_gpt2():
     }
     state = jax.eval_shape(make_optimizer(Adafactor(), CONSTANT, num_steps=10).init, params)
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) < 5 * 12 * 768
+
+
+def test_all_layers_may_be_frozen():
+    """Then nothing is stacked, and the rest is updated as before."""
+    rest = lambda tree: {name: part for name, part in tree.items() if name != 'blocks'}  # noqa: E731
+    optimizer = make_optimizer(CONFIG, CONSTANT, num_steps=10)
+    params, gradients = random_tree(0), random_tree(1)
+    whole = final_updates(optimizer, params, [gradients])
+    alone = final_updates(optimizer, rest(params), [rest(gradients)])
+    assert alone and all(not path.startswith('blocks/') for path in alone)
+    for path, update in alone.items():
+        np.testing.assert_array_equal(update, whole[path])
