@@ -25,7 +25,7 @@ def recomputed_flops_per_token(config: ModelConfig, *, length: int) -> float:
     `full` runs each block forward again, all but the MLP's last product where nothing stands
     behind it that needs its result; where `DOTS` are kept no product with weights, and where
     'attention' is kept not its two products. What a kernel recomputes within itself is not
-    counted, nor the scores that kernels on CPUs then compute again.
+    counted, nor what those on CPUs compute again because they keep more than one result.
     """
     if config.remat == Remat.NONE:
         return 0.0
