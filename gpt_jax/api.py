@@ -413,6 +413,7 @@ def _sampling(where: str, max_new_tokens: int, sampling: dict[str, Any]) -> Samp
     """The knobs that were given to a method. Raises UserError for one that is none."""
     _check_names(sampling, SampleConfig, where)
     config = SampleConfig(**sampling)
+    config.stop = (config.stop,) if isinstance(config.stop, str) else tuple(config.stop)
     config.max_new_tokens = max_new_tokens or config.max_new_tokens
     return config
 

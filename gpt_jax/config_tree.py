@@ -81,6 +81,7 @@ def _from_json_value(value: Any, kind: Any, key: str) -> Any:
         return from_json(value, kind, key)
     try:
         if typing.get_origin(kind) is tuple:
+            value = (value,) if isinstance(value, str) else value
             return tuple(typing.get_args(kind)[0](item) for item in value)
         if isinstance(kind, type) and issubclass(kind, enum.Enum):
             return kind(value)

@@ -188,13 +188,18 @@ def remove_folder(folder: pathlib.Path) -> None:
         remove(folder / name)
 
 
-def move_folder(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copies every object, inside the store, and then deletes the old ones. Raises UserError."""
+def copy_folder(source: pathlib.Path, target: pathlib.Path) -> list[str]:
+    """Copies every object, inside the store; returns their names. Raises UserError."""
     names = list_objects(source)
     with naming_failures(source):
         for name in names:
             _client(source).cp_file(os.fspath(source / name), os.fspath(target / name))
-    for name in names:
+    return names
+
+
+def move_folder(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Copies every object, inside the store, and then deletes the old ones. Raises UserError."""
+    for name in copy_folder(source, target):
         remove(source / name)
 
 

@@ -24,10 +24,12 @@ from gpt_jax.checkpoint_document import read_document
 from gpt_jax.config import RunConfig
 from gpt_jax.config_tree import from_json, to_json
 from gpt_jax.data import locations
+from gpt_jax.data.config import DataConfig
 from gpt_jax.data.manifest import hash_of
+from gpt_jax.data.mixture import open_sources
 from gpt_jax.data.prepare import prepare
 from gpt_jax.data.shards import Shards
-from gpt_jax.data.split import SPLITS
+from gpt_jax.data.split import SPLITS, TRAIN
 from gpt_jax.errors import UserError
 from gpt_jax.model.gpt import abstract_params
 from gpt_jax.optim.lora import LoraConfig
@@ -140,7 +142,7 @@ def check_processes(config: RunConfig, workdir: pathlib.Path) -> None:
     consistency.check('comparison of code and config', facts)
 
 
-def check_data(folder: pathlib.Path, tokenizer: Tokenizer) -> None:
+def check_data(folder: pathlib.Path, tokenizer: Tokenizer, config: DataConfig) -> None:
     """Refuses processes that would read other batches than the others.
 
     Raises:
@@ -151,7 +153,9 @@ def check_data(folder: pathlib.Path, tokenizer: Tokenizer) -> None:
     shards = {
         split: Shards.open(folder, split, tokenizer=tokenizer).fingerprint for split in SPLITS
     }
-    facts = {'tokenizer': tokenizer.fingerprint(), 'data': hash_of(shards)}
+    sources = open_sources(folder, config, split=TRAIN, tokenizer=tokenizer)
+    mixed = [source.shards.fingerprint for source in sources]
+    facts = {'tokenizer': tokenizer.fingerprint(), 'data': hash_of([shards, mixed])}
     consistency.check('comparison of data', facts)
 
 

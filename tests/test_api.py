@@ -114,6 +114,13 @@ def test_several_prompts_and_samples(fitted):
     assert len(fitted.generate('Alice', max_new_tokens=5, num_samples=3)) == 3
 
 
+def test_one_stop_text(fitted):
+    free = fitted.generate('Alice', max_new_tokens=40, temperature=0.0)[len('Alice') :]
+    stop = free[4:6]
+    stopped = fitted.generate('Alice', max_new_tokens=40, temperature=0.0, stop=stop)
+    assert stopped == 'Alice' + free[: free.find(stop)]
+
+
 def test_apply_gives_the_logits_that_generate_uses(fitted):
     ids = fitted.tokenizer.encode('Alice was')
     logits = fitted.apply([ids])

@@ -78,3 +78,10 @@ def test_unknown_variants_are_refused(name):
 @pytest.mark.parametrize('name', sorted({spec.partition(':')[0] for spec in SPECS}))
 def test_a_config_opens_with_the_command_that_runs_it(name):
     assert f'--config configs/{name}.py' in (CONFIGS / f'{name}.py').read_text(encoding='utf-8')
+
+
+def test_a_single_text_is_a_tuple_of_one():
+    config = RunConfig()
+    config.sample.stop, config.eval.tasks = '\n\n', 'blimp,piqa'
+    final = finalize(config, vocab_size=256)
+    assert final.sample.stop == ('\n\n',) and final.eval.tasks == ('blimp', 'piqa')

@@ -103,6 +103,9 @@ def test_generate(trained, capsys, tmp_path):
 def test_prepare(capsys):
     assert main([f'--config={TINY}', '--mode=prepare']) == 0
     assert 'validation' in capsys.readouterr().out
+    assert main([f'--config={TINY}', '--mode=prepare', '--config.data.split=hash:0']) == 0
+    output = capsys.readouterr().out
+    assert 'train' in output and 'validation' not in output
 
 
 def test_fresh_starts_over(tmp_path, capsys):
@@ -196,6 +199,10 @@ WRONG = {
             f'--config.eval.task_data={ROOT / "tests/golden/losses.txt"}',
         ],
         'perplexity: character',
+    ),
+    'no validation': (
+        [f'--config={TINY}', '--config.data.split=hash:0'],
+        'config.data.split=hash:0 leaves nothing to validate on',
     ),
     'negative clipping': (
         [f'--config={TINY}', '--config.optimizer.clip_norm=-1'],

@@ -59,6 +59,9 @@ def test_folders_are_copied_moved_and_removed(bucket, tmp_path):
     object_store.download_folder(root / 'z', tmp_path / 'to')
     for name in ('a', 'sub/b'):
         assert (tmp_path / 'to' / name).read_bytes() == (tmp_path / 'from' / name).read_bytes()
+    assert object_store.copy_folder(root / 'z', root / 'w') == ['a', 'sub/b']
+    assert object_store.list_objects(root) == ['w/a', 'w/sub/b', 'xy', 'z/a', 'z/sub/b']
+    object_store.remove_folder(root / 'w')
     object_store.remove_folder(root / 'z')
     object_store.remove(root / 'never')
     assert object_store.list_objects(root) == ['xy']

@@ -7,12 +7,14 @@ They have no manifest: of a folder or glob, a file belongs to the split that its
 import glob
 import hashlib
 import pathlib
+import re
 
 import numpy as np
 
 from gpt_jax.data.split import TRAIN, VALIDATION
 from gpt_jax.errors import UserError
 
+# With which a word of a file's name begins: not of pretrain_val.bin, nor of retrieval_train.bin.
 _NAME_PARTS = {TRAIN: 'train', VALIDATION: 'val'}
 _HEADER_BYTES = 256 * 4
 # (magic, version) of llm.c's header and the type of the tokens after it.
@@ -36,7 +38,10 @@ def find_token_files(source: str | pathlib.Path, split: str) -> list[pathlib.Pat
         pattern = f'{glob.escape(str(path))}/*.bin' if path.is_dir() else str(path)
         found = [pathlib.Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
     part = _NAME_PARTS[split]
-    matching = [file for file in found if part in file.name.lower()]
+    named = {file: [each for each in _NAME_PARTS.values() if _has(file, each)] for file in found}
+    if both := [file for file, parts in named.items() if len(parts) > 1]:
+        raise UserError(f'{both[0]} is named for training and for validation; rename it')
+    matching = [file for file, parts in named.items() if parts == [part]]
     if not matching:
         reason = 'no finished manifest.json and no .bin files' if not found else (
             f'no file with {part!r} in its name for the {split} split'
@@ -46,6 +51,10 @@ def find_token_files(source: str | pathlib.Path, split: str) -> list[pathlib.Pat
             'glob of .bin files named …train….bin and …val….bin'
         )
     return matching
+
+
+def _has(file: pathlib.Path, part: str) -> bool:
+    return re.search(rf'(?<![a-z]){part}', file.name.lower()) is not None
 
 
 def open_token_file(path: pathlib.Path) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Data sets of the Hugging Face hub, streamed: nothing but the shards is kept."""
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from gpt_jax.errors import UserError
 class HubCorpus:
     """The split `train` of `config.source`, 'NAME' or 'NAME:CONFIGURATION', or of a local folder.
 
-    The hub's data is pinned to the revision whose hash is the fingerprint.
+    The hub's data is pinned to the revision that was there when it was first asked for.
     """
 
     name: str
@@ -35,7 +36,7 @@ class HubCorpus:
         except ImportError as error:
             raise documents.missing_package('datasets', 'config.data.corpus=huggingface') from error
         name, configuration = self._parts()
-        revision = None if self._folder() else self.fingerprint()
+        revision = None if self._folder() else self._revision
         try:
             rows = datasets.load_dataset(
                 name, configuration, split='train', streaming=True, revision=revision
@@ -57,12 +58,19 @@ class HubCorpus:
                 yield Piece(text)
 
     def fingerprint(self) -> str:
-        """The hub's hash of the revision; of a local folder the hash of its files."""
+        """A hash of the hub's revision and of the configuration; of a local folder its files'."""
         if folder := self._folder():
             digest = hashlib.sha256()
             for path in sorted(path for path in folder.rglob('*') if path.is_file()):
                 digest.update(bytes.fromhex(locations.content_hash(path, self.config)))
             return digest.hexdigest()
+        _, configuration = self._parts()
+        if configuration is None:
+            return self._revision
+        return hashlib.sha256(f'{self._revision}:{configuration}'.encode()).hexdigest()
+
+    @functools.cached_property
+    def _revision(self) -> str:
         try:
             import huggingface_hub
         except ImportError as error:

@@ -101,6 +101,12 @@ def parse_mixture(config: DataConfig) -> list[tuple[str, float]]:
     return parsed
 
 
+def tokens_per_pass(tokens: int, config: DataConfig) -> int:
+    """How many tokens are read until the first source, of `tokens`, was read once."""
+    others = sum(weight for _, weight in parse_mixture(config))
+    return round(tokens * (config.weight + others) / config.weight)
+
+
 def _check_weight(name: str, weight: float) -> None:
     if not 0 < weight < math.inf:
         raise UserError(f'{name} is {weight:g}; it must be a positive number')

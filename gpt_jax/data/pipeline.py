@@ -26,7 +26,6 @@ class TrainPipeline:
     Attributes:
       identity: what decides the batches, as JSON; store it and compare it when resuming.
       windows_per_epoch: of each source.
-      steps_per_epoch: batches in which the first source is seen once; a fraction.
     """
 
     def __init__(
@@ -35,14 +34,13 @@ class TrainPipeline:
         *,
         identity: dict[str, Any],
         windows_per_epoch: list[int],
-        steps_per_epoch: float,
         num_threads: int,
         prefetch_batches: int,
     ):
         self._dataset = dataset  # a grain.MapDataset of batches
         self._num_threads, self._prefetch_batches = num_threads, prefetch_batches
         self.identity = identity
-        self.windows_per_epoch, self.steps_per_epoch = windows_per_epoch, steps_per_epoch
+        self.windows_per_epoch = windows_per_epoch
 
     def batch_at(self, step: int) -> Batch:
         """The batch of one step: int32 tokens [rows, seq_len + 1], and segment_ids if asked for.
@@ -140,7 +138,6 @@ def make_train_pipeline(
             'segment_ids': segment_ids,
         },
         windows_per_epoch=[each.per_epoch for each in windows],
-        steps_per_epoch=windows[0].per_epoch / batch_size * (sum(weights) / weights[0]),
         num_threads=num_threads,
         prefetch_batches=prefetch_batches,
     )

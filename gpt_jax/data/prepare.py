@@ -58,6 +58,13 @@ _PIECES_PER_UPDATE = 1024
 
 _log = logging.getLogger(__name__)
 
+
+def filled_splits(config: DataConfig) -> tuple[str, ...]:
+    """The splits that have text: no validation where none of the corpus is kept for it."""
+    whole = config.corpus != SHARDS and parse_split(config.split).fraction == 0
+    return (TRAIN,) if whole else SPLITS
+
+
 MakeProgress = Callable[..., AbstractContextManager[Any]]
 
 

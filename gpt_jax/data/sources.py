@@ -55,7 +55,10 @@ def source_files(config: DataConfig, wanted: Callable[[pathlib.Path], bool]) -> 
 
 
 def files_below(root: pathlib.Path, *, skip: Collection[str] = ()) -> list[pathlib.Path]:
-    """All files below a folder, sorted by their place there; none hidden or in folders to skip."""
+    """All files below a folder, sorted by their place there; none hidden or in folders to skip.
+
+    Links to folders are not followed.
+    """
     found = []
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name not in skip and not name.startswith('.')]
@@ -66,12 +69,9 @@ def files_below(root: pathlib.Path, *, skip: Collection[str] = ()) -> list[pathl
 
 
 def looks_binary(path: pathlib.Path) -> bool:
-    """Whether git would call the file binary: a zero byte near its start."""
-    try:
-        with open(path, 'rb') as file:
-            return b'\0' in file.read(_BINARY_PROBE_BYTES).removeprefix(codecs.BOM_UTF8)
-    except OSError as error:
-        raise UserError(f'cannot read {path}: {error.strerror or error}') from error
+    """Whether git would call the file's content binary: a zero byte near its start."""
+    with open_decompressed(path) as (_, content):
+        return b'\0' in content.read(_BINARY_PROBE_BYTES).removeprefix(codecs.BOM_UTF8)
 
 
 @contextlib.contextmanager

@@ -39,7 +39,7 @@ def run(
     mesh = make_mesh(config.mesh)
     folder = runs.prepare_data(config)
     tokenizer = make_run_tokenizer(folder, config.tokenizer)
-    runs.check_data(folder, tokenizer)
+    runs.check_data(folder, tokenizer, config.data)
     with runs.lock(workdir):
         seconds = probe.check_shared_folder(workdir)
     hosts = peers.gather('hosts', f'{socket.gethostname()} ({jax.local_device_count()} devices)')

@@ -8,9 +8,9 @@ from absl import flags as absl_flags
 from gpt_jax import run as runs
 from gpt_jax.config import RunConfig, finalize
 from gpt_jax.data import remote_shards
+from gpt_jax.data.prepare import filled_splits
 from gpt_jax.data.shard_tokenizer import make_run_tokenizer
 from gpt_jax.data.shards import Shards
-from gpt_jax.data.split import SPLITS
 from gpt_jax.parallel import peers
 from gpt_jax.telemetry.report import format_table
 
@@ -36,7 +36,7 @@ def run(
         remote_shards.publish(folder, flags.publish, key='--publish')
     rows = {
         split: f'{Shards.open(folder, split, tokenizer=tokenizer).num_tokens:,} tokens'
-        for split in SPLITS
+        for split in filled_splits(config.data)
     }
     if flags.publish:
         rows['published'] = f'--config.data.corpus=shards --config.data.source={flags.publish}'

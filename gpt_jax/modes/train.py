@@ -15,8 +15,11 @@ from gpt_jax import run as runs
 from gpt_jax.checkpoint import Checkpointer
 from gpt_jax.config import RunConfig, finalize
 from gpt_jax.config_tree import differences, to_json
+from gpt_jax.data import mixture
+from gpt_jax.data.prepare import filled_splits
 from gpt_jax.data.shard_tokenizer import make_run_tokenizer
 from gpt_jax.data.shards import Shards
+from gpt_jax.data.split import VALIDATION
 from gpt_jax.errors import UserError
 from gpt_jax.parallel import peers, probe, runtime
 from gpt_jax.telemetry.metrics import MetricsWriter
@@ -52,6 +55,11 @@ def run(
     """Trains to the end of the run, or until told to stop."""
     finalize(config, vocab_size=1)  # what can be refused early is
     _check_length(config, overrides)
+    if VALIDATION not in filled_splits(config.data):
+        raise UserError(
+            f'config.data.split={config.data.split} leaves nothing to validate on; it is for '
+            f'folders that others name in config.data.mixture'
+        )
     runtime.initialize(config.runtime)
     runs.check_processes(config, workdir)
     with runs.lock(workdir):
@@ -60,8 +68,9 @@ def run(
             folder, config.tokenizer, chat_template=config.data.chat_template
         )
         tokens = Shards.open(folder, 'train', tokenizer=tokenizer).num_tokens
+        tokens = mixture.tokens_per_pass(tokens, config.data)
         final = finalize(config, vocab_size=tokenizer.vocab_size, train_tokens=tokens)
-        runs.check_data(folder, tokenizer)
+        runs.check_data(folder, tokenizer, config.data)
         if peers.num_processes() > 1:
             probe.check_shared_folder(workdir)
         session = Session(final, tokenizer, folder)

@@ -75,7 +75,7 @@ def run(
         _remove(scratch)
         output = _train(config, scratch / 'undisturbed')
         killed_at = _train_killed(config, scratch / 'killed', steps=steps)
-        shutil.copytree(scratch / 'killed', scratch / 'elsewhere')
+        _copy(scratch / 'killed', scratch / 'elsewhere')
         resumed_output = _train(config, scratch / 'killed')
         if 'resuming at step' not in resumed_output:
             raise UserError(f'the run in {scratch / "killed"} began anew instead of resuming')
@@ -180,6 +180,13 @@ def _remove(folder: pathlib.Path) -> None:
         object_store.remove_folder(folder)
     else:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _copy(folder: pathlib.Path, target: pathlib.Path) -> None:
+    if object_store.is_remote(folder):
+        object_store.copy_folder(folder, target)
+    else:
+        shutil.copytree(folder, target)
 
 
 def _read(workdir: pathlib.Path, steps: int) -> Trained:

@@ -41,6 +41,10 @@ def test_text_reads_a_file_a_folder_or_a_glob(folder):
         'first', 'second', 'third', '{"text": "line"}'
     ]  # fmt: skip
     assert texts(corpus='text', source=f'{folder}/**/*.[tm]*') == ['first', 'second']
+    (folder / 'e.txt.gz').write_bytes(gzip.compress(b'fourth'))
+    (folder / 'f.png.gz').write_bytes(gzip.compress(b'\x89PNG\0\xff'))
+    assert texts(corpus='text', source=str(folder))[3] == 'fourth'
+    assert len(texts(corpus='text', source=str(folder))) == 5
 
 
 def test_jsonl_reads_plain_and_compressed_lines(folder):
@@ -196,7 +200,12 @@ def test_the_hub_is_read_at_the_revision_of_the_fingerprint(monkeypatch):
     monkeypatch.setitem(sys.modules, 'datasets', types.SimpleNamespace(load_dataset=load_dataset))
     monkeypatch.setitem(sys.modules, 'huggingface_hub', types.SimpleNamespace(HfApi=HfApi))
     corpus = make_corpus(DataConfig(corpus='huggingface', source='owner/books:small'))
-    assert corpus.fingerprint() == 'abc123' and corpus.name == 'books_small'
+    whole, large = (
+        make_corpus(DataConfig(corpus='huggingface', source=f'owner/books{configuration}'))
+        for configuration in ('', ':large')
+    )
+    assert whole.fingerprint() == 'abc123' and corpus.name == 'books_small'
+    assert len({each.fingerprint() for each in (whole, large, corpus)}) == 3
     assert [piece.text for piece in corpus.pieces()] == ['one', 'two']
     assert asked == [
         ('owner/books', 'small', {'split': 'train', 'streaming': True, 'revision': 'abc123'})

@@ -2,11 +2,13 @@ import collections
 
 import pytest
 
+from gpt_jax import run
 from gpt_jax import tokenizer as tokenizers
 from gpt_jax.data.config import DataConfig
-from gpt_jax.data.mixture import Selection, open_sources
+from gpt_jax.data.mixture import Selection, open_sources, tokens_per_pass
 from gpt_jax.data.shards import Shards
 from gpt_jax.errors import UserError
+from gpt_jax.parallel import consistency, peers
 from gpt_jax.tokenizer import TokenizerConfig, TokenizerKind
 
 BYTE = tokenizers.make_tokenizer(TokenizerConfig(), list)
@@ -66,6 +68,20 @@ def test_sources_come_from_the_corpus_and_the_mixture(two_folders):
 def test_a_wrong_mixture_names_the_key(two_folders, settings, message):
     with pytest.raises(UserError, match=message):
         open_sources(two_folders[0], DataConfig(**settings), split='train', tokenizer=BYTE)
+
+
+def test_a_pass_over_the_first_source():
+    assert tokens_per_pass(1000, DataConfig()) == 1000
+    assert tokens_per_pass(1000, DataConfig(weight=0.25, mixture=('a=0.5', 'b=0.25'))) == 4000
+
+
+def test_processes_compare_the_whole_mixture(two_folders, monkeypatch):
+    compared = []
+    monkeypatch.setattr(peers, 'num_processes', lambda: 2)
+    monkeypatch.setattr(consistency, 'check', lambda what, facts: compared.append(facts['data']))
+    for mixture in ((), (f'{two_folders[1]}=1',), (f'{two_folders[0]}=1',)):
+        run.check_data(two_folders[0], BYTE, DataConfig(mixture=mixture))
+    assert len(set(compared)) == 3
 
 
 def test_all_sources_need_the_run_s_tokenizer(two_folders, prepare_into, write_jsonl):

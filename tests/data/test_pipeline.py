@@ -177,11 +177,9 @@ def test_identity_changes_with_all_that_changes_the_batches():
     assert first.identity['seq_len'] == SEQ_LEN
 
 
-def test_steps_per_epoch():
-    pipeline = make(201, sources=[Source(make_shards(201))])
-    assert pipeline.windows_per_epoch == [26] and pipeline.steps_per_epoch == 26 / 4
+def test_windows_per_epoch():
     halves = [Source(make_shards(201), 0.5), Source(make_shards(99), 0.5)]
-    assert make(sources=halves).steps_per_epoch == 26 / 2
+    assert make(sources=halves).windows_per_epoch == [26, 14]
 
 
 @pytest.mark.parametrize('num_tokens', [0, 1, SEQ_LEN])

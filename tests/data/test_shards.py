@@ -7,10 +7,11 @@ import pytest
 from gpt_jax import tokenizer as tokenizers
 from gpt_jax.data.config import DataConfig
 from gpt_jax.data.encode import encode_text_file
+from gpt_jax.data.existing import find_token_files
 from gpt_jax.data.manifest import MANIFEST
 from gpt_jax.data.prepare import prepare
 from gpt_jax.data.shards import Shards
-from gpt_jax.data.split import TRAIN, VALIDATION
+from gpt_jax.data.split import SPLITS, TRAIN, VALIDATION
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer import TokenizerConfig, TokenizerKind
 
@@ -96,6 +97,22 @@ def test_llm_c_files_by_glob(tmp_path, header):
     train = Shards.open(source, TRAIN, tokenizer=BYTE)
     assert np.array_equal(train.read(0, train.num_tokens), TOKENS[:900])
     assert Shards.open(source, VALIDATION, tokenizer=BYTE).num_tokens == 100
+
+
+def test_the_words_of_a_name_decide_its_split(tmp_path):
+    names = ('pretrain_train_0.bin', 'pretrain_val_0.bin', 'retrieval_train.bin', 'Validation.bin')
+    for name in names:
+        write_nanogpt(tmp_path / name, TOKENS)
+    found = {
+        split: [path.name for path in find_token_files(str(tmp_path), split)] for split in SPLITS
+    }
+    assert found == {
+        TRAIN: ['pretrain_train_0.bin', 'retrieval_train.bin'],
+        VALIDATION: ['Validation.bin', 'pretrain_val_0.bin'],
+    }
+    write_nanogpt(tmp_path / 'train_val.bin', TOKENS)
+    with pytest.raises(UserError, match='train_val.bin is named for training and for validation'):
+        find_token_files(str(tmp_path), TRAIN)
 
 
 def test_one_file_has_only_a_training_split(tmp_path):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from gpt_jax import object_store
 from gpt_jax.main import main
 from gpt_jax.modes import verify_resume
 from gpt_jax.modes.verify_resume import Trained
@@ -23,6 +24,17 @@ def test_certificate(tmp_path, capsys):
     assert certificate['other_mesh'] == 'fsdp=2'
     assert certificate['other_mesh_largest_relative_difference_of_metrics'] <= 1e-5
     assert not (tmp_path / 'verify_resume').exists(), 'the runs are removed'
+
+
+@pytest.mark.slow
+def test_certificate_of_a_workdir_in_a_bucket(s3, capsys):
+    arguments = [f'--config={TINY}:sgd', f'--workdir={s3}/run', '--mode=verify_resume']
+    assert main([*arguments, '--config.mesh.data=2']) == 0
+    assert 'equals the undisturbed one, bit for bit' in capsys.readouterr().out
+    workdir = object_store.to_path(f'{s3}/run', key='--workdir')
+    certificate = json.loads((workdir / 'verify_resume.json').read_text())
+    assert certificate['exact'] and certificate['other_mesh'] == 'fsdp=2'
+    assert object_store.list_objects(workdir) == ['verify_resume.json']
 
 
 METRICS = {(1, 'train/loss'): 4.0, (2, 'train/loss'): 3.0}
