@@ -323,10 +323,9 @@ class GPT:
                 the folder is not on this machine.
         """
         exporter = find_exporter(format)
-        if object_store.is_remote(folder):
-            raise UserError(f'{folder}: name a folder of this machine, and copy it from there')
+        local = object_store.local_path(folder, key='folder')
         model = self.config.model
-        exporter(pathlib.Path(folder), model, self.params, self.tokenizer, dtype=model.param_dtype)
+        exporter(local, model, self.params, self.tokenizer, dtype=model.param_dtype)
 
     def _generate(self, prompts: Sequence[Prompt], config: SampleConfig) -> list[Generation]:
         finalize_sample(config)

@@ -60,6 +60,13 @@ def to_path(name: str | os.PathLike, *, key: str) -> pathlib.Path:
     return epath.Path(f'{scheme}://{rest.rstrip("/")}')
 
 
+def local_path(name: str | os.PathLike, *, key: str) -> pathlib.Path:
+    """A path of a disk. Raises UserError for one of an object store."""
+    if is_remote(name):
+        raise UserError(f'{key}={name}: name a folder of this machine, and copy it from there')
+    return pathlib.Path(name)
+
+
 def check_reachable(path: pathlib.Path, *, key: str) -> None:
     """Refuses a path in a bucket that is not there or may not be read; a disk is not looked at.
 

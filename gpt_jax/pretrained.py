@@ -17,18 +17,10 @@ from gpt_jax.tokenizer import TokenizerConfig, keep, make_tokenizer
 from gpt_jax.tokenizer.token_table import END_OF_TEXT, TableTokenizer
 from gpt_jax.weights import Source
 
-# Knobs of the model that change neither a parameter nor, but for rounding, a logit.
-FREE = (
-    'attention_kernel',
-    'dropout',
-    'attention_dropout',
-    'init_std',
-    'param_dtype',
-    'compute_dtype',
-    'matmul_precision',
-    'scan_layers',
-    'remat',
-)
+# How a model is computed, which changes neither a parameter nor, but for rounding, a logit.
+COMPUTATION = ('attention_kernel', 'compute_dtype', 'matmul_precision', 'scan_layers', 'remat')
+# The knobs of the model that whoever trains from given weights may choose.
+FREE = (*COMPUTATION, 'dropout', 'attention_dropout', 'init_std', 'param_dtype')
 
 
 def adopt(source: Source, config: RunConfig, chosen: Mapping[str, Any]) -> TableTokenizer:

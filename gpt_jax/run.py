@@ -29,7 +29,7 @@ from gpt_jax.data.manifest import hash_of
 from gpt_jax.data.mixture import open_sources
 from gpt_jax.data.prepare import prepare
 from gpt_jax.data.shards import Shards
-from gpt_jax.data.split import SPLITS, TRAIN
+from gpt_jax.data.split import TRAIN, VALIDATION
 from gpt_jax.errors import UserError
 from gpt_jax.model.gpt import abstract_params
 from gpt_jax.optim.lora import LoraConfig
@@ -150,12 +150,13 @@ def check_data(folder: pathlib.Path, tokenizer: Tokenizer, config: DataConfig) -
     """
     if peers.num_processes() == 1:
         return
-    shards = {
-        split: Shards.open(folder, split, tokenizer=tokenizer).fingerprint for split in SPLITS
-    }
     sources = open_sources(folder, config, split=TRAIN, tokenizer=tokenizer)
-    mixed = [source.shards.fingerprint for source in sources]
-    facts = {'tokenizer': tokenizer.fingerprint(), 'data': hash_of([shards, mixed])}
+    shards = [source.shards for source in sources]
+    shards.append(Shards.open(folder, VALIDATION, tokenizer=tokenizer))
+    facts = {
+        'tokenizer': tokenizer.fingerprint(),
+        'data': hash_of([each.fingerprint for each in shards]),
+    }
     consistency.check('comparison of data', facts)
 
 

@@ -97,16 +97,12 @@ def read_traffic(hlo: str, *, slices: Sequence[int], steps: int = 1) -> StepTraf
     totals: dict[str, list[float]] = collections.defaultdict(lambda: [0, 0.0, 0.0])
     for (kind, *_), (times, sent, far) in found.items():
         total = totals[kind]
+        times /= steps
         total[0] += times
         total[1] += times * sent
         total[2] += times * sent * far
     traffic = tuple(
-        Traffic(
-            kind=kind,
-            calls=round(calls / steps),
-            sent_bytes=sent / steps,
-            network_bytes=far / steps,
-        )
+        Traffic(kind=kind, calls=round(calls), sent_bytes=sent, network_bytes=far)
         for kind, (calls, sent, far) in sorted(totals.items(), key=lambda item: -item[1][1])
     )
     return StepTraffic(traffic=traffic, unknown_loops=module.unknown_loops)

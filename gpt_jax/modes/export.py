@@ -41,9 +41,7 @@ def run(
     if not flags.out:
         raise UserError('--mode export needs --out DIR, the folder to write')
     exporter = find_exporter(flags.format)
-    if object_store.is_remote(flags.out):
-        raise UserError(f'--out={flags.out}: name a folder of this machine, and copy it from there')
-    out = pathlib.Path(flags.out)
+    out = object_store.local_path(flags.out, key='--out')
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f'--out={out} is not empty; name a new folder')
     opened = saved_weights.open_run(config, workdir, overrides)

@@ -16,9 +16,7 @@ from gpt_jax.model.gpt import abstract_params
 from gpt_jax.parallel import runtime
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.rules import parameter_shardings, with_shardings
-
-# Knobs of the model that change neither its weights nor, but for rounding, what it says.
-COMPUTATION = ('attention_kernel', 'compute_dtype', 'matmul_precision', 'scan_layers', 'remat')
+from gpt_jax.pretrained import COMPUTATION
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
