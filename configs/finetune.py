@@ -1,4 +1,4 @@
-"""Goes on training weights that exist, on a text of yours; the model and tokenizer are theirs.
+r"""Goes on training weights that exist, on a text of yours; the model and tokenizer are theirs.
 
     python -m gpt_jax.main --config configs/finetune.py --config.train.init_from=WORKDIR \
         --config.data.source=FILE_OR_FOLDER --workdir runs/tuned
@@ -22,6 +22,7 @@ def get_config(variant: str = '') -> RunConfig:
     config.data.corpus = 'text'
     config.data.split = 'tail:0.05'
     config.optimizer.learning_rate = 3e-5
+    config.schedule.warmup_steps = 10  # such runs may be short
     config.train.batch_size = 16
     config.train.num_epochs = 3
     config.train.log_every = 10

@@ -1,7 +1,7 @@
-"""GPT-1 (116,534,784 parameters): post-norm, no final norm, context 512.
+r"""GPT-1 (116,534,784 parameters): post-norm, no final norm, context 512.
 
-    python -m gpt_jax.main --config configs/gpt1.py --config.data.corpus=text \\
-        --config.data.source=FOLDER --config.tokenizer.path=FOLDER
+    python -m gpt_jax.main --config configs/gpt1.py --config.data.corpus=text \
+        --config.data.source=FOLDER
 
 The published model read 7,000 books for 100 epochs; its tokenizer (40,478 tokens with spacy's
 pre-tokenisation) is not included, so a byte-level BPE of that size is trained.

@@ -1,6 +1,6 @@
-"""GPT-2 small (124,439,808 parameters), pre-trained as nanoGPT does.
+r"""GPT-2 small (124,439,808 parameters), pre-trained as nanoGPT does.
 
-    python -m gpt_jax.main --config configs/gpt2_124m.py --config.data.corpus=text \\
+    python -m gpt_jax.main --config configs/gpt2_124m.py --config.data.corpus=text \
         --config.data.source=FOLDER --config.tokenizer.path=FOLDER
 
 Expected on OpenWebText after 600,000 steps: validation loss about 2.85 (published by nanoGPT,

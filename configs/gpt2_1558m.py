@@ -1,6 +1,6 @@
-"""GPT-2 XL (1,557,611,200 parameters).
+r"""GPT-2 XL (1,557,611,200 parameters).
 
-    python -m gpt_jax.main --config configs/gpt2_1558m.py --config.data.corpus=text \\
+    python -m gpt_jax.main --config configs/gpt2_1558m.py --config.data.corpus=text \
         --config.data.source=FOLDER --config.tokenizer.path=FOLDER
 
 Expected on OpenWebText: validation loss 2.54 for OpenAI's weights (nanoGPT's README; not run

@@ -1,6 +1,6 @@
-"""GPT-2 medium (354,823,168 parameters).
+r"""GPT-2 medium (354,823,168 parameters).
 
-    python -m gpt_jax.main --config configs/gpt2_355m.py --config.data.corpus=text \\
+    python -m gpt_jax.main --config configs/gpt2_355m.py --config.data.corpus=text \
         --config.data.source=FOLDER --config.tokenizer.path=FOLDER
 
 OpenAI's weights have a validation loss of 2.84 on OpenWebText (nanoGPT's README; not run here).

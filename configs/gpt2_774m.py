@@ -1,6 +1,6 @@
-"""GPT-2 large (774,030,080 parameters).
+r"""GPT-2 large (774,030,080 parameters).
 
-    python -m gpt_jax.main --config configs/gpt2_774m.py --config.data.corpus=text \\
+    python -m gpt_jax.main --config configs/gpt2_774m.py --config.data.corpus=text \
         --config.data.source=FOLDER --config.tokenizer.path=FOLDER
 
 Expected on OpenWebText: validation loss 2.67 for OpenAI's weights (nanoGPT's README; not run

@@ -1,6 +1,6 @@
-"""The small models of the GPT-3 paper by `:125m`, `:350m`, `:760m` or `:1300m`.
+r"""The small models of the GPT-3 paper by `:125m`, `:350m`, `:760m` or `:1300m`.
 
-    python -m gpt_jax.main --config configs/gpt3.py:125m --config.data.corpus=text \\
+    python -m gpt_jax.main --config configs/gpt3.py:125m --config.data.corpus=text \
         --config.data.source=FOLDER --config.tokenizer.path=FOLDER
 
 Sizes, batch sizes (0.5 or 1 M tokens) and learning rates of its table 2.1; dense attention in

@@ -1,6 +1,6 @@
-"""The architecture of Llama 3.2 1B (1,235,814,400 parameters), trained from scratch.
+r"""The architecture of Llama 3.2 1B (1,235,814,400 parameters), trained from scratch.
 
-    python -m gpt_jax.main --config configs/llama3_1b.py --config.data.corpus=text \\
+    python -m gpt_jax.main --config configs/llama3_1b.py --config.data.corpus=text \
         --config.data.source=FOLDER --config.tokenizer.path=FOLDER
 
 Plain rotary positions with base 500,000; the long-context scaling of the published weights is

@@ -1,6 +1,6 @@
-"""What small GPTs are trained with today, at GPT-2 small's width and depth.
+r"""What small GPTs are trained with today, at GPT-2 small's width and depth.
 
-    python -m gpt_jax.main --config configs/modern_124m.py --config.data.corpus=text \\
+    python -m gpt_jax.main --config configs/modern_124m.py --config.data.corpus=text \
         --config.data.source=FOLDER --config.tokenizer.path=FOLDER
 
 162,151,680 parameters, 123,554,304 without the second table: rotary positions, RMSNorm,

@@ -200,7 +200,8 @@ class GPT:
         Args:
           prompt: where to begin.
           max_length: most tokens in all, the prompt's included; 0: no such limit.
-          max_new_tokens: most tokens after the prompt; 0: SampleConfig's default.
+          max_new_tokens: most tokens after the prompt; 0: what max_length leaves, else
+            SampleConfig's default. Of both limits the nearer counts.
           **sampling: any other knob of `gpt_jax.inference.config.SampleConfig`. With
             `num_samples` a list is returned.
 
@@ -216,7 +217,8 @@ class GPT:
                     f'max_length={max_length} leaves no room after a prompt of {longest} tokens; '
                     f'raise it, or give max_new_tokens'
                 )
-            config.max_new_tokens = max_length - longest
+            left = max_length - longest
+            config.max_new_tokens = min(left, max_new_tokens) if max_new_tokens else left
         texts = [result.prompt + result.text for result in self._generate(prompts, config)]
         return texts[0] if isinstance(prompt, str) and config.num_samples == 1 else texts
 
@@ -245,7 +247,7 @@ class GPT:
         """The loss on a text, or on the file that `text` names.
 
         Raises:
-            UserError: the text has fewer than two tokens.
+            UserError: the text has fewer than two tokens, or is one word and not a file's name.
         """
         with tempfile.TemporaryDirectory(prefix='gpt_jax-') as scratch:
             shards = encode_text_file(
@@ -254,13 +256,27 @@ class GPT:
             return evaluate_shards(self._program, self.config, self.params, shards, limit=0)
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes config, tokenizer and weights; `load` and the command line read them."""
+        """Writes config, tokenizer and weights; `load` and the command line read them.
+
+        What was saved in this folder before is replaced.
+
+        Raises:
+            UserError: the folder holds a run of the command line, whose optimizer state would be
+                lost, or cannot be written.
+        """
         run = runs.Run(_workdir(folder), self.config, self.tokenizer)
-        with runs.lock(run.workdir):
+        with (
+            runs.lock(run.workdir),
+            Checkpointer(run.checkpoints, self.config.checkpoint) as checkpointer,
+        ):
+            if runs.is_training(checkpointer.meta() or {}):
+                raise UserError(
+                    f'{run.workdir} holds a run with its optimizer state, which would be lost; '
+                    f'save in another folder'
+                )
             runs.save_run(run, overrides={})
-            with Checkpointer(run.checkpoints, self.config.checkpoint) as checkpointer:
-                checkpointer.clear()
-                checkpointer.save(self.steps, {'params': self.params}, {})
+            checkpointer.clear()
+            checkpointer.save(self.steps, {'params': self.params}, {})
 
     @classmethod
     def load(
@@ -296,14 +312,18 @@ class GPT:
         """Takes weights from elsewhere; docs/weights.md lists the formats.
 
         Args:
-          where: a file or folder, a name of the Hugging Face hub, or a run of this project.
-          tokenizer: for sources that bring none.
-          **model: knobs that change no parameter, such as `compute_dtype`.
+          where: a file or folder, a name of the Hugging Face hub, or a run of this project, which
+            is loaded as by `load`.
+          tokenizer: for sources that bring none; not for runs.
+          **model: knobs that change no parameter, such as `compute_dtype`; not for runs.
 
         Raises:
             UserError: the source is unknown, damaged, or beyond this model, naming what.
         """
-        if (pathlib.Path(where) / runs.CHECKPOINTS).is_dir() and not model:
+        if object_store.is_remote(where) or (pathlib.Path(where) / runs.CHECKPOINTS).is_dir():
+            if model or tokenizer is not None:
+                given = ', '.join([*model] + ['tokenizer'] * (tokenizer is not None))
+                raise UserError(f'{where} is a run, which brings its own {given}; leave it out')
             return cls.load(where)
         _check_names(model, ModelConfig, 'from_pretrained')
         source = open_source(os.fspath(where))

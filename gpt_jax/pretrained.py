@@ -14,6 +14,7 @@ from gpt_jax.data.manifest import hash_of
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import ModelConfig, PositionKind
 from gpt_jax.tokenizer import TokenizerConfig, keep, make_tokenizer
+from gpt_jax.tokenizer.chat_template import with_template
 from gpt_jax.tokenizer.token_table import END_OF_TEXT, TableTokenizer
 from gpt_jax.weights import Source
 
@@ -50,6 +51,7 @@ def adopt(source: Source, config: RunConfig, chosen: Mapping[str, Any]) -> Table
     tokenizer = _tokenizer(source, config, chosen)
     template = source.chat_template or tokenizer.chat_template  # some files hold an empty one
     tokenizer = tokenizer.with_chat(template=template)
+    tokenizer = with_template(tokenizer, chosen.get('data.chat_template', ''))
     size = config.model.vocab_size
     if tokenizer.vocab_size == size + 1 and tokenizer.special_tokens.get(END_OF_TEXT) == size:
         # It was added to a vocabulary that has none of that name.

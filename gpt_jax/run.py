@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -278,6 +278,11 @@ def restore_weights(
     on_devices = any(leaf.sharding for leaf in jax.tree.leaves(abstract))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract) if on_devices else None
     return restored.step, jax.jit(trainable.join, out_shardings=shardings)(trained, base)
+
+
+def is_training(meta: Mapping[str, Any]) -> bool:
+    """Whether the checkpoint with this meta can be trained on, or holds weights alone."""
+    return 'tokenizer' in meta
 
 
 def weights_hash(run: Run, step: int) -> str:

@@ -71,6 +71,13 @@ def test_save_and_load(fitted, tmp_path):
     options = dict(max_new_tokens=12, seed=1)
     assert loaded.generate('Alice', **options) == fitted.generate('Alice', **options)
     assert loaded.config.model == fitted.config.model
+    loaded.params = jax.tree.map(lambda x: x + 1, loaded.params)
+    loaded.save(tmp_path)  # in place of what is there
+    again = GPT.from_pretrained(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, again.params, loaded.params)
+    for given in ({'compute_dtype': 'bfloat16'}, {'tokenizer': fitted.tokenizer}):
+        with pytest.raises(UserError, match=f'is a run, which brings its own {[*given][0]}; leave'):
+            GPT.from_pretrained(tmp_path, **given)
 
 
 def test_a_run_of_another_machine_goes_on_here(tmp_path):
@@ -83,6 +90,9 @@ def test_a_run_of_another_machine_goes_on_here(tmp_path):
     (tmp_path / 'config.json').write_text(json.dumps(config))
     gpt = GPT.load(tmp_path)
     assert gpt.steps == 2
+    with pytest.raises(UserError, match='holds a run with its optimizer state'):
+        gpt.save(tmp_path)
+    assert [path.name for path in (tmp_path / 'checkpoints').iterdir()] == ['2']
     before = gpt.evaluate(TEXT).loss
     gpt.fit(TEXT, steps=3, batch_size=3, quiet=True)
     assert gpt.steps == 5 and gpt.evaluate(TEXT).loss != before
@@ -104,6 +114,9 @@ def test_lengths(fitted):
     sampling = dict(temperature=0.0)
     whole = fitted.generate(prompt, max_length=tokens + 5, **sampling)
     assert whole == fitted.generate(prompt, max_new_tokens=5, **sampling)
+    for both in ((5, 99), (99, 5)):  # the nearer limit counts
+        limits = dict(max_length=tokens + both[0], max_new_tokens=both[1])
+        assert fitted.generate(prompt, **limits, **sampling) == whole
     with pytest.raises(UserError, match=f'max_length={tokens} leaves no room'):
         fitted.generate(prompt, max_length=tokens)
 

@@ -8,7 +8,7 @@ from gpt_jax import tokenizer as tokenizers
 from gpt_jax.data.manifest import TOKENIZER, Manifest, is_prepared
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer import Tokenizer, TokenizerConfig
-from gpt_jax.tokenizer.chat_template import ChatTemplate
+from gpt_jax.tokenizer.chat_template import with_template
 
 
 def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
@@ -39,11 +39,7 @@ def make_run_tokenizer(
     Raises:
         UserError: the config asks for another one than made the shards, or the file is none.
     """
-    tokenizer = _make_run_tokenizer(folder, config)
-    if not chat_template:
-        return tokenizer
-    template = ChatTemplate.of(tokenizer, path=chat_template)
-    return tokenizer.with_chat(template=template.source)
+    return with_template(_make_run_tokenizer(folder, config), chat_template)
 
 
 def _make_run_tokenizer(folder: str | pathlib.Path, config: TokenizerConfig) -> Tokenizer:

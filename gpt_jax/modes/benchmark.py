@@ -70,6 +70,8 @@ def run(
     overrides: dict[str, Any],
 ) -> int:
     """Measures, prints, and writes the JSON; nothing is written but what a flag names."""
+    if flags.profile and flags.benchmark_decode:
+        raise UserError('--profile traces training steps; leave it out with --benchmark_decode')
     if flags.profile and object_store.is_remote(flags.profile_dir or workdir):
         raise UserError('--profile writes its trace to a disk: name a folder with --profile_dir')
     start_up = StartUp()

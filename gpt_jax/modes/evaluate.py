@@ -69,6 +69,8 @@ def run(
     """Prints tables; writes `eval.json`, or a file a benchmark in `evaluations/<step>`."""
     if len([name for name in ('tasks', 'harness', 'text') if flags[name].value]) > 1:
         raise UserError('give one of --tasks, --harness and --text')
+    if flags['split'].present and (flags.tasks or flags.harness or flags.text):
+        raise UserError('--split is for the data of the run; leave it out with other rows or texts')
     check_names(flags.tasks, key='--tasks')
     if flags.task_data is not None:
         config.eval.task_data = flags.task_data

@@ -17,6 +17,7 @@ from gpt_jax.parallel import runtime
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.rules import parameter_shardings, with_shardings
 from gpt_jax.pretrained import COMPUTATION
+from gpt_jax.tokenizer.chat_template import with_template
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -32,17 +33,19 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 def open_run(config: RunConfig, workdir: pathlib.Path, overrides: Mapping[str, Any]) -> runs.Run:
     """The run in `workdir`, under `config` for all but its architecture.
 
-    Of the model, `overrides` may choose how it is computed.
+    Of the model, `overrides` may choose how it is computed; of the tokenizer, the chat template.
 
     Raises:
-        UserError: the folder is no run, or `overrides` asks for another architecture.
+        UserError: the folder is no run, or `overrides` asks for another architecture or for a chat
+            template that is none.
     """
     trained = runs.read_config(workdir)
     for name, value in _chosen(config.model, trained.model, overrides, workdir).items():
         setattr(trained.model, name, value)
     config.model, config.train.ema_decay = trained.model, 0.0  # nothing is averaged any more
     runs.train_whole(config)
-    tokenizer = runs.read_tokenizer(workdir)
+    template = overrides.get('data.chat_template', '')
+    tokenizer = with_template(runs.read_tokenizer(workdir), template)
     config = finalize(config, vocab_size=tokenizer.vocab_size)
     runtime.initialize(config.runtime)
     return runs.Run(workdir, config, tokenizer)

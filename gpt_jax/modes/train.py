@@ -106,7 +106,7 @@ def _train(
     }
     saved = checkpointer.meta()
     if saved is not None:
-        if 'tokenizer' not in saved:
+        if not runs.is_training(saved):
             raise UserError(
                 f'{workdir} holds weights and no training to go on with; train from them in '
                 f'another --workdir with --config.train.init_from={workdir}'

@@ -270,6 +270,17 @@ def _texts(value: Any) -> Iterator[str]:
             waiting += value
 
 
+def with_template(tokenizer: 'Tokenizer', path: str) -> 'Tokenizer':
+    """The same tokenizer with the template in a file; `path` is '' where there is none.
+
+    Raises:
+        UserError: the file cannot be read, or holds none.
+    """
+    if not path:
+        return tokenizer
+    return tokenizer.with_chat(template=ChatTemplate.of(tokenizer, path=path).source)
+
+
 def _segments(marked: str) -> list[Segment]:
     """Cuts at the marks around what is learned."""
     parts = re.split(f'[{_LEARN}{_END}]', marked)

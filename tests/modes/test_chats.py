@@ -194,6 +194,26 @@ def test_a_run_without_a_template_answers_by_the_default(plain, capsys):
     assert capsys.readouterr().out == prompt + chat
 
 
+def test_a_template_may_be_given_with_the_prompt_and_on_the_way_in(plain, tmp_path, capsys):
+    path, workdir, out = (tmp_path / name for name in ('mine.jinja', 'run', 'out'))
+    path.write_text("{% for m in messages %}Q: {{ m['content'] }} A:{% endfor %}")
+    given = f'--config.data.chat_template={path}'
+    greedy = ['--mode=generate', '--temperature=0', '--max_new_tokens=12']
+    assert main([f'--workdir={plain}', *greedy, '--prompt=Q: fox? A:']) == 0
+    expected = capsys.readouterr().out.removeprefix('Q: fox? A:')
+    assert main([f'--workdir={plain}', *greedy, '--chat', '--prompt=fox?', given]) == 0
+    assert capsys.readouterr().out == expected != answer(plain, 'fox?', capsys=capsys)
+    assert main([f'--workdir={plain}', '--mode=export', f'--out={out}', given]) == 0
+    assert (out / CHAT_TEMPLATE).read_text() == path.read_text()
+
+    folder = plain.parent / 'source'
+    assert main(['--mode=import_weights', f'--source={folder}', f'--workdir={workdir}', given]) == 0
+    assert template_of(workdir) == path.read_text()
+    path.write_text('{% for %}')
+    assert main([f'--workdir={plain}', *greedy, '--chat', '--prompt=fox?', given]) == 2
+    assert f'{path} is not a Jinja template' in capsys.readouterr().err
+
+
 def test_an_empty_template_is_none(plain, tmp_path):
     folder, workdir = tmp_path / 'source', tmp_path / 'run'
     shutil.copytree(plain.parent / 'source', folder)
