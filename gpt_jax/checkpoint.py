@@ -16,7 +16,6 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -207,7 +206,7 @@ class Checkpointer(contextlib.AbstractContextManager):
         """
         self.wait()
         if step != 'latest':
-            found = self._find(step)
+            found = peers.gather('step', self._find(step))[0]  # the best may change meanwhile
             try:
                 return self._load(found, abstract_items)
             except DamagedError as error:
@@ -215,7 +214,9 @@ class Checkpointer(contextlib.AbstractContextManager):
                     f'checkpoint {self.folder / str(found)} is damaged ({error})', but=found
                 ) from error
         damaged = self._store.list_damaged(self.folder / DAMAGED)
-        for found in sorted(list_steps(self.folder), reverse=True):
+        # Of a folder that is written to meanwhile each process may see another one.
+        steps = peers.gather('steps', list_steps(self.folder))[0]
+        for found in sorted(steps, reverse=True):
             try:
                 return self._load(found, abstract_items)
             except DamagedError as error:
@@ -275,7 +276,7 @@ class Checkpointer(contextlib.AbstractContextManager):
         if not self._read_only:
             if peers.is_primary():
                 self._store.remove_unfinished(self.folder)
-            peers.barrier('open checkpoints')
+            peers.barrier('open checkpoints', seconds=3600)  # a bucket is cleared object by object
         self._losses = read_losses(self.folder)
         kept = [preservation_policy.LatestN(self.config.keep_last)]
         if self.config.keep_every:
@@ -301,13 +302,13 @@ class Checkpointer(contextlib.AbstractContextManager):
         try:
             yield
         except Exception as error:
-            reason = _system_error(error)
-            if reason is None:
+            number = files.system_errno(error)
+            if number is None:
                 raise
             if peers.num_processes() == 1:  # others would have to reopen too; this one ends
                 with contextlib.suppress(OSError):
                     self._reopen()
-            raise files.cannot_write(self.folder, OSError(0, reason)) from error
+            raise files.cannot_write(self.folder, OSError(number, os.strerror(number))) from error
 
 
 class _LowestLoss:
@@ -332,14 +333,6 @@ def _agreed(read: Callable[[], Any]) -> Any:
     if problem is not None:
         raise DamagedError(problem)
     return value
-
-
-def _system_error(error: Exception) -> str | None:
-    """What the operating system said about a failed write; None for any other kind of error."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    found = re.search(r"os_error_code='(\d+)'", str(error))  # in a ValueError, by tensorstore
-    return os.strerror(int(found.group(1))) if found else None
 
 
 def _validate(config: CheckpointConfig) -> None:

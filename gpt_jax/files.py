@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -42,6 +43,14 @@ def atomic_file(path: str | os.PathLike, mode: str = 'wb') -> Iterator[IO]:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def system_errno(error: BaseException) -> int | None:
+    """The operating system's number of a failure, also where tensorstore only writes it down."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(found[1]) if found else None
 
 
 def cannot_write(path: str | os.PathLike, error: OSError) -> UserError:

@@ -39,10 +39,13 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command line (without the program's name); returns the exit status."""
     debug = any(re.fullmatch('--?debug', argument) for argument in argv)
     try:
-        return _main([argument for argument in argv if not re.fullmatch('--?debug', argument)])
+        rest = [argument for argument in argv if not re.fullmatch('--?debug', argument)]
+        return _main(rest, debug=debug)
     except (UserError, OSError) as error:
-        if debug:
+        if debug and peers.num_processes() == 1:
             raise
+        if debug:
+            traceback.print_exc()
         line = ' '.join(str(error).split())
         who = f'process {peers.process_id()}: ' if peers.num_processes() > 1 else ''
         print(f'error: {who}{line}', file=sys.stderr)
@@ -66,13 +69,13 @@ def _end(status: int, reason: str) -> int:
     return status
 
 
-def _main(argv: list[str]) -> int:
+def _main(argv: list[str], *, debug: bool) -> int:
     if any(re.fullmatch('--?(help|helpfull|h)', argument) for argument in argv):
         print(USAGE + '\n'.join(map(describe, MODES)))
         return 0
     argv, pod = _take(argv, 'local_pod')
     if pod:
-        return local_pod.launch(pod, argv)
+        return local_pod.launch(pod, [*argv, '--debug'] if debug else argv)
     processes = {}
     for flag in cluster.FLAGS:
         argv, processes[flag] = _take(argv, flag)

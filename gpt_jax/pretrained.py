@@ -10,6 +10,7 @@ from gpt_jax.checkpoint_document import list_steps
 from gpt_jax.config import RunConfig
 from gpt_jax.config_tree import from_json, to_json
 from gpt_jax.data import locations
+from gpt_jax.data.config import DataConfig
 from gpt_jax.data.manifest import hash_of
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import ModelConfig, PositionKind
@@ -103,12 +104,19 @@ def adopt_run(
         )
     for key in theirs.keys() - set(FREE) - (wanted & {*_free(source)}):
         setattr(config.model, key, getattr(source, key))
-    # A folder whose name depends on nothing but the tokenizer, so that the config is the same.
+    config.tokenizer = keep_tokenizer(tokenizer, config.data)
+
+
+def keep_tokenizer(tokenizer: TableTokenizer, data: DataConfig) -> TokenizerConfig:
+    """The config that prepares data with a run's tokenizer, of which the cache gets a copy.
+
+    The copy's name depends on nothing but the tokenizer, so that the config is the same again.
+    """
     content = [tokenizer.fingerprint(), tokenizer.chat_template, dict(tokenizer.named_tokens)]
-    kept = locations.cache_folder(config.data) / 'tokenizers' / hash_of(content)[:16]
+    kept = locations.cache_folder(data) / 'tokenizers' / hash_of(content)[:16]
     if not kept.is_dir():
         keep(tokenizer, kept)
-    config.tokenizer = TokenizerConfig(kind=tokenizer.kind, path=str(kept))
+    return TokenizerConfig(kind=tokenizer.kind, path=str(kept))
 
 
 def _free(model: ModelConfig) -> tuple[str, ...]:

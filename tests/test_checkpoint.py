@@ -1,5 +1,6 @@
 """Checkpoints: what is saved comes back bit for bit, or does not come back at all."""
 
+import errno
 import json
 import logging
 import pathlib
@@ -393,6 +394,24 @@ def test_too_little_memory_is_not_damage(saved, monkeypatch):
 
     monkeypatch.setattr(ocp.StandardCheckpointHandler, 'restore', fail)
     with pytest.raises(MemoryError):
+        saved.restore(abstract(make_items()))
+    assert saved.steps() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        PermissionError(errno.EACCES, 'Permission denied'),
+        ValueError("INTERNAL: Error opening file [os_error_code='24'] [source locations='x']"),
+    ],
+    ids=['permission', 'too many files'],
+)
+def test_what_may_not_be_read_is_not_damage(saved, error, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(ocp.StandardCheckpointHandler, 'restore', fail)
+    with pytest.raises(UserError, match=r'cannot read .*/3/params: (Permission|Too many open)'):
         saved.restore(abstract(make_items()))
     assert saved.steps() == [1, 2, 3]
 

@@ -200,8 +200,11 @@ def launch(folder: pathlib.Path, script: str, *arguments: str, **environment: st
 def test_one_machine_starts_again_only_what_is_unfinished(tmp_path, ends, calls):
     codes = ' '.join(map(str, ends))
     stub(tmp_path, 'python', f'set -- {codes}; n=$(wc -l < calls); exit "${{!n}}"')
-    made, status = launch(tmp_path, 'multi_gpu/run.sh', DATA='a', TOKENIZER='b')
+    paths = {'DATA': 'a', 'TOKENIZER': 'b'}
+    made, status = launch(tmp_path, 'multi_gpu/run.sh', '--fresh', '--config.seed=7', **paths)
     assert (len(made), status) == (calls, ends[-1])
+    assert all(call.endswith('--config.seed=7') for call in made)
+    assert [' --fresh ' in call for call in made] == [True] + [False] * (calls - 1)
 
 
 @pytest.mark.parametrize('end, again', [(75, True), (0, False), (2, False)])
@@ -211,7 +214,7 @@ def test_slurm_requeues_only_what_is_unfinished(tmp_path, end, again):
     job = {'SLURM_JOB_ID': '7', 'SLURM_NNODES': '2'}
     made, status = launch(tmp_path, 'slurm/train.sbatch', **job)
     assert status == end
-    assert '--config.mesh.data=2' in made[0]
+    assert '--config.mesh.data=2' in made[0] and '--cpus-per-task=8' in made[0]
     assert made[1:] == (['scontrol requeue 7'] if again else [])
 
 

@@ -55,16 +55,22 @@ def local_folder(
     return folder
 
 
+def target_folder(target: str, *, key: str) -> pathlib.Path:
+    """Where `publish` may write. Raises UserError: it is no object store, or does not answer."""
+    remote = object_store.to_path(target, key=key)
+    if not object_store.is_remote(remote):
+        raise UserError(f'{key}={target} must begin with gs:// or s3://')
+    object_store.check_reachable(remote, key=key)
+    return remote
+
+
 def publish(folder: pathlib.Path, target: str, *, key: str) -> None:
     """Copies prepared shards to an object store, the manifest last: until then nobody reads them.
 
     Raises:
         UserError: the store does not answer, or holds other shards under this name.
     """
-    remote = object_store.to_path(target, key=key)
-    if not object_store.is_remote(remote):
-        raise UserError(f'{key}={target} must begin with gs:// or s3://')
-    object_store.check_reachable(remote, key=key)
+    remote = target_folder(target, key=key)
     manifest = Manifest.read(folder)
     if (remote / MANIFEST).exists():
         if Manifest.read(remote, check_files=False) == manifest:

@@ -1,5 +1,6 @@
 """Measure a trained run: its loss on a split or a text, or its answers in benchmarks."""
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from gpt_jax.inference.generate import Generator
 from gpt_jax.modes import saved_weights
 from gpt_jax.parallel import peers
 from gpt_jax.parallel.mesh import make_mesh
+from gpt_jax.pretrained import keep_tokenizer
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.telemetry.report import format_columns, format_table
 from gpt_jax.train.program import Program, make_program
@@ -100,7 +102,7 @@ def run(
         if flags.text:
             shards = encode_text_file(flags.text, opened.tokenizer)
         else:
-            data = runs.prepare_data(opened.config)
+            data = runs.prepare_data(_with_own_tokenizer(opened))
             shards = Shards.open(data, flags.split, tokenizer=opened.tokenizer)
         result = evaluate_shards(program, opened.config, params, shards, limit=0)
         rows = {name: f'{value:,.6g}' for name, value in result.row().items()}
@@ -111,6 +113,14 @@ def run(
                 {**result.row(), 'step': step, 'weights': flags.weights, 'source': source},
             )
     return 0
+
+
+def _with_own_tokenizer(opened: runs.Run) -> RunConfig:
+    """The config to prepare data by: a tokenizer that it names by path may be there no more."""
+    config = opened.config
+    if not config.tokenizer.path:
+        return config
+    return dataclasses.replace(config, tokenizer=keep_tokenizer(opened.tokenizer, config.data))
 
 
 def _run_tasks(

@@ -30,6 +30,8 @@ def run(
 ) -> int:
     """Prepares the data of `config` and prints what there is."""
     finalize(config, vocab_size=1)
+    if flags.publish:  # refused before the work, if it must be
+        remote_shards.target_folder(flags.publish, key='--publish')
     folder = runs.prepare_data(config)
     tokenizer = make_run_tokenizer(folder, config.tokenizer)
     if flags.publish and peers.is_primary():

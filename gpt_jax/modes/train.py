@@ -87,6 +87,8 @@ def run(
             outcome = _train(session, this_run, checkpointer, stop, overrides)
     if outcome is loop.Outcome.COMPLETE:
         return 0
+    if flags.fresh:
+        print('leave --fresh out then: it would begin anew')
     return INTERRUPTED if stop.received == signal.SIGINT else UNFINISHED
 
 

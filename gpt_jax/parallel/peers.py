@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -97,6 +97,11 @@ def announced(name: str) -> Any | None:
         return None
 
 
+def announce_failure(status: int, message: str) -> None:
+    """Tells the others why this process ends; they end with the same status."""
+    announce(f'failed/{process_id()}', {'status': status, 'message': message})
+
+
 @contextlib.contextmanager
 def only_primary_prints() -> Iterator[None]:
     """Of several processes, what the first one prints is all that reaches standard output.
@@ -126,7 +131,7 @@ def watch(heartbeat_timeout: int) -> None:
     """Starts to look after the other processes: when one is lost, this one ends with a line."""
     global _watched_seconds
     _watched_seconds = heartbeat_timeout + 5 * _POLL_SECONDS
-    abort_handler.install(lambda: _obituary([0]), status=LOST)
+    abort_handler.install(lambda: _obituary([0], {}), status=LOST)
     threading.Thread(target=_watch, name='peers', daemon=True).start()
 
 
@@ -135,7 +140,8 @@ def leave(status: int) -> None:
     if num_processes() == 1:
         return
     _flush()
-    barrier('finished')  # under watch: one that fails meanwhile is still noticed
+    # One may have much left to write; under watch, so that one that fails meanwhile is noticed.
+    barrier('finished', seconds=24 * 3600)
     _ending.set()
     # The service ends with process 0; for the others that is no news any more.
     abort_handler.install(lambda: None, status=status)
@@ -147,7 +153,7 @@ def leave(status: int) -> None:
 
 
 def fail(status: int, message: str) -> None:
-    """Ends this process after an error of its own, and tells the others why.
+    """Ends this process after an error of its own, and the others, told why, with its status.
 
     Where the service is gone nobody can be told: then process 0 was lost first, and this error is
     what came of it, whatever it looks like.
@@ -155,7 +161,7 @@ def fail(status: int, message: str) -> None:
     _ending.set()
     _flush()
     try:
-        announce(f'failed/{process_id()}', message)
+        announce_failure(status, message)
     except jax.errors.JaxRuntimeError:
         if not is_primary():
             _end_after_loss([0])
@@ -178,25 +184,28 @@ def _watch() -> None:
     while not _ending.is_set():
         try:
             lost = everyone - set(_client().get_live_nodes(sorted(everyone)))
-            reasons = {i: announced(f'failed/{i}') for i in everyone - {process_id()}}
+            said = {i: announced(f'failed/{i}') for i in everyone - {process_id()}}
         except (jax.errors.JaxRuntimeError, AttributeError):  # no service, or no client any more
-            lost, reasons = {0}, {}
-        lost |= {i for i, reason in reasons.items() if reason}
+            lost, said = {0}, {}
+        said = {i: failure for i, failure in said.items() if failure}
+        lost |= said.keys()
         if lost and not _ending.is_set():
-            _end_after_loss(sorted(lost), reasons)
+            _end_after_loss(sorted(lost), said)
         time.sleep(_POLL_SECONDS)
 
 
-def _end_after_loss(lost: list[int], reasons: dict[int, str] | None = None) -> None:
+def _end_after_loss(lost: list[int], said: Mapping[int, dict[str, Any]] | None = None) -> None:
+    """Ends as the first that said why it failed; where none did, as the run that it leaves."""
+    said = said or {}
     _flush()
-    os.write(2, f'{_obituary(lost, reasons)}\n'.encode())
-    os._exit(LOST)
+    os.write(2, f'{_obituary(lost, said)}\n'.encode())
+    os._exit(next((said[i]['status'] for i in lost if i in said), LOST))
 
 
-def _obituary(lost: list[int], reasons: dict[int, str] | None = None) -> str:
+def _obituary(lost: list[int], said: Mapping[int, dict[str, Any]]) -> str:
     """The line that says who is gone and, where it was said, why."""
-    told = [f'process {i} ended: {reasons[i]}' for i in lost if reasons and reasons.get(i)]
-    silent = [str(i) for i in lost if not (reasons and reasons.get(i))]
+    told = [f'process {i} ended: {said[i]["message"]}' for i in lost if i in said]
+    silent = [str(i) for i in lost if i not in said]
     if silent:
         told.append(
             f'lost process {", ".join(silent)} (killed, crashed or cut off); the same command goes '

@@ -62,7 +62,7 @@ class Watchdog:
         if peers.num_processes() > 1:
             time.sleep(_OTHERS_SECONDS)
             with contextlib.suppress(jax.errors.JaxRuntimeError):
-                peers.announce(f'failed/{peers.process_id()}', what)
+                peers.announce_failure(peers.LOST, what)
             if peers.is_primary():
                 time.sleep(_FAREWELL_SECONDS)
         os._exit(peers.LOST)

@@ -6,11 +6,13 @@ export PATH="$PWD/.venv/bin:$PATH"
 
 stopped=
 trap 'stopped=1; kill -TERM "$run" 2>/dev/null' TERM INT
+arguments=("$@")
 while true; do
   python -m gpt_jax.main --config configs/gpt2_1558m.py \
     --config.mesh.data=1 --config.mesh.fsdp=-1 --config.train.grad_accumulation=15 \
     --config.data.corpus=text --config.data.source="${DATA:?the folder of the text}" \
-    --config.tokenizer.path="${TOKENIZER:?the folder of the tokenizer}" "$@" &
+    --config.tokenizer.path="${TOKENIZER:?the folder of the tokenizer}" \
+    "${arguments[@]}" &
   run=$!
   wait "$run"
   status=$?
@@ -21,4 +23,7 @@ while true; do
   if [[ $status != 75 || -n $stopped ]]; then
     exit "$status"
   fi
+  for i in "${!arguments[@]}"; do # begins anew once
+    [[ ${arguments[i]} =~ ^--?fresh$ ]] && unset "arguments[i]"
+  done
 done

@@ -25,8 +25,10 @@ case "${1:-}" in
     on_slice create --accelerator-type "$ACCELERATOR" --version "$VERSION" ${SPOT:+--spot}
     ;;
   install)
+    # The Python of the images may be older than JAX asks for: uv brings one.
     on_hosts all "git clone $REPOSITORY gpt_jax || git -C gpt_jax pull
-      cd gpt_jax && python3 -m venv .venv &&
+      curl -LsSf https://astral.sh/uv/install.sh | sh && cd gpt_jax &&
+      { [ -d .venv ] || ~/.local/bin/uv venv --python 3.12 --seed .venv; } &&
       .venv/bin/pip install --quiet -r requirements.txt -r requirements-tpu.txt"
     ;;
   train)

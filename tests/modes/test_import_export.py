@@ -1,6 +1,7 @@
 """Weights in and out by the command line, on one process and on several; wrong input."""
 
 import os
+import shutil
 
 import pytest
 import safetensors.numpy
@@ -46,6 +47,21 @@ def test_in_and_out(source, workdir, tmp_path):
     assert files.read_json(out / 'tokenizer.json') == files.read_json(source / 'tokenizer.json')
     refused = run('--mode=export', f'--workdir={workdir}', f'--out={out}', status=2)
     assert f'--out={out} is not empty; name a new folder' in refused
+
+
+def test_an_imported_run_is_evaluated_wherever_it_lies(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / 'run')
+    text = tmp_path / 'text.txt'
+    text.write_text('the quick brown fox. ' * 100)
+    data = ['--config.data.corpus=text', f'--config.data.source={text}']
+    data += ['--config.data.split=tail:0.5', f'--config.data.cache_dir={tmp_path / "cache"}']
+    given = files.read_json(workdir / 'config.json')['tokenizer']['path']
+    for moved in (str(tmp_path / 'gone'), given):
+        config = files.read_json(tmp_path / 'run' / 'config.json')
+        config['tokenizer']['path'] = moved
+        files.write_json(tmp_path / 'run' / 'config.json', config)
+        output = run('--mode=evaluate', f'--workdir={tmp_path / "run"}', *data)
+        assert 'validation split' in output and 'perplexity' in output
 
 
 def test_bfloat16_out_and_in_again(workdir, tmp_path):
