@@ -46,7 +46,7 @@ def to_path(name: str | os.PathLike, *, key: str) -> pathlib.Path:
     if importlib.util.find_spec(package) is None:
         raise UserError(
             f'{key}={name} needs a package: pip install {package}, or the extra: '
-            f'pip install -e .[{extra}]'
+            f"pip install -e '.[{extra}]'"
         )
     if not re.fullmatch(r'[^/]+/+[^/].*', rest):
         raise UserError(f'{key}={name} must name a folder in a bucket: {scheme}://BUCKET/FOLDER')

@@ -89,7 +89,7 @@ def test_a_missing_package_is_named_with_its_extra(scheme, package, extra, monke
     assert main([f'--workdir={scheme}://bucket/a']) == 2
     assert capsys.readouterr().err == (
         f'error: --workdir={scheme}://bucket/a needs a package: pip install {package}, '
-        f'or the extra: pip install -e .[{extra}]\n'
+        f"or the extra: pip install -e '.[{extra}]'\n"
     )
 
 

@@ -12,9 +12,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
+
 from gpt_jax.data.config import DataConfig
 from gpt_jax.errors import UserError
-from gpt_jax.tokenizer import chat_template
+from gpt_jax.tokenizer import Tokenizer, chat_template
 from gpt_jax.tokenizer.chat_template import ChatTemplate, Segment
 
 CHUNK_BYTES = 2**22
@@ -29,6 +31,15 @@ class Piece(NamedTuple):
     text: str
     starts_document: bool = True
     segments: tuple[Segment, ...] | None = None  # of a conversation: the text, encoded so
+
+
+def begin_document(tokenizer: Tokenizer) -> np.ndarray:
+    """What stands before a document: the token that begins texts, unless the one that ends them.
+
+    As before a prompt (`inference/generate.py`); tokenizers made here have none.
+    """
+    begins = tokenizer.bos_id is not None and tokenizer.bos_id != tokenizer.eot_id
+    return np.array([tokenizer.bos_id] if begins else [], np.uint32)
 
 
 Reader = Callable[[BinaryIO, pathlib.Path, DataConfig], Iterator[Piece]]

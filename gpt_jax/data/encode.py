@@ -47,6 +47,7 @@ def encode_text_file(path: str | pathlib.Path, tokenizer: Tokenizer) -> Shards:
         UserError: the file is missing, empty or not UTF-8.
     """
     path, tokens, num_bytes = pathlib.Path(path).expanduser(), [], 0
+    beginning = documents.begin_document(tokenizer)
     with open_decompressed(path) as (_, file):
         for piece in documents.read_text(file, path, DataConfig()):
             tokens += tokenizer.encode_batch([piece.text])
@@ -54,7 +55,10 @@ def encode_text_file(path: str | pathlib.Path, tokenizer: Tokenizer) -> Shards:
     if not tokens:
         raise UserError(f'{path} is empty; name a file with text')
     return Shards.from_tokens(
-        np.concatenate(tokens), name=str(path), num_bytes=num_bytes, eot_id=tokenizer.eot_id
+        np.concatenate([beginning, *tokens]),
+        name=str(path),
+        num_bytes=num_bytes,
+        eot_id=tokenizer.eot_id,
     )
 
 

@@ -155,7 +155,7 @@ def _build(
         dtype = token_dtype(tokenizer.vocab_size)
         writers = {
             split: ShardWriter(
-                folder, split, dtype=dtype, eot_id=tokenizer.eot_id, shard_tokens=shard_tokens
+                folder, split, dtype=dtype, tokenizer=tokenizer, shard_tokens=shard_tokens
             )
             for split in SPLITS
         }

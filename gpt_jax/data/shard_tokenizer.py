@@ -5,6 +5,7 @@ import pathlib
 from typing import Any, NoReturn
 
 from gpt_jax import tokenizer as tokenizers
+from gpt_jax.data.documents import begin_document
 from gpt_jax.data.manifest import TOKENIZER, Manifest, is_prepared
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer import Tokenizer, TokenizerConfig
@@ -75,7 +76,8 @@ def read_given(config: TokenizerConfig) -> Tokenizer | None:
 def tokenizer_identity(config: TokenizerConfig, given: Tokenizer | None) -> dict[str, Any]:
     """What decides the tokens: the tokenizer that exists, or how it is built from the source."""
     if given is not None:
-        return {'fingerprint': given.fingerprint()}
+        begins = {'begins_documents': True} if begin_document(given).size else {}
+        return {'fingerprint': given.fingerprint(), **begins}
     return dataclasses.asdict(config)
 
 

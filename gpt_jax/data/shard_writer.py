@@ -7,8 +7,10 @@ import pathlib
 import numpy as np
 
 from gpt_jax import files
+from gpt_jax.data.documents import begin_document
 from gpt_jax.data.manifest import OFFSET_DTYPE, ShardInfo, SplitInfo, sum_shards
 from gpt_jax.errors import UserError
+from gpt_jax.tokenizer import Tokenizer
 
 
 class ShardWriter:
@@ -24,11 +26,12 @@ class ShardWriter:
         split: str,
         *,
         dtype: str,
-        eot_id: int | None,
+        tokenizer: Tokenizer,
         shard_tokens: int,
     ):
         self._folder, self._split = folder, split
-        self._dtype, self._eot_id, self._shard_tokens = np.dtype(dtype), eot_id, shard_tokens
+        self._dtype, self._shard_tokens = np.dtype(dtype), shard_tokens
+        self._beginning, self._eot_id = begin_document(tokenizer), tokenizer.eot_id
         self._shards = self._finished_shards()
         self._documents = sum(shard.documents for shard in self._shards)
         self._to_skip = sum(shard.pieces for shard in self._shards)
@@ -48,7 +51,10 @@ class ShardWriter:
         num_bytes: int,
         spans: np.ndarray | None = None,
     ) -> None:
-        """Appends one piece; before each document but the first goes the end-of-text token, if any.
+        """Appends one piece.
+
+        Before each document but the first goes the end-of-text token, and before each the token
+        that begins a text, if the tokenizer has them.
 
         `spans` `[n, 2]` are the runs of `ids` that are learned, of every piece or of none (None:
         all ids are).
@@ -60,6 +66,8 @@ class ShardWriter:
             self._offsets.append(self._num_tokens)
             if self._documents and self._eot_id is not None:
                 self._append(np.array([self._eot_id]))
+            if spans is None:  # else the chat template has said how a document begins
+                self._append(self._beginning)
             self._documents += 1
         if spans is not None:
             self._spans.append(spans + self._num_tokens)

@@ -1,6 +1,6 @@
 """The model's knobs and the legend of its dimensions.
 
-Arrays in model, loss, inference and inspector end in their dimensions (`x_BLD`, `q_BLHK`):
+Arrays in model, loss and inference end in their dimensions (`x_BLD`, `q_BLHK`):
 
     B batch        L query length   S key length     D d_model      F d_ff
     H query heads  G key/value heads                 K head_dim     V vocabulary   N layers

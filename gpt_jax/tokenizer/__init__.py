@@ -110,7 +110,11 @@ def load(folder: str | pathlib.Path) -> Tokenizer:
         )
     tokenizer = TOKENIZERS[TokenizerKind(kind)].read(folder)
     if 'eot_id' in stored:
-        tokenizer = tokenizer.with_ends(bos_id=stored.get('bos_id'), eot_id=stored['eot_id'])
+        ends = {'bos_id': stored.get('bos_id'), 'eot_id': stored['eot_id']}
+        bare = tokenizer.with_ends(bos_id=None, eot_id=None)  # without an end that was added
+        tokenizer = tokenizer.with_ends(**ends)
+        if tokenizer.fingerprint() != stored.get('fingerprint'):
+            tokenizer = bare.with_ends(**ends)
     if tokenizer.fingerprint() != stored.get('fingerprint'):
         raise UserError(
             f'{folder} holds another tokenizer than {path} was written for; restore its files'

@@ -4,6 +4,7 @@ Ids of a trained vocabulary are laid out as GPT-2's: 256 bytes, the merges in or
 a text last.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -53,9 +54,7 @@ class BpeTokenizer(TableTokenizer):
         for token, token_id in ranks.items():
             token_bytes[token_id] = token
         super().__init__(token_bytes, special_tokens=special_tokens, eot_id=eot_id)
-        self._vocabulary = BpeVocabulary(
-            ids=vocabulary.ids, merges=vocabulary.merges, special_tokens=special_tokens
-        )
+        self._vocabulary = vocabulary
         # Without special tokens tiktoken stops at every character to look for one.
         self._encoding = tiktoken.Encoding(
             'gpt_jax', pat_str=_SPLIT, mergeable_ranks=ranks, special_tokens=special_tokens
@@ -115,7 +114,8 @@ class BpeTokenizer(TableTokenizer):
 
     def tokenizer_json(self) -> dict[str, Any]:
         """The vocabulary as a tokenizer.json."""
-        return self._vocabulary.to_json()
+        vocabulary = self._vocabulary
+        return dataclasses.replace(vocabulary, special_tokens=self.special_tokens).to_json()
 
     def write_files(self, folder: pathlib.Path) -> None:
         """Writes a tokenizer.json."""

@@ -106,11 +106,29 @@ def read_tokenizer_json(path: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any
     for ids_name, merges_name in _PAIR_FILES.items():
         ids_path, merges_path = folder / ids_name, folder / merges_name
         if ids_path.is_file() and merges_path.is_file():
+            settings_path = folder / 'tokenizer_config.json'
+            settings = files.read_json(settings_path) if settings_path.is_file() else {}
+            if isinstance(settings, dict):
+                check_pair(folder, str(settings.get('tokenizer_class', 'GPT2Tokenizer')))
             return ids_path, _read_pair(ids_path, merges_path)
     raise UserError(
         f'{path} has no tokenizer.json, no encoder.json with vocab.bpe and no vocab.json with '
         'merges.txt; correct the path'
     )
+
+
+def check_pair(folder: pathlib.Path, kind: str) -> None:
+    """Refuses vocabulary and merges of a tokenizer or model that splits texts otherwise than GPT-2.
+
+    Raises:
+        UserError: naming `kind`, a class of tokenizers or type of models of transformers.
+    """
+    if not kind.lower().startswith('gpt2'):
+        raise UserError(
+            f'{folder}: vocab.json and merges.txt do not say how {kind} splits texts; take its '
+            f'tokenizer.json, which transformers writes: '
+            f'AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)'
+        )
 
 
 def parse_gpt2(spec: Any) -> BpeVocabulary | None:

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from gpt_jax import files
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer.bpe_vocabulary import BpeVocabulary, byte_characters
 from gpt_jax.tokenizer.config import TokenizerConfig, TokenizerKind
@@ -32,8 +33,12 @@ class ByteTokenizer(TableTokenizer):
     @classmethod
     def read(cls, path: pathlib.Path) -> Self:
         """Accepts only a folder that `save` wrote: there is nothing else to read."""
-        if not (path / CONFIG_FILE).is_file():
-            raise UserError(f'{path}: the byte tokenizer has no files; leave the path empty')
+        stored = files.read_json(path / CONFIG_FILE) if (path / CONFIG_FILE).is_file() else None
+        if not isinstance(stored, dict) or stored.get('kind') != TokenizerKind.BYTE:
+            raise UserError(
+                f'{path}: the byte tokenizer has no files; leave the path empty, or say what it '
+                f'holds: config.tokenizer.kind=bpe, sentencepiece or char'
+            )
         return cls()
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:

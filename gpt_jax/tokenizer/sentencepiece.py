@@ -178,9 +178,7 @@ class SentencePieceTokenizer(TableTokenizer):
 
     def tokenizer_json(self) -> dict[str, Any]:
         """The model converted; U+2581 in a text is a space there, as in the library itself."""
-        return to_tokenizer_json(
-            self._model, lossless=self.lossless, special_tokens=self.special_tokens
-        )
+        return to_tokenizer_json(self._model, special_tokens=self.special_tokens)
 
     def write_files(self, folder: pathlib.Path) -> None:
         """Writes the model as it was read or trained."""

@@ -6,64 +6,90 @@ how transformers converts such models; its Llama has the same file.
 """
 
 import json
+import re
 from typing import Any
+
+from gpt_jax.errors import UserError
 
 _SPACE = '\u2581'
 
 
-def to_tokenizer_json(
-    model: bytes, *, lossless: bool, special_tokens: dict[str, int]
-) -> dict[str, Any]:
+def to_tokenizer_json(model: bytes, *, special_tokens: dict[str, int]) -> dict[str, Any]:
     """The tokenizer.json of a serialized SentencePiece model.
 
     Args:
       model: the `.model` file.
-      lossless: the model rewrites nothing but spaces; else its own normalisation comes first.
       special_tokens: by name, those that are no piece of the model included.
+
+    Raises:
+        UserError: the model does what a tokenizer.json cannot say.
     """
     import tokenizers
     from sentencepiece import sentencepiece_model_pb2
-    from tokenizers import decoders, models, normalizers, pre_tokenizers
+    from tokenizers import decoders, normalizers, pre_tokenizers
 
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    types, normalizer = proto.SentencePiece.Type, proto.normalizer_spec
+    for unknown_there, said in (
+        (not normalizer.escape_whitespaces, 'leaves spaces as they are'),
+        (proto.trainer_spec.treat_whitespace_as_suffix, 'puts spaces behind words'),
+        (proto.denormalizer_spec.precompiled_charsmap, 'rewrites what it decodes'),
+    ):
+        if unknown_there:
+            raise UserError(
+                f'config.tokenizer: this SentencePiece model {said}, which no tokenizer.json says'
+            )
+    whole = [piece.piece for piece in proto.pieces if piece.type == types.USER_DEFINED]
+    tokenizer = tokenizers.Tokenizer(_make_model(proto, whole=bool(whole)))
+    trim, several = tokenizers.Regex(r'\A +| +\z'), tokenizers.Regex(' {2,}')
+    steps = []
+    if normalizer.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(normalizer.precompiled_charsmap))
+    if normalizer.remove_extra_whitespaces:
+        steps += [normalizers.Replace(trim, ''), normalizers.Replace(several, ' ')]
+    if normalizer.add_dummy_prefix:
+        steps.append(normalizers.Prepend(_SPACE))
+    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(' ', _SPACE)])
+    if whole:
+        longest_first = '|'.join(map(re.escape, sorted(whole, key=len, reverse=True)))
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(longest_first), 'isolated')
+    undo = [decoders.Replace(_SPACE, ' ')]
+    if any(piece.type == types.BYTE for piece in proto.pieces):
+        undo.append(decoders.ByteFallback())
+    undo.append(decoders.Fuse())
+    if normalizer.add_dummy_prefix:
+        undo.append(decoders.Strip(' ', 1, 0))
+    tokenizer.decoder = decoders.Sequence(undo)
+    names = sorted(special_tokens, key=special_tokens.__getitem__)
+    tokenizer.add_special_tokens([tokenizers.AddedToken(n, normalized=False) for n in names])
+    return json.loads(tokenizer.to_str())
+
+
+def _make_model(proto: Any, *, whole: bool) -> Any:
+    """The library's BPE or unigram model; `whole`: what is split off is a piece as it stands."""
+    from tokenizers import models
+
     types = proto.SentencePiece.Type
     unknown = next(i for i, piece in enumerate(proto.pieces) if piece.type == types.UNKNOWN)
     byte_fallback = any(piece.type == types.BYTE for piece in proto.pieces)
-    prefix = proto.normalizer_spec.add_dummy_prefix
     if proto.trainer_spec.model_type == proto.trainer_spec.BPE:
         ids = {piece.piece: i for i, piece in enumerate(proto.pieces)}
-        made = models.BPE(
+        return models.BPE(
             vocab=ids,
             merges=_merges(proto, ids),
             unk_token=proto.pieces[unknown].piece,
             fuse_unk=True,
             byte_fallback=byte_fallback,
+            ignore_merges=whole,
         )
-    else:
-        scores = [(piece.piece, piece.score) for piece in proto.pieces]
-        made = models.Unigram(scores, unk_id=unknown, byte_fallback=byte_fallback)
-    tokenizer = tokenizers.Tokenizer(made)
-    if lossless:
-        spaces = normalizers.Replace(' ', _SPACE)
-        steps = [normalizers.Prepend(_SPACE), spaces] if prefix else [spaces]
-        tokenizer.normalizer = normalizers.Sequence(steps)
-        undo = [decoders.Replace(_SPACE, ' '), decoders.ByteFallback(), decoders.Fuse()]
-        tokenizer.decoder = decoders.Sequence(
-            [*undo, decoders.Strip(' ', 1, 0)] if prefix else undo
-        )
-    else:
-        scheme = 'always' if prefix else 'never'
-        charsmap = proto.normalizer_spec.precompiled_charsmap
-        steps = [normalizers.Precompiled(charsmap)] if charsmap else []
-        if proto.normalizer_spec.remove_extra_whitespaces:
-            several = tokenizers.Regex(' {2,}')
-            steps += [normalizers.Strip(), normalizers.Replace(several, ' ')]
-        tokenizer.normalizer = normalizers.Sequence(steps)
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(_SPACE, scheme)
-        tokenizer.decoder = decoders.Metaspace(_SPACE, scheme)
-    names = sorted(special_tokens, key=special_tokens.__getitem__)
-    tokenizer.add_special_tokens([tokenizers.AddedToken(n, normalized=False) for n in names])
-    return json.loads(tokenizer.to_str())
+    # Names of bytes and special pieces are no text: their characters, if known, are likelier.
+    in_text = (types.NORMAL, types.USER_DEFINED)
+    least = min((piece.score for piece in proto.pieces if piece.type == types.NORMAL), default=0)
+    scores = [
+        (piece.piece, piece.score if piece.type in in_text else 100 * (least - 10))
+        for piece in proto.pieces
+    ]
+    return models.Unigram(scores, unk_id=unknown, byte_fallback=byte_fallback)
 
 
 def _merges(proto: Any, ids: dict[str, int]) -> list[tuple[str, str]]:

@@ -44,8 +44,8 @@ class TableTokenizer(abc.ABC):
     ):
         """Takes the bytes of every id; None is an id that the vocabulary skips.
 
-        Special tokens have no text: their bytes are empty. `leading_spaces` is how many spaces at
-        the very start of a decoded text are the tokenizer's own and not the text's.
+        Special tokens and skipped ids have no text: their bytes are empty. `leading_spaces` is how
+        many spaces at the very start of a decoded text are the tokenizer's own and not the text's.
         """
         self.special_tokens = special_tokens
         self.eot_id: int | None = eot_id
@@ -53,10 +53,9 @@ class TableTokenizer(abc.ABC):
         self.lossless = lossless
         self.chat_template: str | None = None
         self.named_tokens: Mapping[str, str] = {}
-        self._token_bytes = list(token_bytes)
+        self._token_bytes = [token or b'' for token in token_bytes]
         for token_id in special_tokens.values():
             self._token_bytes[token_id] = b''
-        self._missing = {i for i, token in enumerate(self._token_bytes) if token is None}
         self._leading_spaces = leading_spaces
 
     @abc.abstractmethod
@@ -194,15 +193,13 @@ class TableTokenizer(abc.ABC):
         ids = np.atleast_1d(np.asarray(ids))
         if not ids.size:
             return b''
-        wrong = ids[(ids < 0) | (ids >= self.vocab_size)].tolist()
-        ids = ids.tolist()
-        wrong = wrong or [i for i in ids if i in self._missing]
-        if wrong:
+        wrong = ids[(ids < 0) | (ids >= self.vocab_size)]
+        if wrong.size:
             raise UserError(
                 f'token id {wrong[0]} is not in the vocabulary of the {self.kind} tokenizer '
                 f'({self.vocab_size} ids); decode with the tokenizer that made these ids'
             )
-        return b''.join([self._token_bytes[i] for i in ids])
+        return b''.join([self._token_bytes[i] for i in ids.tolist()])
 
 
 def with_end_of_text(special_tokens: dict[str, int], size: int) -> tuple[dict[str, int], int]:

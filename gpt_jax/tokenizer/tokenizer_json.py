@@ -47,13 +47,18 @@ class JsonTokenizer(TableTokenizer):
         special_tokens = {token.content: i for i, token in added.items() if token.special}
         ids = self._tokenizer.get_vocab(with_added_tokens=True)
         size = 1 + max(ids.values(), default=-1)
+        self._named = tuple(special_tokens)  # those that the library knows
         special_tokens, eot_id = with_end_of_text(special_tokens, size)
         texts = {token_id: token.content.encode() for token_id, token in added.items()}
         if _is_byte_level(spec):
             byte_of = {character: byte for byte, character in enumerate(byte_characters())}
             for token, token_id in ids.items():
-                if token_id not in texts and byte_of.keys() >= set(token):
+                if token_id in texts:
+                    continue
+                if byte_of.keys() >= set(token):
                     texts[token_id] = bytes(byte_of[character] for character in token)
+                else:  # the library writes it as it stands
+                    texts[token_id] = token.encode()
             leading_spaces = 0
         else:
             ordinary = {token: i for token, i in ids.items() if i not in texts}
@@ -69,7 +74,8 @@ class JsonTokenizer(TableTokenizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores what the library forgets when it is pickled."""
         self.__dict__.update(state)
-        self.__dict__.pop('_inside', None)
+        for name in ('_inside', '_with_special'):
+            self.__dict__.pop(name, None)
         self._tokenizer.encode_special_tokens = True
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -84,10 +90,38 @@ class JsonTokenizer(TableTokenizer):
     def encode_inside(self, text: str) -> np.ndarray:
         return self._encode(self._inside, [text])[0]
 
+    def encode(
+        self, text: str, *, allow_special: bool = False, continues: bool = False
+    ) -> list[int]:
+        """As of every tokenizer; what stands around special tokens is the library's to decide."""
+        if not allow_special:
+            return super().encode(text, continues=continues)
+        ids = []
+        if continues:
+            names = '|'.join(map(re.escape, self.special_tokens))
+            name = re.search(names, text) if names else None
+            start = name.start() if name else len(text)
+            ids = self.encode_inside(text[:start]).tolist()
+            text = text[start:]
+        added = [name for name in self.special_tokens if name not in self._named]  # or none
+        for part in re.split(f'({re.escape(added[0])})', text) if added else [text]:
+            if part in added:
+                ids.append(self.special_tokens[part])
+            else:
+                ids += self._encode(self._with_special, [part])[0].tolist()
+        return ids
+
     @functools.cached_property
     def _inside(self) -> Any:
         """The same without a space before every text."""
         return _load(_without_prefix(self._spec))
+
+    @functools.cached_property
+    def _with_special(self) -> Any:
+        """The same that takes special tokens' names as these."""
+        tokenizer = _load(self._spec)
+        tokenizer.encode_special_tokens = False
+        return tokenizer
 
     def _encode(self, tokenizer: Any, texts: Sequence[str]) -> list[np.ndarray]:
         for text in texts:

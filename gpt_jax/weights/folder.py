@@ -11,9 +11,9 @@ from gpt_jax.config_tree import freeze
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import ModelConfig, finalize_model
 from gpt_jax.tokenizer.bpe import BpeTokenizer
-from gpt_jax.tokenizer.bpe_vocabulary import TOKENIZER_JSON
+from gpt_jax.tokenizer.bpe_vocabulary import TOKENIZER_JSON, check_pair
 from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
-from gpt_jax.tokenizer.token_table import CHAT_TEMPLATE, TableTokenizer
+from gpt_jax.tokenizer.token_table import CHAT_TEMPLATE, END_OF_TEXT, TableTokenizer
 from gpt_jax.weights import gpt2, llama, native, safetensors_files
 from gpt_jax.weights.layout import TensorLayout
 from gpt_jax.weights.source import Source
@@ -117,9 +117,11 @@ def read_tokenizer(folder: pathlib.Path, config: dict[str, Any]) -> TableTokeniz
         bos_id = tokenizer.special_tokens.get('<s>') if begins else None
         if settings.get('add_eos_token'):
             raise UserError(f'{folder / TOKENIZER_CONFIG}: add_eos_token=true is not supported')
+        _check_added(folder, settings, tokenizer)
     elif (folder / 'vocab.json').is_file() or (folder / 'encoder.json').is_file():
-        _check_pair(folder, settings, config)
+        check_pair(folder, str(settings.get('tokenizer_class', config.get('model_type'))))
         tokenizer, bos_id = BpeTokenizer.read(folder), None
+        _check_added(folder, settings, tokenizer)
     else:
         return None
     eot_id = _eot_id(tokenizer, settings, _read_optional(folder / GENERATION_CONFIG), config)
@@ -153,15 +155,20 @@ def _eot_id(
     return preferred if preferred in ids else ids[0]
 
 
-def _check_pair(folder: pathlib.Path, settings: dict[str, Any], config: dict[str, Any]) -> None:
-    """Refuses a vocabulary and merges whose texts are not split as GPT-2's are."""
-    kind = settings.get('tokenizer_class', config.get('model_type'))
-    if not str(kind).lower().startswith('gpt2'):
-        raise UserError(
-            f'{folder}: vocab.json and merges.txt do not say how {kind} splits texts; write its '
-            f'tokenizer.json there, with transformers: '
-            f'AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)'
-        )
+def _check_added(folder: pathlib.Path, settings: dict[str, Any], tokenizer: TableTokenizer) -> None:
+    """Refuses tokens that were added beside the files of a tokenizer; tokenizer.json has them."""
+    added = {i: name for name, i in _read_optional(folder / 'added_tokens.json').items()}
+    added |= {
+        int(i): _text(token) for i, token in (settings.get('added_tokens_decoder') or {}).items()
+    }
+    end = tokenizer.special_tokens.get(END_OF_TEXT)  # which may be no token of the files
+    for token_id, name in sorted(added.items()):
+        if token_id >= tokenizer.vocab_size or (token_id == end and name != END_OF_TEXT):
+            raise UserError(
+                f'{folder} adds {name!r} as token {token_id} to its tokenizer, which is read from '
+                f'a tokenizer.json only; transformers writes one: '
+                f'AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)'
+            )
 
 
 def _first_id(path: pathlib.Path, settings: dict[str, Any]) -> int | None:

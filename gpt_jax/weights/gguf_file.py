@@ -84,7 +84,7 @@ def load_library() -> Any:
     try:
         return importlib.import_module('gguf')
     except ImportError as error:
-        raise UserError('GGUF files need the gguf library: pip install -e .[gguf]') from error
+        raise UserError("GGUF files need the gguf library: pip install -e '.[gguf]'") from error
 
 
 def _open(path: pathlib.Path) -> Any:

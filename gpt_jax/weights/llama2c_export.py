@@ -19,7 +19,7 @@ from gpt_jax.weights.export import named_tensors
 from gpt_jax.weights.llama2c import BOS, BYTE_PIECES, CONTROL_PIECES, HEADER, parts
 from gpt_jax.weights.model_card import model_card
 from gpt_jax.weights.rope_pairs import to_pairs
-from gpt_jax.weights.sentencepiece_pieces import Piece, list_pieces
+from gpt_jax.weights.sentencepiece_pieces import USER_DEFINED, Piece, list_pieces
 
 MODEL, TOKENIZER = 'model.bin', 'tokenizer.bin'
 # What run.c has written into it, besides what the Llama family has.
@@ -88,6 +88,11 @@ def _pieces(model: ModelConfig, tokenizer: Tokenizer) -> list[Piece]:
             f'--format hf takes it'
         )
     pieces, add_prefix = list_pieces(tokenizer, format='--format llama2c')
+    if any(piece.kind == USER_DEFINED for piece in pieces):
+        raise UserError(
+            'llama2.c joins all pieces by their scores, and this SentencePiece model has some that '
+            'are never joined (user_defined_symbols); --format hf takes it'
+        )
     expected = (*(text for text, _ in CONTROL_PIECES), *BYTE_PIECES)
     if tuple(piece.text for piece in pieces[: len(expected)]) != expected:
         raise UserError(

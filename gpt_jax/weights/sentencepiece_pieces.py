@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 
+USER_DEFINED = 4  # the kind of a piece that is never joined with another
+
 
 class Piece(NamedTuple):
     """An entry of a SentencePiece model; spaces are U+2581."""

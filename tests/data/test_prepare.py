@@ -14,6 +14,7 @@ import pytest
 from gpt_jax import tokenizer as tokenizers
 from gpt_jax.data import prepare as prepare_module
 from gpt_jax.data.config import DataConfig
+from gpt_jax.data.encode import encode_text_file
 from gpt_jax.data.manifest import MANIFEST, TOKENIZER, Manifest
 from gpt_jax.data.prepare import prepare
 from gpt_jax.data.shard_tokenizer import load_tokenizer, make_run_tokenizer
@@ -21,6 +22,7 @@ from gpt_jax.data.shards import Shards
 from gpt_jax.data.split import SPLITS, TRAIN, VALIDATION
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer import TokenizerConfig, TokenizerKind
+from gpt_jax.tokenizer.byte import ByteTokenizer
 
 ROOT = pathlib.Path(__file__).parents[2]
 TEXTS = [f'document {i} ' + 'word ' * (i % 50) for i in range(300)]
@@ -273,6 +275,25 @@ def test_an_existing_tokenizer_is_known_by_content(prepare_into, write_jsonl, tm
         config = TokenizerConfig(kind=TokenizerKind.CHAR, path=str(tmp_path / name))
         folders.add(prepare_into(config, **settings))
     assert len(folders) == 1
+
+
+def test_documents_begin_with_the_token_that_begins_texts(prepare_into, write_jsonl, tmp_path):
+    settings = {'corpus': 'jsonl', 'source': write_jsonl(['a', 'bc', 'd']), 'split': 'hash:0'}
+    plain = ByteTokenizer()
+    folders = {}
+    for name, bos_id in (('none', None), ('own', 7), ('end', plain.eot_id)):
+        tokenizer = plain.with_ends(bos_id=bos_id, eot_id=plain.eot_id)
+        tokenizer.save(tmp_path / name)
+        folders[name] = prepare_into(TokenizerConfig(path=str(tmp_path / name)), **settings)
+        shards = Shards.open(folders[name], TRAIN, tokenizer=tokenizer)
+        begin = [7] if name == 'own' else []
+        end = [plain.eot_id]
+        expected = [*begin, *b'a', *end, *begin, *b'bc', *end, *begin, *b'd']
+        assert shards.read(0, shards.num_tokens).tolist() == expected
+        (tmp_path / 'text.txt').write_text('bc')
+        text = encode_text_file(tmp_path / 'text.txt', tokenizer)
+        assert text.read(0, text.num_tokens).tolist() == [*begin, *b'bc']
+    assert len(set(folders.values())) == 3
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing_torn(corpus, whole):

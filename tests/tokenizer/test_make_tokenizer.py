@@ -130,6 +130,13 @@ def test_path_of_another_kind(tmp_path):
     assert 'set config.tokenizer.kind=byte' in message_of(config)
 
 
+def test_a_folder_of_transformers_is_no_byte_tokenizer(tmp_path):
+    (tmp_path / 'tokenizer_config.json').write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+    (tmp_path / 'tokenizer.json').write_text('{}')
+    message = message_of(TokenizerConfig(path=str(tmp_path)))
+    assert 'the byte tokenizer has no files' in message and 'config.tokenizer.kind=bpe' in message
+
+
 def test_load_refuses_what_it_did_not_write(tmp_path):
     with pytest.raises(UserError, match=r'cannot read .*tokenizer_config\.json'):
         load(tmp_path)

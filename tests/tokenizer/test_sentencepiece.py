@@ -1,9 +1,11 @@
 """SentencePiece models of Llama 2 and T5 against the library, and models trained here."""
 
 import io
+import json
 
 import pytest
 import sentencepiece
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -35,11 +37,11 @@ def t5(shared_data):
     return shared_data / 'tokenizers/sentencepiece_t5_cc_all_32k/sentencepiece.model'
 
 
-def library_model(**options):
+def library_model(text=TEXT, **options):
     """A small model trained by the library alone."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXT.splitlines()),
+        sentence_iterator=iter(text.splitlines()),
         model_writer=model,
         minloglevel=2,
         **{'model_type': 'bpe', 'vocab_size': 300, 'byte_fallback': True} | options,
@@ -135,6 +137,53 @@ def test_an_end_of_text_piece_comes_before_eos():
     model = library_model(control_symbols='<|endoftext|>')
     tokenizer = SentencePieceTokenizer(model, name='test')
     assert tokenizer.eot_id == tokenizer.special_tokens['<|endoftext|>'] != 2
+
+
+EXPORTED = {
+    'identity': {},
+    'no prefix': {'add_dummy_prefix': False},
+    'nfkc': {'normalization_rule_name': 'nmt_nfkc'},
+    'trims': {'remove_extra_whitespaces': True},
+    'as trained by default': {
+        'normalization_rule_name': 'nmt_nfkc',
+        'remove_extra_whitespaces': True,
+    },
+    'no bytes': {'byte_fallback': False, 'vocab_size': 50},
+    'no bytes, trims': {
+        'byte_fallback': False,
+        'vocab_size': 50,
+        'remove_extra_whitespaces': True,
+    },
+    'pieces of the user': {'user_defined_symbols': ['<tool>', '▁▁', 'cat']},
+}
+
+
+@pytest.mark.parametrize('model_type', ['bpe', 'unigram'])
+@pytest.mark.parametrize('options', EXPORTED.values(), ids=EXPORTED)
+def test_the_exported_file_gives_the_librarys_ids(options, model_type):
+    kind = {'model_type': model_type, 'hard_vocab_limit': model_type == 'bpe'}
+    # The characters of such names are known, else the library takes the names themselves.
+    model = library_model(TEXT + ' '.join('<0x41unk>') * 9, **IDENTITY | kind | options)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    spec = SentencePieceTokenizer(model, name='test').tokenizer_json()
+    library = tokenizers.Tokenizer.from_str(json.dumps(spec))
+    # What the trained pieces do not have is one unknown token there, and is decoded as such.
+    known = 'byte_fallback' not in options
+    more = [' a  cat\n', '\n the cat \t', '   ', '<0x41> <unk>', 'a<tool>cats  <tool>']
+    for text in TEXTS[:-1] + more:  # the names of special tokens are these there
+        ids = library.encode(text, add_special_tokens=False).ids
+        assert ids == processor.encode(text), text
+        if known:
+            assert library.decode(ids) == processor.decode(ids), text
+
+
+@pytest.mark.parametrize(
+    'options', [{'treat_whitespace_as_suffix': True}], ids=['spaces behind words']
+)
+def test_what_no_tokenizer_json_says(options):
+    tokenizer = SentencePieceTokenizer(library_model(**IDENTITY | options), name='test')
+    with pytest.raises(UserError, match='spaces behind words, which no tokenizer.json says'):
+        tokenizer.tokenizer_json()
 
 
 IDENTITY = {'normalization_rule_name': 'identity', 'remove_extra_whitespaces': False}

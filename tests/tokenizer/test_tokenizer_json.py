@@ -10,6 +10,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from gpt_jax import files
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer import TokenizerConfig, TokenizerKind, load, make_tokenizer
+from gpt_jax.tokenizer.bpe import BpeTokenizer
 from gpt_jax.tokenizer.tokenizer_json import JsonTokenizer
 
 TEXT = 'the cat sat on the mat. the dog ate the cat, the mat and the hat! naïve 日本語 ' * 5
@@ -164,6 +165,40 @@ def test_the_longest_special_token_wins(tmp_path):
     tokenizer = read(library, tmp_path)
     for name in ('<|end_of_text|>', '<|end_of_text|>more', '<|end'):
         assert tokenizer.encode(name, allow_special=True) == [tokenizer.special_tokens[name]]
+
+
+@pytest.mark.parametrize('scheme', ['first', 'always', 'never'])
+@pytest.mark.parametrize('strips', [False, True])
+def test_around_special_tokens_as_in_the_library(scheme, strips, tmp_path):
+    """A space that is put before a text is not always put behind a special token."""
+    library = unigram()
+    library.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    library.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    token = AddedToken('<|im_start|>', lstrip=strips, rstrip=strips, normalized=False)
+    library.add_special_tokens([token, '</s>'])
+    library.save(str(tmp_path / 'tokenizer.json'))
+    tokenizer = BpeTokenizer.read(tmp_path)
+    for text in ('the cat', '<|im_start|>the cat', 'the <|im_start|> cat</s>the hat', ''):
+        for each in (tokenizer, pickle.loads(pickle.dumps(tokenizer))):
+            ids = each.encode(text, allow_special=True)
+            assert ids == library.encode(text, add_special_tokens=False).ids, text
+        if text.startswith('<'):  # so it goes on in the same way
+            assert tokenizer.encode(text, allow_special=True, continues=True) == ids
+    inside = tokenizer.encode('at</s>the hat', allow_special=True, continues=True)
+    end = library.encode('</s>the hat', add_special_tokens=False).ids
+    assert inside == [*tokenizer.encode('at', continues=True), *end]
+
+
+def test_ids_that_a_vocabulary_skips_are_no_text(tmp_path):
+    spec = json.loads(llama3().to_str())
+    spec['added_tokens'] = []
+    vocabulary = spec['model']['vocab']
+    last = vocabulary[max(vocabulary, key=vocabulary.get)] = max(vocabulary.values()) + 3
+    (tmp_path / 'tokenizer.json').write_text(json.dumps(spec))
+    tokenizer = BpeTokenizer.read(tmp_path)
+    assert tokenizer.vocab_size == last + 2  # and the end of a text
+    assert tokenizer.id_to_bytes(last - 1) == b''
+    assert tokenizer.decode([*tokenizer.encode('the cat'), last - 2]) == 'the cat'
 
 
 def test_truncation_and_padding_are_ignored(tmp_path):

@@ -16,6 +16,8 @@ from gpt_jax.model.config import DType
 from gpt_jax.model.gpt import abstract_params
 from gpt_jax.parallel.mesh import MeshConfig, make_mesh
 from gpt_jax.parallel.rules import parameter_shardings, with_shardings
+from gpt_jax.tokenizer import load as load_tokenizer
+from gpt_jax.tokenizer.bpe import BpeTokenizer
 from gpt_jax.weights import load_params, open_source, safetensors_files
 from gpt_jax.weights.export import export_safetensors, export_transformers
 from gpt_jax.weights.source import StoredTensor
@@ -260,6 +262,27 @@ def test_an_end_of_another_name(tmp_path):
     tokenizer = GPT.from_pretrained(tmp_path).tokenizer
     assert (tokenizer.eot_id, tokenizer.vocab_size) == (end, end + 1)
     assert tokenizer.special_tokens == {'<|eos|>': end}
+    tokenizer.save(tmp_path / 'saved')
+    loaded = load_tokenizer(tmp_path / 'saved')
+    assert (loaded.eot_id, loaded.vocab_size) == (end, end + 1)
+    assert loaded.fingerprint() == tokenizer.fingerprint()
+    model = loaded.tokenizer_json()['model']
+    assert '<|eos|>' in model['vocab'] and '<|endoftext|>' not in model['vocab']
+
+
+@pytest.mark.parametrize('where', ['added_tokens.json', 'tokenizer_config.json'])
+def test_tokens_beside_a_vocabulary_and_merges(where, tmp_path):
+    write_folder(tmp_path, **LLAMA)
+    write_pair(tmp_path)
+    settings = {'tokenizer_class': 'GPT2Tokenizer'}
+    (tmp_path / 'tokenizer_config.json').write_text(json.dumps(settings))
+    size = open_source(str(tmp_path)).tokenizer.vocab_size
+    added = {'<|im_start|>': size}
+    if where == 'tokenizer_config.json':
+        added = settings | {'added_tokens_decoder': {f'{size}': {'content': '<|im_start|>'}}}
+    (tmp_path / where).write_text(json.dumps(added))
+    with pytest.raises(UserError, match=f"adds '<.im_start.>' as token {size} to its tokenizer"):
+        open_source(str(tmp_path))
 
 
 def test_an_end_that_is_an_ordinary_token(tmp_path):
@@ -282,14 +305,19 @@ def test_a_tokenizer_that_ends_texts(tmp_path):
         open_source(str(tmp_path))
 
 
+def write_pair(folder):
+    """Vocabulary and merges in place of a folder's tokenizer.json."""
+    model = json.loads((folder / 'tokenizer.json').read_text())['model']
+    (folder / 'tokenizer.json').unlink()
+    (folder / 'vocab.json').write_text(json.dumps(model['vocab'], ensure_ascii=False))
+    merges = [each if isinstance(each, str) else ' '.join(each) for each in model['merges']]
+    (folder / 'merges.txt').write_text('\n'.join(merges))
+
+
 def test_a_vocabulary_and_merges_are_gpt2s(tmp_path):
     write_folder(tmp_path, **LLAMA)
-    path, settings = tmp_path / 'tokenizer.json', tmp_path / 'tokenizer_config.json'
-    model = json.loads(path.read_text())['model']
-    path.unlink()
-    (tmp_path / 'vocab.json').write_text(json.dumps(model['vocab'], ensure_ascii=False))
-    merges = [each if isinstance(each, str) else ' '.join(each) for each in model['merges']]
-    (tmp_path / 'merges.txt').write_text('\n'.join(merges))
+    settings = tmp_path / 'tokenizer_config.json'
+    write_pair(tmp_path)
     settings.write_text('{"tokenizer_class": "GPT2Tokenizer"}')
     assert open_source(str(tmp_path)).tokenizer.encode('quick fox')
     for content, kind in (
@@ -299,6 +327,9 @@ def test_a_vocabulary_and_merges_are_gpt2s(tmp_path):
         settings.write_text(content)
         with pytest.raises(UserError, match=f'do not say how {kind}'):
             open_source(str(tmp_path))
+    settings.write_text('{"tokenizer_class": "Qwen2Tokenizer"}')
+    with pytest.raises(UserError, match='do not say how Qwen2Tokenizer'):
+        BpeTokenizer.read(tmp_path / 'vocab.json')
 
 
 def test_nothing_of_that_name(tmp_path):

@@ -282,7 +282,7 @@ def test_torn_files(size, tmp_path):
 def test_without_the_library(tmp_path, monkeypatch):
     write(tmp_path / 'm.gguf')
     monkeypatch.setitem(sys.modules, 'gguf', None)
-    with pytest.raises(UserError, match=r'need the gguf library: pip install -e .\[gguf\]'):
+    with pytest.raises(UserError, match=r"need the gguf library: pip install -e '.\[gguf\]'"):
         open_source(str(tmp_path / 'm.gguf'))
 
 
