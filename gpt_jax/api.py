@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 from gpt_jax import files, object_store
 from gpt_jax import run as runs
 from gpt_jax.checkpoint import Checkpointer
+from gpt_jax.checkpoint_document import list_steps
 from gpt_jax.config import EvalConfig, RunConfig, TrainConfig, finalize
 from gpt_jax.config_tree import suggest
 from gpt_jax.data.config import DataConfig
@@ -269,7 +270,9 @@ class GPT:
             runs.lock(run.workdir),
             Checkpointer(run.checkpoints, self.config.checkpoint) as checkpointer,
         ):
-            if runs.is_training(checkpointer.meta() or {}):
+            saved = checkpointer.meta()
+            damaged = saved is None and list_steps(run.checkpoints)
+            if damaged or (saved is not None and runs.is_training(saved)):
                 raise UserError(
                     f'{run.workdir} holds a run with its optimizer state, which would be lost; '
                     f'save in another folder'
@@ -320,6 +323,7 @@ class GPT:
         Raises:
             UserError: the source is unknown, damaged, or beyond this model, naming what.
         """
+        where = os.path.expanduser(where)
         if object_store.is_remote(where) or (pathlib.Path(where) / runs.CHECKPOINTS).is_dir():
             if model or tokenizer is not None:
                 given = ', '.join([*model] + ['tokenizer'] * (tokenizer is not None))

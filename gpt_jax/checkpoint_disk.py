@@ -7,10 +7,8 @@ The trees are stored flat: optax's tuples, None and empty states come from the t
 `checkpoint_objects` has the same names for object stores.
 """
 
-import errno
 import functools
 import logging
-import os
 import pathlib
 import shutil
 import sys
@@ -24,19 +22,6 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from gpt_jax import files
 from gpt_jax.checkpoint_document import META, DamagedError
-from gpt_jax.errors import UserError
-
-# What may fail to be read and be whole: by its permissions, or because of the machine or network.
-_REFUSED = {
-    errno.EACCES,
-    errno.EPERM,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-    errno.ENOTCONN,
-    errno.EHOSTDOWN,
-}
 
 
 class Writer:
@@ -132,11 +117,8 @@ def read_item(folder: pathlib.Path, tree: dict[str, jax.ShapeDtypeStruct]) -> di
     except (jax.errors.JaxRuntimeError, MemoryError):
         raise  # too little memory says nothing about the files
     except Exception as error:  # orbax and tensorstore raise many kinds
-        number = files.system_errno(error)
-        if number in _REFUSED:
-            raise UserError(
-                f'cannot read {folder}: {os.strerror(number)}; the checkpoint is left as it is'
-            ) from error
+        if files.may_be_whole(error):
+            raise files.cannot_read(folder, error) from error
         raise DamagedError(str(error).partition('\n')[0][:120] or type(error).__name__) from error
 
 

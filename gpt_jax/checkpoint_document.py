@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gpt_jax import fingerprint, object_store
+from gpt_jax import files, fingerprint, object_store
 from gpt_jax.errors import UserError
 
 META = 'meta'  # the sub-folder of a step that holds its document
@@ -57,17 +57,17 @@ def read_document(folder: pathlib.Path, step: int) -> dict[str, Any]:
 
     Raises:
       DamagedError: it is missing or is not what was saved.
-      UserError: this user may not read it, or the object store does not answer.
+      UserError: this machine may not or cannot read it, or the object store does not answer.
     """
     path = document_path(folder, step)
     try:
         sealed = json.loads(object_store.read_bytes(path))
         document, intact = sealed['document'], sealed['sha256'] == _hash(sealed['document'])
-    except PermissionError as error:
-        raise UserError(f'cannot read {path}: {error.strerror}; change its permissions') from error
     except FileNotFoundError as error:
         raise DamagedError(f'{META}/{path.name} is missing') from error
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if files.may_be_whole(error):
+            raise files.cannot_read(path, error) from error
         raise DamagedError(f'{META}/{path.name} is not a document') from error
     if not intact:
         raise DamagedError(f'{META}/{path.name} is not what was saved')

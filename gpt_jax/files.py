@@ -1,6 +1,7 @@
 """Reading and writing small files so that no reader ever sees half of one."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -51,6 +52,27 @@ def system_errno(error: BaseException) -> int | None:
         return error.errno
     found = re.search(r"os_error_code='(\d+)'", str(error))
     return int(found[1]) if found else None
+
+
+def may_be_whole(error: BaseException) -> bool:
+    """Whether a failure to read says nothing about the file: permissions, machine or network."""
+    return isinstance(error, PermissionError) or system_errno(error) in {
+        errno.EACCES,
+        errno.EPERM,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+        errno.ENOTCONN,
+        errno.EHOSTDOWN,
+    }
+
+
+def cannot_read(path: str | os.PathLike, error: BaseException) -> UserError:
+    """The error to show where `may_be_whole`."""
+    number = system_errno(error)
+    reason = os.strerror(number) if number else str(error) or type(error).__name__
+    return UserError(f'cannot read {path}: {reason}; nothing was changed: mend that, and try again')
 
 
 def cannot_write(path: str | os.PathLike, error: OSError) -> UserError:

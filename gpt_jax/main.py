@@ -56,10 +56,12 @@ def main(argv: Sequence[str]) -> int:
     except Exception as error:
         if peers.num_processes() == 1:
             raise
+        status = 1
         if isinstance(error, jax.errors.JaxRuntimeError) and not re.match(OWN_ERRORS, str(error)):
             peers.wait_to_be_ended()  # most likely another process is gone: its name comes
+            status = peers.LOST  # else a device or the network failed: that may be over
         traceback.print_exc()
-        return _end(1, f'{type(error).__name__}: {error}'.partition('\n')[0])
+        return _end(status, f'{type(error).__name__}: {error}'.partition('\n')[0])
 
 
 def _end(status: int, reason: str) -> int:

@@ -38,7 +38,7 @@ def to_path(name: str | os.PathLike, *, key: str) -> pathlib.Path:
         UserError: the store is of another kind, its package is missing, or no folder is named.
     """
     if not is_remote(name):
-        return pathlib.Path(name).expanduser()
+        return pathlib.Path(os.path.expanduser(name))
     scheme, _, rest = os.fspath(name).partition('://')
     if scheme not in STORES:
         raise UserError(f'{key}={name}: {scheme}:// is unknown; use a folder, gs:// or s3://')
@@ -64,7 +64,7 @@ def local_path(name: str | os.PathLike, *, key: str) -> pathlib.Path:
     """A path of a disk. Raises UserError for one of an object store."""
     if is_remote(name):
         raise UserError(f'{key}={name}: name a folder of this machine, and copy it from there')
-    return pathlib.Path(name).expanduser()
+    return pathlib.Path(os.path.expanduser(name))
 
 
 def check_reachable(path: pathlib.Path, *, key: str) -> None:

@@ -34,9 +34,9 @@ class Piece(NamedTuple):
 
 
 def begin_document(tokenizer: Tokenizer) -> np.ndarray:
-    """What stands before a document: the token that begins texts, unless the one that ends them.
+    """What stands before a document: the token that begins texts, as before a prompt.
 
-    As before a prompt (`inference/generate.py`); tokenizers made here have none.
+    Where it also ends texts it stands between documents already. Tokenizers made here have none.
     """
     begins = tokenizer.bos_id is not None and tokenizer.bos_id != tokenizer.eot_id
     return np.array([tokenizer.bos_id] if begins else [], np.uint32)

@@ -110,7 +110,7 @@ def prepare(
             'text_field': config.text_field,
             'separator': config.separator,
             'split': str(rule),
-            'tokenizer': tokenizer_identity(tokenizer_config, given),
+            'tokenizer': tokenizer_identity(tokenizer_config, given, chat=template is not None),
         }
     )
     folder = locations.cache_folder(config) / f'{corpus.name}-{identity[:12]}'

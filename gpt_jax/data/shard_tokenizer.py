@@ -73,10 +73,15 @@ def read_given(config: TokenizerConfig) -> Tokenizer | None:
     return tokenizers.make_tokenizer(config, _no_text) if config.path else None
 
 
-def tokenizer_identity(config: TokenizerConfig, given: Tokenizer | None) -> dict[str, Any]:
-    """What decides the tokens: the tokenizer that exists, or how it is built from the source."""
+def tokenizer_identity(
+    config: TokenizerConfig, given: Tokenizer | None, *, chat: bool
+) -> dict[str, Any]:
+    """What decides the tokens: the tokenizer that exists, or how it is built from the source.
+
+    How a conversation begins is the chat template's affair.
+    """
     if given is not None:
-        begins = {'begins_documents': True} if begin_document(given).size else {}
+        begins = {'begins_documents': True} if begin_document(given).size and not chat else {}
         return {'fingerprint': given.fingerprint(), **begins}
     return dataclasses.asdict(config)
 

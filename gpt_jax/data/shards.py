@@ -19,8 +19,8 @@ class Shards:
     """The tokens of one split, memory-mapped.
 
     Documents are parted by the end-of-text token, which counts as the first token of the document
-    behind it: the beginning of a text is learned from the end-of-text token alone, and the end of
-    a text from that text.
+    behind it: the beginning of a text is learned from the end-of-text token alone (and from the
+    token that begins texts, if there is one), and the end of a text from that text.
 
     Attributes:
       name: what error messages call it: the folder and the split.

@@ -116,11 +116,16 @@ def run(
 
 
 def _with_own_tokenizer(opened: runs.Run) -> RunConfig:
-    """The config to prepare data by: a tokenizer that it names by path may be there no more."""
+    """The config to prepare data by: what it names by paths may be there no more.
+
+    The tokenizer that the run keeps has the chat template too.
+    """
     config = opened.config
     if not config.tokenizer.path:
         return config
-    return dataclasses.replace(config, tokenizer=keep_tokenizer(opened.tokenizer, config.data))
+    tokenizer = keep_tokenizer(opened.tokenizer, config.data)
+    data = dataclasses.replace(config.data, chat_template='')
+    return dataclasses.replace(config, tokenizer=tokenizer, data=data)
 
 
 def _run_tasks(

@@ -234,7 +234,7 @@ def _check_resumable(saved: dict[str, Any], meta: dict[str, Any], workdir: pathl
         )
     if saved['data'] != meta['data']:
         causes = [change for change in changes if change.startswith(DATA_KEYS)]
-        cause = '; '.join(causes) or 'the corpus changed'
+        cause = '; '.join(causes) or 'the corpus changed, or how it becomes tokens'
         raise UserError(
             f'{workdir} was trained on other batches ({cause}), so it cannot go on exactly; undo '
             f'that, choose another --workdir, or start over with --fresh'

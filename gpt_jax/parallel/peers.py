@@ -57,6 +57,8 @@ def barrier(name: str, *, seconds: int = BARRIER_SECONDS) -> None:
     try:
         _client().wait_at_barrier(_unique(name), seconds * 1000)
     except jax.errors.JaxRuntimeError as error:
+        if 'DEADLINE_EXCEEDED' not in str(error) and not _ending.is_set():
+            wait_to_be_ended()  # somebody is lost: the watch says who
         raise UserError(
             f'not all {num_processes()} processes came to {name!r} within {seconds} s; see the '
             f'last lines of each'

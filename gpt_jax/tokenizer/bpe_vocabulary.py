@@ -17,6 +17,7 @@ from gpt_jax.errors import UserError
 # GPT-2's splitting rule as the tokenizer.json of several families spells it out.
 _GPT2_SPLIT = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 _PAIR_FILES = {'encoder.json': 'vocab.bpe', 'vocab.json': 'merges.txt'}  # OpenAI's, transformers'
+_SPLIT_AS_GPT2 = ('gpt2', 'roberta', 'bart', 'longformer', 'codegen')  # families of transformers
 TOKENIZER_JSON = 'tokenizer.json'
 
 
@@ -109,7 +110,7 @@ def read_tokenizer_json(path: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any
             settings_path = folder / 'tokenizer_config.json'
             settings = files.read_json(settings_path) if settings_path.is_file() else {}
             if isinstance(settings, dict):
-                check_pair(folder, str(settings.get('tokenizer_class', 'GPT2Tokenizer')))
+                check_pair(folder, str(settings.get('tokenizer_class') or 'GPT2Tokenizer'))
             return ids_path, _read_pair(ids_path, merges_path)
     raise UserError(
         f'{path} has no tokenizer.json, no encoder.json with vocab.bpe and no vocab.json with '
@@ -123,7 +124,7 @@ def check_pair(folder: pathlib.Path, kind: str) -> None:
     Raises:
         UserError: naming `kind`, a class of tokenizers or type of models of transformers.
     """
-    if not kind.lower().startswith('gpt2'):
+    if not kind.lower().startswith(_SPLIT_AS_GPT2):
         raise UserError(
             f'{folder}: vocab.json and merges.txt do not say how {kind} splits texts; take its '
             f'tokenizer.json, which transformers writes: '

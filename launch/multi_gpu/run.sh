@@ -12,7 +12,7 @@ while true; do
     --config.mesh.data=1 --config.mesh.fsdp=-1 --config.train.grad_accumulation=15 \
     --config.data.corpus=text --config.data.source="${DATA:?the folder of the text}" \
     --config.tokenizer.path="${TOKENIZER:?the folder of the tokenizer}" \
-    "${arguments[@]}" &
+    ${arguments[@]+"${arguments[@]}"} &
   run=$!
   wait "$run"
   status=$?
@@ -24,6 +24,6 @@ while true; do
     exit "$status"
   fi
   for i in "${!arguments[@]}"; do # begins anew once
-    [[ ${arguments[i]} =~ ^--?fresh$ ]] && unset "arguments[i]"
+    [[ ${arguments[i]} =~ ^--?fresh(=|$) ]] && unset "arguments[i]"
   done
 done

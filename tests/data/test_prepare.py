@@ -17,7 +17,7 @@ from gpt_jax.data.config import DataConfig
 from gpt_jax.data.encode import encode_text_file
 from gpt_jax.data.manifest import MANIFEST, TOKENIZER, Manifest
 from gpt_jax.data.prepare import prepare
-from gpt_jax.data.shard_tokenizer import load_tokenizer, make_run_tokenizer
+from gpt_jax.data.shard_tokenizer import load_tokenizer, make_run_tokenizer, tokenizer_identity
 from gpt_jax.data.shards import Shards
 from gpt_jax.data.split import SPLITS, TRAIN, VALIDATION
 from gpt_jax.errors import UserError
@@ -293,6 +293,9 @@ def test_documents_begin_with_the_token_that_begins_texts(prepare_into, write_js
         (tmp_path / 'text.txt').write_text('bc')
         text = encode_text_file(tmp_path / 'text.txt', tokenizer)
         assert text.read(0, text.num_tokens).tolist() == [*begin, *b'bc']
+        identity = tokenizer_identity(TokenizerConfig(), tokenizer, chat=False)
+        assert ('begins_documents' in identity) == (name == 'own')
+        assert 'begins_documents' not in tokenizer_identity(TokenizerConfig(), tokenizer, chat=True)
     assert len(set(folders.values())) == 3
 
 

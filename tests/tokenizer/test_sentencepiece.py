@@ -8,11 +8,13 @@ import sentencepiece
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sentencepiece import sentencepiece_model_pb2
 
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer import SentencePieceAlgorithm, TokenizerConfig, TokenizerKind, load
 from gpt_jax.tokenizer import sentencepiece as sentencepiece_module
 from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
+from gpt_jax.tokenizer.sentencepiece_json import to_tokenizer_json
 
 TEXT = 'The cat sat on the mat.\n\tIf x == 12:\n        return the mat to the cat\n' * 5
 TEXTS = [
@@ -178,12 +180,18 @@ def test_the_exported_file_gives_the_librarys_ids(options, model_type):
 
 
 @pytest.mark.parametrize(
-    'options', [{'treat_whitespace_as_suffix': True}], ids=['spaces behind words']
+    ('part', 'key', 'value', 'said'),
+    [
+        ('trainer_spec', 'treat_whitespace_as_suffix', True, 'puts spaces behind words'),
+        ('normalizer_spec', 'escape_whitespaces', False, 'leaves spaces as they are'),
+        ('denormalizer_spec', 'precompiled_charsmap', b'x', 'rewrites what it decodes'),
+    ],
 )
-def test_what_no_tokenizer_json_says(options):
-    tokenizer = SentencePieceTokenizer(library_model(**IDENTITY | options), name='test')
-    with pytest.raises(UserError, match='spaces behind words, which no tokenizer.json says'):
-        tokenizer.tokenizer_json()
+def test_what_no_tokenizer_json_says(part, key, value, said):
+    proto = sentencepiece_model_pb2.ModelProto.FromString(library_model(**IDENTITY))
+    setattr(getattr(proto, part), key, value)
+    with pytest.raises(UserError, match=f'{said}, which no tokenizer.json says'):
+        to_tokenizer_json(proto.SerializeToString(), special_tokens={})
 
 
 IDENTITY = {'normalization_rule_name': 'identity', 'remove_extra_whitespaces': False}
