@@ -330,7 +330,7 @@ class GPT:
                 raise UserError(f'{where} is a run, which brings its own {given}; leave it out')
             return cls.load(where)
         _check_names(model, ModelConfig, 'from_pretrained')
-        source = open_source(os.fspath(where))
+        source = open_source(where)
         if tokenizer is not None:
             source = dataclasses.replace(source, tokenizer=tokenizer)
         config = RunConfig(model=ModelConfig(**model))

@@ -302,13 +302,12 @@ class Checkpointer(contextlib.AbstractContextManager):
         try:
             yield
         except Exception as error:
-            number = files.system_errno(error)
-            if number is None:
+            if files.system_errno(error) is None:
                 raise
             if peers.num_processes() == 1:  # others would have to reopen too; this one ends
                 with contextlib.suppress(OSError):
                     self._reopen()
-            raise files.cannot_write(self.folder, OSError(number, os.strerror(number))) from error
+            raise files.cannot_write(self.folder, error) from error
 
 
 class _LowestLoss:

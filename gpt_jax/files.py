@@ -70,16 +70,23 @@ def may_be_whole(error: BaseException) -> bool:
 
 def cannot_read(path: str | os.PathLike, error: BaseException) -> UserError:
     """The error to show where `may_be_whole`."""
-    number = system_errno(error)
-    reason = os.strerror(number) if number else str(error) or type(error).__name__
-    return UserError(f'cannot read {path}: {reason}; nothing was changed: mend that, and try again')
+    return UserError(
+        f'cannot read {path}: {_reason(error)}; nothing was changed: mend that, and try again'
+    )
 
 
-def cannot_write(path: str | os.PathLike, error: OSError) -> UserError:
+def cannot_write(path: str | os.PathLike, error: BaseException) -> UserError:
     """The error to show when writing `path` failed: the file, the reason and the fix."""
     return UserError(
-        f'cannot write {path}: {error.strerror or error}; free some space or choose another folder'
+        f'cannot write {path}: {_reason(error)}; free some space or choose another folder'
     )
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    number = system_errno(error)
+    return os.strerror(number) if number else str(error) or type(error).__name__
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -57,8 +57,7 @@ def barrier(name: str, *, seconds: int = BARRIER_SECONDS) -> None:
     try:
         _client().wait_at_barrier(_unique(name), seconds * 1000)
     except jax.errors.JaxRuntimeError as error:
-        if 'DEADLINE_EXCEEDED' not in str(error) and not _ending.is_set():
-            wait_to_be_ended()  # somebody is lost: the watch says who
+        _wait_for_word(error)
         raise UserError(
             f'not all {num_processes()} processes came to {name!r} within {seconds} s; see the '
             f'last lines of each'
@@ -166,7 +165,7 @@ def fail(status: int, message: str) -> None:
         announce_failure(status, message)
     except jax.errors.JaxRuntimeError:
         if not is_primary():
-            _end_after_loss([0])
+            _end_after_loss([0], {})
     abort_handler.install(lambda: None, status=status)
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         if is_primary():
@@ -196,9 +195,8 @@ def _watch() -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def _end_after_loss(lost: list[int], said: Mapping[int, dict[str, Any]] | None = None) -> None:
+def _end_after_loss(lost: list[int], said: Mapping[int, dict[str, Any]]) -> None:
     """Ends as the first that said why it failed; where none did, as the run that it leaves."""
-    said = said or {}
     _flush()
     os.write(2, f'{_obituary(lost, said)}\n'.encode())
     os._exit(next((said[i]['status'] for i in lost if i in said), LOST))
@@ -220,9 +218,16 @@ def _wait_for(key: str, index: int, name: str, seconds: int) -> str:
     try:
         return _client().blocking_key_value_get(key, seconds * 1000)
     except jax.errors.JaxRuntimeError as error:
+        _wait_for_word(error)
         raise UserError(
             f'process {index} did not come to {name!r} within {seconds} s; see its last lines'
         ) from error
+
+
+def _wait_for_word(error: jax.errors.JaxRuntimeError) -> None:
+    """Where a wait failed before its time somebody is lost: the watch says who, and ends this."""
+    if 'DEADLINE_EXCEEDED' not in str(error) and not _ending.is_set():
+        wait_to_be_ended()
 
 
 def _unique(name: str) -> str:

@@ -16,7 +16,7 @@ from gpt_jax.tokenizer.char import CharTokenizer
 from gpt_jax.tokenizer.config import SentencePieceAlgorithm, TokenizerConfig, TokenizerKind
 from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 from gpt_jax.tokenizer.streaming import StreamDecoder
-from gpt_jax.tokenizer.token_table import CHAT_TEMPLATE, CONFIG_FILE
+from gpt_jax.tokenizer.token_table import CHAT_TEMPLATE, CONFIG_FILE, read_settings
 
 __all__ = [
     'TOKENIZERS',
@@ -111,10 +111,9 @@ def load(folder: str | pathlib.Path) -> Tokenizer:
     tokenizer = TOKENIZERS[TokenizerKind(kind)].read(folder)
     if 'eot_id' in stored:
         ends = {'bos_id': stored.get('bos_id'), 'eot_id': stored['eot_id']}
-        bare = tokenizer.with_ends(bos_id=None, eot_id=None)  # without an end that was added
         tokenizer = tokenizer.with_ends(**ends)
-        if tokenizer.fingerprint() != stored.get('fingerprint'):
-            tokenizer = bare.with_ends(**ends)
+        if tokenizer.fingerprint() != stored.get('fingerprint'):  # it has no end that was added
+            tokenizer = tokenizer.with_ends(bos_id=None, eot_id=None).with_ends(**ends)
     if tokenizer.fingerprint() != stored.get('fingerprint'):
         raise UserError(
             f'{folder} holds another tokenizer than {path} was written for; restore its files'
@@ -174,6 +173,4 @@ def make_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterable[str]]) 
 
 def _is_saved(folder: pathlib.Path) -> bool:
     """Whether `save` wrote the folder; transformers has a file of that name too, with no kind."""
-    path = folder / CONFIG_FILE
-    stored = files.read_json(path) if path.is_file() else None
-    return isinstance(stored, dict) and 'kind' in stored
+    return 'kind' in read_settings(folder)

@@ -13,6 +13,7 @@ from typing import Any
 
 from gpt_jax import files
 from gpt_jax.errors import UserError
+from gpt_jax.tokenizer.token_table import read_settings
 
 # GPT-2's splitting rule as the tokenizer.json of several families spells it out.
 _GPT2_SPLIT = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
@@ -107,10 +108,7 @@ def read_tokenizer_json(path: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any
     for ids_name, merges_name in _PAIR_FILES.items():
         ids_path, merges_path = folder / ids_name, folder / merges_name
         if ids_path.is_file() and merges_path.is_file():
-            settings_path = folder / 'tokenizer_config.json'
-            settings = files.read_json(settings_path) if settings_path.is_file() else {}
-            if isinstance(settings, dict):
-                check_pair(folder, str(settings.get('tokenizer_class') or 'GPT2Tokenizer'))
+            check_pair(folder, read_settings(folder).get('tokenizer_class') or 'GPT2Tokenizer')
             return ids_path, _read_pair(ids_path, merges_path)
     raise UserError(
         f'{path} has no tokenizer.json, no encoder.json with vocab.bpe and no vocab.json with '
@@ -118,13 +116,13 @@ def read_tokenizer_json(path: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any
     )
 
 
-def check_pair(folder: pathlib.Path, kind: str) -> None:
+def check_pair(folder: pathlib.Path, kind: Any) -> None:
     """Refuses vocabulary and merges of a tokenizer or model that splits texts otherwise than GPT-2.
 
     Raises:
         UserError: naming `kind`, a class of tokenizers or type of models of transformers.
     """
-    if not kind.lower().startswith(_SPLIT_AS_GPT2):
+    if not str(kind).lower().startswith(_SPLIT_AS_GPT2):
         raise UserError(
             f'{folder}: vocab.json and merges.txt do not say how {kind} splits texts; take its '
             f'tokenizer.json, which transformers writes: '

@@ -6,12 +6,11 @@ from typing import Any, Self
 
 import numpy as np
 
-from gpt_jax import files
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer.bpe_vocabulary import BpeVocabulary, byte_characters
 from gpt_jax.tokenizer.config import TokenizerConfig, TokenizerKind
 from gpt_jax.tokenizer.text import check_unicode
-from gpt_jax.tokenizer.token_table import CONFIG_FILE, END_OF_TEXT, TableTokenizer
+from gpt_jax.tokenizer.token_table import END_OF_TEXT, TableTokenizer, read_settings
 
 
 class ByteTokenizer(TableTokenizer):
@@ -33,8 +32,7 @@ class ByteTokenizer(TableTokenizer):
     @classmethod
     def read(cls, path: pathlib.Path) -> Self:
         """Accepts only a folder that `save` wrote: there is nothing else to read."""
-        stored = files.read_json(path / CONFIG_FILE) if (path / CONFIG_FILE).is_file() else None
-        if not isinstance(stored, dict) or stored.get('kind') != TokenizerKind.BYTE:
+        if read_settings(path).get('kind') != TokenizerKind.BYTE:
             raise UserError(
                 f'{path}: the byte tokenizer has no files; leave the path empty, or say what it '
                 f'holds: config.tokenizer.kind=bpe, sentencepiece or char'

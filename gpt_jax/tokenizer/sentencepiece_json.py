@@ -40,7 +40,10 @@ def to_tokenizer_json(model: bytes, *, special_tokens: dict[str, int]) -> dict[s
                 f'config.tokenizer: this SentencePiece model {said}, which no tokenizer.json says'
             )
     whole = [piece.piece for piece in proto.pieces if piece.type == types.USER_DEFINED]
-    tokenizer = tokenizers.Tokenizer(_make_model(proto, whole=bool(whole)))
+    byte_fallback = any(piece.type == types.BYTE for piece in proto.pieces)
+    tokenizer = tokenizers.Tokenizer(
+        _make_model(proto, byte_fallback=byte_fallback, whole=bool(whole))
+    )
     trim, several = tokenizers.Regex(r'\A +| +\z'), tokenizers.Regex(' {2,}')
     steps = []
     if normalizer.precompiled_charsmap:
@@ -54,7 +57,7 @@ def to_tokenizer_json(model: bytes, *, special_tokens: dict[str, int]) -> dict[s
         longest_first = '|'.join(map(re.escape, sorted(whole, key=len, reverse=True)))
         tokenizer.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(longest_first), 'isolated')
     undo = [decoders.Replace(_SPACE, ' ')]
-    if any(piece.type == types.BYTE for piece in proto.pieces):
+    if byte_fallback:
         undo.append(decoders.ByteFallback())
     undo.append(decoders.Fuse())
     if normalizer.add_dummy_prefix:
@@ -65,13 +68,12 @@ def to_tokenizer_json(model: bytes, *, special_tokens: dict[str, int]) -> dict[s
     return json.loads(tokenizer.to_str())
 
 
-def _make_model(proto: Any, *, whole: bool) -> Any:
+def _make_model(proto: Any, *, byte_fallback: bool, whole: bool) -> Any:
     """The library's BPE or unigram model; `whole`: what is split off is a piece as it stands."""
     from tokenizers import models
 
     types = proto.SentencePiece.Type
     unknown = next(i for i, piece in enumerate(proto.pieces) if piece.type == types.UNKNOWN)
-    byte_fallback = any(piece.type == types.BYTE for piece in proto.pieces)
     if proto.trainer_spec.model_type == proto.trainer_spec.BPE:
         ids = {piece.piece: i for i, piece in enumerate(proto.pieces)}
         return models.BPE(

@@ -202,6 +202,13 @@ class TableTokenizer(abc.ABC):
         return b''.join([self._token_bytes[i] for i in ids.tolist()])
 
 
+def read_settings(folder: pathlib.Path) -> dict[str, Any]:
+    """A folder's tokenizer_config.json, ours or transformers'; {} where there is none."""
+    path = folder / CONFIG_FILE
+    stored = files.read_json(path) if path.is_file() else {}
+    return stored if isinstance(stored, dict) else {}
+
+
 def with_end_of_text(special_tokens: dict[str, int], size: int) -> tuple[dict[str, int], int]:
     """The special tokens and the id that ends a text; where none does, id `size` is added."""
     for name in _END_OF_TEXT_NAMES:

@@ -119,7 +119,7 @@ def read_tokenizer(folder: pathlib.Path, config: dict[str, Any]) -> TableTokeniz
             raise UserError(f'{folder / TOKENIZER_CONFIG}: add_eos_token=true is not supported')
         _check_added(folder, settings, tokenizer)
     elif (folder / 'vocab.json').is_file() or (folder / 'encoder.json').is_file():
-        check_pair(folder, str(settings.get('tokenizer_class') or config.get('model_type')))
+        check_pair(folder, settings.get('tokenizer_class') or config.get('model_type'))
         tokenizer, bos_id = BpeTokenizer.read(folder), None
         _check_added(folder, settings, tokenizer)
     else:
