@@ -48,7 +48,7 @@ class TrainConfig:
     max_bad_steps: int = 10  # non-finite steps in a row that end the run
     step_timeout: float = 0.0  # seconds without a step (compiling included) that end it; 0: off
     loss_kernel: LossKernel = LossKernel.AUTO  # auto: the backend's fastest
-    loss_chunk_bytes: int = 2**27  # the loss holds at most this much of the logits at once
+    loss_chunk_bytes: int = 0  # of float32 logits that the loss holds at once; 0: by backend
     steps_per_call: int = 0  # steps that the device makes in one call; 0: by backend and size
     deterministic: bool = False  # a GPU run repeats bit for bit, at some cost; others always do
     log_every: int = 10  # steps between rows of metrics
@@ -128,10 +128,10 @@ def call_cadences(config: RunConfig) -> dict[str, int]:
 def _finalize_train(config: RunConfig, train_tokens: int) -> None:
     """Fills the derived values of `config.train` and `config.eval`, and checks them."""
     train, evaluation = config.train, config.eval
-    for name in ('batch_size', 'num_steps', 'log_every', 'max_bad_steps', 'loss_chunk_bytes'):
+    for name in ('batch_size', 'num_steps', 'log_every', 'max_bad_steps'):
         if getattr(train, name) < 1:
             raise UserError(f'config.train.{name}={getattr(train, name)} must be at least 1')
-    for name in ('grad_accumulation', 'steps_per_call'):
+    for name in ('grad_accumulation', 'steps_per_call', 'loss_chunk_bytes'):
         if getattr(train, name) < 0:
             raise UserError(
                 f'config.train.{name}={getattr(train, name)} must not be negative; 0 is auto'

@@ -208,7 +208,7 @@ WRONG = {
         [f'--config={TINY}', '--config.optimizer.clip_norm=-1'],
         'config.optimizer.clip_norm=-1.0 must not be negative; 0 is off',
     ),
-    'no chunk': ([f'--config={TINY}', '--config.train.loss_chunk_bytes=0'], 'loss_chunk_bytes=0'),
+    'no chunk': ([f'--config={TINY}', '--config.train.loss_chunk_bytes=-1'], 'loss_chunk_bytes=-1'),
     'average of bfloat16': (
         [f'--config={TINY}', '--config.model.param_dtype=bfloat16'],
         'config.train.ema_decay=0.9 needs config.model.param_dtype=float32',

@@ -50,8 +50,8 @@ class GroupedQueryAttention(nn.Module):
         k_BSGK = heads('key', c.num_kv_heads, 'kv_heads')
         v_BSGK = heads('value', c.num_kv_heads, 'kv_heads')
         if c.qk_norm:  # Henry et al. 2020, https://arxiv.org/abs/2010.04245
-            q_BLHK = RMSNorm(c, axis='head_dim', name='query_norm')(q_BLHK)
-            k_BSGK = RMSNorm(c, axis='head_dim', name='key_norm')(k_BSGK)
+            q_BLHK, _ = RMSNorm(c, axis='head_dim', name='query_norm')(q_BLHK)
+            k_BSGK, _ = RMSNorm(c, axis='head_dim', name='key_norm')(k_BSGK)
         position = POSITIONS[c.position]
         if position.rotate is not None:
             q_BLHK = position.rotate(c, q_BLHK, context.positions_BL)

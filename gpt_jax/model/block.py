@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Key
 
 from gpt_jax.model.attention import ATTENTIONS, AttentionContext
 from gpt_jax.model.cache import LayerCache
-from gpt_jax.model.config import AttentionKernel, ModelConfig, NormPlacement
+from gpt_jax.model.config import Kernels, ModelConfig, NormPlacement
 from gpt_jax.model.linear import dropout
 from gpt_jax.model.mlp import MLP
 from gpt_jax.model.norm import NORMS
@@ -16,7 +16,7 @@ class Block(nn.Module):
     """`x + branch(norm(x))` twice (pre), `norm(x + branch(x))` (post), or both (sandwich)."""
 
     config: ModelConfig
-    kernel: AttentionKernel
+    kernels: Kernels
     window: int = 0
 
     @nn.compact
@@ -31,15 +31,17 @@ class Block(nn.Module):
         c = self.config
         pre = c.norm_placement != NormPlacement.POST
         keys = [None] * 3 if dropout_key is None else jax.random.split(dropout_key, 3)
-        attention = ATTENTIONS[c.attention](c, self.kernel, self.window, name='attention')
+        attention = ATTENTIONS[c.attention](
+            c, self.kernels.attention, self.window, name='attention'
+        )
         # Without this the partitioner may replicate the batch and shard the model instead.
         x = nn.with_logical_constraint(x, activation_axes(x))
 
-        h = NORMS[c.norm](c, name='attention_norm')(x) if pre else x
+        h, x = self._norm('attention_norm')(x) if pre else (x, x)
         h, cache = attention(h, context, cache, keys[0])
         x = self._join(x, dropout(h, c.dropout, keys[1]), 'attention')
 
-        h = NORMS[c.norm](c, name='mlp_norm')(x) if pre else x
+        h, x = self._norm('mlp_norm')(x) if pre else (x, x)
         h = MLP(c, name='mlp')(h)
         return self._join(x, dropout(h, c.dropout, keys[2]), 'mlp'), cache
 
@@ -47,10 +49,13 @@ class Block(nn.Module):
         """The residual sum, with the norms that stand behind a branch."""
         c = self.config
         if c.norm_placement == NormPlacement.POST:
-            return NORMS[c.norm](c, name=f'{name}_norm')(x + branch)
+            return self._norm(f'{name}_norm')(x + branch)[0]
         if c.norm_placement == NormPlacement.SANDWICH:
-            branch = NORMS[c.norm](c, name=f'{name}_post_norm')(branch)
+            branch, _ = self._norm(f'{name}_post_norm')(branch)
         return x + branch
+
+    def _norm(self, name: str) -> nn.Module:
+        return NORMS[self.config.norm](self.config, self.kernels.norm, name=name)
 
 
 def activation_axes(x: jax.Array) -> tuple[str | None, ...]:

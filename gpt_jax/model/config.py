@@ -11,6 +11,7 @@ Blocks work on activations `[..., D]`: `[B, L, D]`, or `[B*L, D]` when the model
 
 import dataclasses
 import enum
+from typing import NamedTuple
 
 from gpt_jax.errors import UserError
 
@@ -28,6 +29,12 @@ class AttentionKernel(enum.StrEnum):
     CUDNN = 'cudnn'
     SPLASH = 'splash'
     RING = 'ring'
+
+
+class NormKernel(enum.StrEnum):
+    AUTO = 'auto'
+    XLA = 'xla'
+    TRITON = 'triton'
 
 
 class PositionKind(enum.StrEnum):
@@ -81,6 +88,13 @@ class Remat(enum.StrEnum):
     DOTS_AND_ATTENTION = 'dots_and_attention'
 
 
+class Kernels(NamedTuple):
+    """The kernels that a model runs on its backend; the defaults run everywhere."""
+
+    attention: AttentionKernel = AttentionKernel.XLA
+    norm: NormKernel = NormKernel.XLA
+
+
 @dataclasses.dataclass(slots=True, kw_only=True)
 class ModelConfig:
     """What the network is. `finalize_model` fills the derived values and checks the rest."""
@@ -107,6 +121,7 @@ class ModelConfig:
     rope_high_freq_factor: float = 4.0  # waves shorter than original / this are left alone
     norm: NormKind = NormKind.LAYERNORM
     norm_placement: NormPlacement = NormPlacement.PRE
+    norm_kernel: NormKernel = NormKernel.AUTO  # auto: the backend's fastest
     norm_epsilon: float = 1e-5
     final_norm: bool = True  # a norm before the output layer
     mlp: MLPKind = MLPKind.GELU_TANH

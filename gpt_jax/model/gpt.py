@@ -15,7 +15,7 @@ from gpt_jax.model.attention import AttentionContext
 from gpt_jax.model.attention_mask import AttentionMask
 from gpt_jax.model.block import Block, activation_axes
 from gpt_jax.model.cache import KVCache
-from gpt_jax.model.config import AttentionKernel, ModelConfig, Remat
+from gpt_jax.model.config import Kernels, ModelConfig, Remat
 from gpt_jax.model.layout import layers_per_period, to_stored
 from gpt_jax.model.linear import dropout, look_up
 from gpt_jax.model.norm import NORMS
@@ -27,7 +27,7 @@ class Period(nn.Module):
     """The layers that one step of the scan over layers holds."""
 
     config: ModelConfig
-    kernel: AttentionKernel
+    kernels: Kernels
     layers: int
 
     @nn.compact
@@ -47,7 +47,7 @@ class Period(nn.Module):
             block_class = nn.remat(Block, policy=policy, prevent_cse=self.layers > 1)
         new_layers = []
         for j in range(self.layers):
-            block = block_class(c, self.kernel, c.window(j), name=f'layer_{j}')
+            block = block_class(c, self.kernels, c.window(j), name=f'layer_{j}')
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, first_layer + j)
             x, layer_cache = block(x, context, None if cache is None else cache.layers[j], key)
             new_layers.append(layer_cache)
@@ -66,7 +66,7 @@ class GPT(nn.Module):
     """
 
     config: ModelConfig
-    kernel: AttentionKernel = AttentionKernel.XLA
+    kernels: Kernels = Kernels()
     scan: bool = False
     flat: bool = True
 
@@ -86,11 +86,11 @@ class GPT(nn.Module):
                 length=c.num_layers // layers,
                 metadata_params={nn.PARTITION_NAME: 'layers'},
             )
-            self.blocks = scanned(c, self.kernel, layers)
+            self.blocks = scanned(c, self.kernels, layers)
         else:
-            self.blocks = Period(c, self.kernel, layers)
+            self.blocks = Period(c, self.kernels, layers)
         if c.final_norm:
-            self.final_norm = NORMS[c.norm](c)
+            self.final_norm = NORMS[c.norm](c, self.kernels.norm)
         if not c.tie_embeddings:
             self.output = Table(c)
 
@@ -143,7 +143,7 @@ class GPT(nn.Module):
         else:
             x, cache = self.blocks(x, 0, context, cache, dropout_key)
         if c.final_norm:
-            x = self.final_norm(x)
+            x, _ = self.final_norm(x)
         if cache is not None:
             cache = cache.replace(length=cache.length + L)
         return x.reshape(B, L, c.d_model), cache

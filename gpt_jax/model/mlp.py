@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
@@ -18,6 +19,10 @@ class Activation(NamedTuple):
 
     function: Callable[[jax.Array], jax.Array]
     gated: bool
+
+    def __call__(self, up: Float[Array, '...'], gate: Float[Array, '...'] | None = None):
+        """`function(up)`, or `function(gate) * up` when gated."""
+        return self.function(gate) * up if self.gated else self.function(up)
 
 
 def squared_relu(x: Float[Array, '...']) -> Float[Array, '...']:
@@ -41,6 +46,28 @@ MLPS = {
 }
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def in_float32(function: Callable[..., jax.Array], *inputs: jax.Array) -> jax.Array:
+    """`function(*inputs)`, elementwise and in float32, rounded once to the inputs' dtype.
+
+    The backward pass keeps the inputs alone and computes the rest again, which costs less than
+    reading it.
+    """
+    return function(*(x.astype(jnp.float32) for x in inputs)).astype(inputs[0].dtype)
+
+
+def _forward(function, *inputs):
+    return in_float32(function, *inputs), inputs
+
+
+def _backward(function, inputs, dy):
+    _, vjp = jax.vjp(function, *(x.astype(jnp.float32) for x in inputs))
+    return tuple(dx.astype(dy.dtype) for dx in vjp(dy.astype(jnp.float32)))
+
+
+in_float32.defvjp(_forward, _backward)
+
+
 class MLP(nn.Module):
     """`down(activation(up(x)))`, or `down(activation(gate(x)) * up(x))` when gated."""
 
@@ -52,10 +79,10 @@ class MLP(nn.Module):
         c = self.config
         activation = MLPS[c.mlp]
         widen = functools.partial(Linear, c, (c.d_model,), (c.d_ff,), ('embed', 'mlp'))
-        hidden = widen(name='up')(x)
+        inputs = [widen(name='up')(x)]
         if activation.gated:
-            hidden = activation.function(widen(name='gate')(x)) * hidden
-        else:
-            hidden = activation.function(hidden)
+            inputs.append(widen(name='gate')(x))
+        is_rounded = x.dtype != jnp.float32
+        hidden = in_float32(activation, *inputs) if is_rounded else activation(*inputs)
         down = Linear(c, (c.d_ff,), (c.d_model,), ('mlp', 'embed'), residual=True, name='down')
         return down(hidden)

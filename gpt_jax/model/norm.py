@@ -1,58 +1,110 @@
 """Normalisation layers; statistics are always float32."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from gpt_jax.model.config import ModelConfig, NormKind
+from gpt_jax.errors import UserError
+from gpt_jax.model.config import ModelConfig, NormKernel, NormKind
+from gpt_jax.model.norm_triton import normalize_triton
 
 
-class LayerNorm(nn.Module):
+class _Norm(nn.Module):
+    """A learned scale, and a bias where the class has one, of rows with equal statistics."""
+
+    config: ModelConfig
+    kernel: NormKernel = NormKernel.XLA
+    axis: str = 'embed'
+
+    centred = False  # whether rows get zero mean, and a bias
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, '... D']
+    ) -> tuple[Float[Array, '... D'], Float[Array, '... D']]:
+        """The normalized `x` in its dtype, and `x` itself for the residual stream.
+
+        In the backward pass kernels add the gradients of the two.
+        """
+        scale_D = self._vector('scale', nn.initializers.ones_init(), x.shape[-1])
+        bias_D = None
+        if self.centred and self.config.use_bias:
+            bias_D = self._vector('bias', nn.initializers.zeros_init(), x.shape[-1])
+        normalize = NORM_KERNELS[self.kernel].normalize
+        return normalize(x, scale_D, bias_D, epsilon=self.config.norm_epsilon, centred=self.centred)
+
+    def _vector(self, name: str, init: Callable, size: int) -> Float[Array, 'D']:
+        init = nn.with_logical_partitioning(init, (self.axis,))
+        return self.param(name, init, (size,), jnp.dtype(self.config.param_dtype))
+
+
+class LayerNorm(_Norm):
     """Zero mean and unit variance over the last dimension, then a learned scale and bias.
 
     Ba et al. 2016, https://arxiv.org/abs/1607.06450.
     """
 
-    config: ModelConfig
-    axis: str = 'embed'
-
-    @nn.compact
-    def __call__(self, x: Float[Array, '... D']) -> Float[Array, '... D']:
-        """`[..., D] -> [..., D]`, in the input's dtype."""
-        x_f32 = x.astype(jnp.float32)
-        centred = x_f32 - x_f32.mean(-1, keepdims=True)
-        variance = jnp.mean(centred**2, -1, keepdims=True)
-        y = centred * jax.lax.rsqrt(variance + self.config.norm_epsilon)
-        y = y * _vector(self, 'scale', nn.initializers.ones_init(), x.shape)
-        if self.config.use_bias:
-            y = y + _vector(self, 'bias', nn.initializers.zeros_init(), x.shape)
-        return y.astype(x.dtype)
+    centred = True
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(_Norm):
     """Unit root mean square over the last dimension, then a learned scale.
 
     Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467.
     """
 
-    config: ModelConfig
-    axis: str = 'embed'
 
-    @nn.compact
-    def __call__(self, x: Float[Array, '... D']) -> Float[Array, '... D']:
-        """`[..., D] -> [..., D]`, in the input's dtype."""
-        x_f32 = x.astype(jnp.float32)
-        mean_square = jnp.mean(x_f32**2, -1, keepdims=True)
-        y = x_f32 * jax.lax.rsqrt(mean_square + self.config.norm_epsilon)
-        return (y * _vector(self, 'scale', nn.initializers.ones_init(), x.shape)).astype(x.dtype)
+def normalize_xla(
+    x: Float[Array, '... D'],
+    scale_D: Float[Array, 'D'],
+    bias_D: Float[Array, 'D'] | None,
+    *,
+    epsilon: float,
+    centred: bool,
+) -> tuple[Float[Array, '... D'], Float[Array, '... D']]:
+    """The rows of `x` normalized, scaled and shifted in float32, and `x` itself."""
+    y = x.astype(jnp.float32)
+    if centred:
+        y = y - y.mean(-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(y**2, -1, keepdims=True) + epsilon)
+    y = y * jnp.broadcast_to(scale_D.astype(jnp.float32), x.shape)
+    if bias_D is not None:
+        y = y + jnp.broadcast_to(bias_D.astype(jnp.float32), x.shape)
+    return y.astype(x.dtype), x
 
 
-def _vector(module: LayerNorm | RMSNorm, name: str, init, shape: tuple[int, ...]) -> jax.Array:
-    """A learned vector over the last dimension of `shape`, in float32 and broadcast to it."""
-    init = nn.with_logical_partitioning(init, (module.axis,))
-    vector = module.param(name, init, shape[-1:], jnp.dtype(module.config.param_dtype))
-    return jnp.broadcast_to(vector.astype(jnp.float32), shape)
+class NormalizeKernel(NamedTuple):
+    """A kernel, and the backend that it needs ('': it runs on any)."""
+
+    normalize: Callable[..., tuple[jax.Array, jax.Array]]  # the signature is `normalize_xla`'s
+    backend: str = ''
+
+
+# `auto` takes the first that runs.
+NORM_KERNELS = {
+    NormKernel.TRITON: NormalizeKernel(normalize_triton, 'gpu'),
+    NormKernel.XLA: NormalizeKernel(normalize_xla),
+}
+
+
+def resolve_norm_kernel(config: ModelConfig, *, backend: str) -> NormKernel:
+    """The kernel that `config` gets on `backend` ('cpu', 'gpu', 'tpu').
+
+    Raises:
+        UserError: the kernel was asked for by name and cannot run.
+    """
+    asked = config.norm_kernel
+    for kernel in NORM_KERNELS if asked == NormKernel.AUTO else [asked]:
+        if NORM_KERNELS[kernel].backend in ('', backend):
+            return kernel
+    raise UserError(
+        f'config.model.norm_kernel={asked} cannot run: the backend is {backend}, not '
+        f'{NORM_KERNELS[asked].backend}; set config.model.norm_kernel=auto'
+    )
 
 
 NORMS = {NormKind.LAYERNORM: LayerNorm, NormKind.RMSNORM: RMSNorm}

@@ -1,6 +1,5 @@
 """Time the real training step on this machine: speed, MFU, memory, compilation, start-up."""
 
-import contextlib
 import dataclasses
 import pathlib
 import sys
@@ -10,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags as absl_flags
+from jax.sharding import Mesh
 
 from gpt_jax import files, object_store
 from gpt_jax import run as runs
@@ -99,8 +99,7 @@ def _measure_training(
     workdir: pathlib.Path,
 ) -> dict[str, Any]:
     """Times the step, prints the result, and traces it if asked to."""
-    with profile.exact_names() if flags.profile else contextlib.nullcontext():
-        training = TrainingBenchmark(program, config, batches, start_up=start_up)
+    training = TrainingBenchmark(program, config, batches, start_up=start_up)
     report = training.measure(
         warmup=flags.benchmark_warmup,
         groups=flags.benchmark_groups,
@@ -109,8 +108,9 @@ def _measure_training(
     print(format_table('training', _training_rows(report)), flush=True)
     report['data'] = 'pipeline' if flags.benchmark_data else 'random tokens'
     if flags.profile:
+        del training  # and its state: what is traced is compiled for that
         folder = pathlib.Path(flags.profile_dir or workdir / 'profile')
-        report['profile'] = _profile(training, program, folder, steps=flags.profile_steps)
+        report['profile'] = _profile(config, program.mesh, batches, folder, flags.profile_steps)
     return report
 
 
@@ -196,12 +196,18 @@ def _training_rows(report: dict[str, Any]) -> dict[str, str]:
 
 
 def _profile(
-    training: TrainingBenchmark, program: Program, folder: pathlib.Path, *, steps: int
+    config: RunConfig,
+    mesh: Mesh,
+    batches: Iterator[dict[str, np.ndarray]],
+    folder: pathlib.Path,
+    steps: int,
 ) -> dict[str, Any]:
     """Traces some steps, prints where their time goes, and returns it for the JSON."""
+    with profile.exact_names():
+        training = TrainingBenchmark(make_program(config, mesh, traced=True), config, batches)
     steps = training.whole_calls(steps)
     trace = profile.record(folder, lambda: training.run(steps))
-    events = profile.read_events(trace, platform=program.mesh.devices.flat[0].platform)
+    events = profile.read_events(trace, platform=mesh.devices.flat[0].platform)
     instructions = profile.read_instructions(training.compiled.as_text())
     result = profile.summarize(events, instructions, steps=steps)
     print(f'profile of {steps} steps, {result.step_ms:,.2f} ms each while traced')

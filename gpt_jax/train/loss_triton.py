@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Int
 
 from gpt_jax.train.loss_softmax import LossOptions, TokenLosses
 
-BLOCK = 4096  # logits that a program holds at once; a power of 2
-WARPS = 8
+BLOCK = 2048  # logits that a program holds at once; a power of 2
+WARPS = 4
 LOWEST = -1e30  # below every logit, and exp(LOWEST - maximum) is an exact 0
 
 

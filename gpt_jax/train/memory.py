@@ -87,7 +87,7 @@ def estimate_memory(program: Program, config: RunConfig) -> MemoryPlan:
     vocab = model.padded_vocab_size // parts('vocab', mesh, size=model.padded_vocab_size)
     itemsize = jnp.dtype(model.compute_dtype).itemsize
     logits = rows * length * vocab
-    chunk = logits / chunk_count(length, 4 * logits, config.train.loss_chunk_bytes)
+    chunk = logits / chunk_count(length, 4 * logits, program.loss_chunk_bytes)
     table = vocab * model.d_model * (4 + itemsize)  # the output table and its gradient, whole
     cast = parameters * itemsize / 4 if itemsize < 4 else 0  # the weights in the compute dtype
     kept = model.num_layers * _kept_bytes(program, config, model.remat)
@@ -127,7 +127,7 @@ def _kept_bytes(program: Program, config: RunConfig, remat: Remat) -> float:
     kept = itemsize * (model.d_model + sum(widths[name] for name in names))
     if remat == Remat.NONE:
         kept += 4 * (7 * model.d_model + 4 * ff)  # norms and activation functions, in float32
-        if program.model.kernel in (AttentionKernel.XLA, AttentionKernel.BLOCKED):
+        if program.model.kernels.attention in (AttentionKernel.XLA, AttentionKernel.BLOCKED):
             kept += (4 + itemsize) * local_heads * model.max_seq_len  # scores and their softmax
     return kept
 

@@ -18,9 +18,10 @@ from jax.sharding import Mesh, NamedSharding
 from gpt_jax.config import LossKernel, RunConfig, call_cadences
 from gpt_jax.errors import UserError
 from gpt_jax.model.attention_ops import resolve_kernel
-from gpt_jax.model.config import MatmulPrecision, ModelConfig, ScanLayers
+from gpt_jax.model.config import Kernels, MatmulPrecision, ModelConfig, ScanLayers
 from gpt_jax.model.flops import train_flops_per_token
 from gpt_jax.model.gpt import GPT, abstract_params, init_params
+from gpt_jax.model.norm import resolve_norm_kernel
 from gpt_jax.optim import make_optimizer
 from gpt_jax.optim.schedule import make_schedule
 from gpt_jax.optim.state import follow_parameters
@@ -46,6 +47,8 @@ from gpt_jax.train.step import Batch, Metrics, StepParts, make_eval_step, make_t
 # Work that one call may hold, for the choice of `train.steps_per_call`; none: a step a call.
 FLOPS_PER_CALL = {'cpu': 2e11}  # about half a second
 MAX_STEPS_PER_CALL = 10
+# Float32 logits that the loss holds at once: a CPU's caches want few, a GPU many rows in a product.
+LOSS_CHUNK_BYTES = {'cpu': 2**27, 'gpu': 2**30, 'tpu': 2**27}
 # What the widest activation of a micro-batch may take on a device; none: the batch is not split.
 ACTIVATION_BYTES = {'cpu': 2**22}
 
@@ -57,6 +60,7 @@ class Program:
     mesh: Mesh
     model: GPT
     loss_kernel: LossKernel
+    loss_chunk_bytes: int  # of float32 logits that the loss holds at once
     abstract_state: TrainState  # ShapeDtypeStructs with shardings
     abstract_params: Any  # all of the model's parameters, the same way
     init: Callable[[jax.Array], TrainState]  # from a PRNG key
@@ -127,8 +131,10 @@ class Program:
         return {name: put(rows) for name, rows in batch.items()}
 
 
-def make_program(config: RunConfig, mesh: Mesh) -> Program:
+def make_program(config: RunConfig, mesh: Mesh, *, traced: bool = False) -> Program:
     """Builds the program of a finalized config; compiles nothing yet.
+
+    `traced` compiles the steps so that a profile names the operation of each kernel.
 
     Raises:
         UserError: the batch does not divide over the mesh, or a requested kernel cannot run.
@@ -139,11 +145,14 @@ def make_program(config: RunConfig, mesh: Mesh) -> Program:
     _check_divisible(config, mesh, micro_batches=micro_batches)
     model = GPT(
         config.model,
-        kernel=resolve_kernel(
-            config.model,
-            backend=backend,
-            segments=config.data.segment_ids,
-            context=parts('length', mesh),
+        kernels=Kernels(
+            attention=resolve_kernel(
+                config.model,
+                backend=backend,
+                segments=config.data.segment_ids,
+                context=parts('length', mesh),
+            ),
+            norm=resolve_norm_kernel(config.model, backend=backend),
         ),
         scan=use_scan(config.model, backend=backend),
         # Merging a split sequence with the batch would gather it.
@@ -154,6 +163,7 @@ def make_program(config: RunConfig, mesh: Mesh) -> Program:
         backend=backend,
         vocab_parts=parts('vocab', mesh),
     )
+    loss_chunk_bytes = config.train.loss_chunk_bytes or LOSS_CHUNK_BYTES[backend]
     schedule = make_schedule(
         config.schedule,
         learning_rate=config.optimizer.learning_rate,
@@ -170,6 +180,7 @@ def make_program(config: RunConfig, mesh: Mesh) -> Program:
         seed=config.seed,
         micro_batches=micro_batches,
         loss_kernel=loss_kernel,
+        loss_chunk_bytes=loss_chunk_bytes,
         trainable=trainable,
     )
 
@@ -190,6 +201,7 @@ def make_program(config: RunConfig, mesh: Mesh) -> Program:
         backend,
         deterministic=deterministic,
         bfloat16_products=config.model.matmul_precision == MatmulPrecision.BFLOAT16,
+        traced=traced,
     )
     train_step = make_train_step(step_parts)
 
@@ -219,6 +231,7 @@ def make_program(config: RunConfig, mesh: Mesh) -> Program:
         mesh=mesh,
         model=model,
         loss_kernel=loss_kernel,
+        loss_chunk_bytes=loss_chunk_bytes,
         abstract_state=with_shardings(state, shardings),
         abstract_params=with_shardings(nn.unbox(boxed), params_shardings),
         init=_on_mesh(

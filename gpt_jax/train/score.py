@@ -32,7 +32,7 @@ def make_score_step(parts: StepParts) -> Callable[[Any, Batch], RowScores]:
     options = LossOptions(
         vocab_size=config.vocab_size,
         soft_cap=config.output_soft_cap,
-        chunk_bytes=parts.train.loss_chunk_bytes,
+        chunk_bytes=parts.loss_chunk_bytes,
     )
 
     def score_step(params: Any, batch: Batch) -> RowScores:

@@ -14,7 +14,7 @@ from gpt_jax.train.program import Program
 
 def summarize(program: Program, config: RunConfig) -> dict[str, str]:
     """Devices, model, and what was chosen where the config said `auto`."""
-    model, train = config.model, config.train
+    model, train, kernels = config.model, config.train, program.model.kernels
     devices = program.mesh.devices.flatten()
     tokens = train.batch_size * model.max_seq_len
     held = bytes_per_device(program.abstract_state)
@@ -35,9 +35,9 @@ def summarize(program: Program, config: RunConfig) -> dict[str, str]:
         **part,
         'model': f'{model.num_layers} layers, d_model {model.d_model}, d_ff {model.d_ff}, {heads}, '
         f'vocabulary {model.vocab_size:,} (table {model.padded_vocab_size:,}), '
-        f'context {model.max_seq_len}',
-        'attention': f'{program.model.kernel} kernel, {model.position} positions',
-        'loss': f'{program.loss_kernel} kernel',
+        f'context {model.max_seq_len}, {model.position} positions',
+        'kernels': f'attention {kernels.attention}, norm {kernels.norm}, '
+        f'loss {program.loss_kernel}',
         'dtypes': f'parameters {model.param_dtype}, compute {model.compute_dtype}'
         + _describe_products(model),
         'layers': ('scanned' if program.model.scan else 'unrolled') + f', remat {model.remat}',

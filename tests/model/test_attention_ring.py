@@ -15,7 +15,7 @@ from gpt_jax.model import attention_ring
 from gpt_jax.model.attention_mask import AttentionMask
 from gpt_jax.model.attention_ring import attend_ring
 from gpt_jax.model.attention_xla import attend_xla
-from gpt_jax.model.config import AttentionKernel
+from gpt_jax.model.config import AttentionKernel, Kernels
 from gpt_jax.model.gpt import GPT, init_params
 from gpt_jax.model.layout import layers_per_period, to_executed
 from tests.model_configs import make_config
@@ -242,7 +242,7 @@ def gradients_of_a_model(kernel, *, remat='none', trace=False, **changes):
     """Of a model, its layers scanned; `trace` gives the program as text instead."""
     config = make_config(remat=remat, **changes)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 70, (4, 16)), jnp.int32)
-    model = GPT(config, kernel=kernel, scan=True, flat=False)
+    model = GPT(config, kernels=Kernels(attention=kernel), scan=True, flat=False)
 
     def init():
         params = nn.unbox(init_params(config, jax.random.key(0)))

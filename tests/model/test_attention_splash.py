@@ -13,7 +13,7 @@ from gpt_jax.model import attention_ops, attention_splash
 from gpt_jax.model.attention_mask import AttentionMask
 from gpt_jax.model.attention_splash import attend_splash
 from gpt_jax.model.attention_xla import attend_xla
-from gpt_jax.model.config import AttentionKernel
+from gpt_jax.model.config import AttentionKernel, Kernels
 from gpt_jax.model.gpt import GPT, init_params
 from gpt_jax.model.layout import layers_per_period, to_executed
 from tests.model_configs import make_config
@@ -136,7 +136,7 @@ def test_the_model_with_it_equals_the_model_with_the_reference(remat, monkeypatc
     params = nn.unbox(init_params(config, jax.random.key(0)))
 
     def gradients(kernel):
-        model = GPT(config, kernel=kernel, scan=True)
+        model = GPT(config, kernels=Kernels(attention=kernel), scan=True)
         executed = to_executed(params, period=layers_per_period(config, scan=True))
 
         def loss(executed):

@@ -8,7 +8,7 @@ import pytest
 from flax import linen as nn
 from jax._src.cudnn.fused_attention_stablehlo import _dot_product_attention_fwd_p_wrapper
 
-from gpt_jax.model.config import AttentionKernel, Remat
+from gpt_jax.model.config import AttentionKernel, Kernels, Remat
 from gpt_jax.model.gpt import GPT, init_params
 from gpt_jax.model.layout import to_executed
 from gpt_jax.model.remat import REMAT_KEEPS, remat_policy
@@ -55,7 +55,7 @@ def test_a_gated_mlp_keeps_its_third_product():
 @pytest.mark.parametrize('remat', REMAT_KEEPS)
 def test_splash_attention_is_kept_with_its_statistics(remat, capsys):
     config = make_config(num_layers=1, remat=remat)
-    model = GPT(config, kernel=AttentionKernel.SPLASH)
+    model = GPT(config, kernels=Kernels(attention=AttentionKernel.SPLASH))
     params = to_executed(nn.unbox(init_params(config, jax.random.key(0))), period=1)
     tokens = jnp.zeros((2, 8), jnp.int32)
     jax.ad_checkpoint.print_saved_residuals(
