@@ -42,7 +42,7 @@ def test_a_step_that_fits(tmp_path, capsys):
     assert 0 < roofline['mfu'] < 1
     assert roofline['step_seconds'] <= roofline['serial_seconds']
     assert roofline['tokens_per_second'] == pytest.approx(4 * 128 / roofline['step_seconds'])
-    assert 'splash kernel' in printed and 'verdict          fits: ' in printed
+    assert 'attention splash, norm xla' in printed and 'verdict          fits: ' in printed
     assert 'Nothing ran; a real step is slower' in printed
     assert not report['attempts']
 
