@@ -38,6 +38,7 @@ from gpt_jax.checkpoint_document import (
     to_abstract,
     to_array,
 )
+from gpt_jax.config_tree import INT32_MAX, check_domains, count, whole
 from gpt_jax.errors import UserError
 from gpt_jax.parallel import peers
 
@@ -48,9 +49,9 @@ DAMAGED = 'damaged'  # sub-folder that keeps the steps that could not be read
 class CheckpointConfig:
     """When to save, and which checkpoints stay."""
 
-    save_every: int = 500  # steps between checkpoints; 0 saves only when the run ends
-    keep_last: int = 2  # the newest checkpoints that stay
-    keep_every: int = 0  # also keep the steps that are multiples of this; 0 keeps none
+    save_every: int = whole(500)  # steps between checkpoints; 0 saves only when the run ends
+    keep_last: int = count(2)  # the newest checkpoints that stay
+    keep_every: int = whole(0)  # also keep the steps that are multiples of this; 0 keeps none
     keep_best: bool = True  # also keep the checkpoint with the lowest evaluation loss
     asynchronous: bool = True  # write while training goes on
 
@@ -91,7 +92,7 @@ class Checkpointer(contextlib.AbstractContextManager):
         self._read_only = read_only
         self._report = report
         self._losses: dict[int, float | None] = {}  # by step, the one being written included
-        _validate(self.config)
+        check_domains(self.config, 'config.checkpoint')
         with self._naming_failures():
             self._writer = self._open()
 
@@ -250,8 +251,11 @@ class Checkpointer(contextlib.AbstractContextManager):
             if best is None:
                 raise self._unavailable(f'no checkpoint in {self.folder} has an evaluation loss')
             return best
-        if not str(step).isdecimal():
-            raise UserError(f'the step must be a number, latest or best, not {step!r}')
+        # Longer numbers are no steps, and Python reads none of thousands of digits.
+        if not str(step).isdecimal() or len(str(step)) > len(str(INT32_MAX)):
+            raise UserError(
+                f'the step must be a number up to {INT32_MAX}, latest or best, not {step!r:.40}'
+            )
         if int(step) not in list_steps(self.folder):
             raise self._unavailable(f'there is no checkpoint of step {step} in {self.folder}')
         return int(step)
@@ -332,11 +336,3 @@ def _agreed(read: Callable[[], Any]) -> Any:
     if problem is not None:
         raise DamagedError(problem)
     return value
-
-
-def _validate(config: CheckpointConfig) -> None:
-    if config.keep_last < 1:
-        raise UserError(f'config.checkpoint.keep_last must be 1 or more, not {config.keep_last}')
-    for key, value in (('save_every', config.save_every), ('keep_every', config.keep_every)):
-        if value < 0:
-            raise UserError(f'config.checkpoint.{key} must be 0 (off) or more, not {value}')

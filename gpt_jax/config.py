@@ -10,7 +10,20 @@ from collections.abc import Iterable
 from typing import Any
 
 from gpt_jax.checkpoint import CheckpointConfig
-from gpt_jax.config_tree import freeze, from_json, suggest, to_json
+from gpt_jax.config_tree import (
+    INT32_MAX,
+    check_domains,
+    count,
+    finite,
+    fraction,
+    freeze,
+    from_json,
+    real,
+    seed32,
+    suggest,
+    to_json,
+    whole,
+)
 from gpt_jax.data.config import DataConfig
 from gpt_jax.errors import UserError
 from gpt_jax.evaluate.tasks import check_names
@@ -18,7 +31,7 @@ from gpt_jax.inference.config import SampleConfig, finalize_sample
 from gpt_jax.model.config import ModelConfig, finalize_model
 from gpt_jax.optim import OptimizerConfig
 from gpt_jax.optim.adamw import AdamW
-from gpt_jax.optim.lora import LoraConfig, finalize_lora
+from gpt_jax.optim.lora import LoraConfig
 from gpt_jax.optim.schedule import ScheduleConfig
 from gpt_jax.parallel.mesh import MeshConfig
 from gpt_jax.parallel.runtime import RuntimeConfig
@@ -36,22 +49,22 @@ class LossKernel(enum.StrEnum):
 class TrainConfig:
     """How long, on how much at a time, and what is reported."""
 
-    batch_size: int = 32  # sequences a step, over all devices
-    num_steps: int = 1000  # length of the run in steps, unless one of the next two is set
-    num_tokens: int = 0  # length of the run in training tokens; 0: off
-    num_epochs: float = 0.0  # length of the run in passes over the corpus; 0: off
-    grad_accumulation: int = 0  # micro-batches that a step is split into; 0: by backend and size
-    ema_decay: float = 0.0  # exponential moving average of the weights; 0: off
+    batch_size: int = count(32)  # sequences a step, over all devices
+    num_steps: int = count(1000)  # length of the run in steps, unless one of the next two is set
+    num_tokens: int = whole(0, high=2**53)  # length of the run in training tokens; 0: off
+    num_epochs: float = real(0.0, 0, 1e9)  # length of the run in passes over the corpus; 0: off
+    grad_accumulation: int = whole(0)  # micro-batches of a step; 0: by backend and size
+    ema_decay: float = fraction(0.0)  # exponential moving average of the weights; 0: off
     init_from: str = ''  # a workdir whose last weights and tokenizer the run begins with
     frozen: tuple[str, ...] = ()  # paths of parameters that are not trained, as regexes
-    z_loss: float = 0.0  # weight of log(Z)², which keeps the logits from drifting; 0: off
-    max_bad_steps: int = 10  # non-finite steps in a row that end the run
-    step_timeout: float = 0.0  # seconds without a step (compiling included) that end it; 0: off
+    z_loss: float = finite(0.0)  # weight of log(Z)², which keeps the logits from drifting; 0: off
+    max_bad_steps: int = count(10)  # non-finite steps in a row that end the run
+    step_timeout: float = real(0.0, 0, 1e9)  # seconds without a step (or its compilation); 0: off
     loss_kernel: LossKernel = LossKernel.AUTO  # auto: the backend's fastest
-    loss_chunk_bytes: int = 0  # of float32 logits that the loss holds at once; 0: by backend
-    steps_per_call: int = 0  # steps that the device makes in one call; 0: by backend and size
+    loss_chunk_bytes: int = whole(0, high=2**40)  # of float32 logits held at once; 0: by backend
+    steps_per_call: int = whole(0)  # steps of one call of the device; 0: by backend and size
     deterministic: bool = False  # a GPU run repeats bit for bit, at some cost; others always do
-    log_every: int = 10  # steps between rows of metrics
+    log_every: int = count(10)  # steps between rows of metrics
     sinks: tuple[str, ...] = ('jsonl', 'tensorboard')  # where metrics go; also: wandb
 
 
@@ -59,14 +72,14 @@ class TrainConfig:
 class EvalConfig:
     """Evaluation on validation windows during training, and by `--mode evaluate`."""
 
-    every: int = 200  # steps between evaluations; 0: only at the end
-    batch_size: int = 0  # windows a batch; 0: train.batch_size
-    batches: int = 20  # validation batches used during training; 0: the whole split
+    every: int = whole(200)  # steps between evaluations; 0: only at the end
+    batch_size: int = whole(0)  # windows a batch; 0: train.batch_size
+    batches: int = whole(20)  # validation batches used during training; 0: the whole split
     tasks: tuple[str, ...] = ()  # benchmarks during training: blimp, lambada, … (evaluate/tasks.py)
-    tasks_every: int = 0  # steps between them; 0: only at the end
+    tasks_every: int = whole(0)  # steps between them; 0: only at the end
     task_data: str = ''  # files and folders with their rows, parted by commas; or hub
-    task_limit: int = 0  # only the first rows of each, or of each paradigm or subject; 0: all
-    stride: int = 0  # tokens between windows of a text in the task perplexity; 0: max_seq_len
+    task_limit: int = whole(0)  # first rows of each, or of each paradigm or subject; 0: all
+    stride: int = whole(0)  # tokens between windows of a text in task perplexity; 0: max_seq_len
 
 
 def _default(cls: type) -> Any:
@@ -77,7 +90,7 @@ def _default(cls: type) -> Any:
 class RunConfig:
     """All knobs of one run; each branch is defined beside the code that reads it."""
 
-    seed: int = 0  # of initialisation, data order and dropout
+    seed: int = seed32(0)  # of initialisation, data order and dropout
     tokenizer: TokenizerConfig = _default(TokenizerConfig)
     data: DataConfig = _default(DataConfig)
     model: ModelConfig = _default(ModelConfig)
@@ -102,6 +115,7 @@ def finalize(config: RunConfig, *, vocab_size: int, train_tokens: int = 0) -> Ru
         UserError: a value cannot work; the message names its key and the fix.
     """
     config = from_json(to_json(config), RunConfig)  # a copy whose every value has its type
+    check_domains(config)
     if config.model.vocab_size and config.model.vocab_size < vocab_size:
         raise UserError(
             f'config.model.vocab_size={config.model.vocab_size} is smaller than the '
@@ -110,7 +124,6 @@ def finalize(config: RunConfig, *, vocab_size: int, train_tokens: int = 0) -> Ru
     config.model.vocab_size = config.model.vocab_size or vocab_size
     finalize_model(config.model)
     _finalize_train(config, train_tokens)
-    finalize_lora(config.lora)
     finalize_sample(config.sample)
     return freeze(config)
 
@@ -128,14 +141,6 @@ def call_cadences(config: RunConfig) -> dict[str, int]:
 def _finalize_train(config: RunConfig, train_tokens: int) -> None:
     """Fills the derived values of `config.train` and `config.eval`, and checks them."""
     train, evaluation = config.train, config.eval
-    for name in ('batch_size', 'num_steps', 'log_every', 'max_bad_steps'):
-        if getattr(train, name) < 1:
-            raise UserError(f'config.train.{name}={getattr(train, name)} must be at least 1')
-    for name in ('grad_accumulation', 'steps_per_call', 'loss_chunk_bytes'):
-        if getattr(train, name) < 0:
-            raise UserError(
-                f'config.train.{name}={getattr(train, name)} must not be negative; 0 is auto'
-            )
     if train.batch_size % (train.grad_accumulation or 1):
         raise UserError(
             f'config.train.batch_size={train.batch_size} is not divisible by '
@@ -149,9 +154,6 @@ def _finalize_train(config: RunConfig, train_tokens: int) -> None:
             )
     if train.num_tokens and train.num_epochs:
         raise UserError('set only one of config.train.num_tokens and config.train.num_epochs')
-    for name in ('num_tokens', 'num_epochs', 'z_loss', 'step_timeout'):
-        if getattr(train, name) < 0:
-            raise UserError(f'config.train.{name}={getattr(train, name)} must not be negative')
     for name in train.sinks:
         if name not in SINKS:
             raise UserError(f'config.train.sinks: there is no {name!r}; ' + suggest(name, [*SINKS]))
@@ -160,23 +162,22 @@ def _finalize_train(config: RunConfig, train_tokens: int) -> None:
             'config.train.frozen says nothing beside config.lora.rank, which freezes all weights; '
             'set one of them'
         )
-    clip_norm = config.optimizer.clip_norm
-    if clip_norm < 0:
-        raise UserError(f'config.optimizer.clip_norm={clip_norm} must not be negative; 0 is off')
-    if not 0 <= train.ema_decay < 1:
-        raise UserError(f'config.train.ema_decay={train.ema_decay} must be in [0, 1)')
     if train.ema_decay and config.model.param_dtype != 'float32' and not config.lora.rank:
         raise UserError(
             f'config.train.ema_decay={train.ema_decay} needs config.model.param_dtype=float32: the '
             f'steps of an average are too small for {config.model.param_dtype}'
         )
-    if evaluation.every < 0 or evaluation.batches < 0 or evaluation.batch_size < 0:
-        raise UserError('config.eval.every, .batches and .batch_size must not be negative')
     _finalize_tasks(evaluation, config.model.max_seq_len)
     tokens_per_step = train.batch_size * config.model.max_seq_len
     wanted = train.num_tokens or train.num_epochs * train_tokens
     if wanted:
         train.num_steps = math.ceil(wanted / tokens_per_step)
+        if train.num_steps > INT32_MAX:
+            key = 'num_tokens' if train.num_tokens else 'num_epochs'
+            raise UserError(
+                f'config.train.{key}={getattr(train, key):g} makes {train.num_steps} steps, more '
+                f'than {INT32_MAX}; lower it or raise config.train.batch_size'
+            )
     evaluation.batch_size = evaluation.batch_size or train.batch_size
 
 
@@ -185,10 +186,7 @@ def _finalize_tasks(evaluation: EvalConfig, max_seq_len: int) -> None:
     # A flag gives a tuple of one text, in which names are parted as in --tasks.
     evaluation.tasks = tuple(name for text in evaluation.tasks for name in text.split(','))
     check_names(evaluation.tasks, key='config.eval.tasks')
-    for name in ('tasks_every', 'task_limit'):
-        if getattr(evaluation, name) < 0:
-            raise UserError(f'config.eval.{name}={getattr(evaluation, name)} must not be negative')
-    if not 0 <= evaluation.stride <= max_seq_len:
+    if evaluation.stride > max_seq_len:
         raise UserError(
             f'config.eval.stride={evaluation.stride} must be at most config.model.max_seq_len='
             f'{max_seq_len}, or tokens would be left out; 0 takes that'
@@ -221,7 +219,10 @@ def load_config(spec: str) -> RunConfig:
         raise UserError(f'--config={spec}: {type(error).__name__}: {error}') from error
     if not isinstance(config, RunConfig):
         raise UserError(f'--config={spec}: get_config returned {type(config)}, not a RunConfig')
-    return config
+    try:  # an unset or replaced branch has no keys that flags could set
+        return from_json(to_json(config), RunConfig)
+    except UserError as error:
+        raise UserError(f'--config={spec}: {error}') from error
 
 
 def unknown_variant(variant: str, known: Iterable[str]) -> UserError:

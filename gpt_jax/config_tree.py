@@ -1,4 +1,4 @@
-"""Trees of config dataclasses in general: frozen copies, their JSON form, their differences."""
+"""Trees of config dataclasses: domains of numbers, frozen copies, JSON form, differences."""
 
 import dataclasses
 import difflib
@@ -6,9 +6,102 @@ import enum
 import functools
 import types
 import typing
+from collections.abc import Callable
 from typing import Any
 
 from gpt_jax.errors import UserError
+
+INT32_MAX = 2**31 - 1
+# The normal numbers of float32, in which configs are used: beyond them a number is inf or 0 there.
+FLOAT32_MIN, FLOAT32_MAX = 1.2e-38, 3.4e38
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Domain:
+    """The numbers that a knob takes, and the words for them."""
+
+    kind: type  # int or float
+    rule: str  # completes '<key>=<value> …'
+    holds: Callable[[float], bool]  # False for NaN
+
+    def check(self, key: str, value: Any) -> None:
+        """Raises UserError unless `value`, that of `key`, is in the domain."""
+        kinds = int if self.kind is int else (int, float)
+        is_number = isinstance(value, kinds) and not isinstance(value, bool)
+        if not is_number or not self.holds(value):
+            raise UserError(f'{key}={_show(value)} {self.rule}')
+
+
+def knob(default: Any, domain: Domain) -> Any:
+    """Declares a field of a config dataclass whose numbers `check_domains` checks."""
+    return dataclasses.field(default=default, metadata={'domain': domain})
+
+
+def whole(default: Any, *, low: int = 0, high: int = INT32_MAX) -> Any:
+    """Declares a knob that takes whole numbers from `low` to `high`."""
+    rule = f'must be a whole number from {low} to {high}'
+    return knob(default, Domain(int, rule, lambda value: low <= value <= high))
+
+
+def count(default: int) -> Any:
+    """Declares a knob that takes whole numbers from 1 on."""
+    return whole(default, low=1)
+
+
+def seed32(default: int) -> Any:
+    """Declares a seed. jax keeps 32 bits of it: in this range different ones never coincide."""
+    return whole(default, high=2**32 - 1)
+
+
+def real(default: float, low: float, high: float, *, or_zero: bool = False) -> Any:
+    """Declares a knob that takes numbers from `low` to `high`, and perhaps 0."""
+    rule = f'must be a finite number from {low:g} to {high:g}' + (', or 0' if or_zero else '')
+    holds = lambda value: low <= value <= high or (or_zero and value == 0)  # noqa: E731
+    return knob(default, Domain(float, rule, holds))
+
+
+def positive(default: float) -> Any:
+    """Declares a knob that takes positive numbers."""
+    holds = lambda value: FLOAT32_MIN <= value <= FLOAT32_MAX  # noqa: E731
+    return knob(default, Domain(float, 'must be a positive finite number', holds))
+
+
+def finite(default: float) -> Any:
+    """Declares a knob that takes 0 and positive numbers."""
+    holds = lambda value: value == 0 or FLOAT32_MIN <= value <= FLOAT32_MAX  # noqa: E731
+    return knob(default, Domain(float, 'must not be negative, and must be finite', holds))
+
+
+def fraction(default: float) -> Any:
+    """Declares a knob that takes numbers in [0, 1)."""
+    return knob(default, Domain(float, 'must be in [0, 1)', lambda value: 0 <= value < 1))
+
+
+def part(default: float) -> Any:
+    """Declares a knob that takes numbers in [0, 1]."""
+    return knob(default, Domain(float, 'must be in [0, 1]', lambda value: 0 <= value <= 1))
+
+
+def check_domains(config: Any, key: str = 'config') -> None:
+    """Checks every number of a config tree against the domain that its field declares.
+
+    Raises:
+        UserError: a number is outside of its domain, naming the key and the domain.
+    """
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), f'{key}.{field.name}'
+        if dataclasses.is_dataclass(value):
+            check_domains(value, name)
+        elif domain := field.metadata.get('domain'):
+            for item in value if isinstance(value, tuple) else (value,):
+                domain.check(name, item)
+
+
+def _show(value: Any) -> str:
+    """A value for an error: `repr`, which Python refuses for numbers of thousands of digits."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f'{"-" if value < 0 else ""}2**{value.bit_length() - 1}…'
+    return repr(value)
 
 
 @functools.cache
@@ -58,6 +151,8 @@ def from_json(values: dict[str, Any], cls: type, key: str = 'config') -> Any:
     Raises:
         UserError: a key is unknown or a value has the wrong type, naming it.
     """
+    if not isinstance(values, dict):
+        raise UserError(f'{key}={_show(values)} must hold the keys of {cls.__name__}')
     fields = {field.name: field for field in dataclasses.fields(cls)}
     arguments = {}
     for name, value in values.items():
@@ -72,7 +167,10 @@ def from_json(values: dict[str, Any], cls: type, key: str = 'config') -> Any:
 def _from_json_value(value: Any, kind: Any, key: str) -> Any:
     """One value of `from_json`."""
     members = _members(kind)
-    if members and isinstance(value, dict):
+    if members:
+        if not isinstance(value, dict):
+            names = ', '.join(member.__name__ for member in members)
+            raise UserError(f'{key}={_show(value)} must be one of {names}')
         chosen = [member for member in members if member.__name__ == value.get('_type')]
         if not chosen:
             raise UserError(f'{key}._type={value.get("_type")!r} is not known')
@@ -82,16 +180,29 @@ def _from_json_value(value: Any, kind: Any, key: str) -> Any:
     try:
         if typing.get_origin(kind) is tuple:
             value = (value,) if isinstance(value, str) else value
-            return tuple(typing.get_args(kind)[0](item) for item in value)
+            return tuple(_from_json_item(item, typing.get_args(kind)[0]) for item in value)
         if isinstance(kind, type) and issubclass(kind, enum.Enum):
             return kind(value)
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
-    except (TypeError, ValueError) as error:
-        raise UserError(f'{key}={value!r}: {error}') from error
-    if not isinstance(value, kind):
-        raise UserError(f'{key}={value!r} must be of type {kind.__name__}')
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f'{key}={_show(value)}: {error}') from error
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise UserError(f'{key}={_show(value)} must be of type {kind.__name__}')
     return value
+
+
+def _from_json_item(item: Any, kind: type) -> Any:
+    """One item of a tuple; a flag gives texts, also of numbers.
+
+    Raises:
+        ValueError: the item has another type.
+    """
+    if isinstance(item, kind) and not isinstance(item, bool):
+        return item
+    if not isinstance(item, str):
+        raise ValueError(f'{item!r} is not of type {kind.__name__}')
+    return kind(item)
 
 
 def _members(kind: Any) -> tuple[type, ...]:

@@ -226,7 +226,7 @@ def test_clear_starts_over(saved):
     ('change', 'key'), [({'keep_last': 0}, 'keep_last'), ({'keep_every': -1}, 'keep_every')]
 )
 def test_impossible_settings_name_their_key(tmp_path, change, key):
-    with pytest.raises(UserError, match=rf'config\.checkpoint\.{key} must be'):
+    with pytest.raises(UserError, match=rf'config\.checkpoint\.{key}=-?\d must be'):
         Checkpointer(tmp_path, CheckpointConfig(**change))
 
 

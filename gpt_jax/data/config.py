@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from gpt_jax.config_tree import positive, whole
+
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class DataConfig:
@@ -13,8 +15,8 @@ class DataConfig:
     sha256: str = ''  # of the file behind a URL, in hexadecimal (url)
     split: str = 'hash:0.01'  # validation part: 'hash:F' of the documents, 'tail:F' the text's end
     cache_dir: str = ''  # shards and copies of remote ones; '' = gpt_jax/data in the user's cache
-    weight: float = 1.0  # share of this corpus where `mixture` adds others
+    weight: float = positive(1.0)  # share of this corpus where `mixture` adds others
     mixture: tuple[str, ...] = ()  # further prepared folders to draw from, each 'FOLDER=WEIGHT'
     segment_ids: bool = False  # mark documents, so that attention does not cross them
-    num_threads: int = 1  # threads that read batches ahead; 0 reads them when asked
-    prefetch_batches: int = 4  # batches read ahead
+    num_threads: int = whole(1, high=1024)  # threads that read ahead; 0 reads batches when asked
+    prefetch_batches: int = whole(4, high=65_536)  # batches read ahead

@@ -13,6 +13,7 @@ import dataclasses
 import enum
 from typing import NamedTuple
 
+from gpt_jax.config_tree import check_domains, count, finite, fraction, positive, whole
 from gpt_jax.errors import UserError
 
 VOCAB_MULTIPLE = 128  # the table's rows are padded to this, whatever the mesh
@@ -99,38 +100,38 @@ class Kernels(NamedTuple):
 class ModelConfig:
     """What the network is. `finalize_model` fills the derived values and checks the rest."""
 
-    vocab_size: int = 0  # logical size; 0: the tokenizer's
-    max_seq_len: int = 1024  # context length in tokens
-    num_layers: int = 12
-    num_heads: int = 12
-    num_kv_heads: int = 0  # 0: num_heads (MHA); 1: MQA; between: GQA
-    d_model: int = 768
-    d_ff: int = 0  # 0: 4 * d_model
-    head_dim: int = 0  # 0: d_model / num_heads
+    vocab_size: int = whole(0, high=2**31 - VOCAB_MULTIPLE)  # logical size; 0: the tokenizer's
+    max_seq_len: int = count(1024)  # context length in tokens
+    num_layers: int = count(12)
+    num_heads: int = count(12)
+    num_kv_heads: int = whole(0)  # 0: num_heads (MHA); 1: MQA; between: GQA
+    d_model: int = count(768)
+    d_ff: int = whole(0)  # 0: 4 * d_model
+    head_dim: int = whole(0)  # 0: d_model / num_heads
     attention: AttentionKind = AttentionKind.GROUPED_QUERY
     attention_kernel: AttentionKernel = AttentionKernel.AUTO  # auto: the backend's fastest
-    window_pattern: tuple[int, ...] = ()  # sliding window of each layer, repeating; 0: none
+    window_pattern: tuple[int, ...] = whole(())  # sliding window of each layer, repeating; 0: none
     qk_norm: bool = False  # RMSNorm of queries and keys, per head
-    attention_soft_cap: float = 0.0  # scores become cap * tanh(scores / cap); 0: off
-    output_soft_cap: float = 0.0  # the same for the output logits; 0: off
+    attention_soft_cap: float = finite(0.0)  # scores become cap * tanh(scores / cap); 0: off
+    output_soft_cap: float = finite(0.0)  # the same for the output logits; 0: off
     position: PositionKind = PositionKind.LEARNED
-    rope_base: float = 10000.0  # wavelength base of rotary positions
-    rope_scaling: float = 1.0  # positions are divided by this (linear interpolation)
-    rope_original_seq_len: int = 0  # > 0: rope_scaling spares waves short against it (Llama 3.1)
-    rope_low_freq_factor: float = 1.0  # waves longer than original / this are scaled in full
-    rope_high_freq_factor: float = 4.0  # waves shorter than original / this are left alone
+    rope_base: float = positive(10000.0)  # wavelength base of rotary positions
+    rope_scaling: float = positive(1.0)  # positions are divided by this (linear interpolation)
+    rope_original_seq_len: int = whole(0)  # > 0: rope_scaling spares waves shorter (Llama 3.1)
+    rope_low_freq_factor: float = positive(1.0)  # waves longer than original / this are scaled
+    rope_high_freq_factor: float = positive(4.0)  # waves shorter than original / this are unchanged
     norm: NormKind = NormKind.LAYERNORM
     norm_placement: NormPlacement = NormPlacement.PRE
     norm_kernel: NormKernel = NormKernel.AUTO  # auto: the backend's fastest
-    norm_epsilon: float = 1e-5
+    norm_epsilon: float = positive(1e-5)
     final_norm: bool = True  # a norm before the output layer
     mlp: MLPKind = MLPKind.GELU_TANH
     use_bias: bool = True  # biases in linear layers and LayerNorm
     qkv_bias: bool = False  # biases of query, key and value even without use_bias (Qwen2)
     tie_embeddings: bool = True  # the output layer is the embedding table
-    dropout: float = 0.0  # of the embedding and of each residual branch
-    attention_dropout: float = 0.0  # of the attention weights; not in cuDNN and splash
-    init_std: float = 0.02  # standard deviation of the initial weights
+    dropout: float = fraction(0.0)  # of the embedding and of each residual branch
+    attention_dropout: float = fraction(0.0)  # of the attention weights; not in cuDNN and splash
+    init_std: float = positive(0.02)  # standard deviation of the initial weights
     scale_residual_init: bool = True  # GPT-2: residual projections start at init_std / sqrt(2N)
     param_dtype: DType = DType.FLOAT32
     compute_dtype: DType = DType.FLOAT32  # of activations and products
@@ -156,9 +157,9 @@ def finalize_model(config: ModelConfig) -> None:
         UserError: a value cannot work; the message names its key.
     """
     c, key = config, 'config.model.'
-    for name in ('vocab_size', 'max_seq_len', 'num_layers', 'num_heads', 'd_model'):
-        if getattr(c, name) < 1:
-            raise UserError(f'{key}{name}={getattr(c, name)} must be at least 1')
+    check_domains(c, 'config.model')
+    if not c.vocab_size:
+        raise UserError(f'{key}vocab_size=0 must be at least 1 where no tokenizer sets it')
     c.num_kv_heads = c.num_kv_heads or c.num_heads
     c.d_ff = c.d_ff or 4 * c.d_model
     if not c.head_dim and c.d_model % c.num_heads:
@@ -167,7 +168,7 @@ def finalize_model(config: ModelConfig) -> None:
             f'change one of them or set {key}head_dim'
         )
     c.head_dim = c.head_dim or c.d_model // c.num_heads
-    if c.num_kv_heads < 1 or c.num_heads % c.num_kv_heads:
+    if c.num_heads % c.num_kv_heads:
         raise UserError(
             f'{key}num_heads={c.num_heads} is not divisible by {key}num_kv_heads='
             f'{c.num_kv_heads}; each key/value head serves the same number of query heads'
@@ -176,26 +177,11 @@ def finalize_model(config: ModelConfig) -> None:
         raise UserError(f'{key}head_dim={c.head_dim} must be even for {key}position=rope')
     if c.position == PositionKind.SINUSOIDAL and c.d_model % 2:
         raise UserError(f'{key}d_model={c.d_model} must be even for {key}position=sinusoidal')
-    for name in ('d_ff', 'head_dim', 'norm_epsilon', 'init_std', 'rope_base', 'rope_scaling'):
-        if getattr(c, name) <= 0:
-            raise UserError(f'{key}{name}={getattr(c, name)} must be positive')
-    if c.rope_original_seq_len < 0:
+    if c.rope_low_freq_factor >= c.rope_high_freq_factor:
         raise UserError(
-            f'{key}rope_original_seq_len={c.rope_original_seq_len} must not be negative; 0 is off'
-        )
-    if not 0 < c.rope_low_freq_factor < c.rope_high_freq_factor:
-        raise UserError(
-            f'{key}rope_low_freq_factor={c.rope_low_freq_factor} must be positive and below '
+            f'{key}rope_low_freq_factor={c.rope_low_freq_factor} must be below '
             f'{key}rope_high_freq_factor={c.rope_high_freq_factor}'
         )
-    for name in ('attention_soft_cap', 'output_soft_cap'):
-        if getattr(c, name) < 0:
-            raise UserError(f'{key}{name}={getattr(c, name)} must not be negative; 0 is off')
-    for name in ('dropout', 'attention_dropout'):
-        if not 0 <= getattr(c, name) < 1:
-            raise UserError(f'{key}{name}={getattr(c, name)} must be in [0, 1)')
-    if any(window < 0 for window in c.window_pattern):
-        raise UserError(f'{key}window_pattern={c.window_pattern} must not have negative widths')
     if c.scan_layers == ScanLayers.ON and c.num_layers % max(1, len(c.window_pattern)):
         raise UserError(
             f'{key}window_pattern has {len(c.window_pattern)} entries, which do not divide '
@@ -207,3 +193,4 @@ def finalize_model(config: ModelConfig) -> None:
             f'{key}attention_kernel={c.attention_kernel} has no dropout: '
             f'set {key}attention_dropout=0 or {key}attention_kernel=auto'
         )
+    check_domains(c, 'config.model')  # the derived sizes

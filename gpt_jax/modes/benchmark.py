@@ -19,7 +19,7 @@ from gpt_jax.benchmark.machine import describe_machine
 from gpt_jax.benchmark.start_up import StartUp
 from gpt_jax.benchmark.training import TrainingBenchmark, synthetic_batches
 from gpt_jax.config import RunConfig, finalize
-from gpt_jax.config_tree import to_json
+from gpt_jax.config_tree import INT32_MAX, to_json
 from gpt_jax.data.shard_tokenizer import make_run_tokenizer
 from gpt_jax.errors import UserError
 from gpt_jax.modes.vocabulary import known_vocab_size
@@ -44,7 +44,9 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         'decode_tokens': (128, 'tokens to draw after it'),
     }
     for name, (default, text) in counts.items():
-        absl_flags.DEFINE_integer(name, default, text, lower_bound=1, flag_values=flags)
+        absl_flags.DEFINE_integer(
+            name, default, text, lower_bound=1, upper_bound=INT32_MAX, flag_values=flags
+        )
     absl_flags.DEFINE_boolean(
         'benchmark_data', False, "the run's data instead of random tokens", flag_values=flags
     )
@@ -52,7 +54,12 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         'benchmark_decode', False, 'time generation instead of training', flag_values=flags
     )
     absl_flags.DEFINE_multi_integer(
-        'decode_batch', [1, 8, 64], 'texts at a time; may be repeated', flag_values=flags
+        'decode_batch',
+        [1, 8, 64],
+        'texts at a time; may be repeated',
+        lower_bound=1,
+        upper_bound=INT32_MAX,
+        flag_values=flags,
     )
     absl_flags.DEFINE_string('benchmark_out', '', 'a JSON file to write', flag_values=flags)
     absl_flags.DEFINE_boolean(

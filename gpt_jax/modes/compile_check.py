@@ -13,7 +13,7 @@ from gpt_jax import run as runs
 from gpt_jax.compile_check.check import Attempt, Check, build, check_program, find_fitting
 from gpt_jax.compile_check.topology import FORMS, describe_devices
 from gpt_jax.config import RunConfig, finalize
-from gpt_jax.config_tree import to_json
+from gpt_jax.config_tree import INT32_MAX, to_json
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import AttentionKernel
 from gpt_jax.modes.vocabulary import known_vocab_size
@@ -30,13 +30,19 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     """For which devices, and where results go."""
     absl_flags.DEFINE_string('topology', '', f'the devices: {FORMS}', flag_values=flags)
     absl_flags.DEFINE_integer(
-        'num_slices', 1, 'TPU slices of this topology', lower_bound=1, flag_values=flags
+        'num_slices',
+        1,
+        'TPU slices of this topology',
+        lower_bound=1,
+        upper_bound=INT32_MAX,
+        flag_values=flags,
     )
     absl_flags.DEFINE_integer(
         'check_tries',
         8,
         'compilations that look for overrides when the step does not fit; 0: none',
         lower_bound=0,
+        upper_bound=INT32_MAX,
         flag_values=flags,
     )
     absl_flags.DEFINE_string('check_out', '', 'a JSON file to write', flag_values=flags)

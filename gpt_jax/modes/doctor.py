@@ -22,6 +22,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         16,
         'size of the arrays that the collectives are timed on',
         lower_bound=1,
+        upper_bound=65_536,
         flag_values=flags,
     )
 

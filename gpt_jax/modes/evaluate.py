@@ -11,7 +11,7 @@ from absl import flags as absl_flags
 from gpt_jax import files
 from gpt_jax import run as runs
 from gpt_jax.config import RunConfig
-from gpt_jax.config_tree import to_json
+from gpt_jax.config_tree import INT32_MAX, to_json
 from gpt_jax.data.encode import encode_text_file
 from gpt_jax.data.manifest import hash_of
 from gpt_jax.data.shards import Shards
@@ -55,7 +55,12 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         'task_data', None, 'files and folders with the rows of --tasks; or hub', flag_values=flags
     )
     absl_flags.DEFINE_integer(
-        'task_limit', None, 'only the first rows of each task or subtask', flag_values=flags
+        'task_limit',
+        None,
+        'only the first rows of each task or subtask',
+        lower_bound=0,
+        upper_bound=INT32_MAX,
+        flag_values=flags,
     )
     absl_flags.DEFINE_boolean(
         'again', False, 'run tasks whose result is there already', flag_values=flags

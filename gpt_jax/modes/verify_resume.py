@@ -23,7 +23,7 @@ from gpt_jax import files, object_store
 from gpt_jax import run as runs
 from gpt_jax.checkpoint_document import list_steps, read_document
 from gpt_jax.config import RunConfig, finalize
-from gpt_jax.config_tree import to_json
+from gpt_jax.config_tree import INT32_MAX, to_json
 from gpt_jax.data.manifest import hash_of
 from gpt_jax.errors import UserError
 from gpt_jax.parallel import consistency, peers
@@ -51,6 +51,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         20,
         'steps to train; the kill comes after half of them',
         lower_bound=4,
+        upper_bound=INT32_MAX,
         flag_values=flags,
     )
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gpt_jax.config_tree import count, finite, fraction, positive
 from gpt_jax.optim import param_groups
 from gpt_jax.optim.param_groups import PyTree
 
@@ -20,14 +21,14 @@ from gpt_jax.optim.param_groups import PyTree
 class Adafactor:
     """With `parameter_scale` the learning rate is relative to the RMS of each parameter."""
 
-    learning_rate: float = 0.01  # peak of the schedule
-    decay_exponent: float = 0.8  # second moments decay by 1 - step ** -decay_exponent
-    min_factored_size: int = 128  # a matrix with a smaller axis keeps all its second moments
-    update_clip: float = 1.0  # largest RMS of a parameter's update before the learning rate
+    learning_rate: float = positive(0.01)  # peak of the schedule
+    decay_exponent: float = finite(0.8)  # second moments decay by 1 - step ** -decay_exponent
+    min_factored_size: int = count(128)  # a matrix with a smaller axis keeps all its second moments
+    update_clip: float = positive(1.0)  # largest RMS of a parameter's update before the rate
     parameter_scale: bool = True  # scale the update by the RMS of the parameter
-    momentum: float = 0.0  # decay of the mean of updates; 0: none is kept
-    weight_decay: float = 0.0  # times the learning rate; matrices only
-    clip_norm: float = 1.0  # largest global gradient norm; 0: no clipping
+    momentum: float = fraction(0.0)  # decay of the mean of updates; 0: none is kept
+    weight_decay: float = finite(0.0)  # times the learning rate; matrices only
+    clip_norm: float = finite(1.0)  # largest global gradient norm; 0: no clipping
 
 
 def make(config: Adafactor, schedule: optax.Schedule) -> optax.GradientTransformation:

@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import optax
 
+from gpt_jax.config_tree import finite, fraction, positive
 from gpt_jax.optim import param_groups
 
 
@@ -12,12 +13,12 @@ from gpt_jax.optim import param_groups
 class AdamW:
     """Defaults are nanoGPT's for GPT-2 124M."""
 
-    learning_rate: float = 6e-4  # peak of the schedule
-    beta1: float = 0.9  # decay of the mean of gradients
-    beta2: float = 0.95  # decay of the mean of squared gradients
-    epsilon: float = 1e-8  # added to the root of the squared mean
-    weight_decay: float = 0.1  # times the learning rate; matrices only
-    clip_norm: float = 1.0  # largest global gradient norm; 0: no clipping
+    learning_rate: float = positive(6e-4)  # peak of the schedule
+    beta1: float = fraction(0.9)  # decay of the mean of gradients
+    beta2: float = fraction(0.95)  # decay of the mean of squared gradients
+    epsilon: float = finite(1e-8)  # added to the root of the squared mean
+    weight_decay: float = finite(0.1)  # times the learning rate; matrices only
+    clip_norm: float = finite(1.0)  # largest global gradient norm; 0: no clipping
 
 
 def make(config: AdamW, schedule: optax.Schedule) -> optax.GradientTransformation:

@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import optax
 
+from gpt_jax.config_tree import finite, fraction, positive
 from gpt_jax.optim import param_groups
 
 
@@ -12,11 +13,11 @@ from gpt_jax.optim import param_groups
 class Lion:
     """Against AdamW, the paper advises a 3-10 times smaller rate and as much more decay."""
 
-    learning_rate: float = 1e-4  # peak of the schedule; every weight moves by this much
-    beta1: float = 0.9  # weight of the momentum in the update
-    beta2: float = 0.99  # decay of the momentum
-    weight_decay: float = 1.0  # times the learning rate; matrices only
-    clip_norm: float = 1.0  # largest global gradient norm; 0: no clipping
+    learning_rate: float = positive(1e-4)  # peak of the schedule; every weight moves by this much
+    beta1: float = fraction(0.9)  # weight of the momentum in the update
+    beta2: float = fraction(0.99)  # decay of the momentum
+    weight_decay: float = finite(1.0)  # times the learning rate; matrices only
+    clip_norm: float = finite(1.0)  # largest global gradient norm; 0: no clipping
 
 
 def make(config: Lion, schedule: optax.Schedule) -> optax.GradientTransformation:

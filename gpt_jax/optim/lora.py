@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gpt_jax.errors import UserError
+from gpt_jax.config_tree import fraction, positive, whole
 from gpt_jax.optim.param_groups import Group, group_of, matrix_axes
 
 A, B = 'lora_a', 'lora_b'
@@ -26,24 +26,10 @@ Leaves = dict[str, Any]  # by path; arrays or their boxes (`flax.linen.Partition
 class LoraConfig:
     """Adapters instead of training the weights themselves."""
 
-    rank: int = 0  # of the adapters; 0: no adapters, the weights are trained
-    alpha: float = 16.0  # adapters are scaled by alpha / rank
-    dropout: float = 0.0  # of the adapters' input features; the same for a whole micro-batch
+    rank: int = whole(0)  # of the adapters; 0: no adapters, the weights are trained
+    alpha: float = positive(16.0)  # adapters are scaled by alpha / rank
+    dropout: float = fraction(0.0)  # of the adapters' input features; one for a micro-batch
     targets: tuple[str, ...] = ('blocks/attention/(query|value)/kernel',)  # paths, as regexes
-
-
-def finalize_lora(config: LoraConfig) -> None:
-    """Checks the values.
-
-    Raises:
-        UserError: a value cannot work; the message names its key.
-    """
-    if config.rank < 0:
-        raise UserError(f'config.lora.rank={config.rank} must not be negative; 0 is off')
-    if config.alpha <= 0:
-        raise UserError(f'config.lora.alpha={config.alpha} must be positive')
-    if not 0 <= config.dropout < 1:
-        raise UserError(f'config.lora.dropout={config.dropout} must be in [0, 1)')
 
 
 def can_adapt(path: str) -> bool:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
+from gpt_jax.config_tree import finite, fraction, positive, whole
 from gpt_jax.optim import adamw, param_groups
 from gpt_jax.optim.param_groups import Group, PyTree
 
@@ -21,17 +22,17 @@ from gpt_jax.optim.param_groups import Group, PyTree
 class Muon:
     """An update has the spectral norm sqrt(max(1, outputs / inputs)) times the rate."""
 
-    learning_rate: float = 0.02  # peak of the schedule, for hidden matrices
-    momentum: float = 0.95  # decay of the mean of gradients
+    learning_rate: float = positive(0.02)  # peak of the schedule, for hidden matrices
+    momentum: float = fraction(0.95)  # decay of the mean of gradients
     nesterov: bool = True  # look one momentum step ahead
-    newton_schulz_steps: int = 5  # iterations of the orthogonalisation
-    consistent_rms: float = 0.0  # RMS of an update (0.2: Moonlight, 2502.16982); 0: norm as above
-    weight_decay: float = 0.01  # times the learning rate of the group; matrices only
-    adamw_ratio: float = 0.15  # AdamW's learning rate divided by Muon's
-    adamw_beta1: float = 0.9  # AdamW's decay of the mean of gradients
-    adamw_beta2: float = 0.95  # AdamW's decay of the mean of squared gradients
-    adamw_epsilon: float = 1e-8  # added to the root of AdamW's squared mean
-    clip_norm: float = 1.0  # largest global gradient norm; 0: no clipping
+    newton_schulz_steps: int = whole(5, low=1, high=100)  # iterations of the orthogonalisation
+    consistent_rms: float = finite(0.0)  # RMS of an update (0.2: Moonlight, 2502.16982); 0: off
+    weight_decay: float = finite(0.01)  # times the learning rate of the group; matrices only
+    adamw_ratio: float = finite(0.15)  # AdamW's learning rate divided by Muon's
+    adamw_beta1: float = fraction(0.9)  # AdamW's decay of the mean of gradients
+    adamw_beta2: float = fraction(0.95)  # AdamW's decay of the mean of squared gradients
+    adamw_epsilon: float = finite(1e-8)  # added to the root of AdamW's squared mean
+    clip_norm: float = finite(1.0)  # largest global gradient norm; 0: no clipping
 
 
 def make(config: Muon, schedule: optax.Schedule) -> optax.GradientTransformation:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import optax
 
+from gpt_jax.config_tree import check_domains, part, whole
 from gpt_jax.errors import UserError
 
 
@@ -30,10 +31,10 @@ class ScheduleConfig:
     """How the learning rate follows the steps; its peak is the optimizer's `learning_rate`."""
 
     kind: ScheduleKind = ScheduleKind.COSINE
-    warmup_steps: int = 100  # steps before the peak
-    decay_steps: int = 0  # step at which the decay ends; 0: the run's last step
-    final_fraction: float = 0.1  # learning rate after the decay, as a fraction of the peak
-    wsd_decay_fraction: float = 0.2  # wsd: the part of decay_steps in which the rate falls
+    warmup_steps: int = whole(100)  # steps before the peak
+    decay_steps: int = whole(0)  # step at which the decay ends; 0: the run's last step
+    final_fraction: float = part(0.1)  # learning rate after the decay, as a fraction of the peak
+    wsd_decay_fraction: float = part(0.2)  # wsd: the part of decay_steps in which the rate falls
 
 
 def constant(config: ScheduleConfig, *, peak: float, end: int) -> optax.Schedule:
@@ -107,16 +108,9 @@ def check(config: ScheduleConfig) -> None:
     Raises:
         UserError: naming the key and the fix.
     """
-    if config.warmup_steps < 0:
-        raise UserError(f'config.schedule.warmup_steps={config.warmup_steps} must be 0 or more')
+    check_domains(config, 'config.schedule')
     if config.decay_steps and config.decay_steps <= config.warmup_steps:
         raise UserError(
             f'config.schedule.decay_steps={config.decay_steps} must be more than '
             f'config.schedule.warmup_steps={config.warmup_steps}, or 0 for the whole run'
         )
-    for name, fraction in (
-        ('final_fraction', config.final_fraction),
-        ('wsd_decay_fraction', config.wsd_decay_fraction),
-    ):
-        if not 0 <= fraction <= 1:
-            raise UserError(f'config.schedule.{name}={fraction} must be between 0 and 1')

@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import optax
 
+from gpt_jax.config_tree import finite, fraction, positive
 from gpt_jax.optim import param_groups
 
 
@@ -12,11 +13,11 @@ from gpt_jax.optim import param_groups
 class SGD:
     """As torch.optim.SGD: the decay is added to the gradient, before the momentum."""
 
-    learning_rate: float = 0.1  # peak of the schedule
-    momentum: float = 0.9  # decay of the sum of gradients; 0: none is kept
+    learning_rate: float = positive(0.1)  # peak of the schedule
+    momentum: float = fraction(0.9)  # decay of the sum of gradients; 0: none is kept
     nesterov: bool = False  # look one momentum step ahead
-    weight_decay: float = 0.0  # times the parameter, added to the gradient; matrices only
-    clip_norm: float = 1.0  # largest global gradient norm; 0: no clipping
+    weight_decay: float = finite(0.0)  # times the parameter, added to the gradient; matrices only
+    clip_norm: float = finite(1.0)  # largest global gradient norm; 0: no clipping
 
 
 def make(config: SGD, schedule: optax.Schedule) -> optax.GradientTransformation:

@@ -22,6 +22,7 @@ from gpt_jax.errors import UserError
 from gpt_jax.parallel import abort_handler
 
 FLAGS = ('coordinator', 'num_processes', 'process_id')
+MOST_PROCESSES = 999_999
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -162,8 +163,10 @@ def explain_failure(cluster: Cluster, output: str, waited: float) -> str:
 def _checked(given: Mapping[str, str], *, names: Mapping[str, str]) -> Cluster:
     """A cluster of texts; `names` are what errors call the three fields."""
     for field in ('num_processes', 'process_id'):
-        if not given[field].isdecimal():
-            raise UserError(f'{names[field]}={given[field]} is not a number from 0 on')
+        if not given[field].isdecimal() or len(given[field]) > len(str(MOST_PROCESSES)):
+            raise UserError(
+                f'{names[field]}={given[field][:40]} is not a number from 0 to {MOST_PROCESSES}'
+            )
     count, index = int(given['num_processes']), int(given['process_id'])
     if count < 1:
         raise UserError(f'{names["num_processes"]}={count} must be at least 1')

@@ -32,7 +32,7 @@ def parse(text: str) -> tuple[int, int]:
     Raises:
         UserError: it is not that, or not at least 1x1.
     """
-    match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', text)
+    match = re.fullmatch(r'([1-9]\d{0,3})x([1-9]\d{0,3})', text)
     if match is None:
         raise UserError(
             f'--local_pod={text} must be PROCESSESxDEVICES, such as 2x4: two processes of four CPU '

@@ -11,15 +11,27 @@ import dataclasses
 import enum
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
+from gpt_jax.config_tree import INT32_MAX, Domain, count, knob
 from gpt_jax.errors import UserError
 
 AXES = ('data', 'fsdp', 'context', 'tensor')
+_AXIS_SIZE = Domain(
+    int,
+    f'must be a whole number from 1 to {INT32_MAX}, or -1: all devices that are left',
+    lambda value: value == -1 or 1 <= value <= INT32_MAX,
+)
+
+
+def axis_size(default: int) -> Any:
+    """Declares a knob that takes the size of an axis."""
+    return knob(default, _AXIS_SIZE)
 
 
 class ProgramKind(enum.StrEnum):
@@ -31,12 +43,12 @@ class ProgramKind(enum.StrEnum):
 class MeshConfig:
     """How the devices are arranged; at most one axis is -1, which takes all that are left."""
 
-    data: int = -1  # copies of the model, each with sequences of its own
-    fsdp: int = 1  # devices that also share the sequences, and the storage of the weights
-    tensor: int = 1  # devices that share heads, MLP and vocabulary
-    context: int = 1  # devices that share the length of each sequence
+    data: int = axis_size(-1)  # copies of the model, each with sequences of its own
+    fsdp: int = axis_size(1)  # devices that also share the sequences, and the storage of weights
+    tensor: int = axis_size(1)  # devices that share heads, MLP and vocabulary
+    context: int = axis_size(1)  # devices that share the length of each sequence
     program: ProgramKind = ProgramKind.JIT  # pmap: the classical form, for the data axis alone
-    slices: int = 1  # TPU slices (or other islands of fast links) that `data` spans
+    slices: int = count(1)  # TPU slices (or other islands of fast links) that `data` spans
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

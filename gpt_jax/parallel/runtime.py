@@ -4,11 +4,17 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 
-from gpt_jax.errors import UserError
+from gpt_jax.config_tree import check_domains, whole
 from gpt_jax.parallel import cluster, peers
+
+
+def seconds(default: int) -> Any:
+    """Declares a knob that takes a time to wait."""
+    return whole(default, low=1, high=1_000_000)
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -16,8 +22,8 @@ class RuntimeConfig:
     """The process around the program."""
 
     compilation_cache: bool = True  # keep compiled programs in the user's cache folder
-    connect_timeout: int = 300  # seconds to wait for all processes of a run at its start
-    heartbeat_timeout: int = 10  # seconds of silence after which a process counts as lost
+    connect_timeout: int = seconds(300)  # to wait for all processes of a run at its start
+    heartbeat_timeout: int = seconds(10)  # of silence after which a process counts as lost
 
 
 def cache_folder() -> pathlib.Path:
@@ -46,9 +52,7 @@ def join(given: Mapping[str, str], config: RuntimeConfig) -> None:
     Raises:
         UserError: what names the processes is incomplete, or they do not find each other.
     """
-    for name in ('connect_timeout', 'heartbeat_timeout'):
-        if getattr(config, name) < 1:
-            raise UserError(f'config.runtime.{name}={getattr(config, name)} must be at least 1')
+    check_domains(config, 'config.runtime')
     found = cluster.from_flags(given) or cluster.from_environment(
         os.environ, timeout=config.connect_timeout
     )

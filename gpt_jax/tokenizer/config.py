@@ -3,6 +3,7 @@
 import dataclasses
 import enum
 
+from gpt_jax.config_tree import whole
 from gpt_jax.errors import UserError
 
 
@@ -26,9 +27,9 @@ class SentencePieceAlgorithm(enum.StrEnum):
 class TokenizerConfig:
     kind: TokenizerKind = TokenizerKind.BYTE  # what turns text into ids
     path: str = ''  # an existing tokenizer, file or folder; '' builds one from the corpus
-    vocab_size: int = 0  # number of ids to train (bpe, sentencepiece); byte and char have their own
+    vocab_size: int = whole(0, high=2**24)  # ids to train (bpe, sentencepiece); not byte and char
     algorithm: SentencePieceAlgorithm = SentencePieceAlgorithm.UNIGRAM  # sentencepiece training
-    train_megabytes: int = 32  # text (10^6 bytes) that training reads, from the corpus's start
+    train_megabytes: int = whole(32)  # text (10^6 bytes) at the corpus's start that training reads
 
 
 def check_vocab_size(config: TokenizerConfig, *, smallest: int) -> None:

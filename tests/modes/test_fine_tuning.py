@@ -69,7 +69,7 @@ def test_loaded_weights_have_the_adapters_in_them(tmp_path):
 @pytest.mark.parametrize(
     ('override', 'message'),
     [
-        ('--config.lora.rank=-1', 'config.lora.rank=-1 must not be negative'),
+        ('--config.lora.rank=-1', 'config.lora.rank=-1 must be a whole number from 0'),
         ("--config.train.frozen=('blok/.*',)", "config.train.frozen: 'blok/.*' matches none of"),
     ],
 )

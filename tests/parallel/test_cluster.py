@@ -83,6 +83,8 @@ def test_flags():
         (_flags(process_id='-1'), '--process_id=-1 is not a number'),
         (_flags(num_processes='two'), '--num_processes=two is not a number'),
         (_flags(num_processes='0', process_id='0'), '--num_processes=0 must be at least 1'),
+        (_flags(num_processes=str(10**11)), '--num_processes=100000000000 is not a number from 0'),
+        (_flags(process_id='9' * 5000), '--process_id=9{40} is not a number from 0'),
         (_flags(coordinator='host'), '--coordinator=host must be HOST:PORT'),
     ],
 )

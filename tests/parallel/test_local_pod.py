@@ -12,7 +12,7 @@ from gpt_jax.errors import UserError
 from gpt_jax.parallel import local_pod
 
 
-@pytest.mark.parametrize('shape', ['2', '0x2', '2x0', 'x', '2x2x2', '-1x2', '2 x 2'])
+@pytest.mark.parametrize('shape', ['2', '0x2', '2x0', 'x', '2x2x2', '-1x2', '2 x 2', '99999x1'])
 def test_wrong_shape(shape):
     with pytest.raises(UserError, match='must be PROCESSESxDEVICES'):
         local_pod.parse(shape)

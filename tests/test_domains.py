@@ -1,0 +1,142 @@
+"""Every number that a user gives: in its domain, or refused in one line that names it."""
+
+import copy
+import dataclasses
+import inspect
+import math
+import typing
+
+import pytest
+from absl import flags as absl_flags
+
+from gpt_jax.config import RunConfig, finalize
+from gpt_jax.config_tree import INT32_MAX, check_domains
+from gpt_jax.errors import UserError
+from gpt_jax.inference.config import SampleConfig
+from gpt_jax.modes import MODES
+from gpt_jax.optim import OPTIMIZERS
+
+VALUES = (math.nan, math.inf, -math.inf, -1, 0, 2**31, 2**63, 2**64, 10**5000)
+FLAG_VALUES = ('nan', 'inf', '-inf', '-1', str(2**31), str(2**63), str(2**64), '9' * 5000)
+
+
+def fields_of(config, key='config'):
+    """Yields (key, its parent, field) of every leaf below a config."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from fields_of(value, f'{key}.{field.name}')
+        else:
+            yield f'{key}.{field.name}', config, field
+
+
+def is_numeric(field) -> bool:
+    kind = (typing.get_args(field.type) or (field.type,))[0]
+    return kind in (int, float)
+
+
+CONFIGS = [RunConfig(optimizer=kind()) for kind in OPTIMIZERS]
+KNOBS = {
+    (key, type(parent).__name__): (config, field)
+    for config in CONFIGS
+    for key, parent, field in fields_of(config)
+    if is_numeric(field)
+}
+
+
+@pytest.mark.parametrize('key', KNOBS, ids='-'.join)
+def test_a_number_is_taken_or_refused_by_its_name(key):
+    config, field = KNOBS[key]
+    domain, is_tuple = field.metadata['domain'], isinstance(field.default, tuple)
+    assert domain.kind in (field.type, *typing.get_args(field.type))
+    for value in VALUES:
+        changed = copy.deepcopy(config)
+        parent = next(each for name, each, _ in fields_of(changed) if name == key[0])
+        setattr(parent, field.name, (value,) if is_tuple else value)
+        is_type = isinstance(value, (int, domain.kind)) and abs(value) < 2**1000
+        try:
+            finalize(changed, vocab_size=5)
+        except UserError as error:
+            assert key[0] in str(error) and '\n' not in str(error)
+            assert len(str(error)) < 400
+        else:
+            assert is_type and domain.holds(value), value
+
+
+@pytest.mark.parametrize(
+    'key, value',
+    [
+        ('model.norm_epsilon', math.nan),
+        ('model.init_std', math.inf),
+        ('model.rope_scaling', math.nan),
+        ('model.window_pattern', (0, -1)),
+        ('seed', 2**32),
+        ('seed', -1),
+        ('sample.seed', 2**63),
+        ('lora.rank', 2**31),
+        ('tokenizer.vocab_size', 2**31),
+        ('sample.temperature', math.inf),
+        ('sample.repetition_penalty', math.inf),
+        ('sample.num_samples', 10**6),
+        ('optimizer.learning_rate', math.inf),
+        ('optimizer.clip_norm', math.nan),
+        ('optimizer.weight_decay', math.nan),
+        ('optimizer.beta1', 1.0),
+        ('optimizer.beta2', 2.0),
+        ('train.z_loss', math.nan),
+        ('train.step_timeout', math.nan),
+        ('train.num_epochs', math.inf),
+        ('data.num_threads', -1),
+        ('data.weight', math.inf),
+        ('mesh.data', 0),
+        ('model.num_layers', True),
+    ],
+)
+def test_numbers_that_cannot_work_are_refused(key, value):
+    config = RunConfig()
+    *parents, name = key.split('.')
+    branch = getattr(config, parents[0]) if parents else config
+    setattr(branch, name, value)
+    with pytest.raises(UserError, match=rf'^config\.{key}='):
+        finalize(config, vocab_size=5)
+
+
+def test_a_length_in_tokens_beyond_the_steps_of_a_run_is_refused():
+    config = RunConfig()
+    config.train.num_epochs = 1e9
+    with pytest.raises(UserError, match=r'config\.train\.num_epochs=1e\+09 makes'):
+        finalize(config, vocab_size=5, train_tokens=10**12)
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_numbers_of_flags_are_taken_or_refused(mode):
+    sample = {field.name for field in dataclasses.fields(SampleConfig)}
+    for value in FLAG_VALUES:
+        flags = absl_flags.FlagValues()
+        MODES[mode].define_flags(flags)
+        for name in flags:
+            if flags[name].flag_type() not in ('int', 'float', 'multi int'):
+                continue
+            try:
+                flags([mode, f'--{name}={value}'])
+            except absl_flags.IllegalFlagValueError as error:
+                assert f'--{name}' in str(error)
+                continue
+            if name in sample:
+                given = SampleConfig(**{name: flags[name].value})
+                if (name, value) == ('seed', str(2**31)):
+                    check_domains(given)
+                else:
+                    with pytest.raises(UserError, match=rf'^config\.sample\.{name}='):
+                        check_domains(given, 'config.sample')
+            else:
+                number = flags[name].value
+                number = number[0] if isinstance(number, list) else number
+                assert 0 <= number <= INT32_MAX, (name, value)
+
+
+def test_every_config_is_walked():
+    # A union whose members are not all in CONFIGS would hide the knobs of the others.
+    kinds = typing.get_type_hints(RunConfig).values()
+    members = {each for kind in kinds for each in typing.get_args(kind) if inspect.isclass(each)}
+    assert members == set(OPTIMIZERS)
