@@ -14,6 +14,7 @@ one finds damaged is damaged for all.
 
 import contextlib
 import dataclasses
+import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from gpt_jax.checkpoint_document import (
     by_item,
     check_fingerprints,
     check_structure,
+    document_path,
     list_steps,
     lowest_loss,
     make_document,
@@ -140,6 +142,25 @@ class Checkpointer(contextlib.AbstractContextManager):
         with self._naming_failures():
             self._writer.save(step, by_item(leaves), seal(document))
         return True
+
+    def set_loss(self, step: int, eval_loss: float) -> None:
+        """Writes the evaluation loss of a saved step into its document. Raises UserError."""
+        self.wait()
+        if peers.is_primary():
+            document = read_document(self.folder, step)
+            known = float(eval_loss) if math.isfinite(eval_loss) else None
+            document['eval_loss'] = document['meta']['eval_loss'] = known
+            files.write_json(document_path(self.folder, step), seal(document))
+        self._losses[step] = eval_loss if math.isfinite(eval_loss) else None
+
+    def discard_after(self, step: int) -> None:
+        """Deletes the checkpoints after `step`, which must be there. Raises UserError."""
+        self.wait()
+        step = self._find(step)
+        for later in peers.gather('steps', list_steps(self.folder))[0]:
+            if later > step:
+                with self._naming_failures():
+                    self._writer.delete(later)
 
     def wait(self) -> None:
         """Returns when the last save is on disk. Raises UserError if it failed."""

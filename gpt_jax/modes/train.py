@@ -1,16 +1,17 @@
 """Train in a workdir (the default mode): prepares missing data, resumes, evaluates, saves."""
 
 import contextlib
-import functools
 import math
 import pathlib
 import signal
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import optax
 from absl import flags as absl_flags
 
-from gpt_jax import object_store
+from gpt_jax import files, object_store
 from gpt_jax import run as runs
 from gpt_jax.checkpoint import Checkpointer
 from gpt_jax.config import RunConfig, finalize
@@ -22,7 +23,7 @@ from gpt_jax.data.shards import Shards
 from gpt_jax.data.split import VALIDATION
 from gpt_jax.errors import UserError
 from gpt_jax.parallel import peers, probe, runtime
-from gpt_jax.telemetry.metrics import MetricsWriter
+from gpt_jax.telemetry.metrics import MetricsWriter, last_row
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.telemetry.report import format_table
 from gpt_jax.train import loop
@@ -44,6 +45,13 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_boolean(
         'fresh', False, 'delete the checkpoints of the workdir and start over', flag_values=flags
     )
+    absl_flags.DEFINE_integer(
+        'resume_step',
+        None,
+        'go back to this checkpoint of the workdir and delete the later ones',
+        lower_bound=0,
+        flag_values=flags,
+    )
 
 
 def run(
@@ -53,6 +61,8 @@ def run(
     overrides: dict[str, Any],
 ) -> int:
     """Trains to the end of the run, or until told to stop."""
+    if flags.fresh and flags.resume_step is not None:
+        raise UserError('--fresh and --resume_step exclude each other; leave one out')
     finalize(config, vocab_size=1)  # what can be refused early is
     _check_length(config, overrides)
     if VALIDATION not in filled_splits(config.data):
@@ -84,11 +94,15 @@ def run(
             stop = StopAgreement(signals, session.program.mesh)
             if flags.fresh:
                 checkpointer.clear()
+            if flags.resume_step is not None:
+                checkpointer.discard_after(flags.resume_step)
             outcome = _train(session, this_run, checkpointer, stop, overrides)
     if outcome is loop.Outcome.COMPLETE:
         return 0
     if flags.fresh:
         print('leave --fresh out then: it would begin anew')
+    if flags.resume_step is not None:
+        print('leave --resume_step out then: it would go back again')
     return INTERRUPTED if stop.received == signal.SIGINT else UNFINISHED
 
 
@@ -115,9 +129,17 @@ def _train(
             )
         _check_resumable(saved, meta, workdir)
     print(format_table(str(workdir), summarize(session.program, config)), flush=True)
+    _warn_of_warmup(config)
     restored = checkpointer.restore(_items(session.program.abstract_state))
     start = 0 if restored is None else restored.step
-    if start >= config.train.num_steps:
+    # A run that was stopped, or that failed in its last evaluation, makes up for it.
+    evaluate_first = (
+        bool(config.train.init_from)
+        if restored is None
+        else saved.get('eval_loss') is None
+        and (start == config.train.num_steps or _evaluates_at(config, start))
+    )
+    if start > config.train.num_steps or (start == config.train.num_steps and not evaluate_first):
         print(
             f'{workdir} is complete: {start} steps. To see it write: --mode generate; to go on: '
             f'--config.{_length_key(config)}=N; to start over: --fresh'
@@ -129,9 +151,30 @@ def _train(
     else:
         state, meta['init_from'] = _begin(session)
 
+    def way_back() -> str:
+        steps = ', '.join(map(str, checkpointer.steps()))
+        if not steps:
+            return ''
+        return (
+            f'. The same command resumes at the last checkpoint, --resume_step=N at an older one '
+            f'(there are {steps})'
+        )
+
+    def keep_sample(step: int, text: str) -> None:
+        if peers.is_primary():
+            files.write_text(workdir / 'samples' / f'{step}.txt', text + '\n')
+
+    norm = jax.jit(optax.tree.norm)
+
     def save(state: TrainState, step: int, eval_loss: float | None) -> None:
+        if not math.isfinite(float(norm(state.params))):
+            raise UserError(
+                f'the weights after step {step} are not finite, so they are not saved{way_back()}'
+            )
         checkpointer.save(step, _items(state), meta | {'eval_loss': eval_loss}, eval_loss=eval_loss)
 
+    if restored is not None:
+        _warn_of_lost_rows(config, saved['config'], workdir, start)
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(
             MetricsWriter(
@@ -152,17 +195,17 @@ def _train(
         watchdog = stack.enter_context(Watchdog(config.train.step_timeout))
         hooks = loop.Hooks(
             evaluate=session.evaluate,
-            measure=(
-                functools.partial(session.measure, alive=watchdog.beat)
-                if config.eval.tasks
-                else None
-            ),
+            measure=session.measure if config.eval.tasks else None,
             sample=session.sample,
             save=save,
+            set_loss=checkpointer.set_loss,
+            keep_sample=keep_sample,
+            way_back=way_back,
             write=writer.write,
             flush=writer.flush,
             stop=stop.requested,
             alive=watchdog.beat,
+            pause=watchdog.paused,
             throughput=session.throughput,
         )
         runs.save_run(this_run, overrides=overrides, origin=meta['init_from'])
@@ -175,13 +218,48 @@ def _train(
             hooks=hooks,
             progress=progress,
             best_loss=math.inf if best is None else checkpointer.meta(best)['eval_loss'],
+            evaluate_first=evaluate_first,
         )
-        checkpointer.wait()
+        with watchdog.paused():
+            checkpointer.wait()
     if outcome is loop.Outcome.COMPLETE:
         print(f'complete: {config.train.num_steps} steps in {workdir}')
     else:
         print(f'saved in {workdir}; the same command goes on from there')
     return outcome
+
+
+def _evaluates_at(config: RunConfig, step: int) -> bool:
+    return config.eval.every > 0 and step % config.eval.every == 0
+
+
+def _warn_of_warmup(config: RunConfig) -> None:
+    """Prints the learning rate that is reached where the run ends in its warm-up."""
+    steps, warmup = config.train.num_steps, config.schedule.warmup_steps
+    if warmup >= steps:
+        reached = config.optimizer.learning_rate * steps / (warmup + 1)
+        print(
+            f'warning: config.schedule.warmup_steps={warmup} is not less than the {steps} steps of '
+            f'the run, so the learning rate reaches {reached:.3g} only; lower it',
+            flush=True,
+        )
+
+
+def _warn_of_lost_rows(
+    config: RunConfig, before: Mapping[str, Any], workdir: pathlib.Path, start: int
+) -> None:
+    """Prints which rows of `metrics.jsonl` up to the restored step are missing at its end."""
+    every = before['train']['log_every']
+    expected = start - start % every
+    if not expected or 'jsonl' not in config.train.sinks or not peers.is_primary():
+        return
+    last = last_row(workdir, start)
+    if last < expected:
+        print(
+            f'warning: {workdir}/metrics.jsonl has lost its rows after step {last}, up to step '
+            f'{expected}; the run goes on without them',
+            flush=True,
+        )
 
 
 def _length_key(config: RunConfig) -> str:

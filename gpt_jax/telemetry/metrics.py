@@ -205,6 +205,16 @@ class MetricsWriter:
             self._mirror.close()
 
 
+def last_row(workdir: pathlib.Path, step: int) -> int:
+    """Returns the last step up to `step` with a row in `metrics.jsonl`; 0 if there is none."""
+    try:
+        content = object_store.read_bytes(workdir / 'metrics.jsonl')
+    except FileNotFoundError:
+        return 0
+    lines = content.splitlines(keepends=True)
+    return max((json.loads(line)['step'] for line in lines if _is_row_up_to(line, step)), default=0)
+
+
 @contextlib.contextmanager
 def _naming(path: pathlib.Path) -> Iterator[None]:
     try:

@@ -46,6 +46,7 @@ class Progress:
         self._fields: dict[str, float | str] = {}
         self._began = time.monotonic()
         self._marks = collections.deque([(self._began, start)])  # (seconds, done), oldest first
+        self._updates = 0
         self._next_line = -float('inf')
         self._unshown = False
         self._bar = None
@@ -83,6 +84,17 @@ class Progress:
             self._write_line()
             self._next_line = now + self._every_seconds
 
+    def announce(self, what: str) -> None:
+        """Shows what is being done until the next `update`."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], status=what)
+        else:
+            self.print(f'{self.description}  {what}')
+
+    def skip(self, seconds: float) -> None:
+        """Leaves the last `seconds` out of the rate and of the ETA: no unit was worked on."""
+        self._marks = collections.deque((at + seconds, done) for at, done in self._marks)
+
     def print(self, line: str) -> None:
         """Prints a line of its own, above the live bar when there is one."""
         if self._quiet:
@@ -94,16 +106,17 @@ class Progress:
 
     def _mark(self, now: float) -> None:
         """Remembers where the work stands now, for the rate of the last minute."""
-        if len(self._marks) == 1:
+        self._updates += 1
+        if self._updates == 1:
             # The first advance holds compilation and other warming up: measure from after it.
             self._marks.append((now, self._done))
             return
+        if self._updates == 2:
+            self._marks.popleft()
         if len(self._marks) > 2 and now - self._marks[-2][0] < 0.2:
             self._marks.pop()
         self._marks.append((now, self._done))
         while len(self._marks) > 2 and now - self._marks[1][0] > RATE_WINDOW_SECONDS:
-            self._marks.popleft()
-        if len(self._marks) > 2 and self._marks[0][0] == self._began:
             self._marks.popleft()
 
     def _rate(self) -> float:
@@ -128,8 +141,9 @@ class Progress:
         if self.total and self._done >= self.total:
             parts.append(f'took {format_duration(time.monotonic() - self._began)}')
         elif self.total:
+            known = rate and self._updates > 1  # the first advance tells nothing
             parts.append(
-                f'eta {format_duration((self.total - self._done) / rate if rate else None)}'
+                f'eta {format_duration((self.total - self._done) / rate if known else None)}'
             )
         return '  '.join(parts)
 

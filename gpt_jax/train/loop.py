@@ -1,5 +1,6 @@
 """The training loop: one visible order of what happens between two steps."""
 
+import contextlib
 import dataclasses
 import enum
 import itertools
@@ -40,10 +41,16 @@ class Hooks:
     measure: Callable[[TrainState], dict[str, dict[str, Metric]]] | None = None  # benchmarks
     sample: Callable[[TrainState], str] | None = None  # a text to show
     save: Callable[[TrainState, int, float | None], None] = _nothing  # state, step, eval loss
+    set_loss: Callable[[int, float], None] = _nothing  # of a step that is saved already
+    keep_sample: Callable[[int, str], None] = _nothing  # step, text
+    way_back: Callable[[], str] = lambda: ''  # how to resume from an older step
     write: Callable[[int, dict[str, float]], None] = _nothing  # a row of metrics
     flush: Callable[[], None] = _nothing  # rows are on disk when it returns
     stop: Callable[[], bool] = lambda: False  # polled after every call
-    alive: Callable[[], None] = _nothing  # the run goes on: called at least once a call
+    alive: Callable[[], None] = _nothing  # the run goes on: called after every call
+    pause: Callable[[], contextlib.AbstractContextManager] = (
+        contextlib.nullcontext
+    )  # around what is not a step
 
 
 def run(
@@ -55,6 +62,7 @@ def run(
     hooks: Hooks,
     progress: Progress,
     best_loss: float = math.inf,
+    evaluate_first: bool = False,
 ) -> tuple[TrainState, Outcome]:
     """Trains from `state` to `config.train.num_steps`, in calls of one or several steps.
 
@@ -64,58 +72,72 @@ def run(
     Args:
       batches: the data from the state's step on.
       best_loss: the lowest evaluation loss of a saved checkpoint so far.
+      evaluate_first: evaluate the given state before its first step.
 
     Raises:
-        UserError: too many non-finite steps in a row; the state is saved first.
+        UserError: too many non-finite steps in a row, or the last steps were; nothing is saved.
     """
     num_steps = config.train.num_steps
     done = int(state.step)
     recorder = _Recorder(config, hooks, progress, done)
+    compiled: set[int] = set()  # lengths of calls
+    if evaluate_first:
+        with hooks.pause():
+            best_loss = min(best_loss, recorder.evaluation(done, hooks.evaluate(state)))
     while done < num_steps:
         count = program.call_length(done, num_steps)
         began = time.perf_counter()
         call = list(itertools.islice(batches, count))
         waited = time.perf_counter() - began
+        if not compiled:
+            progress.announce('compiling the training step')
         state, metrics = program.advance(state, call)
+        if count not in compiled:  # the call returned when its program was compiled
+            compiled.add(count)
+            recorder.restart_clock(done)
         done += count
         recorder.read_previous()
         recorder.remember(done, metrics, waited)
         hooks.alive()
 
         last, stopping = done == num_steps, hooks.stop()
-        evaluating = last or _due(config.eval.every, done)
+        # A stop has seconds to save in: the evaluation is made up for by `evaluate_first`.
+        leaving = stopping and not last
+        evaluating = not leaving and (last or _due(config.eval.every, done))
         measuring = hooks.measure is not None and (last or _due(config.eval.tasks_every, done))
         sampling = hooks.sample is not None and (last or _due(config.sample.every, done))
         saving = last or stopping or _due(config.checkpoint.save_every, done)
         if evaluating or measuring or sampling or saving:
             recorder.read_previous()
-        if recorder.bad_steps >= config.train.max_bad_steps:
-            hooks.flush()
-            hooks.save(state, done, None)
-            raise UserError(
-                f'{recorder.bad_steps} steps in a row up to step {done} had a loss or gradient '
-                f'that is not finite; their updates were skipped and the state is saved: lower '
-                f'config.optimizer.learning_rate or raise config.train.max_bad_steps'
-            )
-        eval_loss = None
-        if evaluating:
-            eval_loss = recorder.evaluation(done, hooks.evaluate(state))
-            if config.checkpoint.keep_best and eval_loss < best_loss:
-                best_loss, saving = eval_loss, True
-        if measuring:
-            recorder.benchmarks(done, hooks.measure(state))
-            hooks.alive()
-        if saving:
-            hooks.flush()
-            hooks.save(state, done, eval_loss)
-            hooks.alive()
-        if sampling:  # behind the checkpoint, which holds nothing of it
-            progress.print(f'--- sample at step {done}\n{hooks.sample(state)}\n---')
-        if evaluating or measuring or sampling or saving:
-            recorder.restart_clock(done)
-            hooks.alive()
-        if stopping and not last:
-            return state, Outcome.STOPPED
+        _check_progress(recorder.bad_steps, done, config, hooks, last=last)
+        if not (evaluating or measuring or sampling or saving):
+            continue
+        began = time.monotonic()
+        with hooks.pause():
+            if last or leaving:  # nothing that follows can cost the last checkpoint
+                hooks.flush()
+                hooks.save(state, done, None)
+            if leaving:
+                return state, Outcome.STOPPED
+            eval_loss = None
+            if evaluating:
+                eval_loss = recorder.evaluation(done, hooks.evaluate(state))
+                if config.checkpoint.keep_best and eval_loss < best_loss:
+                    best_loss, saving = eval_loss, True
+            if last:
+                hooks.flush()
+                hooks.set_loss(done, eval_loss)
+            if measuring:
+                recorder.benchmarks(done, hooks.measure(state))
+            if saving and not last:
+                hooks.flush()
+                hooks.save(state, done, eval_loss)
+            if sampling:  # after the checkpoint, which holds nothing of it
+                text = hooks.sample(state)
+                progress.print(f'--- sample at step {done}\n{text}\n---')
+                hooks.keep_sample(done, text)
+        recorder.restart_clock(done)
+        progress.skip(time.monotonic() - began)
     return state, Outcome.COMPLETE
 
 
@@ -124,14 +146,32 @@ def _due(every: int, step: int) -> bool:
     return every > 0 and step % every == 0
 
 
+def _check_progress(
+    bad_steps: int, step: int, config: RunConfig, hooks: Hooks, *, last: bool
+) -> None:
+    """Ends a run that no longer learns. Raises UserError."""
+    limit = config.train.max_bad_steps
+    if last:  # a single bad batch does not spoil the end
+        limit = min(limit, 2, config.train.num_steps)
+    if bad_steps < limit:
+        return
+    hooks.flush()
+    raise UserError(
+        f'{bad_steps} steps in a row up to step {step} had a loss, gradient or update that is '
+        f'not finite and were skipped; lower config.optimizer.learning_rate or raise '
+        f'config.train.max_bad_steps{hooks.way_back()}'
+    )
+
+
 class _Recorder:
     """Turns the metrics of a call into rows and into the progress line, one call late."""
 
     def __init__(self, config: RunConfig, hooks: Hooks, progress: Progress, first: int):
-        self.bad_steps = 0  # in a row, at the worst step of the call that was read last
+        self.bad_steps = 0  # in a row, at the end of the call that was read last
         self._config, self._hooks, self._progress = config, hooks, progress
         self._tokens_per_step = config.train.batch_size * config.model.max_seq_len
         self._pending: tuple[int, dict[str, Any]] | None = None
+        self._losses: list[float] = []  # of the steps since the last row
         self._waited = 0.0  # seconds that steps waited for data since the last row
         self._clock = time.perf_counter()  # when the steps that make up a row began
         self._clock_step = first
@@ -152,18 +192,30 @@ class _Recorder:
         (done, metrics), self._pending = self._pending, None
         values = jax.tree.map(np.atleast_1d, jax.device_get(metrics))
         steps = range(done - len(values['loss']) + 1, done + 1)
-        self.bad_steps = int(values['bad_steps'].max())
+        self.bad_steps = int(values['bad_steps'][-1])
         fields = {'loss': float(values['loss'][-1])}
         due = [step for step in steps if step % self._config.train.log_every == 0]
+        means = self._mean_losses(steps, values['loss'])
         if due:
             speed = self._speed(done)
             for step in due:
                 row = {name: float(value[step - steps[0]]) for name, value in values.items()}
+                row['loss'] = means[step]
                 row['tokens'] = float(step * self._tokens_per_step)
                 row = {f'train/{name}': value for name, value in (row | speed).items()}
                 self._hooks.write(step, row)
             fields['tok/s'] = speed['tokens_per_second']
         self._progress.update(done, **fields)
+
+    def _mean_losses(self, steps: range, losses: np.ndarray) -> dict[int, float]:
+        """Returns the mean loss since the row before, for each step that gets a row."""
+        means = {}
+        for step, loss in zip(steps, losses, strict=True):
+            self._losses.append(float(loss))
+            if step % self._config.train.log_every == 0:
+                means[step] = sum(self._losses) / len(self._losses)
+                self._losses = []
+        return means
 
     def _speed(self, done: int) -> dict[str, float]:
         """What was measured from the last row on to the end of the call that was read."""

@@ -1,7 +1,7 @@
 """A config with its data and its program: what the command line and the library train with."""
 
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -50,6 +50,8 @@ class Session:
             prefetch_batches=config.data.prefetch_batches,
         )
         self._validation = Shards.open(folder, VALIDATION, tokenizer=tokenizer)
+        # Refuses a split that is too short now and not at the first evaluation.
+        evaluation_batches(self.program, config, self._validation, limit=1)
         self._benchmarks = benchmark.load(
             config.eval.tasks, data=config.eval.task_data, limit=config.eval.task_limit
         )
@@ -93,14 +95,10 @@ class Session:
             for prefix, params in _weights(self.program, state)
         }
 
-    def measure(
-        self, state: TrainState, *, alive: Callable[[], None] = lambda: None
-    ) -> dict[str, dict[str, Metric]]:
-        """The run's benchmarks, by prefix and name: 'eval/blimp'. `alive` is called all along."""
+    def measure(self, state: TrainState) -> dict[str, dict[str, Metric]]:
+        """The run's benchmarks, by prefix and name: 'eval/blimp'."""
         return {
-            f'{prefix}/{each.name}': each.run(
-                self._scorer, params, advance=lambda done: alive()
-            ).metrics
+            f'{prefix}/{each.name}': each.run(self._scorer, params).metrics
             for prefix, params in _weights(self.program, state)
             for each in self._benchmarks
         }
@@ -153,8 +151,22 @@ def evaluate_shards(
     program: Program, config: RunConfig, params: Any, shards: Shards, *, limit: int
 ) -> Evaluation:
     """The loss on `limit` batches spread over `shards`; 0: on all of it."""
+    return evaluate(
+        lambda params, batch: program.eval_step(params, program.place(batch)),
+        params,
+        evaluation_batches(program, config, shards, limit=limit),
+        bytes_per_token=shards.num_bytes / max(1, shards.num_tokens - 1)
+        if shards.all_learned
+        else None,
+    )
+
+
+def evaluation_batches(
+    program: Program, config: RunConfig, shards: Shards, *, limit: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """This process's rows of the batches to evaluate on. Raises UserError if there are none."""
     index, count = program.row_share
-    batches = eval_batches(
+    return eval_batches(
         shards,
         seq_len=config.model.max_seq_len,
         batch_size=config.eval.batch_size,
@@ -162,12 +174,4 @@ def evaluate_shards(
         process_index=index,
         process_count=count,
         segment_ids=config.data.segment_ids,
-    )
-    return evaluate(
-        lambda params, batch: program.eval_step(params, program.place(batch)),
-        params,
-        batches,
-        bytes_per_token=shards.num_bytes / max(1, shards.num_tokens - 1)
-        if shards.all_learned
-        else None,
     )

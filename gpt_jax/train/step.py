@@ -91,14 +91,14 @@ def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[Tra
             ema = state.ema
             if train.ema_decay:
                 ema = optax.incremental_update(params, ema, step_size=1 - train.ema_decay)
-            finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+            param_norm = optax.tree.norm(params)  # of the update, also where it is skipped
+            finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(param_norm)
             applied = finite & (weight != 0)
             params, opt_state, ema = jax.tree.map(
                 lambda new, old: jnp.where(applied, new, old),
                 (params, opt_state, ema),
                 (state.params, state.opt_state, state.ema),
             )
-            param_norm = optax.tree.norm(params)
         new_state = TrainState(
             step=state.step + 1,
             params=params,

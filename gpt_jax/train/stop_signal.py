@@ -1,5 +1,6 @@
-"""Being told to stop: SIGTERM from a scheduler, Ctrl-C from a person."""
+"""Stop requests: SIGTERM from a scheduler, Ctrl-C from a person, SIGHUP from a closed terminal."""
 
+import contextlib
 import signal
 from types import FrameType
 from typing import Self
@@ -13,19 +14,24 @@ from gpt_jax.parallel.rules import replicated
 
 
 class StopSignal:
-    """While active, the first SIGTERM or Ctrl-C is remembered for the loop to poll.
+    """While active, the first SIGTERM, SIGHUP or Ctrl-C is remembered for the loop to poll.
 
-    A second one acts at once, as it would without this. Works in the main thread only.
+    A second one acts at once, as it would without this. A SIGHUP that was ignored before, as under
+    nohup, stays ignored. Works in the main thread only.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+    SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
     def __init__(self):
         self.received: signal.Signals | None = None
         self._previous: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Self:
-        self._previous = {number: signal.signal(number, self._remember) for number in self.SIGNALS}
+        self._previous = {
+            number: signal.signal(number, self._remember)
+            for number in self.SIGNALS
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+        }
         return self
 
     def __exit__(self, *_) -> None:
@@ -37,7 +43,8 @@ class StopSignal:
         signal.signal(
             number, signal.SIG_DFL if number == signal.SIGTERM else self._previous[number]
         )
-        print(f'\n{self.received.name}: saving; once more ends at once', flush=True)
+        with contextlib.suppress(OSError):  # the terminal may be closed
+            print(f'\n{self.received.name}: saving; once more ends at once', flush=True)
 
 
 class StopAgreement:

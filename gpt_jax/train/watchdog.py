@@ -2,10 +2,12 @@
 
 import contextlib
 import faulthandler
+import math
 import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from typing import Self
 
 import jax
@@ -47,6 +49,16 @@ class Watchdog:
         self._last = time.monotonic()
         if self._seconds:
             faulthandler.dump_traceback_later(self._seconds + _SECOND_CHANCE_SECONDS, exit=True)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Stops the clock while the block runs: an evaluation or an upload is no stall."""
+        self._last = math.inf
+        faulthandler.cancel_dump_traceback_later()
+        try:
+            yield
+        finally:
+            self.beat()
 
     def _watch(self) -> None:
         while not self._ended.wait(min(1.0, self._seconds / 4)):

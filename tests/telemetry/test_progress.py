@@ -80,6 +80,28 @@ def test_the_rate_forgets_the_compilation_and_the_work_of_an_earlier_process(clo
     assert stream.getvalue().splitlines()[-1].endswith('2.00 steps/s  eta 0:08:14')
 
 
+def test_the_eta_waits_for_a_rate_and_leaves_out_what_is_skipped(clock):
+    stream = io.StringIO()
+    with progress.Progress(
+        100, unit='steps', description='train', every_seconds=0.0, stream=stream
+    ) as shown:
+        shown.announce('compiling the training step')
+        clock.now += 20
+        shown.update(1)
+        for step in range(2, 12):
+            clock.now += 1
+            shown.update(step)
+        clock.now += 50
+        shown.skip(50)
+        clock.now += 1
+        shown.update(12)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == 'train  compiling the training step'
+    assert lines[1].endswith('eta -:--:--')
+    assert lines[2].endswith('eta 0:01:38')
+    assert lines[-1].endswith('eta 0:01:28')
+
+
 def test_the_rate_follows_a_slow_down(clock):
     stream = io.StringIO()
     with progress.Progress(

@@ -1,5 +1,6 @@
 """The loop without a model: what it measures, and in which order things happen."""
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -7,8 +8,10 @@ import time
 import types
 
 import numpy as np
+import pytest
 
 from gpt_jax.config import finalize
+from gpt_jax.errors import UserError
 from gpt_jax.evaluate import Evaluation
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.train import loop
@@ -19,7 +22,7 @@ class _Clock:
     """Seconds that pass only where the test says so."""
 
     def __init__(self, monkeypatch):
-        self.now = 0.0
+        self.now, self.done = 0.0, 0
         monkeypatch.setattr(time, 'perf_counter', lambda: self.now)
 
     def spend(self, seconds: float) -> None:
@@ -42,8 +45,10 @@ class _OnDevice:
         return np.zeros(self._count)
 
 
-def _run(monkeypatch, **train) -> tuple[list[str], dict[int, dict[str, float]]]:
-    """What 20 steps write, each of a second; everything between them takes a hundred."""
+def _run(
+    monkeypatch, *, bad_from=99, stop_at=99, first=False, **train
+) -> tuple[list[str], dict[int, dict[str, float]]]:
+    """What happens in 20 steps of a second, and their rows; all between takes a hundred."""
     config = get_config()
     config.train.num_steps, config.train.log_every = 20, 4
     config.eval.every = config.sample.every = config.checkpoint.save_every = 10
@@ -53,10 +58,25 @@ def _run(monkeypatch, **train) -> tuple[list[str], dict[int, dict[str, float]]]:
     clock, happened, rows = _Clock(monkeypatch), [], {}
 
     def advance(state, call):
-        metrics = {'loss': _OnDevice(clock, len(call)), 'bad_steps': np.zeros(len(call))}
-        return _State(state.step + len(call)), metrics
+        done = np.arange(state.step, state.step + len(call)) + 1
+        clock.done = int(done[-1])
+        metrics = {
+            'loss': done.astype(float),
+            'accuracy': _OnDevice(clock, len(call)),
+            'bad_steps': np.maximum(0, done - bad_from + 1),
+        }
+        return _State(clock.done), metrics
+
+    paused = []
+
+    @contextlib.contextmanager
+    def pause():
+        paused.append(True)
+        yield
+        paused.pop()
 
     def take(name, result=None):
+        assert paused, f'{name} would count as a stall'
         clock.spend(100)
         happened.append(name)
         return result
@@ -71,12 +91,29 @@ def _run(monkeypatch, **train) -> tuple[list[str], dict[int, dict[str, float]]]:
         throughput=lambda rate: {},
         sample=lambda state: take(f'sample {state.step}', ''),
         save=lambda state, step, loss: take(f'save {step}'),
+        set_loss=lambda step, loss: take(f'set_loss {step}'),
+        keep_sample=lambda step, text: take(f'keep {step}'),
+        way_back=lambda: ' (back)',
+        stop=lambda: clock.done >= stop_at,
+        pause=pause,
         write=lambda step, row: rows.setdefault(step, {}).update(row),
     )
     progress = Progress(20, unit='steps', description='train', start=0, quiet=True)
     batches = itertools.repeat({})
     with progress:
-        loop.run(program, config, state=_State(0), batches=batches, hooks=hooks, progress=progress)
+        try:
+            _, outcome = loop.run(
+                program,
+                config,
+                state=_State(0),
+                batches=batches,
+                hooks=hooks,
+                progress=progress,
+                evaluate_first=first,
+            )
+        except UserError as error:
+            outcome = str(error)
+    happened.append(outcome)
     return happened, rows
 
 
@@ -89,7 +126,34 @@ def test_speed_is_that_of_the_steps(monkeypatch):
             assert row['train/tokens_per_second'] == 8 * 32, row
 
 
-def test_a_sample_cannot_cost_a_checkpoint(monkeypatch):
+def test_what_follows_the_last_step_cannot_cost_its_checkpoint(monkeypatch):
     happened, _ = _run(monkeypatch)
-    names = ('evaluate', 'save', 'sample')
-    assert happened == [f'{name} {step}' for step, name in itertools.product((10, 20), names)]
+    assert happened == [
+        *('evaluate 10', 'save 10', 'sample 10', 'keep 10'),
+        *('save 20', 'evaluate 20', 'set_loss 20', 'sample 20', 'keep 20'),
+        loop.Outcome.COMPLETE,
+    ]
+
+
+def test_a_stop_saves_at_once_and_the_evaluation_is_made_up_for(monkeypatch):
+    happened, _ = _run(monkeypatch, stop_at=10)
+    assert happened == ['save 10', loop.Outcome.STOPPED]
+    happened, rows = _run(monkeypatch, first=True, stop_at=5)
+    assert happened == ['evaluate 0', 'save 5', loop.Outcome.STOPPED]
+    assert 'eval/loss' in rows[0]
+
+
+@pytest.mark.parametrize(('bad_from', 'step'), [(19, 20), (3, 13)])
+def test_a_run_whose_last_steps_were_skipped_is_not_complete(monkeypatch, bad_from, step):
+    happened, _ = _run(monkeypatch, bad_from=bad_from)
+    assert f'steps in a row up to step {step} ' in happened[-1]
+    assert happened[-1].endswith('(back)')
+    assert f'save {step}' not in happened
+    assert _run(monkeypatch, bad_from=20)[0][-1] is loop.Outcome.COMPLETE  # one bad batch
+
+
+def test_the_loss_of_a_row_is_the_mean_since_the_row_before(monkeypatch):
+    for steps_per_call in (1, 10):
+        _, rows = _run(monkeypatch, steps_per_call=steps_per_call)
+        losses = {step: row['train/loss'] for step, row in rows.items() if 'train/loss' in row}
+        assert losses == {4: 2.5, 8: 6.5, 12: 10.5, 16: 14.5, 20: 18.5}

@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 
@@ -149,6 +150,19 @@ def test_infinite_gradients_of_a_finite_loss_are_skipped():
     assert np.isfinite(metrics['loss']) and not np.isfinite(metrics['grad_norm'])
     assert metrics['skipped_steps'] == 1
     assert_equal(state.params, huge)
+
+
+@pytest.mark.parametrize('rate', [np.inf, 1e30])
+def test_an_update_that_is_not_finite_is_skipped(rate):
+    """Finite gradients, and weights or a norm of weights that would not be."""
+    _, parts, start = build('adamw', ema_decay=0.9)
+    parts = dataclasses.replace(parts, optimizer=optax.sgd(rate))
+    start = make_state(start.params, parts.optimizer, ema_decay=0.9)
+    step = jax.jit(make_train_step(parts))
+    state, (metrics,) = run(step, start, make_batch())
+    assert np.isfinite(metrics['loss']) and np.isfinite(metrics['grad_norm'])
+    assert metrics['bad_steps'] == metrics['skipped_steps'] == 1
+    assert_equal((state.params, state.ema), (start.params, start.ema))
 
 
 def test_the_learning_rate_follows_the_updates():

@@ -31,3 +31,17 @@ def test_a_second_sigterm_ends_at_once():
     done = subprocess.run([sys.executable, '-c', TWICE], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == -signal.SIGTERM
     assert done.stdout.split()[-1] == 'SIGTERM', done.stdout
+
+
+def test_a_closed_terminal_stops_unless_nohup_ignores_it():
+    with StopSignal() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.received is signal.SIGHUP
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.received is None
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -38,6 +38,11 @@ def test_beats_keep_it_quiet():
     time.sleep(0.6)  # and so does the end: otherwise this process is gone
 
 
+def test_a_pause_is_no_stall():
+    with Watchdog(0.2) as watchdog, watchdog.paused():
+        time.sleep(0.6)  # otherwise this process is gone
+
+
 def test_off():
     with Watchdog(0.0) as watchdog:
         watchdog.beat()
