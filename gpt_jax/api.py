@@ -24,8 +24,7 @@ from jaxtyping import Array, Float
 
 from gpt_jax import files, object_store
 from gpt_jax import run as runs
-from gpt_jax.checkpoint import Checkpointer
-from gpt_jax.checkpoint_document import list_steps
+from gpt_jax.checkpoint_document import list_steps, read_documents
 from gpt_jax.config import EvalConfig, RunConfig, TrainConfig, finalize
 from gpt_jax.config_tree import suggest
 from gpt_jax.data.config import DataConfig
@@ -58,6 +57,7 @@ from gpt_jax.train.memory import explain_out_of_memory
 from gpt_jax.train.program import make_program
 from gpt_jax.train.session import Session, evaluate_shards
 from gpt_jax.weights import load_params, open_source
+from gpt_jax.weights.export import check_folder
 from gpt_jax.weights.exporters import find_exporter
 
 
@@ -259,27 +259,22 @@ class GPT:
     def save(self, folder: str | os.PathLike) -> None:
         """Writes config, tokenizer and weights; `load` and the command line read them.
 
-        What was saved in this folder before is replaced.
+        A model that was saved in this folder before is replaced, once the new one is whole.
 
         Raises:
             UserError: the folder holds a run of the command line, whose optimizer state would be
-                lost, or cannot be written.
+                lost, or files that are no model, or cannot be written.
         """
         run = runs.Run(_workdir(folder), self.config, self.tokenizer)
-        with (
-            runs.lock(run.workdir),
-            Checkpointer(run.checkpoints, self.config.checkpoint) as checkpointer,
-        ):
-            saved = checkpointer.meta()
-            damaged = saved is None and list_steps(run.checkpoints)
-            if damaged or (saved is not None and runs.is_training(saved)):
+        with runs.lock(run.workdir, key='folder'):
+            saved = read_documents(run.checkpoints)
+            damaged = not saved and list_steps(run.checkpoints)
+            if damaged or (saved and runs.is_training(saved[max(saved)]['meta'])):
                 raise UserError(
                     f'{run.workdir} holds a run with its optimizer state, which would be lost; '
                     f'save in another folder'
                 )
-            runs.save_run(run, overrides={})
-            checkpointer.clear()
-            checkpointer.save(self.steps, {'params': self.params}, {})
+            runs.save_weights(run, step=self.steps, params=self.params, meta={}, overrides={})
 
     @classmethod
     def load(
@@ -296,7 +291,7 @@ class GPT:
             UserError: there is no such run or checkpoint.
         """
         workdir = _workdir(folder)
-        config = runs.read_config(workdir)
+        config = runs.read_config(workdir, key='folder')
         runs.train_whole(config)
         # What was chosen for the machine that trained it.
         config.train, config.eval = TrainConfig(), EvalConfig()
@@ -344,10 +339,11 @@ class GPT:
 
         Raises:
             UserError: the format is unknown or cannot express the architecture, naming why, or
-                the folder is not on this machine.
+                the folder is not on this machine, or holds anything but an earlier export.
         """
         exporter = find_exporter(format)
         local = object_store.local_path(folder, key='folder')
+        check_folder(local, key='folder')
         model = self.config.model
         exporter(local, model, self.params, self.tokenizer, dtype=model.param_dtype)
 

@@ -1,13 +1,16 @@
 """The library door."""
 
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax import GPT
+from gpt_jax import GPT, checkpoint_disk, files
+from gpt_jax import run as runs
+from gpt_jax.checkpoint_document import list_steps
 from gpt_jax.errors import UserError
 from gpt_jax.main import main
 from gpt_jax.tokenizer import TokenizerConfig, TokenizerKind, make_tokenizer
@@ -171,3 +174,107 @@ def test_wrong_arguments(fitted):
         fitted.apply([[1, 300]])
     with pytest.raises(UserError, match='33 tokens are more than the 32 of max_seq_len'):
         fitted.apply([[1] * 33])
+
+
+def listing(folder) -> dict[str, bytes]:
+    """Every file below a folder but the lock, with its bytes."""
+    paths = [path for path in sorted(folder.rglob('*')) if path.is_file() and path.name != 'lock']
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+@pytest.fixture
+def tiny() -> GPT:
+    """An untrained model that is made in a moment."""
+    return GPT(num_layers=1, num_heads=1, d_model=8, max_seq_len=16)
+
+
+FOREIGN = {
+    'notes': ('notes.txt', 'mine'),
+    'config of something else': ('config.json', '{"model_type": "llama"}'),
+    'checkpoints': ('checkpoints/7/weights.bin', 'mine'),
+    'a lock': ('lock', 'of mine, to say it so'),
+}
+
+
+@pytest.mark.parametrize(('name', 'content'), FOREIGN.values(), ids=FOREIGN)
+def test_folders_of_others_are_left_alone(name, content, tiny, tmp_path):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text(content)
+    for write in (tiny.save, tiny.export):
+        with pytest.raises(UserError, match='is not empty'):
+            write(tmp_path)
+    with pytest.raises(UserError, match='is not empty and holds no run'), runs.lock(tmp_path):
+        pass
+    assert (tmp_path / name).read_text() == content
+    assert [path for path in tmp_path.rglob('*') if path.is_file()] == [tmp_path / name]
+
+
+def test_save_replaces_only_what_it_wrote(tiny, tmp_path):
+    tiny.save(tmp_path)
+    for name in ('notes.txt', 'checkpoints/notes.txt'):
+        (tmp_path / name).write_text('mine')
+    tiny.params = jax.tree.map(lambda x: x + 1, tiny.params)
+    tiny.steps = 3
+    tiny.save(tmp_path)
+    assert listing(tmp_path)['notes.txt'] == listing(tmp_path)['checkpoints/notes.txt'] == b'mine'
+    assert list_steps(tmp_path / 'checkpoints') == [3]
+    jax.tree.map(np.testing.assert_array_equal, GPT.load(tmp_path).params, tiny.params)
+
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, OSError(28, 'No space left on device')])
+@pytest.mark.parametrize(
+    'broken',
+    [(checkpoint_disk.Writer, 'save'), (checkpoint_disk.Writer, 'wait'), (runs, 'save_run')],
+    ids=lambda broken: broken[1],
+)
+def test_a_save_that_fails_leaves_the_old_model(broken, error, tiny, tmp_path, monkeypatch):
+    tiny.save(tmp_path)
+    before = listing(tmp_path)
+    tiny.params = jax.tree.map(lambda x: x + 1, tiny.params)
+
+    def fail(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*broken, fail)
+        with pytest.raises((KeyboardInterrupt, UserError, OSError)):
+            tiny.save(tmp_path)
+    assert listing(tmp_path) == before
+    GPT.load(tmp_path)
+    tiny.save(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, GPT.load(tmp_path).params, tiny.params)
+
+
+def test_a_swap_that_fails_leaves_the_old_model(tiny, tmp_path, monkeypatch):
+    tiny.save(tmp_path)
+    before, renames, rename = listing(tmp_path), [], pathlib.Path.rename
+    tiny.steps = 5
+    for number in range(1, 8):
+        renames.clear()
+
+        def fail(source, target, number=number):
+            renames.append(source)
+            if len(renames) == number:
+                raise OSError(5, 'Input/output error')
+            return rename(source, target)
+
+        with monkeypatch.context() as patch:
+            # orbax renames too: only the swap's are counted
+            patch.setattr(files.pathlib.Path, 'rename', fail)
+            with pytest.raises(UserError, match='cannot write'):
+                tiny.save(tmp_path)
+        assert listing(tmp_path) == before
+
+
+def test_export_replaces_nothing_but_an_export(tiny, tmp_path):
+    tiny.save(tmp_path / 'run')
+    before = listing(tmp_path / 'run')
+    with pytest.raises(UserError, match='folder=.*run is not empty'):
+        tiny.export(tmp_path / 'run', format='safetensors')
+    assert listing(tmp_path / 'run') == before
+    for _ in range(2):
+        tiny.export(tmp_path / 'out', format='safetensors')
+    card = tmp_path / 'out' / 'README.md'
+    card.write_text(card.read_text() + 'My notes.\n')
+    with pytest.raises(UserError, match=r'it has README\.md'):
+        tiny.export(tmp_path / 'out', format='safetensors')
