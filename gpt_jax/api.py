@@ -305,7 +305,7 @@ class GPT:
             UserError: the folder holds a run of the command line, whose optimizer state would be
                 lost, or files that are no model, or cannot be written.
         """
-        run = runs.Run(_workdir(folder), self.config, self.tokenizer)
+        run = runs.Run(_workdir(folder), self.config, self.tokenizer, draft=self._draft)
         with runs.lock(run.workdir, key='folder'):
             saved = read_documents(run.checkpoints)
             damaged = not saved and list_steps(run.checkpoints)

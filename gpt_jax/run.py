@@ -40,13 +40,22 @@ from gpt_jax.parallel import consistency, file_systems, lease, peers
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.tokenizer import Tokenizer
 
-CONFIG, TOKENIZER, CHECKPOINTS, PROVENANCE, LOCK = (
+CONFIG, DERIVED, TOKENIZER, CHECKPOINTS, PROVENANCE, LOCK = (
     'config.json',
+    'derived.json',
     'tokenizer',
     'checkpoints',
     'provenance.json',
     'lock',
 )
+# Knobs that `finalize` derives from others where they are 0, with the value that it gives them.
+# Not model.vocab_size, which modes that read no data need.
+DERIVATIONS: dict[str, Callable[[RunConfig], int]] = {
+    'model.num_kv_heads': lambda config: config.model.num_heads,
+    'model.d_ff': lambda config: 4 * config.model.d_model,
+    'model.head_dim': lambda config: config.model.d_model // config.model.num_heads,
+    'eval.batch_size': lambda config: config.train.batch_size,
+}
 STAGING, REPLACED = '.saving', '.replaced'  # of `save_weights`, while it works
 NO_CONTENT = {'lost+found', '.DS_Store'}  # what systems put into a folder that is empty
 
@@ -58,6 +67,7 @@ class Run:
     workdir: pathlib.Path
     config: RunConfig
     tokenizer: Tokenizer
+    draft: RunConfig | None = None  # what `config` was finalized from, where that is known
 
     @property
     def checkpoints(self) -> pathlib.Path:
@@ -74,6 +84,32 @@ def read_config(workdir: pathlib.Path, *, key: str = '--workdir') -> RunConfig:
     if not (workdir / CONFIG).is_file():
         raise UserError(f'{key}={workdir} holds no run: it has no {CONFIG}; train one first')
     return from_json(files.read_json(workdir / CONFIG), RunConfig)
+
+
+def read_draft(workdir: pathlib.Path) -> RunConfig:
+    """The config of a run with its derived values 0 again, so that overrides change them too.
+
+    A run that did not write which ones these are has them where the value is the derived one.
+
+    Raises:
+        UserError: the folder is no run, or its config is damaged.
+    """
+    config = read_config(workdir)
+    derived = [key for key, derive in DERIVATIONS.items() if _get(config, key) == derive(config)]
+    if (workdir / DERIVED).is_file():
+        written = files.read_json(workdir / DERIVED)
+        if not isinstance(written, list):
+            raise UserError(f'{workdir / DERIVED} is not a list of keys; delete it')
+        derived = [key for key in DERIVATIONS if key in written]
+    for key in derived:
+        branch, name = key.split('.')
+        setattr(getattr(config, branch), name, 0)
+    return config
+
+
+def _get(config: RunConfig, key: str) -> Any:
+    branch, name = key.split('.')
+    return getattr(getattr(config, branch), name)
 
 
 def train_whole(config: RunConfig) -> None:
@@ -104,6 +140,8 @@ def save_run(run: Run, *, overrides: dict[str, Any], origin: Any = None) -> None
     if origin:
         provenance['init_from'] = origin
     files.write_json(run.workdir / PROVENANCE, provenance)
+    derived = [key for key in DERIVATIONS if run.draft is not None and not _get(run.draft, key)]
+    files.write_json(run.workdir / DERIVED, derived)
     files.write_json(run.workdir / CONFIG, to_json(run.config))
 
 
@@ -142,7 +180,7 @@ def save_weights(
             outdated = [run.checkpoints / str(old) for old in list_steps(run.checkpoints)]
             outdated = [path for path in outdated if path.is_dir()]
             new = [staged.checkpoints / str(step), *(staged.workdir / TOKENIZER).iterdir()]
-            new += [staged.workdir / PROVENANCE, staged.workdir / CONFIG]
+            new += [staged.workdir / name for name in (PROVENANCE, DERIVED, CONFIG)]
             moves = {path: run.workdir / path.relative_to(staged.workdir) for path in new}
             files.swap(moves, outdated, aside=run.workdir / REPLACED)
         peers.barrier('weights are in place')
