@@ -22,16 +22,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gpt_jax import files, object_store
+from gpt_jax import object_store
 from gpt_jax import run as runs
-from gpt_jax.checkpoint import Checkpointer
-from gpt_jax.checkpoint_document import list_steps
+from gpt_jax.checkpoint_document import list_steps, read_document, read_documents
 from gpt_jax.config import EvalConfig, RunConfig, TrainConfig, finalize
 from gpt_jax.config_tree import suggest
 from gpt_jax.data.config import DataConfig
 from gpt_jax.data.encode import encode_text_file
+from gpt_jax.data.given_text import describe_text
+from gpt_jax.data.manifest import Manifest, hash_of
 from gpt_jax.data.prepare import prepare
 from gpt_jax.data.shard_tokenizer import make_run_tokenizer
+from gpt_jax.data.split import TRAIN
 from gpt_jax.errors import UserError
 from gpt_jax.evaluate import Evaluation
 from gpt_jax.inference.config import SampleConfig, finalize_sample
@@ -53,12 +55,16 @@ from gpt_jax.tokenizer import (
     make_tokenizer,
 )
 from gpt_jax.tokenizer.chat_template import Message
-from gpt_jax.train import loop
-from gpt_jax.train.memory import explain_out_of_memory
+from gpt_jax.train.fit import fit
 from gpt_jax.train.program import make_program
 from gpt_jax.train.session import Session, evaluate_shards
+from gpt_jax.train.state import TrainState
 from gpt_jax.weights import load_params, open_source
+from gpt_jax.weights.export import check_folder
 from gpt_jax.weights.exporters import find_exporter
+
+LEARNING_RATE = 1e-3  # of `fit`, for weights that begin at random
+FINE_TUNING_RATE = 3e-5  # for weights from elsewhere, as in configs/finetune.py
 
 
 class GPT:
@@ -95,6 +101,9 @@ class GPT:
         self._set_config(config)
         self._params: Any = None
         self.steps = 0  # training steps taken
+        self._source = ''  # where the weights came from, if from elsewhere
+        # Sequences that `fit` has read of each text (and length and seed), by the hash of these.
+        self._seen: dict[str, int] = {}
         self._generator: Generator | None = None
 
     @property
@@ -123,11 +132,12 @@ class GPT:
         """The logits of the token after each of `tokens` [B, L].
 
         Raises:
-            UserError: a token is not in the vocabulary, or more are given than have positions.
+            UserError: these are no rows of ids, a token is not in the vocabulary, or more are
+                given than have positions.
         """
         model = self.config.model
         if not isinstance(tokens, jax.core.Tracer):
-            tokens = np.asarray(tokens)
+            tokens = _token_rows(tokens)
             wrong = tokens[(tokens < 0) | (tokens >= model.vocab_size)]
             if wrong.size:
                 raise UserError(f'token {wrong[0]} is not one of the {model.vocab_size} tokens')
@@ -145,14 +155,23 @@ class GPT:
         *,
         steps: int = 1000,
         batch_size: int = 16,
-        learning_rate: float = 1e-3,
+        learning_rate: float | None = None,
         quiet: bool = False,
     ) -> Evaluation:
         """Trains on a text, or on the file or folder that `text` names.
 
         The last tenth is kept for validation. AdamW with a cosine schedule and a warm-up of a
         tenth of the steps, on as many devices as divide `batch_size`. Calling it again goes on
-        with these weights and a new optimizer.
+        with these weights and a new optimizer, in the text where the last call on it ended. Ctrl-C
+        ends it after the step under way: the weights of that step stay, and KeyboardInterrupt is
+        raised.
+
+        Args:
+          text: a text, or the name of a file or folder.
+          steps: how many to take.
+          batch_size: sequences per step.
+          learning_rate: its peak; by default 1e-3, or 3e-5 for weights from elsewhere.
+          quiet: show no progress.
 
         Returns:
           The loss on the validation part.
@@ -161,15 +180,25 @@ class GPT:
             UserError: the text is shorter than one window of `max_seq_len` tokens, or empty, or is
                 the name of nothing.
         """
+        if steps < 1:
+            raise UserError(f'steps={steps} must be at least 1')
+        if learning_rate is None:
+            learning_rate = FINE_TUNING_RATE if self._source else LEARNING_RATE
+            if self._source and not quiet:
+                print(
+                    f'fit: learning_rate={learning_rate} for the weights of {self._source}; '
+                    f'learning_rate={LEARNING_RATE} is that of new weights'
+                )
         config = copy.deepcopy(self._draft)
         config.optimizer = AdamW(learning_rate=learning_rate)
-        config.schedule = ScheduleConfig(warmup_steps=steps // 10)
-        config.train = TrainConfig(num_steps=steps, batch_size=batch_size)
+        config.schedule = ScheduleConfig(warmup_steps=steps // 10, decay_steps=steps)
+        # Steps are counted from call to call, so that each has its own dropout.
+        config.train = TrainConfig(num_steps=self.steps + steps, batch_size=batch_size)
         config.eval = EvalConfig(every=0)
         config.checkpoint.save_every, config.checkpoint.keep_best = 0, False
         progress = functools.partial(Progress, quiet=quiet)
         with tempfile.TemporaryDirectory(prefix='gpt_jax-') as scratch:
-            config.data = _describe_text(text, pathlib.Path(scratch))
+            config.data = describe_text(text, pathlib.Path(scratch))
             if not self._own_tokenizer:
                 kind, size = TokenizerKind.BPE, self.config.model.vocab_size
                 config.tokenizer = TokenizerConfig(kind=kind, vocab_size=size)
@@ -182,11 +211,12 @@ class GPT:
                 folder = prepare(config.data, config.tokenizer, progress=progress)
                 config.tokenizer.path = ''
             self._set_config(config)
-            result = self._run(Session(self.config, self.tokenizer, folder), quiet)
-        if not pathlib.Path(config.data.source).exists():  # a text that was given as such
-            config.data = DataConfig(corpus='text', split=config.data.split)
-            self._set_config(config)
-        return result
+            try:
+                return self._run(folder, quiet)
+            finally:
+                if config.data.cache_dir == str(pathlib.Path(scratch) / 'shards'):
+                    config.data = DataConfig(corpus='text', split=config.data.split)
+                    self._set_config(config)  # without the folder of a text that was given as such
 
     def generate(
         self,
@@ -244,42 +274,48 @@ class GPT:
         texts = [result.text for result in self._generate([ids], config)]
         return texts[0] if config.num_samples == 1 else texts
 
-    def evaluate(self, text: str | os.PathLike) -> Evaluation:
+    def evaluate(self, text: str | os.PathLike, *, batch_size: int = 0) -> Evaluation:
         """The loss on a text, or on the file that `text` names.
 
+        Args:
+          text: a text, or the name of a file.
+          batch_size: windows of `max_seq_len` tokens at once, fewer where the text has fewer; 0:
+            as many as `fit` takes sequences.
+
         Raises:
-            UserError: the text has fewer than two tokens, or is one word and not a file's name.
+            UserError: the text has fewer than two tokens, or is one word or a path and not a file's
+                name.
         """
+        if batch_size < 0:
+            raise UserError(f'batch_size={batch_size} must not be negative')
         with tempfile.TemporaryDirectory(prefix='gpt_jax-') as scratch:
             shards = encode_text_file(
-                _describe_text(text, pathlib.Path(scratch)).source, self.tokenizer
+                describe_text(text, pathlib.Path(scratch)).source, self.tokenizer
             )
-            return evaluate_shards(self._program, self.config, self.params, shards, limit=0)
+            return evaluate_shards(
+                self._program, self.config, self.params, shards, limit=0, batch_size=batch_size
+            )
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes config, tokenizer and weights; `load` and the command line read them.
 
-        What was saved in this folder before is replaced.
+        A model that was saved in this folder before is replaced, once the new one is whole.
 
         Raises:
             UserError: the folder holds a run of the command line, whose optimizer state would be
-                lost, or cannot be written.
+                lost, or files that are no model, or cannot be written.
         """
-        run = runs.Run(_workdir(folder), self.config, self.tokenizer)
-        with (
-            runs.lock(run.workdir),
-            Checkpointer(run.checkpoints, self.config.checkpoint) as checkpointer,
-        ):
-            saved = checkpointer.meta()
-            damaged = saved is None and list_steps(run.checkpoints)
-            if damaged or (saved is not None and runs.is_training(saved)):
+        run = runs.Run(_workdir(folder), self.config, self.tokenizer, draft=self._draft)
+        with runs.lock(run.workdir, key='folder'):
+            saved = read_documents(run.checkpoints)
+            damaged = not saved and list_steps(run.checkpoints)
+            if damaged or (saved and runs.is_training(saved[max(saved)]['meta'])):
                 raise UserError(
                     f'{run.workdir} holds a run with its optimizer state, which would be lost; '
                     f'save in another folder'
                 )
-            runs.save_run(run, overrides={})
-            checkpointer.clear()
-            checkpointer.save(self.steps, {'params': self.params}, {})
+            meta = {'source': self._source, 'seen': self._seen}
+            runs.save_weights(run, step=self.steps, params=self.params, meta=meta, overrides={})
 
     @classmethod
     def load(
@@ -296,7 +332,7 @@ class GPT:
             UserError: there is no such run or checkpoint.
         """
         workdir = _workdir(folder)
-        config = runs.read_config(workdir)
+        config = runs.read_config(workdir, key='folder')
         runs.train_whole(config)
         # What was chosen for the machine that trained it.
         config.train, config.eval = TrainConfig(), EvalConfig()
@@ -306,6 +342,10 @@ class GPT:
         gpt._set_config(config)
         run = runs.Run(workdir, gpt.config, tokenizer)
         gpt.steps, gpt.params = runs.restore_weights(run, step=step, weights=weights)
+        meta = read_document(run.checkpoints, gpt.steps)['meta']
+        origin = meta.get('init_from') or {}
+        gpt._source = meta.get('source') or origin.get('workdir', '')
+        gpt._seen = dict(meta.get('seen', {}))
         return gpt
 
     @classmethod
@@ -337,6 +377,7 @@ class GPT:
         gpt = cls(tokenizer=adopt(source, config, {f'model.{name}': model[name] for name in model}))
         gpt._set_config(config)
         gpt.params = load_params(source, nn.unbox(abstract_params(gpt.config.model)))
+        gpt._source = source.name
         return gpt
 
     def export(self, folder: str | os.PathLike, *, format: str = 'hf') -> None:
@@ -344,10 +385,11 @@ class GPT:
 
         Raises:
             UserError: the format is unknown or cannot express the architecture, naming why, or
-                the folder is not on this machine.
+                the folder is not on this machine, or holds anything but an earlier export.
         """
         exporter = find_exporter(format)
         local = object_store.local_path(folder, key='folder')
+        check_folder(local, key='folder')
         model = self.config.model
         exporter(local, model, self.params, self.tokenizer, dtype=model.param_dtype)
 
@@ -365,37 +407,42 @@ class GPT:
         self.config = finalize(config, vocab_size=self.tokenizer.vocab_size)
         self._program = make_program(self.config, make_mesh(self.config.mesh))
 
-    def _run(self, session: Session, quiet: bool) -> Evaluation:
-        """Trains a session from this model's weights and takes the result."""
-        results: dict[str, Evaluation] = {}
+    def _run(self, folder: pathlib.Path, quiet: bool) -> Evaluation:
+        """Trains on the shards in `folder` from this model's weights and takes the result."""
+        session = Session(self.config, self.tokenizer, folder)
+        first, batch_size = self.steps, self.config.train.batch_size
+        # By content: where a text lies may change from call to call.
+        tokens = [shard.sha256 for shard in Manifest.read(folder).splits[TRAIN].shards]
+        text = hash_of([tokens, self.config.model.max_seq_len, self.config.seed])
+        first_batch = -(-self._seen.get(text, 0) // batch_size)
 
-        def evaluate(state: Any) -> dict[str, Evaluation]:
-            results.update(session.evaluate(state))
-            return results
+        def keep(state: TrainState) -> None:
+            self.params, self.steps = state.params, int(state.step)
+            self._seen[text] = (first_batch + self.steps - first) * batch_size
 
-        hooks = loop.Hooks(evaluate=evaluate, throughput=session.throughput)
-        steps = self.config.train.num_steps
-        with (
-            Progress(steps, unit='steps', description='fit', quiet=quiet) as progress,
-            explain_out_of_memory(session.program, self.config),
-        ):
-            if self._params is None:
-                state = session.init()
-            else:
-                shardings = jax.tree.map(lambda x: x.sharding, session.program.abstract_params)
-                given = jax.tree.map(jnp.copy, jax.device_put(self._params, shardings))
-                state = session.begin(given)
-            state, _ = loop.run(
-                session.program,
-                self.config,
-                state=state,
-                batches=session.batches(0),
-                hooks=hooks,
-                progress=progress,
-            )
-        self.params = state.params
-        self.steps += steps
-        return results['eval']
+        return fit(
+            session,
+            params=self._params,
+            step=first,
+            first_batch=first_batch,
+            keep=keep,
+            quiet=quiet,
+        )
+
+
+def _token_rows(tokens: Any) -> np.ndarray:
+    """Rows of ids as an array [B, L]. Raises UserError for anything else."""
+    try:
+        rows = np.asarray(tokens)
+    except ValueError:
+        raise UserError('the rows of tokens differ in length; give rows of the same') from None
+    if rows.dtype.kind not in 'iu' or rows.ndim != 2:
+        given = 'text' if rows.dtype.kind in 'US' else f'{rows.dtype} of shape {rows.shape}'
+        raise UserError(
+            f'tokens must be rows of ids, integers of shape [B, L], and not {given}; give '
+            f'gpt.apply([gpt.tokenizer.encode(text)])'
+        )
+    return rows
 
 
 def _workdir(folder: str | os.PathLike) -> pathlib.Path:
@@ -403,33 +450,6 @@ def _workdir(folder: str | os.PathLike) -> pathlib.Path:
     workdir = object_store.to_path(folder, key='folder')
     object_store.check_reachable(workdir, key='folder')
     return workdir
-
-
-def _describe_text(text: str | os.PathLike, scratch: pathlib.Path) -> DataConfig:
-    """Where the text is: the file or folder it names, else a file made of it.
-
-    Raises:
-        UserError: it is one word and not the name of a file, so surely a mistyped one.
-    """
-    if not isinstance(text, str) or _exists(text):
-        return DataConfig(corpus='text', source=os.fspath(text), split='tail:0.1')
-    if len(text.split()) == 1:
-        raise UserError(f'there is no file {text!r}, and as a text it is a single word')
-    files.write_text(scratch / 'text.txt', text)
-    return DataConfig(
-        corpus='text',
-        source=str(scratch / 'text.txt'),
-        split='tail:0.1',
-        cache_dir=str(scratch / 'shards'),
-    )
-
-
-def _exists(text: str) -> bool:
-    """Whether a text is the name of something."""
-    try:
-        return pathlib.Path(text).exists()
-    except (OSError, ValueError):  # too long for a name, or with a NUL in it
-        return False
 
 
 def _sampling(where: str, max_new_tokens: int, sampling: dict[str, Any]) -> SampleConfig:

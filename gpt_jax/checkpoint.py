@@ -25,6 +25,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from gpt_jax import checkpoint_disk, checkpoint_objects, files, fingerprint, object_store
 from gpt_jax.checkpoint_document import (
+    DAMAGED,
     DamagedError,
     by_item,
     check_fingerprints,
@@ -43,8 +44,6 @@ from gpt_jax.checkpoint_document import (
 from gpt_jax.config_tree import INT32_MAX, check_domains, count, whole
 from gpt_jax.errors import UserError
 from gpt_jax.parallel import peers
-
-DAMAGED = 'damaged'  # sub-folder that keeps the steps that could not be read
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -172,14 +171,17 @@ class Checkpointer(contextlib.AbstractContextManager):
         self.wait()
         self._writer.close()
 
-    def clear(self) -> None:
-        """Deletes every checkpoint, damaged ones included: a fresh start."""
+    def clear(self, *, but: int | None = None) -> None:
+        """Deletes every checkpoint, damaged ones included, except step `but`: a fresh start.
+
+        Other files of the folder stay.
+        """
         self.wait()
         self._writer.close()
         with self._naming_failures():
             peers.barrier('clear checkpoints')
             if peers.is_primary():
-                self._store.remove_all(self.folder)
+                self._store.remove_all(self.folder, but=but)
             self._writer = self._open()
 
     def steps(self) -> list[int]:

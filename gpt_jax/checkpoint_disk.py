@@ -7,6 +7,7 @@ The trees are stored flat: optax's tuples, None and empty states come from the t
 `checkpoint_objects` has the same names for object stores.
 """
 
+import contextlib
 import functools
 import logging
 import pathlib
@@ -21,7 +22,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from gpt_jax import files
-from gpt_jax.checkpoint_document import META, DamagedError
+from gpt_jax.checkpoint_document import DAMAGED, META, DamagedError, list_steps
 
 
 class Writer:
@@ -73,10 +74,16 @@ class Writer:
         self._manager.delete(step)
 
 
-def remove_all(folder: pathlib.Path) -> None:
-    """Deletes a folder of checkpoints, damaged ones included."""
-    if folder.exists():
-        shutil.rmtree(folder)
+def remove_all(folder: pathlib.Path, *, but: int | None = None) -> None:
+    """Deletes every checkpoint, damaged ones included, except step `but`; other files stay."""
+    for step in list_steps(folder):
+        if step != but and (folder / str(step)).is_dir():
+            shutil.rmtree(folder / str(step))
+    for path in (folder / DAMAGED).glob('*'):
+        if path.is_dir() and path.name.rstrip('+').isdecimal():
+            shutil.rmtree(path)
+    with contextlib.suppress(OSError):  # not there, or with files that are not ours
+        (folder / DAMAGED).rmdir()
 
 
 def remove_unfinished(folder: pathlib.Path) -> None:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from gpt_jax import files, fingerprint, object_store
 from gpt_jax.errors import UserError
 
+DAMAGED = 'damaged'  # sub-folder that keeps the steps that could not be read
 META = 'meta'  # the sub-folder of a step that holds its document
 
 

@@ -26,7 +26,7 @@ import tensorstore as ts
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from gpt_jax import files, object_store
-from gpt_jax.checkpoint_document import DamagedError, document_path, list_steps
+from gpt_jax.checkpoint_document import DAMAGED, DamagedError, document_path, list_steps
 from gpt_jax.errors import UserError
 from gpt_jax.parallel import peers
 
@@ -167,11 +167,14 @@ def delete_step(folder: pathlib.Path, step: int) -> None:
     object_store.remove_folder(folder / str(step))
 
 
-def remove_all(folder: pathlib.Path) -> None:
-    """Deletes every checkpoint, damaged ones included."""
+def remove_all(folder: pathlib.Path, *, but: int | None = None) -> None:
+    """Deletes every checkpoint, damaged ones included, except step `but`; other objects stay."""
     for step in list_steps(folder):
-        object_store.remove(document_path(folder, step))  # no half of one is left, if interrupted
-    object_store.remove_folder(folder)
+        if step != but:
+            delete_step(folder, step)
+    for name in object_store.list_names(folder / DAMAGED):
+        if name.rstrip('+').isdecimal():
+            object_store.remove_folder(folder / DAMAGED / name)
 
 
 def list_damaged(folder: pathlib.Path) -> list[str]:

@@ -182,6 +182,9 @@ def _from_json_value(value: Any, kind: Any, key: str) -> Any:
             value = (value,) if isinstance(value, str) else value
             return tuple(_from_json_item(item, typing.get_args(kind)[0]) for item in value)
         if isinstance(kind, type) and issubclass(kind, enum.Enum):
+            choices = [str(each.value) for each in kind]
+            if value not in choices:
+                raise UserError(f'{key}={value!r} is not one of {", ".join(choices)}')
             return kind(value)
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)

@@ -7,7 +7,8 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from gpt_jax import object_store
@@ -44,6 +45,48 @@ def atomic_file(path: str | os.PathLike, mode: str = 'wb') -> Iterator[IO]:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def swap(
+    moves: Mapping[pathlib.Path, pathlib.Path],
+    outdated: Sequence[pathlib.Path],
+    *,
+    aside: pathlib.Path,
+) -> None:
+    """Puts new files and folders in place of old ones of the same file system, all or none.
+
+    Args:
+      moves: from where a finished file or folder is to where it belongs.
+      outdated: what goes besides the targets of `moves` that exist.
+      aside: a folder to make for what goes, removed at the end.
+
+    Raises:
+        UserError: a file cannot be moved; everything is where it was.
+    """
+    done: list[tuple[pathlib.Path, pathlib.Path]] = []
+
+    def move(source: pathlib.Path, target: pathlib.Path) -> None:
+        done.append((source, target))
+        source.rename(target)
+
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        old = dict.fromkeys([*outdated, *(path for path in moves.values() if path.exists())])
+        for number, path in enumerate(old):
+            move(path, aside / str(number))
+        for source, target in moves.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            move(source, target)
+    except BaseException as error:
+        for source, target in reversed(done):
+            with contextlib.suppress(FileNotFoundError):  # the move that failed
+                target.rename(source)
+        if isinstance(error, OSError):
+            raise cannot_write(aside.parent, error) from error
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def system_errno(error: BaseException) -> int | None:

@@ -96,7 +96,7 @@ def _main(argv: list[str], *, debug: bool) -> int:
     elif name == 'import_weights':  # makes the run that the others read
         config = RunConfig()
     else:
-        config = run.read_config(folder)
+        config = run.read_draft(folder)
     flags = absl_flags.FlagValues()
     mode.define_flags(flags)
     _parse(flags, config, argv)

@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from gpt_jax import files, fingerprint, object_store, tokenizer
 from gpt_jax.checkpoint import Checkpointer
-from gpt_jax.checkpoint_document import read_document
+from gpt_jax.checkpoint_document import list_steps, read_document
 from gpt_jax.config import RunConfig
 from gpt_jax.config_tree import from_json, to_json
 from gpt_jax.data import locations
@@ -39,13 +40,24 @@ from gpt_jax.parallel import consistency, file_systems, lease, peers
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.tokenizer import Tokenizer
 
-CONFIG, TOKENIZER, CHECKPOINTS, PROVENANCE, LOCK = (
+CONFIG, DERIVED, TOKENIZER, CHECKPOINTS, PROVENANCE, LOCK = (
     'config.json',
+    'derived.json',
     'tokenizer',
     'checkpoints',
     'provenance.json',
     'lock',
 )
+# Knobs that `finalize` derives from others where they are 0, with the value that it gives them.
+# Not model.vocab_size, which modes that read no data need.
+DERIVATIONS: dict[str, Callable[[RunConfig], int]] = {
+    'model.num_kv_heads': lambda config: config.model.num_heads,
+    'model.d_ff': lambda config: 4 * config.model.d_model,
+    'model.head_dim': lambda config: config.model.d_model // config.model.num_heads,
+    'eval.batch_size': lambda config: config.train.batch_size,
+}
+STAGING, REPLACED = '.saving', '.replaced'  # of `save_weights`, while it works
+NO_CONTENT = {'lost+found', '.DS_Store'}  # what systems put into a folder that is empty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +67,7 @@ class Run:
     workdir: pathlib.Path
     config: RunConfig
     tokenizer: Tokenizer
+    draft: RunConfig | None = None  # what `config` was finalized from, where that is known
 
     @property
     def checkpoints(self) -> pathlib.Path:
@@ -62,15 +75,41 @@ class Run:
         return self.workdir / CHECKPOINTS
 
 
-def read_config(workdir: pathlib.Path) -> RunConfig:
-    """The config that a run was started with.
+def read_config(workdir: pathlib.Path, *, key: str = '--workdir') -> RunConfig:
+    """The config that a run was started with; `key` is what the caller calls the folder.
 
     Raises:
         UserError: the folder is no run, or its config is damaged.
     """
     if not (workdir / CONFIG).is_file():
-        raise UserError(f'--workdir={workdir} holds no run: it has no {CONFIG}; train one first')
+        raise UserError(f'{key}={workdir} holds no run: it has no {CONFIG}; train one first')
     return from_json(files.read_json(workdir / CONFIG), RunConfig)
+
+
+def read_draft(workdir: pathlib.Path) -> RunConfig:
+    """The config of a run with its derived values 0 again, so that overrides change them too.
+
+    A run that did not write which ones these are has them where the value is the derived one.
+
+    Raises:
+        UserError: the folder is no run, or its config is damaged.
+    """
+    config = read_config(workdir)
+    derived = [key for key, derive in DERIVATIONS.items() if _get(config, key) == derive(config)]
+    if (workdir / DERIVED).is_file():
+        written = files.read_json(workdir / DERIVED)
+        if not isinstance(written, list):
+            raise UserError(f'{workdir / DERIVED} is not a list of keys; delete it')
+        derived = [key for key in DERIVATIONS if key in written]
+    for key in derived:
+        branch, name = key.split('.')
+        setattr(getattr(config, branch), name, 0)
+    return config
+
+
+def _get(config: RunConfig, key: str) -> Any:
+    branch, name = key.split('.')
+    return getattr(getattr(config, branch), name)
 
 
 def train_whole(config: RunConfig) -> None:
@@ -101,7 +140,53 @@ def save_run(run: Run, *, overrides: dict[str, Any], origin: Any = None) -> None
     if origin:
         provenance['init_from'] = origin
     files.write_json(run.workdir / PROVENANCE, provenance)
+    derived = [key for key in DERIVATIONS if run.draft is not None and not _get(run.draft, key)]
+    files.write_json(run.workdir / DERIVED, derived)
     files.write_json(run.workdir / CONFIG, to_json(run.config))
+
+
+def save_weights(
+    run: Run, *, step: int, params: Any, meta: Mapping[str, Any], overrides: dict[str, Any]
+) -> None:
+    """Makes weights the run's only checkpoint, in place of the checkpoints that it has.
+
+    Everything is written beside what it replaces; only when it is whole do the two change places,
+    so a failure leaves the old run. Files that are not the run's stay. An object store cannot
+    rename: there the old checkpoints go after the new one is written, or before it where both have
+    the same step. Collective.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    if object_store.is_remote(run.workdir):
+        with Checkpointer(run.checkpoints, run.config.checkpoint) as checkpointer:
+            if step in list_steps(run.checkpoints):
+                checkpointer.clear()
+            checkpointer.save(step, {'params': params}, meta)
+            checkpointer.wait()
+            save_run(run, overrides=overrides)
+            checkpointer.clear(but=step)
+        return
+    staged = dataclasses.replace(run, workdir=run.workdir / STAGING)
+    if peers.is_primary():
+        shutil.rmtree(staged.workdir, ignore_errors=True)  # of a process that died
+    peers.barrier('begin to save weights')
+    try:
+        with Checkpointer(staged.checkpoints, run.config.checkpoint) as checkpointer:
+            checkpointer.save(step, {'params': params}, meta)
+        save_run(staged, overrides=overrides)
+        peers.barrier('weights are written')
+        if peers.is_primary():
+            outdated = [run.checkpoints / str(old) for old in list_steps(run.checkpoints)]
+            outdated = [path for path in outdated if path.is_dir()]
+            new = [staged.checkpoints / str(step), *(staged.workdir / TOKENIZER).iterdir()]
+            new += [staged.workdir / name for name in (PROVENANCE, DERIVED, CONFIG)]
+            moves = {path: run.workdir / path.relative_to(staged.workdir) for path in new}
+            files.swap(moves, outdated, aside=run.workdir / REPLACED)
+        peers.barrier('weights are in place')
+    finally:
+        if peers.is_primary():
+            shutil.rmtree(staged.workdir, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -201,20 +286,56 @@ def _wait_for_data(leaders: set[int], make_progress: Callable[..., Progress]) ->
             time.sleep(0.5)
 
 
+def check_ours(workdir: pathlib.Path, *, key: str = '--workdir') -> None:
+    """Refuses a folder with files that are not a run's: a run would replace some of them.
+
+    A run has its config, or at least the lock of a process that ended before writing it.
+
+    Raises:
+        UserError: naming the folder and one of its files; `key` is what the caller calls it.
+    """
+    if object_store.is_remote(workdir):
+        names = set(object_store.list_names(workdir))
+    else:
+        names = set(os.listdir(workdir)) if workdir.is_dir() else set()
+    if not names - NO_CONTENT or _is_run(workdir, names):
+        return
+    raise UserError(
+        f'{key}={workdir} is not empty and holds no run of gpt_jax (it has '
+        f'{min(names - NO_CONTENT)}); name a new or an empty folder'
+    )
+
+
+def _is_run(workdir: pathlib.Path, names: set[str]) -> bool:
+    """Whether a folder with these names is one that a run has written to."""
+    if CONFIG in names:
+        with contextlib.suppress(OSError, ValueError):
+            config = json.loads(object_store.read_bytes(workdir / CONFIG))
+            return isinstance(config, dict) and {'model', 'train', 'checkpoint'} <= config.keys()
+    if LOCK not in names:
+        return False
+    if object_store.is_remote(workdir):
+        return True
+    path = workdir / LOCK
+    return path.is_file() and (path.stat().st_size == 0 or path.read_bytes()[:20].isdigit())
+
+
 @contextlib.contextmanager
-def lock(workdir: pathlib.Path) -> Iterator[None]:
+def lock(workdir: pathlib.Path, *, key: str = '--workdir') -> Iterator[None]:
     """Holds a workdir for one writer; the lock goes with the process.
 
     A folder in which nothing was written, because the run was refused, is removed again. Of the
     processes of one run the first holds the lock for all. An object store has no locks: there it
-    is a lease (`parallel/lease.py`).
+    is a lease (`parallel/lease.py`). `key` is what the caller calls the folder.
 
     Raises:
-        UserError: another process writes there, or the folder cannot be made.
+        UserError: another process writes there, the folder holds something else than a run, or it
+            cannot be made.
     """
     if not peers.is_primary():
         yield
         return
+    check_ours(workdir, key=key)
     if object_store.is_remote(workdir):
         with lease.hold(workdir / LOCK):
             yield
@@ -230,8 +351,8 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
         except OSError as error:
             file.seek(0)
             raise UserError(
-                f'--workdir={workdir} is in use by process {file.read().strip() or "?"}; wait for '
-                f'it to end or choose another --workdir'
+                f'{key}={workdir} is in use by process {file.read().strip() or "?"}; wait for '
+                f'it to end or choose another folder'
             ) from error
         file.truncate(0)
         file.write(str(os.getpid()))

@@ -1,16 +1,23 @@
 """The library door."""
 
 import json
+import pathlib
+import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax import GPT
+from configs import finetune
+from gpt_jax import GPT, checkpoint_disk, files
+from gpt_jax import run as runs
+from gpt_jax.checkpoint_document import list_steps
 from gpt_jax.errors import UserError
 from gpt_jax.main import main
+from gpt_jax.telemetry.progress import Progress
 from gpt_jax.tokenizer import TokenizerConfig, TokenizerKind, make_tokenizer
+from gpt_jax.train.program import Program
 from tests.command_line import TINY
 from tests.tiny_config import TEXT
 
@@ -171,3 +178,247 @@ def test_wrong_arguments(fitted):
         fitted.apply([[1, 300]])
     with pytest.raises(UserError, match='33 tokens are more than the 32 of max_seq_len'):
         fitted.apply([[1] * 33])
+
+
+def listing(folder) -> dict[str, bytes]:
+    """Every file below a folder but the lock, with its bytes."""
+    paths = [path for path in sorted(folder.rglob('*')) if path.is_file() and path.name != 'lock']
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+@pytest.fixture
+def tiny() -> GPT:
+    """An untrained model that is made in a moment."""
+    return GPT(num_layers=1, num_heads=1, d_model=8, max_seq_len=16)
+
+
+FOREIGN = {
+    'notes': ('notes.txt', 'mine'),
+    'config of something else': ('config.json', '{"model_type": "llama"}'),
+    'checkpoints': ('checkpoints/7/weights.bin', 'mine'),
+    'a lock': ('lock', 'of mine, to say it so'),
+}
+
+
+@pytest.mark.parametrize(('name', 'content'), FOREIGN.values(), ids=FOREIGN)
+def test_folders_of_others_are_left_alone(name, content, tiny, tmp_path):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text(content)
+    for write in (tiny.save, tiny.export):
+        with pytest.raises(UserError, match='is not empty'):
+            write(tmp_path)
+    with pytest.raises(UserError, match='is not empty and holds no run'), runs.lock(tmp_path):
+        pass
+    assert (tmp_path / name).read_text() == content
+    assert [path for path in tmp_path.rglob('*') if path.is_file()] == [tmp_path / name]
+
+
+def test_save_replaces_only_what_it_wrote(tiny, tmp_path):
+    tiny.save(tmp_path)
+    for name in ('notes.txt', 'checkpoints/notes.txt'):
+        (tmp_path / name).write_text('mine')
+    tiny.params = jax.tree.map(lambda x: x + 1, tiny.params)
+    tiny.steps = 3
+    tiny.save(tmp_path)
+    assert listing(tmp_path)['notes.txt'] == listing(tmp_path)['checkpoints/notes.txt'] == b'mine'
+    assert list_steps(tmp_path / 'checkpoints') == [3]
+    jax.tree.map(np.testing.assert_array_equal, GPT.load(tmp_path).params, tiny.params)
+
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, OSError(28, 'No space left on device')])
+@pytest.mark.parametrize(
+    'broken',
+    [(checkpoint_disk.Writer, 'save'), (checkpoint_disk.Writer, 'wait'), (runs, 'save_run')],
+    ids=lambda broken: broken[1],
+)
+def test_a_save_that_fails_leaves_the_old_model(broken, error, tiny, tmp_path, monkeypatch):
+    tiny.save(tmp_path)
+    before = listing(tmp_path)
+    tiny.params = jax.tree.map(lambda x: x + 1, tiny.params)
+
+    def fail(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*broken, fail)
+        with pytest.raises((KeyboardInterrupt, UserError, OSError)):
+            tiny.save(tmp_path)
+    assert listing(tmp_path) == before
+    GPT.load(tmp_path)
+    tiny.save(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, GPT.load(tmp_path).params, tiny.params)
+
+
+def test_a_swap_that_fails_leaves_the_old_model(tiny, tmp_path, monkeypatch):
+    tiny.save(tmp_path)
+    before, renames, rename = listing(tmp_path), [], pathlib.Path.rename
+    tiny.steps = 5
+    for number in range(1, 8):
+        renames.clear()
+
+        def fail(source, target, number=number):
+            renames.append(source)
+            if len(renames) == number:
+                raise OSError(5, 'Input/output error')
+            return rename(source, target)
+
+        with monkeypatch.context() as patch:
+            # orbax renames too: only the swap's are counted
+            patch.setattr(files.pathlib.Path, 'rename', fail)
+            with pytest.raises(UserError, match='cannot write'):
+                tiny.save(tmp_path)
+        assert listing(tmp_path) == before
+
+
+def test_export_replaces_nothing_but_an_export(tiny, tmp_path):
+    tiny.save(tmp_path / 'run')
+    before = listing(tmp_path / 'run')
+    with pytest.raises(UserError, match='folder=.*run is not empty'):
+        tiny.export(tmp_path / 'run', format='safetensors')
+    assert listing(tmp_path / 'run') == before
+    for _ in range(2):
+        tiny.export(tmp_path / 'out', format='safetensors')
+    card = tmp_path / 'out' / 'README.md'
+    card.write_text(card.read_text() + 'My notes.\n')
+    with pytest.raises(UserError, match=r'it has README\.md'):
+        tiny.export(tmp_path / 'out', format='safetensors')
+
+
+def record_batches(monkeypatch) -> list[tuple[int, bytes]]:
+    """Every batch that is trained on from here on: the step that it is taken for, and its bits."""
+    taken, advance = [], Program.advance
+
+    def record(self, state, batches):
+        taken.extend(
+            (int(state.step) + i, batch['tokens'].tobytes()) for i, batch in enumerate(batches)
+        )
+        return advance(self, state, batches)
+
+    monkeypatch.setattr(Program, 'advance', record)
+    return taken
+
+
+def test_short_calls_of_fit_see_what_a_long_one_does(tmp_path, monkeypatch):
+    taken = record_batches(monkeypatch)
+    text = TEXT.read_text(encoding='utf-8')[:6000]
+
+    def make() -> GPT:
+        return GPT(num_layers=1, num_heads=1, d_model=8, max_seq_len=16)
+
+    make().fit(text, steps=6, batch_size=2, quiet=True)
+    whole = [*taken]
+    taken.clear()
+    gpt = make()
+    for steps in (2, 1):
+        gpt.fit(text, steps=steps, batch_size=2, quiet=True)
+    gpt.save(tmp_path)
+    gpt = GPT.load(tmp_path)
+    gpt.fit(text, steps=1, batch_size=4, quiet=True)  # twice as many sequences
+    assert gpt.steps == 4
+    assert taken[:3] == whole[:3]
+    assert (taken[3][0], len({bits for _, bits in taken})) == (3, 4)
+    assert taken[3][1] == whole[4][1] + whole[5][1]  # sequence 6 begins its second batch of 4
+
+
+def test_weights_from_elsewhere_get_the_rate_of_fine_tuning(tiny, tmp_path, capsys):
+    tiny.export(tmp_path / 'out', format='safetensors')
+    gpt = GPT.from_pretrained(tmp_path / 'out')
+    rate = finetune.get_config().optimizer.learning_rate
+    text = TEXT.read_text(encoding='utf-8')[:3000]
+    gpt.fit(text, steps=1, batch_size=2)
+    assert gpt.config.optimizer.learning_rate == rate
+    said = [line for line in capsys.readouterr().out.splitlines() if 'learning_rate' in line]
+    assert len(said) == 1 and f'{rate}' in said[0] and str(tmp_path / 'out') in said[0]
+    gpt.save(tmp_path / 'saved')
+    loaded = GPT.load(tmp_path / 'saved')
+    loaded.fit(text, steps=1, batch_size=2, quiet=True)
+    assert loaded.config.optimizer.learning_rate == rate
+    loaded.fit(text, steps=1, batch_size=2, learning_rate=0.5, quiet=True)
+    tiny.fit(text, steps=1, batch_size=2, quiet=True)
+    rates = [each.config.optimizer.learning_rate for each in (loaded, tiny)]
+    assert rates == [0.5, 1e-3]
+
+
+@pytest.mark.parametrize('by', ['signal', 'error'])
+def test_an_interrupted_fit_keeps_what_it_trained(by, tiny, monkeypatch):
+    taken = record_batches(monkeypatch)
+    update = Progress.update
+
+    def interrupt(self, done, **fields):
+        update(self, done, **fields)
+        if self.description == 'fit' and done >= 3:
+            if by == 'error':
+                raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Progress, 'update', interrupt)
+    before = jax.tree.map(np.asarray, tiny.params)
+    with pytest.raises(KeyboardInterrupt):
+        tiny.fit(TEXT, steps=400, batch_size=2, quiet=True)
+    assert 3 <= tiny.steps == len(taken) < 400
+    assert any(jax.tree.leaves(jax.tree.map(lambda a, b: (a != b).any(), before, tiny.params)))
+    monkeypatch.setattr(Progress, 'update', update)
+    done = tiny.steps
+    tiny.fit(TEXT, steps=1, batch_size=2, quiet=True)
+    assert tiny.steps == done + 1 == len({bits for _, bits in taken})
+
+
+def test_evaluation_takes_the_size_of_the_text(monkeypatch):
+    shapes, place = [], Program.place
+
+    def record(self, batch):
+        shapes.append(batch['tokens'].shape)
+        return place(self, batch)
+
+    monkeypatch.setattr(Program, 'place', record)
+    gpt = GPT(num_layers=1, num_heads=1, d_model=8, max_seq_len=64)
+    text = 'to be or not to be, that is the question. ' * 20
+    short = gpt.evaluate(text[:38])
+    assert shapes.pop()[1] == 65 and short.tokens == 37
+    short = gpt.evaluate(text[:18])
+    assert shapes.pop()[1] == 33 and short.tokens == 17
+    whole = gpt.evaluate(text)
+    assert shapes.pop() == (16, 65) and not shapes
+    small = gpt.evaluate(text, batch_size=8)
+    assert shapes == [(8, 65), (8, 65)]
+    assert small.tokens == whole.tokens and small.loss == pytest.approx(whole.loss, rel=1e-5)
+    with pytest.raises(UserError, match='batch_size=-1 must not be negative'):
+        gpt.evaluate(text, batch_size=-1)
+
+
+MISTYPED = ['/a path/that is.txt', './my texts', '~/no such file', 'my corpus.txt', 'a b/c d.tok']
+
+
+@pytest.mark.parametrize('name', MISTYPED)
+def test_a_path_that_names_nothing_is_no_text(name, tiny):
+    with pytest.raises(UserError, match='there is no file'):
+        tiny.evaluate(name)
+
+
+def test_texts_with_slashes_and_full_stops_are_texts(tiny):
+    for text in ('He and/or she came.', 'It ended.', 'a b.txt\n', 'I write node.js all day'):
+        assert tiny.evaluate(text).tokens == len(text) - 1
+
+
+ROWS = {
+    'one row': ([1, 2, 3], 'int64 of shape'),
+    'text': ('hello', 'not text'),
+    'texts': (['hello'], 'not text'),
+    'numbers': ([[0.5]], 'float64'),
+    'ragged': ([[1, 2], [3]], 'differ in length'),
+    'nothing': ([[]], 'float64'),
+    'an object': (None, 'object'),
+}
+
+
+@pytest.mark.parametrize(('tokens', 'message'), ROWS.values(), ids=ROWS)
+def test_apply_says_what_it_takes(tokens, message, tiny):
+    with pytest.raises(UserError, match=message):
+        tiny.apply(tokens)
+
+
+def test_choices_and_folders_are_named(tmp_path):
+    with pytest.raises(UserError, match="config.model.mlp='swigloo' is not one of .*swiglu"):
+        GPT(mlp='swigloo')
+    with pytest.raises(UserError, match=f'^folder={tmp_path}/none holds no run'):
+        GPT.load(tmp_path / 'none')

@@ -126,6 +126,14 @@ def cut_windows(encoded: Encoded, *, length: int, stride: int) -> Iterator[Windo
         done, step = end, stride
 
 
+def next_rung(number: int, *, least: int) -> int:
+    """The first of `least`, twice that, … that is not below `number`."""
+    rung = least
+    while rung < number:
+        rung *= 2
+    return rung
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scorer:
     """A model's tokenizer and compiled step, ready to score with any weights of its shape.
@@ -211,9 +219,7 @@ class Scorer:
 
     def _rung(self, length: int) -> int:
         """Where a length stands on the ladder LEAST_LENGTH, twice that, … and max_seq_len."""
-        rung = LEAST_LENGTH * self.length_parts
-        while rung < length:
-            rung *= 2
+        rung = next_rung(length, least=LEAST_LENGTH * self.length_parts)
         return min(rung, self.max_seq_len)
 
     def _batch(

@@ -6,7 +6,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from gpt_jax import run as runs
-from gpt_jax.checkpoint import Checkpointer
+from gpt_jax.checkpoint_document import list_steps
 from gpt_jax.config import RunConfig, finalize
 from gpt_jax.config_tree import to_json
 from gpt_jax.errors import UserError
@@ -48,18 +48,14 @@ def run(
     with runs.lock(workdir):
         this_run = runs.Run(workdir, final, tokenizer)
         program = make_program(final, make_mesh(final.mesh))
-        with Checkpointer(this_run.checkpoints, final.checkpoint) as checkpointer:
-            if checkpointer.steps() and not flags.fresh:
-                raise UserError(
-                    f'--workdir={workdir} holds a run already; choose another one, or replace its '
-                    f'checkpoints with --fresh'
-                )
-            params = load_params(source, program.abstract_params)
-            checkpointer.clear()
-            checkpointer.save(
-                0, {'params': params}, {'config': to_json(final), 'source': source.name}
+        if list_steps(this_run.checkpoints) and not flags.fresh:
+            raise UserError(
+                f'--workdir={workdir} holds a run already; choose another one, or replace its '
+                f'checkpoints with --fresh'
             )
-        runs.save_run(this_run, overrides=overrides)
+        params = load_params(source, program.abstract_params)
+        meta = {'config': to_json(final), 'source': source.name}
+        runs.save_weights(this_run, step=0, params=params, meta=meta, overrides=overrides)
     print(format_table(f'{workdir}, from {source.name}', _describe(final, tokenizer)))
     print(f'See it write: --mode generate --workdir {workdir} --prompt "Once upon a time"')
     return 0

@@ -85,7 +85,7 @@ def run(
             probe.check_shared_folder(workdir)
         session = Session(final, tokenizer, folder)
         session.check_texts()
-        this_run = runs.Run(workdir, final, tokenizer)
+        this_run = runs.Run(workdir, final, tokenizer, draft=config)
         with (
             Checkpointer(this_run.checkpoints, final.checkpoint) as checkpointer,
             StopSignal() as signals,

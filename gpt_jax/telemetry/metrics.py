@@ -5,10 +5,12 @@ checkpoint that a run resumes from are removed first: the run will write them ag
 """
 
 import contextlib
+import itertools
 import json
 import math
 import os
 import pathlib
+import re
 import secrets
 import struct
 import sys
@@ -141,6 +143,8 @@ class Wandb:
         self._run.finish()
 
 
+_OWN_EVENTS = re.compile(r'\.[0-9a-f]{15,16}$')  # the time in nanoseconds, as TensorBoard adds it
+
 SINKS: dict[str, Callable[[pathlib.Path, int | None], Sink]] = {
     'jsonl': JsonLines,
     'tensorboard': TensorBoard,
@@ -224,14 +228,22 @@ def _naming(path: pathlib.Path) -> Iterator[None]:
 
 
 def _keep_lines(path: pathlib.Path, last_step: int | None) -> None:
-    """Rewrites a JSON Lines file with the rows up to a step, without a torn last line."""
+    """Rewrites a JSON Lines file with the rows up to a step, without a torn last line.
+
+    Raises:
+        UserError: it has whole lines, and none of them is a row: another program wrote it.
+    """
     if not path.exists():
         return
+    with open(path, 'rb') as old:
+        whole = [line for line in itertools.islice(old, 100) if line.strip(b'\0\n')]
+    if whole and whole[0].endswith(b'\n') and not any(_is_row_up_to(x, math.inf) for x in whole):
+        raise UserError(f'{path} has no rows of a run and would be replaced; move it elsewhere')
     with open(path, 'rb') as old, files.atomic_file(path) as new:
         new.writelines(line for line in old if _is_row_up_to(line, last_step))
 
 
-def _is_row_up_to(line: bytes, last_step: int | None) -> bool:
+def _is_row_up_to(line: bytes, last_step: float | None) -> bool:
     if last_step is None or not line.endswith(b'\n'):
         return False
     try:
@@ -253,9 +265,14 @@ def _import_tensorboardx() -> None:
 
 
 def _keep_events(path: pathlib.Path, last_step: int | None) -> None:
-    """Rewrites an event file with the events up to a step; deletes it when there is none."""
+    """Rewrites an event file of ours with the events up to a step; deletes it when there is none.
+
+    Files that other programs wrote have another end of their name, and stay.
+    """
     from tensorboardX.proto import event_pb2
 
+    if not _OWN_EVENTS.search(path.name):
+        return
     if last_step is None:
         path.unlink()
         return

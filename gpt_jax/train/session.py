@@ -14,7 +14,7 @@ from gpt_jax.data.shards import Shards
 from gpt_jax.data.split import TRAIN, VALIDATION
 from gpt_jax.errors import UserError
 from gpt_jax.evaluate import Evaluation, benchmark, evaluate
-from gpt_jax.evaluate.scoring import Scorer
+from gpt_jax.evaluate.scoring import LEAST_LENGTH, Scorer, next_rung
 from gpt_jax.evaluate.task import Metric
 from gpt_jax.inference.generate import Generator, encode_prompt
 from gpt_jax.model.flops import train_flops_per_token
@@ -148,13 +148,19 @@ def make_scorer(program: Program, config: RunConfig, tokenizer: Tokenizer) -> Sc
 
 
 def evaluate_shards(
-    program: Program, config: RunConfig, params: Any, shards: Shards, *, limit: int
+    program: Program,
+    config: RunConfig,
+    params: Any,
+    shards: Shards,
+    *,
+    limit: int,
+    batch_size: int = 0,
 ) -> Evaluation:
     """The loss on `limit` batches spread over `shards`; 0: on all of it."""
     return evaluate(
         lambda params, batch: program.eval_step(params, program.place(batch)),
         params,
-        evaluation_batches(program, config, shards, limit=limit),
+        evaluation_batches(program, config, shards, limit=limit, batch_size=batch_size),
         bytes_per_token=shards.num_bytes / max(1, shards.num_tokens - 1)
         if shards.all_learned
         else None,
@@ -162,14 +168,22 @@ def evaluate_shards(
 
 
 def evaluation_batches(
-    program: Program, config: RunConfig, shards: Shards, *, limit: int
+    program: Program, config: RunConfig, shards: Shards, *, limit: int, batch_size: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
-    """This process's rows of the batches to evaluate on. Raises UserError if there are none."""
+    """This process's rows of the batches to evaluate on. Raises UserError if there are none.
+
+    Batches have `batch_size` windows (0: `config.eval.batch_size`) of the full context. Those of a
+    short text are smaller, at powers of two, each of which has a program of its own.
+    """
     index, count = program.row_share
+    length_parts, devices = parts('length', program.mesh), parts('batch', program.mesh)
+    seq_len, size = config.model.max_seq_len, batch_size or config.eval.batch_size
+    targets = max(1, shards.num_tokens - 1)
+    size = min(size, next_rung(-(-targets // seq_len), least=1))
     return eval_batches(
         shards,
-        seq_len=config.model.max_seq_len,
-        batch_size=config.eval.batch_size,
+        seq_len=min(seq_len, next_rung(targets, least=LEAST_LENGTH * length_parts)),
+        batch_size=-(-size // devices) * devices,
         limit=limit,
         process_index=index,
         process_count=count,

@@ -22,7 +22,9 @@ class StopSignal:
 
     SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
-    def __init__(self):
+    def __init__(self, answer: str = 'saving'):
+        """`answer` is what the process says that it does at the signal."""
+        self._answer = answer
         self.received: signal.Signals | None = None
         self._previous: dict[signal.Signals, object] = {}
 
@@ -44,7 +46,7 @@ class StopSignal:
             number, signal.SIG_DFL if number == signal.SIGTERM else self._previous[number]
         )
         with contextlib.suppress(OSError):  # the terminal may be closed
-            print(f'\n{self.received.name}: saving; once more ends at once', flush=True)
+            print(f'\n{self.received.name}: {self._answer}; once more ends at once', flush=True)
 
 
 class StopAgreement:

@@ -5,7 +5,9 @@ part and the first one writes.
 """
 
 import functools
+import os
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,7 +32,33 @@ from gpt_jax.weights.folder import (
     Family,
 )
 from gpt_jax.weights.layout import TABLES, TensorLayout
-from gpt_jax.weights.model_card import model_card
+from gpt_jax.weights.model_card import is_model_card, model_card
+
+README = 'README.md'
+# The names that an exporter gives its files, of any format.
+_EXPORTED = re.compile(
+    r'model[-.0-9a-z]*\.(safetensors|safetensors\.index\.json|gguf|bin)|README\.md|config\.json'
+    r'|(generation_config|tokenizer|tokenizer_config)\.json|tokenizer\.bin|chat_template\.jinja'
+)
+
+
+def check_folder(folder: pathlib.Path, *, key: str) -> None:
+    """Refuses a folder that has files, unless all of them are of an earlier export.
+
+    Raises:
+        UserError: naming the folder and one of its files; `key` is what the caller calls it.
+    """
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    foreign = [name for name in names if not _EXPORTED.fullmatch(name)]
+    if names and not foreign:
+        card = folder / README
+        if not card.is_file() or not is_model_card(card.read_bytes()):
+            foreign = [README if card.exists() else names[0]]
+    if folder.is_file() or foreign:
+        raise UserError(
+            f'{key}={folder} is not empty (it has {(foreign or ["a file of that name"])[0]}); '
+            f'name a new folder'
+        )
 
 
 def export_transformers(
@@ -163,9 +191,9 @@ def _write(
     if tokenizer.chat_template is not None:
         files.write_text(folder / CHAT_TEMPLATE, tokenizer.chat_template)
         names.append(CHAT_TEMPLATE)
-    files.write_text(folder / 'README.md', _card(model, tokenizer, config))
+    files.write_text(folder / README, _card(model, tokenizer, config))
     files.write_json(folder / CONFIG, config)  # last: without it the folder is no model
-    return [*names, 'README.md', CONFIG]
+    return [*names, README, CONFIG]
 
 
 def _card(model: ModelConfig, tokenizer: Tokenizer, config: dict[str, Any]) -> str:

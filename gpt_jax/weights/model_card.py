@@ -27,6 +27,17 @@ llama-cli -m model.gguf -no-cnv -p Once
 }
 
 
+_NOTE = """\
+What it was trained on, how well it does and what it must not be used for is not known to the
+program that wrote this page: add it before you publish the model.
+"""
+
+
+def is_model_card(page: bytes) -> bool:
+    """Whether a README.md is one that `model_card` wrote and nobody has edited at its end."""
+    return b'\n- gpt_jax\n' in page and page.endswith(_NOTE.encode())
+
+
 def model_card(model: ModelConfig, tokenizer: Tokenizer, *, architecture: str, library: str) -> str:
     """What the model is and how it is used; what it was trained on is for its owner to add.
 
@@ -63,6 +74,4 @@ Trained or adapted with gpt_jax, and exported from it.
 
 {_USE[library]}
 
-What it was trained on, how well it does and what it must not be used for is not known to the
-program that wrote this page: add it before you publish the model.
-"""
+{_NOTE}"""

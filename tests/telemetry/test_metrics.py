@@ -243,3 +243,17 @@ def test_in_an_object_store_a_resumed_run_goes_on(s3, tmp_path):
     folder = local_copy(workdir, tmp_path)
     assert [row['step'] for row in read_rows(folder)] == [1]
     assert [step for step, _, _ in read_events(folder)] == [1], 'a fresh start leaves nothing'
+
+
+def test_files_of_other_programs_stay(tmp_path):
+    write_steps(tmp_path, [1, 2], resume_step=None)
+    foreign = tmp_path / 'tensorboard' / 'events.out.tfevents.1700000000.host.1234.0'
+    foreign.write_bytes(b'mine')
+    write_steps(tmp_path, [1], resume_step=None)
+    assert foreign.read_bytes() == b'mine'
+    foreign.unlink()
+    assert [step for step, *_ in read_events(tmp_path)] == [1], 'its own events went'
+    (tmp_path / 'metrics.jsonl').write_text('{"epoch": 1}\n{"epoch": 2}\n')
+    with pytest.raises(UserError, match='metrics.jsonl has no rows of a run'):
+        write_steps(tmp_path, [1], resume_step=None)
+    assert (tmp_path / 'metrics.jsonl').read_text() == '{"epoch": 1}\n{"epoch": 2}\n'

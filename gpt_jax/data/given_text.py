@@ -1,0 +1,50 @@
+"""A text that Python gives, itself or by the name of its file."""
+
+import os
+import pathlib
+import re
+
+from gpt_jax import files
+from gpt_jax.data.config import DataConfig
+from gpt_jax.errors import UserError
+
+# One line that begins or ends as a path does: most likely the mistyped name of a file.
+_PATH = re.compile(
+    r'(/|\.{1,2}/|~/|[A-Za-z]:\\|\w+://).*|.*/.*\.[A-Za-z]\w{0,5}'
+    r'|.*\.(txt|text|md|rst|jsonl?|csv|tsv|html?|xml|log|parquet|gz|zst|xz|bz2|zip)',
+    re.IGNORECASE,
+)
+
+
+def describe_text(text: str | os.PathLike, scratch: pathlib.Path) -> DataConfig:
+    """Returns where the text is: the file or folder it names, else a file made of it in `scratch`.
+
+    Raises:
+        UserError: it is one word or looks like a path, and is not the name of a file, so surely a
+            mistyped one.
+    """
+    if not isinstance(text, str) or _exists(text):
+        return DataConfig(corpus='text', source=os.fspath(text), split='tail:0.1')
+    if _exists(os.path.expanduser(text)):
+        return DataConfig(corpus='text', source=os.path.expanduser(text), split='tail:0.1')
+    if len(text.split()) == 1:
+        raise UserError(f'there is no file {text!r}, and as a text it is a single word')
+    if _PATH.fullmatch(text):
+        raise UserError(
+            f'there is no file {text!r}; if it is a text and no path, end it with a line break'
+        )
+    files.write_text(scratch / 'text.txt', text)
+    return DataConfig(
+        corpus='text',
+        source=str(scratch / 'text.txt'),
+        split='tail:0.1',
+        cache_dir=str(scratch / 'shards'),
+    )
+
+
+def _exists(text: str) -> bool:
+    """Whether a text is the name of something."""
+    try:
+        return pathlib.Path(text).exists()
+    except (OSError, ValueError):  # too long for a name, or with a NUL in it
+        return False
