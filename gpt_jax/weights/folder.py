@@ -16,7 +16,7 @@ from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 from gpt_jax.tokenizer.token_table import CHAT_TEMPLATE, END_OF_TEXT, TableTokenizer
 from gpt_jax.weights import gpt2, llama, native, safetensors_files
 from gpt_jax.weights.layout import TensorLayout
-from gpt_jax.weights.source import Source
+from gpt_jax.weights.source import Source, without_keys
 
 CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG = (
     'config.json',
@@ -62,7 +62,7 @@ FAMILIES = tuple(
 )
 
 
-def read(folder: pathlib.Path) -> Source:
+def read(folder: pathlib.Path, ignore_keys: Sequence[str] = ()) -> Source:
     """Reads a folder.
 
     Raises:
@@ -71,6 +71,7 @@ def read(folder: pathlib.Path) -> Source:
     config = files.read_json(folder / CONFIG)
     if not isinstance(config, dict) or 'model_type' not in config:
         raise UserError(f'{folder / CONFIG} names no model_type; it is not of transformers')
+    config = without_keys(config, ignore_keys, name=str(folder / CONFIG))
     family = next((f for f in FAMILIES if config['model_type'] in f.model_types), None)
     if family is None:
         known = ', '.join(kind for f in FAMILIES for kind in f.model_types)

@@ -68,18 +68,18 @@ def read_tokenizer(metadata: Mapping[str, Any], *, name: str) -> TableTokenizer 
     c = ConfigReader(metadata, name=f'{name}, tokenizer.ggml')
     if c.require('model', None, 'no_vocab', 'none', SENTENCEPIECE, BPE) not in (SENTENCEPIECE, BPE):
         return None
-    tokens = c.take('tokens')
-    kinds = c.take('token_type', None) or [_NORMAL] * len(tokens)
+    tokens = c.take_list('tokens', str)
+    kinds = c.take_list('token_type', int, None) or [_NORMAL] * len(tokens)
     c.require('add_eos_token', False)
     c.require('add_sep_token', False)
-    bos_id, eot_id = c.take('bos_token_id', None), c.take('eos_token_id', None)
-    begins = c.take('add_bos_token', None)
+    bos_id, eot_id = c.take_int('bos_token_id', None), c.take_int('eos_token_id', None)
+    begins = c.take_bool('add_bos_token', None)
     if metadata['model'] == SENTENCEPIECE:
         c.require('pre', 'default', '')
         c.require('remove_extra_whitespaces', False)
-        scores = c.take('scores')
+        scores = c.take_list('scores', float)
         _check_lengths(tokens, kinds, scores, name=name)
-        add_prefix = c.take('add_space_prefix', True)
+        add_prefix = c.take_bool('add_space_prefix', True)
         c.take('merges', None)  # llama.cpp looks at them in BPEs only
         pieces = map(Piece, tokens, scores, kinds)
         tokenizer: TableTokenizer = make_tokenizer(pieces, add_prefix=add_prefix, name=name)
@@ -96,7 +96,7 @@ def read_tokenizer(metadata: Mapping[str, Any], *, name: str) -> TableTokenizer 
         c.require('add_space_prefix', False)
         c.take('scores', None)
         _check_lengths(tokens, kinds, name=name)
-        tokenizer = _read_bpe(tokens, kinds, c.take('merges', []), rule=rule, name=name)
+        tokenizer = _read_bpe(tokens, kinds, c.take_list('merges', str, []), rule=rule, name=name)
         begins = rule == _LLAMA3_RULE if begins is None else begins
     c.finish(_INERT)
     for key, token_id in (('bos', bos_id), ('eos', eot_id)):

@@ -187,6 +187,33 @@ def test_wrong_configs(changes, message, tmp_path):
     assert '\n' not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    'changes',
+    [
+        dict(unsloth_fixed=True),
+        dict(quantization_config=None),
+        dict(num_beams=1),
+        dict(pruned_heads={}),
+        dict(some_switch=False),
+    ],
+    ids=str,
+)
+def test_keys_that_change_no_logit_pass(changes, tmp_path):
+    write_folder(tmp_path, **LLAMA)
+    _change(tmp_path, **changes)
+    open_source(str(tmp_path))
+
+
+def test_a_refused_key_can_be_ignored(tmp_path):
+    write_folder(tmp_path, **LLAMA)
+    _change(tmp_path, some_switch=True)
+    with pytest.raises(UserError, match='some_switch=True, .* with --ignore_key some_switch'):
+        open_source(str(tmp_path))
+    GPT.from_pretrained(tmp_path, ignore_keys=['some_switch'])
+    with pytest.raises(UserError, match='has no key other; leave --ignore_key other out'):
+        open_source(str(tmp_path), ignore_keys=['other'])
+
+
 def test_gpt2_with_other_attention_is_refused(tmp_path):
     write_folder(tmp_path, **GPT2)
     _change(tmp_path, scale_attn_by_inverse_layer_idx=True)
