@@ -422,14 +422,32 @@ def test_hub(tmp_path, monkeypatch):
     write_folder(tmp_path, **GPT2)
     asked = []
 
-    def fetch(name, *, allow_patterns):
-        asked.append((name, allow_patterns))
+    def fetch(name, *, revision, allow_patterns):
+        asked.append((name, allow_patterns, revision))
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, 'snapshot_download', fetch)
     assert open_source('someone/small').model.num_layers == 3
     assert asked[0][0] == 'someone/small' and '*.safetensors' in asked[0][1]
     assert '*.bin' not in asked[0][1]
+    open_source('someone/small@refs/pr/1')
+    assert (asked[0][2], asked[1][0], asked[1][2]) == (None, 'someone/small', 'refs/pr/1')
+
+
+def test_a_hub_that_fails_is_one_short_line(monkeypatch):
+    huggingface_hub = pytest.importorskip('huggingface_hub')
+
+    def fetch(*_, **__):
+        try:
+            raise OSError('the connection\nbroke')
+        except OSError as error:
+            raise huggingface_hub.errors.LocalEntryNotFoundError('long\nstory ' * 50) from error
+
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', fetch)
+    with pytest.raises(UserError, match='was not reached') as raised:
+        open_source('someone/small')
+    assert len(str(raised.value)) < 160 and '\n' not in str(raised.value)
+    assert raised.value.__cause__ is raised.value.__context__ is None
 
 
 def _read(path):
