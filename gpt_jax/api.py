@@ -350,7 +350,12 @@ class GPT:
 
     @classmethod
     def from_pretrained(
-        cls, where: str | os.PathLike, *, tokenizer: Tokenizer | None = None, **model: Any
+        cls,
+        where: str | os.PathLike,
+        *,
+        tokenizer: Tokenizer | None = None,
+        ignore_keys: Sequence[str] = (),
+        **model: Any,
     ) -> Self:
         """Takes weights from elsewhere; docs/weights.md lists the formats.
 
@@ -358,6 +363,8 @@ class GPT:
           where: a file or folder, a name of the Hugging Face hub, or a run of this project, which
             is loaded as by `load`.
           tokenizer: for sources that bring none; not for runs.
+          ignore_keys: keys of the source's config that change no logit, where the import refuses
+            them; not for runs.
           **model: knobs that change no parameter, such as `compute_dtype`; not for runs.
 
         Raises:
@@ -365,12 +372,13 @@ class GPT:
         """
         where = os.path.expanduser(where)
         if object_store.is_remote(where) or (pathlib.Path(where) / runs.CHECKPOINTS).is_dir():
-            if model or tokenizer is not None:
-                given = ', '.join([*model] + ['tokenizer'] * (tokenizer is not None))
+            if model or tokenizer is not None or ignore_keys:
+                given = [*model] + ['tokenizer'] * (tokenizer is not None)
+                given = ', '.join(given + ['ignore_keys'] * bool(ignore_keys))
                 raise UserError(f'{where} is a run, which brings its own {given}; leave it out')
             return cls.load(where)
         _check_names(model, ModelConfig, 'from_pretrained')
-        source = open_source(where)
+        source = open_source(where, ignore_keys=ignore_keys)
         if tokenizer is not None:
             source = dataclasses.replace(source, tokenizer=tokenizer)
         config = RunConfig(model=ModelConfig(**model))

@@ -168,7 +168,7 @@ def read_json(path: str | os.PathLike) -> Any:
         return json.loads(object_store.read_bytes(path))
     except OSError as error:
         raise UserError(f'cannot read {path}: {error.strerror or error}') from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f'{path} is not valid JSON ({error}); restore or delete it') from error
 
 

@@ -54,7 +54,8 @@ class Generator:
             UserError: a prompt is longer than the context.
         """
         rows = self._rows(prompts, sampling)
-        chunk = sampling.chunk if sampling.stop else 0  # nothing to look for: one call of all
+        # With nothing to look for, one call draws all.
+        chunk = sampling.chunk if sampling.stop or self._tokenizer.more_ends else 0
         for _ in self._advance(rows, sampling, chunk=chunk):
             pass
         return [row.generation for row in rows]
@@ -113,7 +114,9 @@ class _Row:
         is_text = isinstance(prompt, str)
         self.generation = Generation(prompt=prompt if is_text else tokenizer.decode(prompt))
         self.prompt_tokens = encode_prompt(tokenizer, prompt) if is_text else prompt
-        self._eot_id = tokenizer.eot_id
+        self._ends = {*tokenizer.more_ends, tokenizer.eot_id}
+        special = tokenizer.special_tokens
+        self._stop_ids = {special[name] for name in stop if name in special}  # they have no text
         self._decoder = tokenizer.stream()
         self._decoder.push(self.prompt_tokens)  # so that the text goes on inside a sentence
         self._stop = stop
@@ -126,8 +129,9 @@ class _Row:
         for token in tokens:  # one by one, so that the result does not depend on the chunks
             if result.ended:
                 break
-            if token == self._eot_id:
-                self._release(Ended.END_OF_TEXT)
+            if token in self._ends or token in self._stop_ids:
+                is_stop = token in self._stop_ids - self._ends
+                self._release(Ended.STOP if is_stop else Ended.END_OF_TEXT)
             else:
                 result.tokens.append(token)
                 self._held += self._decoder.push([token])

@@ -25,6 +25,9 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string(
         'source', '', 'a file, a folder, or a name of the Hugging Face hub', flag_values=flags
     )
+    absl_flags.DEFINE_multi_string(
+        'ignore_key', [], 'a key of the source that changes no logit; repeatable', flag_values=flags
+    )
     absl_flags.DEFINE_boolean(
         'fresh', False, 'delete the checkpoints of the workdir first', flag_values=flags
     )
@@ -40,7 +43,7 @@ def run(
     if not flags.source:
         raise UserError('--mode import_weights needs --source FILE, FOLDER or NAME')
     runtime.initialize(config.runtime)
-    source = open_source(flags.source)
+    source = open_source(flags.source, ignore_keys=flags.ignore_key)
     tokenizer = adopt(source, config, overrides)
     config.tokenizer.path = str(workdir / runs.TOKENIZER)
     final = finalize(config, vocab_size=tokenizer.vocab_size)

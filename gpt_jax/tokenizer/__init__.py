@@ -41,6 +41,7 @@ class Tokenizer(Protocol):
     kind: TokenizerKind
     vocab_size: int  # all ids, special tokens included
     eot_id: int | None  # ends a text; None: an imported vocabulary that has no such token
+    more_ends: tuple[int, ...]  # end a generated text too, but no document
     bos_id: int | None  # begins every text that a model continues; None: nothing does
     special_tokens: dict[str, int]  # by name; they have no text
     lossless: bool
@@ -120,6 +121,7 @@ def load(folder: str | pathlib.Path) -> Tokenizer:
         )
     template = folder / CHAT_TEMPLATE
     template = files.read_text(template) if template.is_file() else None
+    tokenizer = tokenizer.with_more_ends(stored.get('more_ends', ()))
     return tokenizer.with_chat(template=template, named_tokens=stored.get('named_tokens', {}))
 
 

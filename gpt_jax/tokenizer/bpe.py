@@ -19,6 +19,7 @@ from gpt_jax import files
 from gpt_jax.tokenizer.bpe_vocabulary import (
     TOKENIZER_JSON,
     BpeVocabulary,
+    check_spec,
     parse_gpt2,
     read_tokenizer_json,
 )
@@ -93,6 +94,7 @@ class BpeTokenizer(TableTokenizer):
             UserError: a file is missing or cannot be read.
         """
         path, spec = read_tokenizer_json(path)
+        check_spec(spec, str(path))
         vocabulary = parse_gpt2(spec)
         return JsonTokenizer(spec, name=str(path)) if vocabulary is None else cls(vocabulary)
 

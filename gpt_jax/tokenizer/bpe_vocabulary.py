@@ -20,6 +20,7 @@ _GPT2_SPLIT = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\
 _PAIR_FILES = {'encoder.json': 'vocab.bpe', 'vocab.json': 'merges.txt'}  # OpenAI's, transformers'
 _SPLIT_AS_GPT2 = ('gpt2', 'roberta', 'bart', 'longformer', 'codegen')  # families of transformers
 TOKENIZER_JSON = 'tokenizer.json'
+_MOST_SKIPPED = 1 << 16  # ids that stand for nothing, beside one for each token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +117,31 @@ def read_tokenizer_json(path: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any
     )
 
 
+def check_spec(spec: Any, name: str) -> None:
+    """Checks that the ids of a tokenizer.json are numbers, each of one token, and nearly dense.
+
+    Raises:
+        UserError: they are not, or it is no tokenizer.json; `name` is the file to blame.
+    """
+    model = spec.get('model') if isinstance(spec, dict) else None
+    if not isinstance(model, dict):
+        raise UserError(f'{name} is not a tokenizer.json (it has no model); restore it')
+    vocab, added = model.get('vocab', {}), spec.get('added_tokens') or []
+    try:
+        ids = dict(vocab) if isinstance(vocab, dict) else {t[0]: i for i, t in enumerate(vocab)}
+        extra = {token['content']: token['id'] for token in added}
+        if isinstance(vocab, dict) and len({*ids.values()}) < len(ids):
+            raise ValueError('two tokens have one id')
+        largest = max([*ids.values(), *extra.values()], default=0)
+        if not all(type(i) is int and i >= 0 for i in [*ids.values(), *extra.values()]):
+            raise TypeError('ids must be whole numbers')
+        if largest > 2 * (len(ids) + len(extra)) + _MOST_SKIPPED:
+            raise ValueError(f'the id {largest} is far beyond its {len(ids)} tokens')
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
+        reason = ' '.join(str(error).split())[:200]
+        raise UserError(f'{name} is not a tokenizer.json ({reason}); restore it') from error
+
+
 def check_pair(folder: pathlib.Path, kind: Any) -> None:
     """Refuses vocabulary and merges of a tokenizer or model that splits texts otherwise than GPT-2.
 
@@ -187,8 +213,9 @@ def _encode_to_themselves(ids: dict[str, int], pairs: list[tuple[str, str]]) -> 
 
 def _read_pair(ids_path: pathlib.Path, merges_path: pathlib.Path) -> dict[str, Any]:
     ids = files.read_json(ids_path)
-    if not isinstance(ids, dict) or not all(isinstance(i, int) for i in ids.values()):
+    if not isinstance(ids, dict) or not all(type(i) is int for i in ids.values()):
         raise UserError(f'{ids_path} must map tokens to ids; restore the file')
+    check_spec({'model': {'vocab': ids}}, str(ids_path))
     try:
         lines = merges_path.read_text(encoding='utf-8').split('\n')
     except (OSError, UnicodeDecodeError) as error:

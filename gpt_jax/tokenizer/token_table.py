@@ -50,6 +50,7 @@ class TableTokenizer(abc.ABC):
         self.special_tokens = special_tokens
         self.eot_id: int | None = eot_id
         self.bos_id: int | None = None
+        self.more_ends: tuple[int, ...] = ()
         self.lossless = lossless
         self.chat_template: str | None = None
         self.named_tokens: Mapping[str, str] = {}
@@ -85,6 +86,12 @@ class TableTokenizer(abc.ABC):
             changed.special_tokens = {
                 name: i for name, i in self.special_tokens.items() if name != END_OF_TEXT
             }
+        return changed
+
+    def with_more_ends(self, ids: Sequence[int]) -> Self:
+        """The same, with tokens beside `eot_id` at which generated text ends."""
+        changed = copy.copy(self)
+        changed.more_ends = tuple(ids)
         return changed
 
     def with_chat(
@@ -177,6 +184,7 @@ class TableTokenizer(abc.ABC):
             'bos_id': self.bos_id,
             'eot_id': self.eot_id,
             'named_tokens': dict(self.named_tokens),
+            'more_ends': list(self.more_ends),
         }
         files.write_json(folder / CONFIG_FILE, stored)
 

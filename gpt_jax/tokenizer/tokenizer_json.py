@@ -61,7 +61,8 @@ class JsonTokenizer(TableTokenizer):
                     texts[token_id] = token.encode()
             leading_spaces = 0
         else:
-            ordinary = {token: i for token, i in ids.items() if i not in texts}
+            # Added words are decoded as any other: Gemma's runs of spaces are such.
+            ordinary = {token: i for token, i in ids.items() if token not in special_tokens}
             leading_spaces = self._decode_each(ordinary, texts)
         super().__init__(
             [texts.get(i) for i in range(max(size, eot_id + 1))],

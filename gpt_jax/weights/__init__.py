@@ -6,7 +6,7 @@ they are wanted, how they become parameters, and the tokenizer.
 
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from gpt_jax.errors import UserError
@@ -23,7 +23,7 @@ class Reader(NamedTuple):
 
     what: str
     pattern: str  # of the file's name
-    read: Callable[[pathlib.Path], Source]
+    read: Callable[[pathlib.Path, Sequence[str]], Source]  # the file, and keys to ignore
 
 
 READERS = (
@@ -33,23 +33,28 @@ READERS = (
 )
 
 
-def open_source(where: str) -> Source:
-    """The weights at a path, or of a model of the Hugging Face hub, as `ORGANIZATION/NAME`.
+def open_source(where: str, *, ignore_keys: Sequence[str] = ()) -> Source:
+    """The weights at a path, or of a model of the Hugging Face hub, as `ORGANIZATION/NAME`
+    or `ORGANIZATION/NAME@REVISION`.
+
+    Args:
+      where: the path or the name.
+      ignore_keys: keys of the source's config that change no logit, as the user says.
 
     Raises:
         UserError: there is nothing of that name, or nothing that a reader knows.
     """
     path = pathlib.Path(where).expanduser()
     if path.is_dir():
-        return folder.read(path)
+        return folder.read(path, ignore_keys)
     if path.is_file():
         for reader in READERS:
             if re.fullmatch(reader.pattern, path.name):
-                return reader.read(path)
+                return reader.read(path, ignore_keys)
         known = ', '.join(reader.what for reader in READERS)
         raise UserError(
             f'{path} is not a file that a reader knows ({known}); of transformers name the folder'
         )
-    if re.fullmatch(r'\w[\w.-]*(/\w[\w.-]*)?', where):
-        return folder.read(download(where))
+    if re.fullmatch(r'\w[\w.-]*(/\w[\w.-]*)?(@\w[\w./-]*)?', where):
+        return folder.read(download(where), ignore_keys)
     raise UserError(f'{path} does not exist')

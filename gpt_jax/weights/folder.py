@@ -16,7 +16,7 @@ from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 from gpt_jax.tokenizer.token_table import CHAT_TEMPLATE, END_OF_TEXT, TableTokenizer
 from gpt_jax.weights import gpt2, llama, native, safetensors_files
 from gpt_jax.weights.layout import TensorLayout
-from gpt_jax.weights.source import Source
+from gpt_jax.weights.source import Source, optional_text, without_keys
 
 CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG = (
     'config.json',
@@ -62,15 +62,16 @@ FAMILIES = tuple(
 )
 
 
-def read(folder: pathlib.Path) -> Source:
+def read(folder: pathlib.Path, ignore_keys: Sequence[str] = ()) -> Source:
     """Reads a folder.
 
     Raises:
         UserError: a file is missing or damaged, or the model is of no family or beyond it.
     """
     config = files.read_json(folder / CONFIG)
-    if not isinstance(config, dict) or 'model_type' not in config:
+    if not isinstance(config, dict) or not isinstance(config.get('model_type'), str):
         raise UserError(f'{folder / CONFIG} names no model_type; it is not of transformers')
+    config = without_keys(config, ignore_keys, name=str(folder / CONFIG))
     family = next((f for f in FAMILIES if config['model_type'] in f.model_types), None)
     if family is None:
         known = ', '.join(kind for f in FAMILIES for kind in f.model_types)
@@ -124,43 +125,57 @@ def read_tokenizer(folder: pathlib.Path, config: dict[str, Any]) -> TableTokeniz
         _check_added(folder, settings, tokenizer)
     else:
         return None
-    eot_id = _eot_id(tokenizer, settings, _read_optional(folder / GENERATION_CONFIG), config)
-    if eot_id is not None and not 0 <= eot_id < tokenizer.vocab_size:
+    stated = _ends(folder, tokenizer, settings, _read_optional(folder / GENERATION_CONFIG), config)
+    ends = [token_id for token_id in stated if 0 <= token_id < tokenizer.vocab_size]
+    eot_id = ends[0] if ends else None
+    if stated and not ends:
         # What transformers writes for a new model is the id of another vocabulary.
-        stated, eot_id = eot_id, tokenizer.special_tokens.get(_text(settings.get('eos_token')))
+        eot_id = tokenizer.special_tokens.get(_text(settings.get('eos_token')))
         if eot_id is None:
             raise UserError(
-                f'{folder} has eos_token_id={stated}, but its tokenizer {tokenizer.vocab_size} '
+                f'{folder} has eos_token_id={stated[0]}, but its tokenizer {tokenizer.vocab_size} '
                 f'tokens; correct it in {CONFIG} and {GENERATION_CONFIG}'
             )
-    tokenizer = tokenizer.with_ends(bos_id=bos_id, eot_id=eot_id)
+    tokenizer = tokenizer.with_ends(bos_id=bos_id, eot_id=eot_id).with_more_ends(ends[1:])
     named = {key: _text(settings.get(key)) for key in NAMED_TOKENS}
     named = {key: name for key, name in named.items() if name in tokenizer.special_tokens}
     return tokenizer.with_chat(template=None, named_tokens=named)
 
 
-def _eot_id(
+def _ends(
+    folder: pathlib.Path,
     tokenizer: TableTokenizer,
     settings: dict[str, Any],
     generation: dict[str, Any],
     config: dict[str, Any],
-) -> int | None:
-    """The end of a text: of several that a model knows, the one that the tokenizer names."""
-    ids = generation.get('eos_token_id', config.get('eos_token_id'))
-    if ids is None:
-        return tokenizer.eot_id
-    if isinstance(ids, int):
-        return ids
+) -> list[int]:
+    """The ids that end a text, the one that the tokenizer names first.
+
+    Raises:
+        UserError: they are no ids.
+    """
+    stated = generation.get('eos_token_id', config.get('eos_token_id'))
+    ids = stated if isinstance(stated, list) else [stated]
+    if stated is None or not ids:
+        return [] if tokenizer.eot_id is None else [tokenizer.eot_id]
+    if not all(type(token_id) is int for token_id in ids):
+        raise UserError(
+            f'{folder} has eos_token_id={str(stated)[:80]!r}, which must be an id or a list of '
+            f'ids; correct it in {CONFIG} and {GENERATION_CONFIG}'
+        )
     preferred = tokenizer.special_tokens.get(_text(settings.get('eos_token')))
-    return preferred if preferred in ids else ids[0]
+    return sorted(dict.fromkeys(ids), key=lambda token_id: token_id != preferred)
 
 
 def _check_added(folder: pathlib.Path, settings: dict[str, Any], tokenizer: TableTokenizer) -> None:
     """Refuses tokens that were added beside the files of a tokenizer; tokenizer.json has them."""
     added = {i: name for name, i in _read_optional(folder / 'added_tokens.json').items()}
-    added |= {
-        int(i): _text(token) for i, token in (settings.get('added_tokens_decoder') or {}).items()
-    }
+    decoder = settings.get('added_tokens_decoder') or {}
+    try:
+        added |= {int(i): _text(token) for i, token in decoder.items()}
+        added = {int(i): name for i, name in added.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f'{folder} adds tokens whose ids are no numbers; restore it') from error
     end = tokenizer.special_tokens.get(END_OF_TEXT)  # which may be no token of the files
     for token_id, name in sorted(added.items()):
         if token_id >= tokenizer.vocab_size or (token_id == end and name != END_OF_TEXT):
@@ -207,9 +222,10 @@ def _chat_template(folder: pathlib.Path) -> str | None:
     if (folder / CHAT_TEMPLATE).is_file():
         return files.read_text(folder / CHAT_TEMPLATE)
     template = _read_optional(folder / TOKENIZER_CONFIG).get('chat_template')
-    if isinstance(template, list):  # several by name
-        template = next((t['template'] for t in template if t.get('name') == 'default'), None)
-    return template if isinstance(template, str) else None
+    if isinstance(template, list) and all(isinstance(each, dict) for each in template):
+        named = [each.get('template') for each in template if each.get('name') == 'default']
+        template = named[0] if named else None  # of several by name
+    return optional_text(template, key=f'{folder / TOKENIZER_CONFIG}: chat_template')
 
 
 def _read_optional(path: pathlib.Path) -> dict[str, Any]:

@@ -54,20 +54,20 @@ def to_model(
     c.require('expert_used_count', 0)
     c.require('use_parallel_residual', False)
     c.require('tensor_data_layout', '', 'Meta AI original pth')
-    heads = c.take('attention.head_count')
+    heads = c.take_int('attention.head_count')
     common = dict(
         vocab_size=vocab_size,
-        max_seq_len=c.take('context_length'),
-        num_layers=c.take('block_count'),
+        max_seq_len=c.take_int('context_length'),
+        num_layers=c.take_int('block_count'),
         num_heads=heads,
-        num_kv_heads=c.take('attention.head_count_kv', heads),
-        d_model=c.take('embedding_length'),
-        d_ff=c.take('feed_forward_length'),
+        num_kv_heads=c.take_int('attention.head_count_kv', heads),
+        d_model=c.take_int('embedding_length'),
+        d_ff=c.take_int('feed_forward_length'),
         tie_embeddings=tie_embeddings,
     )
     if kind == GPT2:
         c.require('attention.head_count_kv', heads)
-        epsilon = c.take('attention.layer_norm_epsilon', 1e-5)
+        epsilon = c.take_float('attention.layer_norm_epsilon', 1e-5)
         model = ModelConfig(**common, norm_epsilon=_decimal(epsilon), mlp=MLPKind.GELU_TANH)
         if rope_factors is not None:
             raise UserError(f'{name} has {ROPE_FACTORS}, but gpt2 has no rotary positions')
@@ -85,15 +85,15 @@ def to_model(
 
 def _read_llama(c: ConfigReader, common: Mapping[str, Any], *, kind: str) -> ModelConfig:
     scaling = c.require('rope.scaling.type', 'linear', 'none')  # llama.cpp's default too
-    factor = c.take('rope.scaling.factor', 0.0)
+    factor = c.take_float('rope.scaling.factor', 0.0)
     return ModelConfig(
         **common,
-        head_dim=c.take('attention.key_length', 0),
+        head_dim=c.take_int('attention.key_length', 0),
         position=PositionKind.ROPE,
-        rope_base=_decimal(c.take('rope.freq_base', 10000.0)),
+        rope_base=_decimal(c.take_float('rope.freq_base', 10000.0)),
         rope_scaling=_decimal(factor) if scaling == 'linear' and factor else 1.0,
         norm=NormKind.RMSNORM,
-        norm_epsilon=_decimal(c.take('attention.layer_norm_rms_epsilon')),
+        norm_epsilon=_decimal(c.take_float('attention.layer_norm_rms_epsilon')),
         mlp=MLPKind.SWIGLU,
         use_bias=False,
         qkv_bias=kind == QWEN2,

@@ -1,13 +1,14 @@
 """GGUF, llama.cpp's files: metadata, a tokenizer, and tensors that may be quantised.
 
-The `gguf` library parses files and de-quantises; tensors of floats are views of the mapped file,
+The `gguf` library de-quantises whatever it knows; tensors of floats are views of the mapped file,
 others are de-quantised to float32 one at a time, when they are read.
 """
 
 import functools
 import importlib
+import math
 import pathlib
-import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -17,40 +18,32 @@ from gpt_jax.config_tree import freeze
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.weights import gguf_architecture as architectures
+from gpt_jax.weights.gguf_header import ARCHITECTURE, TensorInfo, read_header
 from gpt_jax.weights.gguf_tokenizer import read_tokenizer
 from gpt_jax.weights.rope_pairs import from_pairs
-from gpt_jax.weights.source import Source, StoredTensor
+from gpt_jax.weights.source import Source, StoredTensor, optional_text, without_keys
 
-TYPES = ('F32', 'F16', 'BF16', 'Q8_0', 'Q4_0', 'Q4_1', 'Q4_K', 'Q6_K')
+_FLOATS = {'F32': np.float32, 'F16': np.float16, 'BF16': jnp.bfloat16, 'F64': np.float64}
 _TOKENIZER = 'tokenizer.ggml.'
-# About the file and its making; chat templates beside the default one.
-_INERT = (
-    r'general\..+|GGUF\..+|quantize\.imatrix\..+|tokenizer\.(chat_template.*|huggingface\.json)'
-)
 
 
-def read(path: pathlib.Path) -> Source:
+def read(path: pathlib.Path, ignore_keys: Sequence[str] = ()) -> Source:
     """Reads `NAME.gguf` of one of `gguf_architecture.ARCHITECTURES`.
+
+    Only keys below the architecture's name and the tokenizer's have a part in a logit.
 
     Raises:
         UserError: the `gguf` library is absent; the file is damaged or one of several parts; a
             key, an architecture or a type of tensors is not supported, naming it.
     """
-    file = _open(path)
-    metadata = {key: _value(path, field) for key, field in file.fields.items()}
-    kind = metadata.get('general.architecture')
-    if kind not in architectures.ARCHITECTURES:
-        raise UserError(
-            f'{path} has general.architecture={kind!r}, which is not supported; supported: '
-            f'{", ".join(architectures.ARCHITECTURES)}'
-        )
-    if metadata.pop('split.count', 1) > 1:
+    load_library()
+    header = read_header(path, architectures.ARCHITECTURES)
+    metadata = without_keys(header.metadata, ignore_keys, name=str(path))
+    kind = metadata[ARCHITECTURE]
+    if metadata.pop('split.count', 1) not in (0, 1):
         raise UserError(f'{path} is one part of several; join them with llama-gguf-split --merge')
-    known = rf'{kind}\..+|{re.escape(_TOKENIZER)}.+|split\..+|{_INERT}'
-    unknown = next((key for key in metadata if not re.fullmatch(known, key)), None)
-    if unknown:
-        raise UserError(f'{path} has the key {unknown}, which is not supported')
-    tensors = {tensor.name: _stored(path, tensor) for tensor in file.tensors}
+    data = np.memmap(path, mode='r')[header.data_offset :]
+    tensors = {tensor.name: _stored(path, tensor, data) for tensor in header.tensors}
     factors = tensors.pop(architectures.ROPE_FACTORS, None)
     table = tensors.get('token_embd.weight')
     if table is None:
@@ -71,7 +64,9 @@ def read(path: pathlib.Path) -> Source:
             name: _in_our_order(name, tensor, model, kind) for name, tensor in tensors.items()
         },
         tokenizer=read_tokenizer(_below(metadata, _TOKENIZER), name=str(path)),
-        chat_template=metadata.get('tokenizer.chat_template'),
+        chat_template=optional_text(
+            metadata.get('tokenizer.chat_template'), key=f'{path}: tokenizer.chat_template'
+        ),
     )
 
 
@@ -87,49 +82,54 @@ def load_library() -> Any:
         raise UserError("GGUF files need the gguf library: pip install -e '.[gguf]'") from error
 
 
-def _open(path: pathlib.Path) -> Any:
-    """The library's reader of a file, on which nothing but metadata was read."""
-    gguf = load_library()
-    try:
-        file = gguf.GGUFReader(path)
-    except (ValueError, KeyError, IndexError, OverflowError, OSError) as error:
-        reason = ' '.join(str(error).split())[:200]
-        raise UserError(
-            f'{path} is not a GGUF file, or is torn ({reason}); fetch it again'
-        ) from error
-    if file.byte_order != 'I':
-        raise UserError(f'{path} is of the other byte order; convert it with gguf-convert-endian')
-    return file
-
-
-def _value(path: pathlib.Path, field: Any) -> Any:
-    try:
-        return field.contents()
-    except (ValueError, IndexError) as error:
-        raise UserError(f'{path}: {field.name} is damaged ({error}); fetch it again') from error
-
-
 def _below(metadata: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {k.removeprefix(prefix): v for k, v in metadata.items() if k.startswith(prefix)}
 
 
-def _stored(path: pathlib.Path, tensor: Any) -> StoredTensor:
-    kind = tensor.tensor_type.name
-    if kind not in TYPES:
+def _stored(path: pathlib.Path, tensor: TensorInfo, data: np.ndarray) -> StoredTensor:
+    """A tensor of a file.
+
+    Raises:
+        UserError: its type cannot be read, or it reaches beyond the file.
+    """
+    gguf = load_library()
+    try:
+        kind = gguf.GGMLQuantizationType(tensor.kind)
+    except ValueError:
+        kind = None
+    if kind is None or not _is_readable(kind):
+        name = f'type {tensor.kind}' if kind is None else kind.name
+        known = ', '.join(k.name for k in gguf.GGMLQuantizationType if _is_readable(k))
+        raise UserError(f'{path}: {tensor.name} has the type {name}; only {known} are read')
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    num_bytes = math.prod(tensor.shape) // block * size
+    if tensor.shape[-1] % block or tensor.offset + num_bytes > len(data):
         raise UserError(
-            f'{path}: {tensor.name} has the type {kind}; only {", ".join(TYPES)} are read'
+            f'{path} is not a GGUF file, or is torn ({tensor.name} reaches beyond it); fetch it '
+            f'again'
         )
-    shape = tuple(int(size) for size in reversed(tensor.shape))
-    return StoredTensor(shape, functools.partial(_read, tensor))
+    stored = data[tensor.offset : tensor.offset + num_bytes].reshape(*tensor.shape[:-1], -1)
+    return StoredTensor(tensor.shape, functools.partial(_read, stored, kind))
 
 
-def _read(tensor: Any) -> np.ndarray:
-    kind = tensor.tensor_type.name
-    if kind in ('F32', 'F16'):
-        return tensor.data
-    if kind == 'BF16':
-        return tensor.data.view(jnp.bfloat16)
-    return load_library().quants.dequantize(tensor.data, tensor.tensor_type)
+@functools.cache
+def _is_readable(kind: Any) -> bool:
+    """Whether the library de-quantises a type, which it says of a block of zeros."""
+    gguf = load_library()
+    if kind.name in _FLOATS:
+        return True
+    _, size = gguf.GGML_QUANT_SIZES[kind]
+    try:
+        gguf.quants.dequantize(np.zeros((1, size), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def _read(stored: np.ndarray, kind: Any) -> np.ndarray:
+    if kind.name in _FLOATS:
+        return stored.view(_FLOATS[kind.name])
+    return load_library().quants.dequantize(stored, kind)
 
 
 def _in_our_order(name: str, tensor: StoredTensor, model: ModelConfig, kind: str) -> StoredTensor:

@@ -18,6 +18,7 @@ SENTENCEPIECE, BPE = 'llama', 'gpt2'  # tokenizer.ggml.model
 _NORMAL, _UNKNOWN, _CONTROL, _USERS, _UNUSED = 1, 2, 3, 4, 5  # tokenizer.ggml.token_type
 _GPT2_RULE = 'gpt-2'
 _LLAMA3_RULE = 'llama-bpe'
+_QWEN2_RULE = 'qwen2'
 # How a text is split before it is encoded: tokenizer.ggml.pre and the steps of a tokenizer.json
 # that do the same (of the models that llama.cpp named them after).
 _WORDS = (
@@ -44,12 +45,12 @@ RULES: dict[str, list[dict[str, Any]]] = {
     _GPT2_RULE: [_byte_level(True)],
     'smollm': [{'type': 'Digits', 'individual_digits': True}, _byte_level(True)],
     _LLAMA3_RULE: [_split(_WORDS.format(digits='{1,3}')), _byte_level(False)],
-    'qwen2': [_split(_WORDS.format(digits='')), _byte_level(False)],
+    _QWEN2_RULE: [_split(_WORDS.format(digits='')), _byte_level(False)],
 }
 # Keys below tokenizer.ggml. that change no id of a text and neither of its ends.
 _INERT = (
     *('unknown_token_id', 'padding_token_id', 'seperator_token_id', 'mask_token_id'),
-    *('cls_token_id', 'eot_token_id', 'eom_token_id', 'token_type_count'),
+    *('cls_token_id', 'token_type_count'),
     *('prefix_token_id', 'suffix_token_id', 'middle_token_id'),
     *(f'fim_{part}_token_id' for part in ('pre', 'suf', 'mid', 'pad', 'rep', 'sep')),
 )
@@ -68,18 +69,18 @@ def read_tokenizer(metadata: Mapping[str, Any], *, name: str) -> TableTokenizer 
     c = ConfigReader(metadata, name=f'{name}, tokenizer.ggml')
     if c.require('model', None, 'no_vocab', 'none', SENTENCEPIECE, BPE) not in (SENTENCEPIECE, BPE):
         return None
-    tokens = c.take('tokens')
-    kinds = c.take('token_type', None) or [_NORMAL] * len(tokens)
+    tokens = c.take_list('tokens', str)
+    kinds = c.take_list('token_type', int, None) or [_NORMAL] * len(tokens)
     c.require('add_eos_token', False)
     c.require('add_sep_token', False)
-    bos_id, eot_id = c.take('bos_token_id', None), c.take('eos_token_id', None)
-    begins = c.take('add_bos_token', None)
+    bos_id, eot_id = c.take_int('bos_token_id', None), c.take_int('eos_token_id', None)
+    begins = c.take_bool('add_bos_token', None)
     if metadata['model'] == SENTENCEPIECE:
         c.require('pre', 'default', '')
         c.require('remove_extra_whitespaces', False)
-        scores = c.take('scores')
+        scores = c.take_list('scores', float)
         _check_lengths(tokens, kinds, scores, name=name)
-        add_prefix = c.take('add_space_prefix', True)
+        add_prefix = c.take_bool('add_space_prefix', True)
         c.take('merges', None)  # llama.cpp looks at them in BPEs only
         pieces = map(Piece, tokens, scores, kinds)
         tokenizer: TableTokenizer = make_tokenizer(pieces, add_prefix=add_prefix, name=name)
@@ -96,13 +97,15 @@ def read_tokenizer(metadata: Mapping[str, Any], *, name: str) -> TableTokenizer 
         c.require('add_space_prefix', False)
         c.take('scores', None)
         _check_lengths(tokens, kinds, name=name)
-        tokenizer = _read_bpe(tokens, kinds, c.take('merges', []), rule=rule, name=name)
+        tokenizer = _read_bpe(tokens, kinds, c.take_list('merges', str, []), rule=rule, name=name)
         begins = rule == _LLAMA3_RULE if begins is None else begins
+    more = {key: c.take_int(f'{key}_token_id', None) for key in ('eot', 'eom')}
     c.finish(_INERT)
-    for key, token_id in (('bos', bos_id), ('eos', eot_id)):
+    for key, token_id in (('bos', bos_id), ('eos', eot_id), *more.items()):
         if token_id is not None and not 0 <= token_id < len(tokens):
             raise UserError(f'{name} has {key}_token_id={token_id}, but {len(tokens)} tokens')
     tokenizer = tokenizer.with_ends(bos_id=bos_id if begins else None, eot_id=eot_id)
+    tokenizer = tokenizer.with_more_ends(sorted({*more.values()} - {None, eot_id}))
     # Where nothing begins a text, the end is written for what does (`tokenizer_metadata`).
     named = {
         'bos_token': bos_id if begins or bos_id != eot_id else None,
@@ -171,6 +174,8 @@ def tokenizer_metadata(tokenizer: Tokenizer) -> dict[str, Any]:
     # llama.cpp takes a fixed id for one that is not named.
     begin = named.get('bos_token', tokenizer.eot_id)
     values['bos_token_id'] = begin if tokenizer.bos_id is None else tokenizer.bos_id
+    if tokenizer.more_ends:
+        values['eot_token_id'] = tokenizer.more_ends[0]
     if 'pad_token' in named:
         values['padding_token_id'] = named['pad_token']
     return values | {'add_eos_token': False}
@@ -226,10 +231,13 @@ def _rule_of(spec: Mapping[str, Any]) -> str:
     split = spec.get('pre_tokenizer') or {}
     steps = split['pretokenizers'] if split.get('type') == 'Sequence' else [split]
     model = spec['model']
-    if model.get('type') == 'BPE' and spec.get('normalizer') is None:
+    normalizer = (spec.get('normalizer') or {}).get('type')
+    if model.get('type') == 'BPE':
         for name, rule in RULES.items():
             same = [_essence(step) for step in steps] == [_essence(step) for step in rule]
-            if same and bool(model.get('ignore_merges')) == (name == _LLAMA3_RULE):
+            # llama.cpp's converter gives Qwen's NFC this name too.
+            fits = normalizer is None or (normalizer == 'NFC' and name == _QWEN2_RULE)
+            if same and fits and bool(model.get('ignore_merges')) == (name == _LLAMA3_RULE):
                 return name
     raise UserError(
         f'--format gguf has no name for the way in which this tokenizer splits texts (it has '

@@ -57,23 +57,23 @@ def to_model(config: dict[str, Any], *, name: str) -> ModelConfig:
     c.require('scale_attn_weights', True)
     c.require('scale_attn_by_inverse_layer_idx', False)
     c.require('add_cross_attention', False)
-    dropout = c.take('resid_pdrop', 0.1)
+    dropout = c.take_float('resid_pdrop', 0.1)
     c.require('embd_pdrop', dropout)
-    length = c.take('n_positions', 1024)
+    length = c.take_int('n_positions', 1024)
     c.require('n_ctx', length)
     model = ModelConfig(
-        vocab_size=c.take('vocab_size', 50257),
+        vocab_size=c.take_int('vocab_size', 50257),
         max_seq_len=length,
-        num_layers=c.take('n_layer', 12),
-        num_heads=c.take('n_head', 12),
-        d_model=c.take('n_embd', 768),
-        d_ff=c.take('n_inner', 0),
-        norm_epsilon=c.take('layer_norm_epsilon', 1e-5),
+        num_layers=c.take_int('n_layer', 12),
+        num_heads=c.take_int('n_head', 12),
+        d_model=c.take_int('n_embd', 768),
+        d_ff=c.take_int('n_inner', 0),
+        norm_epsilon=c.take_float('layer_norm_epsilon', 1e-5),
         mlp=_ACTIVATIONS[c.require('activation_function', *_ACTIVATIONS)],
-        tie_embeddings=c.take('tie_word_embeddings', True),
-        init_std=c.take('initializer_range', 0.02),
+        tie_embeddings=c.take_bool('tie_word_embeddings', True),
+        init_std=c.take_float('initializer_range', 0.02),
         dropout=dropout,
-        attention_dropout=c.take('attn_pdrop', 0.1),
+        attention_dropout=c.take_float('attn_pdrop', 0.1),
     )
     c.finish(_INERT)
     return model

@@ -55,28 +55,30 @@ def to_model(config: dict[str, Any], *, name: str) -> ModelConfig:
     c.require('use_sliding_window', False)
     c.require('use_mrope', False)
     c.require('rope_interleaved', False)
-    layers = c.take('num_hidden_layers')
-    c.require('layer_types', None, ['full_attention'] * layers)
+    layers = c.take_int('num_hidden_layers')
+    types = c.take_list('layer_types', str, None) or []
+    if types and (len(types) != layers or {*types} != {'full_attention'}):
+        raise UserError(f'{name} has layer_types other than full_attention, which is not supported')
     model = ModelConfig(
-        vocab_size=c.take('vocab_size'),
-        max_seq_len=c.take('max_position_embeddings', 2048),
+        vocab_size=c.take_int('vocab_size'),
+        max_seq_len=c.take_int('max_position_embeddings', 2048),
         num_layers=layers,
-        num_heads=c.take('num_attention_heads'),
-        num_kv_heads=c.take('num_key_value_heads', 0),
-        d_model=c.take('hidden_size'),
-        d_ff=c.take('intermediate_size'),
-        head_dim=c.take('head_dim', 128 if kind == 'qwen3' else 0),
+        num_heads=c.take_int('num_attention_heads'),
+        num_kv_heads=c.take_int('num_key_value_heads', 0),
+        d_model=c.take_int('hidden_size'),
+        d_ff=c.take_int('intermediate_size'),
+        head_dim=c.take_int('head_dim', 128 if kind == 'qwen3' else 0),
         position=PositionKind.ROPE,
         norm=NormKind.RMSNORM,
-        norm_epsilon=c.take('rms_norm_eps', 1e-6),
+        norm_epsilon=c.take_float('rms_norm_eps', 1e-6),
         mlp=_ACTIVATIONS[c.require('hidden_act', *_ACTIVATIONS)],
         use_bias=False,
         qkv_bias=kind == 'qwen2',
         qk_norm=kind == 'qwen3',
-        tie_embeddings=c.take('tie_word_embeddings', False),
-        init_std=c.take('initializer_range', 0.02),
+        tie_embeddings=c.take_bool('tie_word_embeddings', False),
+        init_std=c.take_float('initializer_range', 0.02),
         scale_residual_init=False,
-        attention_dropout=c.take('attention_dropout', 0.0),
+        attention_dropout=c.take_float('attention_dropout', 0.0),
     )
     _read_rope(c, model, name=name)
     c.finish(_INERT)
@@ -87,10 +89,10 @@ def _read_rope(c: ConfigReader, model: ModelConfig, *, name: str) -> None:
     """Rotary positions: `rope_parameters`, or before transformers 5 `rope_theta` beside
     `rope_scaling`.
     """
-    base = c.take('rope_theta', 10000.0)
+    base = c.take_float('rope_theta', 10000.0)
     scaling = c.take('rope_scaling', None)
     rope = ConfigReader(c.take('rope_parameters', None) or scaling or {}, name=f'{name}, rope')
-    model.rope_base = float(rope.take('rope_theta', base))
+    model.rope_base = rope.take_float('rope_theta', base)
     rope.require('partial_rotary_factor', 1.0)
     kind = rope.take('type', 'default')
     kind = rope.take('rope_type', kind)
@@ -100,11 +102,11 @@ def _read_rope(c: ConfigReader, model: ModelConfig, *, name: str) -> None:
             f"'linear', 'llama3'"
         )
     if kind != 'default':
-        model.rope_scaling = float(rope.take('factor'))
+        model.rope_scaling = rope.take_float('factor')
     if kind == 'llama3':
-        model.rope_original_seq_len = rope.take('original_max_position_embeddings')
-        model.rope_low_freq_factor = float(rope.take('low_freq_factor'))
-        model.rope_high_freq_factor = float(rope.take('high_freq_factor'))
+        model.rope_original_seq_len = rope.take_int('original_max_position_embeddings')
+        model.rope_low_freq_factor = rope.take_float('low_freq_factor')
+        model.rope_high_freq_factor = rope.take_float('high_freq_factor')
     rope.finish(())
 
 

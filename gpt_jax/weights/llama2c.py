@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import pathlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from gpt_jax.tokenizer.token_table import TableTokenizer
 from gpt_jax.weights import llama
 from gpt_jax.weights.rope_pairs import from_pairs
 from gpt_jax.weights.sentencepiece_pieces import Piece, make_tokenizer
-from gpt_jax.weights.source import Source, StoredTensor
+from gpt_jax.weights.source import Source, StoredTensor, without_keys
 
 HEADER = struct.Struct('<7i')
 BOS = 1  # begins every text, and ends the one before
@@ -31,12 +31,13 @@ CONTROL_PIECES = (('<unk>', _UNKNOWN), ('<s>', _CONTROL), ('</s>', _CONTROL))
 BYTE_PIECES = tuple(f'<0x{byte:02X}>' for byte in range(256))
 
 
-def read(path: pathlib.Path) -> Source:
+def read(path: pathlib.Path, ignore_keys: Sequence[str] = ()) -> Source:
     """Reads `NAME.bin`; the tokenizer is `tok*.bin` of its folder.
 
     Raises:
         UserError: the file is not of version 0 or is torn; there are several tokenizers.
     """
+    without_keys({}, ignore_keys, name=str(path))  # the header has no keys
     size = path.stat().st_size
     with path.open('rb') as file:
         header = file.read(HEADER.size)
@@ -51,6 +52,12 @@ def read(path: pathlib.Path) -> Source:
         raise UserError(
             f'{path} does not begin with the header of a llama2.c model of version 0; export it '
             f'with --version 0'
+        )
+    expected = HEADER.size + 4 * _count_floats(HEADER.unpack(header))
+    if size != expected:
+        raise UserError(
+            f'{path} has {size} bytes, its header makes it {expected}; it is torn, or not of '
+            f'version 0'
         )
     model = ModelConfig(
         vocab_size=abs(vocab_size),
@@ -69,17 +76,11 @@ def read(path: pathlib.Path) -> Source:
     )
     finalize_model(model)
     model = freeze(model)
-    tensors, num_floats = _tensors(path, model)
-    if size != HEADER.size + 4 * num_floats:
-        raise UserError(
-            f'{path} has {size} bytes, its header makes it {HEADER.size + 4 * num_floats}; it is '
-            f'torn, or not of version 0'
-        )
     return Source(
         name=str(path),
         model=model,
         layout=llama.layout(model),
-        tensors=tensors,
+        tensors=_tensors(path, model),
         tokenizer=_find_tokenizer(path, model.vocab_size),
     )
 
@@ -118,8 +119,17 @@ def parts(model: ModelConfig) -> list[_Part]:
     ]
 
 
-def _tensors(path: pathlib.Path, model: ModelConfig) -> tuple[dict[str, StoredTensor], int]:
-    """The tensors by their names in the Llama family, and how many numbers there are."""
+def _count_floats(header: tuple[int, ...]) -> int:
+    """How many numbers follow a header, without listing what it claims."""
+    d, f, layers, heads, kv_heads, vocab, length = header
+    kv_d = d // heads * kv_heads
+    per_layer = 2 * d + 2 * d * d + 2 * d * kv_d + 3 * d * f
+    tables = abs(vocab) * d * (1 if vocab > 0 else 2)
+    return tables + layers * per_layer + d + 2 * length * (d // heads // 2)
+
+
+def _tensors(path: pathlib.Path, model: ModelConfig) -> dict[str, StoredTensor]:
+    """The tensors by their names in the Llama family."""
     tensors, offset = {}, 0
     for part in parts(model):
         layers = range(model.num_layers) if '{layer}' in part.name else [0]
@@ -128,7 +138,7 @@ def _tensors(path: pathlib.Path, model: ModelConfig) -> tuple[dict[str, StoredTe
                 read = functools.partial(_read, path, offset, part)
                 tensors[part.name.format(layer=layer)] = StoredTensor(part.shape, read)
             offset += int(np.prod(part.shape))
-    return tensors, offset
+    return tensors
 
 
 def _read(path: pathlib.Path, offset: int, part: _Part) -> np.ndarray:
@@ -161,6 +171,8 @@ def read_tokenizer(path: pathlib.Path, vocab_size: int) -> SentencePieceTokenize
     data, position = path.read_bytes(), 4
     while position + 8 <= len(data):
         score, length = struct.unpack_from('<fi', data, position)
+        if length < 0:
+            break
         text = data[position + 8 : position + 8 + length].decode('utf-8', 'replace')
         position += 8 + length
         pieces.append(Piece(text.replace(' ', '\u2581'), score, _NORMAL))

@@ -47,6 +47,14 @@ def read(folder: pathlib.Path) -> dict[str, StoredTensor]:
     weight_map = index.get('weight_map') if isinstance(index, dict) else None
     if not isinstance(weight_map, dict):
         raise UserError(f'{folder / INDEX} has no weight_map; restore the file')
+    for name in weight_map.values():
+        # Another folder's file is none of this model's.
+        inside = isinstance(name, str) and name != '..' and '\\' not in name
+        if not inside or pathlib.PurePath(name).name != name:
+            raise UserError(
+                f'{folder / INDEX} lists the file {str(name)[:80]!r}, which must be the name of a '
+                f'file of this folder; correct the weight_map'
+            )
     tensors = {}
     for name in sorted(set(weight_map.values())):
         tensors |= read_file(folder / name)

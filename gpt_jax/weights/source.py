@@ -1,7 +1,9 @@
 """Pre-trained weights as a reader found them, before they are this model's parameters."""
 
 import dataclasses
+import numbers
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +13,8 @@ from gpt_jax.errors import UserError
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.tokenizer import Tokenizer
 from gpt_jax.weights.layout import TABLES, TensorLayout
+
+LARGEST = 2**31 - 1  # whole number of a config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +46,11 @@ class Source:
         Raises:
             UserError: naming the tensor.
         """
+        if self.model.num_layers > len(self.tensors):  # before that many names are listed
+            raise UserError(
+                f'{self.name} has {len(self.tensors)} tensors, its config {self.model.num_layers} '
+                f'layers; it is damaged or of another architecture'
+            )
         expected = {
             name: self.stored_shape(entry, shapes)
             for entry in self.layout
@@ -80,25 +89,78 @@ class Source:
 class ConfigReader:
     """The config of another program, of which every key must be dealt with.
 
-    `take` and `require` deal with one; `finish` refuses what is left.
+    The methods `take…` and `require` deal with one; `finish` refuses what is left. Values are of
+    the type that was asked for, whatever the file holds.
     """
 
-    def __init__(self, values: Mapping[str, Any], *, name: str):
+    def __init__(self, values: Any, *, name: str):
+        if not isinstance(values, Mapping):
+            raise UserError(f'{name} must map keys to values; restore the file')
         self._left = dict(values)
         self._name = name
 
     def take(self, key: str, *default: Any) -> Any:
-        """The value of a key, else the default.
+        """The value of a key of any type, else the default.
 
         Raises:
             UserError: the key is absent and has no default.
         """
-        if key in self._left:
-            value = self._left.pop(key)
-            return default[0] if value is None and default else value
+        value = self._left.pop(key, None)
+        if value is not None:
+            return value
         if not default:
             raise UserError(f'{self._name} has no {key!r}; restore the file')
         return default[0]
+
+    def take_int(self, key: str, *default: Any) -> Any:
+        """A whole number from 0 to `LARGEST`.
+
+        Raises:
+            UserError: the key is absent and has no default, or holds something else.
+        """
+        value = self.take(key, *default)
+        right = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        if value is not None and not (right and 0 <= value <= LARGEST):
+            raise self._wrong(key, value, f'a whole number from 0 to {LARGEST}')
+        return value
+
+    def take_float(self, key: str, *default: Any) -> Any:
+        """A finite number that is not negative.
+
+        Raises:
+            UserError: the key is absent and has no default, or holds something else.
+        """
+        value = self.take(key, *default)
+        right = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if value is not None and not (right and 0 <= value <= sys.float_info.max):
+            raise self._wrong(key, value, 'a number that is finite and not negative')
+        return value if value is None else float(value)
+
+    def take_bool(self, key: str, *default: Any) -> Any:
+        """True or false.
+
+        Raises:
+            UserError: the key is absent and has no default, or holds something else.
+        """
+        value = self.take(key, *default)
+        if value is not None and not isinstance(value, bool):
+            raise self._wrong(key, value, 'true or false')
+        return value
+
+    def take_list(self, key: str, kind: type | tuple[type, ...], *default: Any) -> Any:
+        """A list of values of one type; None where that is the default.
+
+        Raises:
+            UserError: the key is absent and has no default, or holds something else.
+        """
+        value = self.take(key, *default)
+        if value is None:
+            return None
+        if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
+            kinds = kind if isinstance(kind, tuple) else (kind,)
+            names = ' or '.join(each.__name__ for each in kinds)
+            raise self._wrong(key, value, f'a list of {names}')
+        return value
 
     def require(self, key: str, *allowed: Any) -> Any:
         """The value of a key that may have only these; the first is its default.
@@ -109,24 +171,59 @@ class ConfigReader:
         value = self.take(key, allowed[0])
         if value not in allowed:
             raise UserError(
-                f'{self._name} has {key}={value!r}, which is not supported; '
-                f'supported: {", ".join(map(repr, allowed))}'
+                f'{self._name} has {key}={_short(value)}, which is not supported; '
+                f'supported: {", ".join(map(_short, allowed))}'
             )
         return value
 
     def finish(self, inert: Sequence[str]) -> None:
         """Refuses keys that nothing dealt with, but for those that change no logit.
 
+        Keys that hold nothing (null, false, an empty text, list or object) pass.
+
         Raises:
             UserError: naming one.
         """
-        unknown = [key for key in self._left if key not in inert]
-        if unknown:
-            key = unknown[0]
-            raise UserError(
-                f'{self._name} has {key}={self._left[key]!r}, which is not supported; weights '
-                f'that depend on it cannot be used'
-            )
+        for key, value in self._left.items():
+            empty = value is None or value is False or value in ('', [], {})
+            if key not in inert and not empty:
+                raise UserError(
+                    f'{self._name} has {key}={_short(value)}, which is not supported; weights that '
+                    f'depend on it cannot be used; if no logit depends on it, leave it out with '
+                    f'--ignore_key {key}'
+                )
+
+    def _wrong(self, key: str, value: Any, wanted: str) -> UserError:
+        return UserError(f'{self._name} has {key}={_short(value)}, which must be {wanted}')
+
+
+def without_keys(values: Mapping[str, Any], ignore_keys: Sequence[str], *, name: str) -> dict:
+    """The config of another program without the keys that the user says change no logit.
+
+    Raises:
+        UserError: there is no such key.
+    """
+    for key in ignore_keys:
+        if key not in values:
+            raise UserError(f'{name} has no key {key}; leave --ignore_key {key} out')
+    return {key: value for key, value in values.items() if key not in ignore_keys}
+
+
+def optional_text(value: Any, *, key: str) -> str | None:
+    """A text of a foreign file, or None.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if value is not None and not isinstance(value, str):
+        raise UserError(f'{key} must be a text, not {_short(value)}; correct the file')
+    return value
+
+
+def _short(value: Any) -> str:
+    """A value on one line of an error."""
+    text = repr(value)
+    return text if len(text) <= 80 else f'{text[:80]}…'
 
 
 def _some(names: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ https://github.com/karpathy/minGPT saves `model.pt`, the bare tensors, with the 
 
 import pathlib
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from gpt_jax.config_tree import freeze
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import MLPKind, ModelConfig, finalize_model
 from gpt_jax.weights import gpt2
-from gpt_jax.weights.source import ConfigReader, Source, StoredTensor
+from gpt_jax.weights.source import ConfigReader, Source, StoredTensor, without_keys
 
 # minGPT's model_type: layers, heads, width.
 _MINGPT_SIZES = {
@@ -34,7 +34,7 @@ _MINGPT_SIZES = {
 _COMPILED = '_orig_mod.'  # what torch.compile puts before every name
 
 
-def read(path: pathlib.Path) -> Source:
+def read(path: pathlib.Path, ignore_keys: Sequence[str] = ()) -> Source:
     """Reads a `.pt` file. It names no tokenizer.
 
     Raises:
@@ -43,16 +43,21 @@ def read(path: pathlib.Path) -> Source:
     """
     saved = _load(path)
     state = saved.get('model', saved)
-    if isinstance(state, Mapping) and 'model_args' in saved:
-        model = _nanogpt(saved['model_args'], name=f'{path}, model_args')
-    elif isinstance(state, Mapping):
-        model = _mingpt(saved.get('config') or _config_beside(path), name=f'{path}, config')
-    else:
-        raise UserError(f'{path} holds no tensors by name; it is not of nanoGPT or minGPT')
+    _check_state(path, state)
+    is_nanogpt = 'model_args' in saved
+    config = saved['model_args'] if is_nanogpt else saved.get('config') or _config_beside(path)
+    name = f'{path}, {"model_args" if is_nanogpt else "config"}'
+    if not isinstance(config, Mapping):
+        raise UserError(f'{name} is no dictionary; save the checkpoint again')
+    config = without_keys(config, ignore_keys, name=name)
+    model = (_nanogpt if is_nanogpt else _mingpt)(config, name=name)
     state = {name.removeprefix(_COMPILED): tensor for name, tensor in state.items()}
     without_weights = gpt2.WITHOUT_WEIGHTS
     if model.tie_embeddings and 'lm_head.weight' in state:
-        if not (state['lm_head.weight'] == state['transformer.wte.weight']).all():
+        import torch
+
+        table = state.get('transformer.wte.weight')
+        if table is None or not torch.equal(state['lm_head.weight'], table):
             raise UserError(f'{path}: lm_head.weight is not transformer.wte.weight, as it must be')
         without_weights = f'{without_weights}|lm_head\\.weight'
     finalize_model(model)
@@ -64,6 +69,21 @@ def read(path: pathlib.Path) -> Source:
         tensors={name: _tensor(tensor) for name, tensor in state.items()},
         without_weights=without_weights,
     )
+
+
+def _check_state(path: pathlib.Path, state: Any) -> None:
+    """Raises UserError unless these are tensors of floats by name."""
+    import torch
+
+    if not isinstance(state, Mapping) or not state:
+        raise UserError(f'{path} holds no tensors by name; it is not of nanoGPT or minGPT')
+    for name, tensor in state.items():
+        right = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
+        if not (isinstance(name, str) and right):
+            raise UserError(
+                f'{path} holds {str(name)[:80]!r}, which is no tensor with a name; it is not of '
+                f'nanoGPT or minGPT'
+            )
 
 
 def _load(path: pathlib.Path) -> Mapping[str, Any]:
@@ -99,14 +119,14 @@ def _tensor(tensor: Any) -> StoredTensor:
 def _nanogpt(args: Mapping[str, Any], *, name: str) -> ModelConfig:
     c = ConfigReader(args, name=name)
     model = ModelConfig(
-        vocab_size=c.take('vocab_size'),
-        max_seq_len=c.take('block_size'),
-        num_layers=c.take('n_layer'),
-        num_heads=c.take('n_head'),
-        d_model=c.take('n_embd'),
-        use_bias=c.take('bias', True),
+        vocab_size=c.take_int('vocab_size'),
+        max_seq_len=c.take_int('block_size'),
+        num_layers=c.take_int('n_layer'),
+        num_heads=c.take_int('n_head'),
+        d_model=c.take_int('n_embd'),
+        use_bias=c.take_bool('bias', True),
         mlp=MLPKind.GELU,
-        dropout=c.take('dropout', 0.0),
+        dropout=c.take_float('dropout', 0.0),
     )
     model.attention_dropout = model.dropout
     c.finish(())
@@ -115,25 +135,25 @@ def _nanogpt(args: Mapping[str, Any], *, name: str) -> ModelConfig:
 
 def _mingpt(config: Mapping[str, Any], *, name: str) -> ModelConfig:
     c = ConfigReader(config, name=name)
-    preset = _MINGPT_SIZES.get(c.take('model_type', None), (None, None, None))
+    preset = _MINGPT_SIZES.get(str(c.take('model_type', None)), (None, None, None))
     layers, heads, width = (
-        c.take(key, size) or size
+        c.take_int(key, size) or size
         for key, size in zip(('n_layer', 'n_head', 'n_embd'), preset, strict=True)
     )
     if None in (layers, heads, width):
         raise UserError(f'{name} needs n_layer, n_head and n_embd, or a model_type of minGPT')
-    dropout = c.take('resid_pdrop', 0.1)
+    dropout = c.take_float('resid_pdrop', 0.1)
     c.require('embd_pdrop', dropout)
     model = ModelConfig(
-        vocab_size=c.take('vocab_size'),
-        max_seq_len=c.take('block_size'),
+        vocab_size=c.take_int('vocab_size'),
+        max_seq_len=c.take_int('block_size'),
         num_layers=layers,
         num_heads=heads,
         d_model=width,
         mlp=MLPKind.GELU_TANH,
         tie_embeddings=False,
         dropout=dropout,
-        attention_dropout=c.take('attn_pdrop', 0.1),
+        attention_dropout=c.take_float('attn_pdrop', 0.1),
     )
     c.finish(())
     return model

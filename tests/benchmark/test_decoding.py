@@ -11,16 +11,41 @@ from tests.model_configs import make_config
 
 @pytest.fixture(autouse=True)
 def small_copies(monkeypatch):
-    monkeypatch.setattr(decoding, 'COPY_BYTES', 2**20)
+    monkeypatch.setattr(decoding, 'READ_BYTES', 2**20)
 
 
-def test_copy_bandwidth_is_that_of_a_memory():
-    assert 1e8 < decoding.copy_bandwidth(repeats=2) < 1e13
+def test_the_bandwidth_is_that_of_a_memory():
+    assert 1e8 < decoding.read_bandwidth(repeats=2) < 1e13
+
+
+def test_every_byte_is_read_on_all_threads(monkeypatch):
+    monkeypatch.setattr(decoding.os, 'sched_getaffinity', lambda _: {0, 1, 2, 3}, raising=False)
+    read = []
+    monkeypatch.setattr(
+        decoding.np, 'array_split', lambda x, n: [Part(x.size / n, read) for _ in range(n)]
+    )
+    decoding.read_bandwidth(repeats=1)
+    assert len(read) == 2 * 4 * decoding.READS  # once to touch the memory
+    assert 4 * sum(read) == 2 * decoding.READ_BYTES * decoding.READS
+
+
+class Part:
+    """A part of an array that notes its size when it is read."""
+
+    def __init__(self, size, read):
+        self.size, self.read = size, read
+
+    def max(self):
+        self.read.append(self.size)
+
+
+def test_the_device_reads():
+    assert decoding._read_on_device()() == 0
 
 
 @pytest.mark.parametrize('tied', [True, False])
 def test_measure_decoding(tied, monkeypatch):
-    monkeypatch.setattr(decoding, 'copy_bandwidth', lambda: 1e9)
+    monkeypatch.setattr(decoding, 'read_bandwidth', lambda: 1e9)
     config = make_config(num_layers=1, tie_embeddings=tied)
     params = nn.unbox(jax.jit(init_params, static_argnums=0)(config, jax.random.key(0)))
     rows = decoding.measure_decoding(

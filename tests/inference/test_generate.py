@@ -152,3 +152,16 @@ def test_the_text_of_a_model_is_its_decoded_ids():
     assert len({result.text for result in results}) == 4
     with pytest.raises(UserError, match='the prompt has 17 tokens'):
         generator.generate(['x' * 17], sampling)
+
+
+def test_every_end_ends_a_text(write):
+    """Tokens beside the end of a document end a text, and so does a special token that is named."""
+    generator = write('one two three')
+    generator._tokenizer = generator._tokenizer.with_more_ends([ord('w')])
+    [result] = generator.generate([''], _options('one two three'))
+    assert (result.text, result.ended) == ('one t', Ended.END_OF_TEXT)
+    assert generator._decoder.asked == {'chunk': 16}, 'it looks for the end now and then'
+    generator = write('one two three')
+    generator._tokenizer.special_tokens['<|im_end|>'] = ord('w')
+    [result] = generator.generate([''], _options('one two three', stop=('<|im_end|>',)))
+    assert (result.text, result.ended) == ('one t', Ended.STOP)

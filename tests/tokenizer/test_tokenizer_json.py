@@ -209,6 +209,40 @@ def test_truncation_and_padding_are_ignored(tmp_path):
     assert tokenizer.decode(tokenizer.encode('the cat sat')) == 'the cat sat'
 
 
+def test_added_words_are_decoded_as_the_library_does(tmp_path):
+    """Gemma writes runs of spaces as words that were added."""
+    library = unigram()
+    library.add_tokens(['\u2581\u2581\u2581'])
+    tokenizer = read(library, tmp_path)
+    token_id = library.token_to_id('\u2581\u2581\u2581')
+    assert tokenizer.id_to_bytes(token_id) == b'   '
+
+
+SPOILT = {
+    'far id': (lambda spec: spec['model']['vocab'].update(zz=10**9), 'id 1000000000 is far'),
+    'one id': (lambda spec: spec['model']['vocab'].update(zz=1), 'two tokens have one id'),
+    'text': (lambda spec: spec['model']['vocab'].update(zz='1'), 'is not a tokenizer.json'),
+    'added': (lambda spec: spec.update(added_tokens=[{'id': None}]), 'is not a tokenizer.json'),
+    'no model': (lambda spec: spec.pop('model'), 'it has no model'),
+}
+
+
+@pytest.mark.parametrize(('spoil', 'message'), SPOILT.values(), ids=SPOILT)
+def test_ids_are_checked_before_anything_is_listed(spoil, message, tmp_path):
+    spec = json.loads(llama3().to_str())
+    spoil(spec)
+    (tmp_path / 'tokenizer.json').write_text(json.dumps(spec))
+    with pytest.raises(UserError, match=message) as error:
+        BpeTokenizer.read(tmp_path)
+    assert '\n' not in str(error.value)
+
+
+def test_deep_nesting(tmp_path):
+    (tmp_path / 'tokenizer.json').write_text('{"a":' * 10**5 + '1' + '}' * 10**5)
+    with pytest.raises(UserError, match='is not valid JSON'):
+        BpeTokenizer.read(tmp_path)
+
+
 def test_added_words_keep_their_text(tmp_path):
     library = llama3()
     library.add_tokens(['naïve word'])

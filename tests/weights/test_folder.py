@@ -187,6 +187,33 @@ def test_wrong_configs(changes, message, tmp_path):
     assert '\n' not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    'changes',
+    [
+        dict(unsloth_fixed=True),
+        dict(quantization_config=None),
+        dict(num_beams=1),
+        dict(pruned_heads={}),
+        dict(some_switch=False),
+    ],
+    ids=str,
+)
+def test_keys_that_change_no_logit_pass(changes, tmp_path):
+    write_folder(tmp_path, **LLAMA)
+    _change(tmp_path, **changes)
+    open_source(str(tmp_path))
+
+
+def test_a_refused_key_can_be_ignored(tmp_path):
+    write_folder(tmp_path, **LLAMA)
+    _change(tmp_path, some_switch=True)
+    with pytest.raises(UserError, match='some_switch=True, .* with --ignore_key some_switch'):
+        open_source(str(tmp_path))
+    GPT.from_pretrained(tmp_path, ignore_keys=['some_switch'])
+    with pytest.raises(UserError, match='has no key other; leave --ignore_key other out'):
+        open_source(str(tmp_path), ignore_keys=['other'])
+
+
 def test_gpt2_with_other_attention_is_refused(tmp_path):
     write_folder(tmp_path, **GPT2)
     _change(tmp_path, scale_attn_by_inverse_layer_idx=True)
@@ -225,12 +252,61 @@ def test_damaged_files(tmp_path):
         load(tmp_path)
 
 
+@pytest.mark.parametrize('name', [1, None, ['a'], '../m.safetensors', '/m.safetensors', '..'])
+def test_an_index_names_files_of_its_folder(name, tmp_path):
+    write_folder(tmp_path, **GPT2)
+    (tmp_path / 'model.safetensors').unlink()
+    index = {'weight_map': {'a': name, 'b': 'model.safetensors'}}
+    (tmp_path / 'model.safetensors.index.json').write_text(json.dumps(index))
+    with pytest.raises(UserError, match='which must be the name of a file of this folder'):
+        open_source(str(tmp_path))
+
+
+WRONG_TYPES = {
+    'vocab_size': [[1], '64', None, 2**62],
+    'num_hidden_layers': [2.5, float('nan'), True],
+    'rms_norm_eps': ['1', {}, float('nan')],
+    'head_dim': [2**62],
+    'attention_dropout': ['x'],
+    'eos_token_id': ['2', ['a'], [[1]], {}, 2.5],
+    'rope_parameters': [[1], {'rope_theta': 'a'}, {'rope_type': 'linear', 'factor': None}],
+    'tie_word_embeddings': ['x'],
+    'model_type': [['llama']],
+}
+
+
+@pytest.mark.parametrize(
+    ('key', 'value'), [(key, value) for key in WRONG_TYPES for value in WRONG_TYPES[key]]
+)
+def test_values_of_a_wrong_type(key, value, tmp_path):
+    write_folder(tmp_path, **LLAMA)
+    (tmp_path / 'generation_config.json').unlink()
+    _change(tmp_path, **{key: value})
+    with pytest.raises(UserError, match=key if key != 'rope_parameters' else 'rope') as error:
+        source = open_source(str(tmp_path))
+        source.check({})
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('template', [[1, 2], 7, {'a': 1}])
+def test_a_chat_template_is_a_text(template, tmp_path):
+    write_folder(tmp_path, **LLAMA)
+    path = tmp_path / 'tokenizer_config.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | {'chat_template': template}))
+    with pytest.raises(UserError, match='chat_template must be a text'):
+        open_source(str(tmp_path))
+
+
 def test_ends_of_texts(tmp_path):
     """Which tokens begin and end a text: the tokenizer's template, the model's several ends."""
     write_folder(tmp_path, **LLAMA)
     path, end = tmp_path / 'generation_config.json', bpe_tokenizer().eot_id
     path.write_text(json.dumps({'eos_token_id': [7, end]}))
-    assert open_source(str(tmp_path)).tokenizer.eot_id == end, 'the one that the tokenizer names'
+    tokenizer = open_source(str(tmp_path)).tokenizer
+    assert tokenizer.eot_id == end, 'the one that the tokenizer names'
+    assert tokenizer.more_ends == (7,)
+    tokenizer.save(tmp_path / 'saved')
+    assert load_tokenizer(tmp_path / 'saved').more_ends == (7,)
     path.write_text(json.dumps({'eos_token_id': [7, 8]}))
     assert open_source(str(tmp_path)).tokenizer.eot_id == 7
     begun = bpe_tokenizer().with_ends(bos_id=end, eot_id=end)
@@ -346,14 +422,32 @@ def test_hub(tmp_path, monkeypatch):
     write_folder(tmp_path, **GPT2)
     asked = []
 
-    def fetch(name, *, allow_patterns):
-        asked.append((name, allow_patterns))
+    def fetch(name, *, revision, allow_patterns):
+        asked.append((name, allow_patterns, revision))
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, 'snapshot_download', fetch)
     assert open_source('someone/small').model.num_layers == 3
     assert asked[0][0] == 'someone/small' and '*.safetensors' in asked[0][1]
     assert '*.bin' not in asked[0][1]
+    open_source('someone/small@refs/pr/1')
+    assert (asked[0][2], asked[1][0], asked[1][2]) == (None, 'someone/small', 'refs/pr/1')
+
+
+def test_a_hub_that_fails_is_one_short_line(monkeypatch):
+    huggingface_hub = pytest.importorskip('huggingface_hub')
+
+    def fetch(*_, **__):
+        try:
+            raise OSError('the connection\nbroke')
+        except OSError as error:
+            raise huggingface_hub.errors.LocalEntryNotFoundError('long\nstory ' * 50) from error
+
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', fetch)
+    with pytest.raises(UserError, match='was not reached') as raised:
+        open_source('someone/small')
+    assert len(str(raised.value)) < 160 and '\n' not in str(raised.value)
+    assert raised.value.__cause__ is raised.value.__context__ is None
 
 
 def _read(path):

@@ -1,6 +1,7 @@
 """GGUF files as llama.cpp's converter writes them come in; what is wrong is named."""
 
 import json
+import struct
 import sys
 
 import numpy as np
@@ -11,6 +12,8 @@ from gpt_jax.errors import UserError
 from gpt_jax.tokenizer.bpe import BpeTokenizer
 from gpt_jax.weights import gguf_architecture, open_source
 from gpt_jax.weights.gguf_export import FILE, export_gguf
+from gpt_jax.weights.gguf_file import _is_readable, _stored
+from gpt_jax.weights.gguf_header import TensorInfo
 from gpt_jax.weights.gguf_tokenizer import RULES
 from tests.weights.random_source import (
     GPT2,
@@ -171,6 +174,58 @@ def kernels_of(tensors, architecture, layer):
     return found if architecture == 'gpt2' else found | {'mlp/gate': get('ffn_gate').T}
 
 
+READABLE = [kind for kind in gguf.GGMLQuantizationType if _is_readable(kind)]
+
+
+@pytest.mark.parametrize('kind', READABLE, ids=[kind.name for kind in READABLE])
+def test_all_that_the_library_de_quantises_is_read(kind, tmp_path):
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    packed = np.random.default_rng(0).integers(0, 99, (4, 2 * size), np.uint8)
+    data = packed.view(np.uint8)
+    stored = TensorInfo('x', (4, 2 * block), int(kind), 0)
+    found = _stored(tmp_path, stored, data.reshape(-1)).read()
+    assert found.shape == (4, 2 * block)
+    if kind.name not in ('F16', 'F64'):
+        expected = quants.dequantize(packed, kind)
+        np.testing.assert_array_equal(np.asarray(found, np.float32), expected)
+
+
+def test_keys_of_uploaders_are_read_over(tmp_path):
+    """Only keys of the architecture and of the tokenizer have a part in a logit."""
+    write(tmp_path / 'm.gguf', change=set_key('mradermacher.quantized_by', 'x'))
+    assert open_source(str(tmp_path / 'm.gguf')).tokenizer is not None
+
+
+def test_a_named_key_is_ignored(tmp_path):
+    write(tmp_path / 'm.gguf', change=set_key('llama.logit_scale', 2.0))
+    open_source(str(tmp_path / 'm.gguf'), ignore_keys=['llama.logit_scale'])
+    with pytest.raises(UserError, match='has no key llama.scale; leave --ignore_key'):
+        open_source(str(tmp_path / 'm.gguf'), ignore_keys=['llama.scale'])
+
+
+CLAIMS = {
+    'tensors': struct.pack('<IQQ', 3, 2**60, 0),
+    'items': struct.pack('<IQQQ4sIIQ', 3, 0, 1, 4, b'some', 9, 4, 2**60),
+    'texts': struct.pack('<IQQQ4sIIQ', 3, 0, 1, 4, b'some', 9, 8, 2**60),
+    'a text': struct.pack('<IQQQ', 3, 0, 1, 2**60),
+}
+
+
+@pytest.mark.parametrize('claim', CLAIMS.values(), ids=CLAIMS)
+def test_claims_are_compared_with_the_file(claim, tmp_path):
+    (tmp_path / 'm.gguf').write_bytes(b'GGUF' + claim)
+    with pytest.raises(UserError, match='is not a GGUF file, or is torn'):
+        open_source(str(tmp_path / 'm.gguf'))
+
+
+def test_the_architecture_is_read_before_the_vocabulary(tmp_path):
+    write(tmp_path / 'm.gguf', change=set_key('general.architecture', 'mamba'))
+    data = (tmp_path / 'm.gguf').read_bytes()
+    (tmp_path / 'm.gguf').write_bytes(data[: data.index(b'tokenizer.ggml.tokens')])
+    with pytest.raises(UserError, match="general.architecture='mamba'"):
+        open_source(str(tmp_path / 'm.gguf'))
+
+
 @pytest.mark.parametrize('architecture', ['gpt2', 'llama'])
 @pytest.mark.parametrize('kind', ['F32', 'F16', 'BF16', 'Q8_0', 'Q4_0', 'Q4_1', 'Q4_K', 'Q6_K'])
 def test_tensors_are_de_quantised(architecture, kind, tmp_path):
@@ -204,10 +259,9 @@ def add_tensor(name):
     return lambda values, tensors: tensors.update({name: tensors['output_norm.weight']})
 
 
-def as_q5(values, tensors):
+def as_i8(values, tensors):
     tensor = tensors['blk.1.attn_q.weight'][1]
-    packed = quants.quantize(tensor, gguf.GGMLQuantizationType.Q5_0)
-    tensors['blk.1.attn_q.weight'] = (packed, tensor, 'Q5_0')
+    tensors['blk.1.attn_q.weight'] = (tensor.astype(np.int8), tensor, 'I8')
 
 
 def bent_positions(values, tensors):
@@ -221,9 +275,12 @@ def bent_positions(values, tensors):
 
 WRONG = {
     'architecture': (set_key('general.architecture', 'mamba'), "general.architecture='mamba'"),
-    'tensor type': (as_q5, r'blk.1.attn_q.weight has the type Q5_0; only F32, F16'),
+    'tensor type': (as_i8, r'blk.1.attn_q.weight has the type I8; only F32, F16'),
     'key': (set_key('llama.logit_scale', 2.0), 'has logit_scale=2.0, which is not supported'),
-    'foreign key': (set_key('clip.projector', 'x'), 'the key clip.projector'),
+    'number': (set_key('llama.block_count', 'two'), "block_count='two', which must be a whole"),
+    'layers': (set_key('llama.block_count', 2**30), 'its config 1073741824 layers'),
+    'tokens': (set_key('tokenizer.ggml.tokens', [1, 2]), 'tokens=.*must be a list of str'),
+    'template': (set_key('tokenizer.chat_template', 7), 'chat_template must be a text'),
     'experts': (set_key('llama.expert_count', 8), 'expert_count=8'),
     'scaling': (set_key('llama.rope.scaling.type', 'yarn'), "rope.scaling.type='yarn'"),
     'partial rotation': (set_key('llama.rope.dimension_count', 32), 'rope.dimension_count=32'),

@@ -77,6 +77,7 @@ def test_library(stories):
 
 WRONG = {
     'torn': (lambda data: data[:-4], r'has \d+ bytes, its header makes it \d+'),
+    'layers': (lambda d: struct.pack('<7i', 64, 64, 2**30, 4, 4, 64, 64), 'its header makes it'),
     'too short': (lambda data: data[:10], 'too short'),
     'another version': (lambda data: struct.pack('<7i', 0x616B3432, 1, *[0] * 5), '--version 0'),
 }
@@ -94,6 +95,9 @@ def test_a_tokenizer_of_another_size_is_not_taken(stories, tmp_path):
     shutil.copy(stories / 'stories260K.bin', tmp_path / 'model.bin')
     tokenizer = (stories / 'tok512.bin').read_bytes()
     (tmp_path / 'tok.bin').write_bytes(tokenizer[:-1])
+    with pytest.raises(UserError, match=r'tok.bin is not a tokenizer.bin of llama2.c, or is torn'):
+        open_source(str(tmp_path / 'model.bin'))
+    (tmp_path / 'tok.bin').write_bytes(tokenizer[:8] + struct.pack('<i', -8) + tokenizer[12:])
     with pytest.raises(UserError, match=r'tok.bin is not a tokenizer.bin of llama2.c, or is torn'):
         open_source(str(tmp_path / 'model.bin'))
     (tmp_path / 'tok.bin').unlink()

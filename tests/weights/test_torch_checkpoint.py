@@ -24,6 +24,26 @@ from tests.weights.random_source import GPT2, load, logits, make_model, random_p
 torch = pytest.importorskip('torch', reason='reads the files; pinned on 3.11 only')
 
 
+SPOILT = {
+    'null': {'model': {'a': torch.ones(1)}, 'model_args': None},
+    'integer names': {'model': {1: torch.ones(1)}, 'model_args': {}},
+    'no tensors': {'model': {'a': [1.0]}, 'model_args': {}},
+    'a text': {'model': {'a': torch.ones(1)}, 'model_args': {'n_layer': 'two'}},
+    'no table': {
+        'model': {'lm_head.weight': torch.ones(1)},
+        'model_args': dict(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=8),
+    },
+}
+
+
+@pytest.mark.parametrize('saved', SPOILT.values(), ids=SPOILT)
+def test_what_is_no_checkpoint_is_one_line(saved, tmp_path):
+    torch.save(saved, tmp_path / 'ckpt.pt')
+    with pytest.raises(UserError) as error:
+        open_source(str(tmp_path / 'ckpt.pt'))
+    assert '\n' not in str(error.value)
+
+
 def read_arrays(path):
     """The config and the float32 arrays of a JSON file of base64."""
     stored = json.loads(path.read_text())
