@@ -11,10 +11,11 @@ from ml_collections import config_flags
 
 from gpt_jax import object_store, pretrained, run
 from gpt_jax.config import RunConfig, load_config, run_name
-from gpt_jax.config_tree import check_key
+from gpt_jax.config_tree import check_key, suggest
 from gpt_jax.errors import UserError
 from gpt_jax.modes import MODES, describe
 from gpt_jax.parallel import cluster, local_pod, peers, runtime
+from gpt_jax.telemetry import streams
 
 USAGE = """usage: python -m gpt_jax.main --config FILE.py[:variant] [--workdir DIR] [--mode MODE]
                               [--config.KEY=VALUE ...]
@@ -41,6 +42,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         rest = [argument for argument in argv if not re.fullmatch('--?debug', argument)]
         return _main(rest, debug=debug)
+    except streams.ReaderGone:
+        return _end(streams.SIGPIPE_STATUS, 'nobody reads the output')
     except (UserError, OSError) as error:
         if debug and peers.num_processes() == 1:
             raise
@@ -54,6 +57,10 @@ def main(argv: Sequence[str]) -> int:
         print('interrupted', file=sys.stderr)
         return _end(130, 'interrupted')
     except Exception as error:
+        reason = runtime.explain(error)
+        if reason and not debug:
+            print(f'error: {reason}', file=sys.stderr)
+            return _end(2, reason)
         if peers.num_processes() == 1:
             raise
         status = 1
@@ -75,6 +82,10 @@ def _main(argv: list[str], *, debug: bool) -> int:
     if any(re.fullmatch('--?(help|helpfull|h)', argument) for argument in argv):
         print(USAGE + '\n'.join(map(describe, MODES)))
         return 0
+    runtime.check_xla_flags()
+    # A training run goes on without a reader; anything else has nothing left to do.
+    _, wanted = _take(argv, 'mode')
+    streams.end_without_reader(sys.stdout, ends=wanted not in ('', 'train'))
     argv, pod = _take(argv, 'local_pod')
     if pod:
         return local_pod.launch(pod, [*argv, '--debug'] if debug else argv)
@@ -86,7 +97,7 @@ def _main(argv: list[str], *, debug: bool) -> int:
     argv, name = _take(argv, 'mode')
     mode = MODES.get(name or 'train')
     if mode is None:
-        raise UserError(f'--mode={name} is not a mode; choose one of {", ".join(MODES)}')
+        raise UserError(f'--mode={name} is not a mode; {suggest(name, [*MODES])}')
     if not spec and not workdir:
         raise UserError('give --config FILE.py[:variant] or --workdir DIR; see --help')
     folder = object_store.to_path(workdir or f'runs/{run_name(spec)}', key='--workdir')
@@ -107,6 +118,7 @@ def _main(argv: list[str], *, debug: bool) -> int:
         pretrained.adopt_run(flags.config, folder, overrides, fresh=fresh)
     with peers.only_primary_prints():
         status = mode.run(flags, flags.config, folder, overrides)
+        sys.stdout.flush()  # here, so that a reader who is gone is noticed
     peers.leave(status)
     return status
 
@@ -140,4 +152,5 @@ def _parse(flags: absl_flags.FlagValues, config: RunConfig, argv: list[str]) -> 
 
 
 if __name__ == '__main__':
+    streams.protect()
     sys.exit(main(sys.argv[1:]))

@@ -144,7 +144,19 @@ WRONG = {
     'nothing': ([], '--config FILE.py'),
     'no such config': (['--config=configs/none.py'], '--config=configs/none.py: no such file'),
     'no such variant': ([f'--config={TINY}:adm'], 'unknown variant :adm; this file has :adamw'),
-    'no such mode': ([f'--config={TINY}', '--mode=trian'], '--mode=trian'),
+    'near a config': (['--config=configs/quickstrat.py'], 'did you mean configs/quickstart.py?'),
+    'no such mode': (
+        [f'--config={TINY}', '--mode=trian'],
+        '--mode=trian is not a mode; did you mean train?',
+    ),
+    'optimizer by flag': (
+        [f'--config={TINY}', '--config.optimizer=lion'],
+        'of AdamW, Lion, Adafactor, Muon, SGD it is, the config file says (optimizer=AdamW())',
+    ),
+    'value for a branch': (
+        [f'--config={TINY}', '--config.model=3'],
+        'config.model holds knobs and takes no value: set config.model.vocab_size',
+    ),
     'no such flag': ([f'--config={TINY}', '--foo=1'], 'foo'),
     'stray word': ([f'--config={TINY}', 'train'], "unexpected argument 'train'"),
     'unknown key': ([f'--config={TINY}', '--config.model.d_modl=3'], 'did you mean d_model?'),
