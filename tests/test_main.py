@@ -6,11 +6,13 @@ import os
 import pathlib
 import signal
 import subprocess
+import sys
 
 import pytest
 
 from gpt_jax import GPT
 from gpt_jax.main import main
+from gpt_jax.telemetry import streams
 from tests.command_line import ROOT, TINY, fingerprints, rows, run, start
 from tests.tiny_config import TEXT
 
@@ -394,3 +396,26 @@ def test_a_run_that_diverges_stops_and_saves(tmp_path, capsys):
     step = int(line.split('up to step ')[1].split()[0])
     assert (tmp_path / 'checkpoints' / str(step)).is_dir()
     assert rows(tmp_path)[-1]['step'] <= step
+
+
+def test_a_prompt_is_marked_on_a_terminal(trained, capsys, monkeypatch):
+    arguments = ['--mode=generate', f'--workdir={trained}', '--max_new_tokens=4', '--prompt=Al']
+    monkeypatch.setattr(sys.stdout, 'isatty', lambda: True)
+    monkeypatch.delenv('NO_COLOR', raising=False)
+    monkeypatch.setenv('TERM', 'xterm')
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.startswith('\033[1mAl\033[0m')
+    monkeypatch.setenv('NO_COLOR', '1')
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.startswith('Al')
+
+
+def test_a_reader_that_leaves_ends_what_only_prints(trained, monkeypatch, capsys):
+    """As SIGPIPE does, and silently; a training run goes on (test_streams)."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, 'w', encoding='utf-8') as file:
+        monkeypatch.setattr(sys, 'stdout', streams.guarded(file))
+        assert main(['--mode=generate', f'--workdir={trained}', '--max_new_tokens=4']) == 141
+        monkeypatch.undo()
+    assert capsys.readouterr().err == ''
