@@ -11,6 +11,8 @@ import sys
 import pytest
 
 from gpt_jax import GPT
+from gpt_jax.config import RunConfig
+from gpt_jax.config_tree import flatten, to_json
 from gpt_jax.main import main
 from gpt_jax.telemetry import streams
 from tests.command_line import ROOT, TINY, fingerprints, rows, run, start
@@ -140,6 +142,19 @@ def test_help_explains_each_mode(capsys):
     output = capsys.readouterr().out
     for word in ('train ', 'prepare ', 'evaluate ', 'generate ', '--fresh', '--prompt', '--step'):
         assert word in output
+    assert max(map(len, output.splitlines())) <= 80
+
+
+def test_help_lists_each_knob_with_type_value_and_comment(capsys):
+    assert main(['--help', f'--config={TINY}', '--mode=generate']) == 0
+    output = capsys.readouterr().out
+    words = ' '.join(output.split())
+    assert '.batch_size=8 int: sequences a step, over all devices' in words
+    assert '.norm=layernorm layernorm|rmsnorm' in words
+    assert '--temperature' in output and '--benchmark_steps' not in output
+    for key in flatten(to_json(RunConfig())):
+        if not key.endswith('._type') and not key.startswith('config.optimizer'):
+            assert f'  .{key.rpartition(".")[2]}=' in output, key
 
 
 WRONG = {
