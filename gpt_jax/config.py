@@ -202,7 +202,9 @@ def load_config(spec: str) -> RunConfig:
     name, _, variant = spec.partition(':')
     path = pathlib.Path(name)
     if not path.is_file():
-        raise UserError(f'--config={name}: no such file; the shipped ones are in configs/')
+        shipped = [str(each) for each in sorted(pathlib.Path('configs').glob('*.py'))]
+        hint = suggest(name, shipped) if shipped else 'the shipped ones are in configs/'
+        raise UserError(f'--config={name}: no such file; {hint}')
     loader = importlib.util.spec_from_file_location(f'gpt_jax_config_{path.stem}', path)
     if loader is None:
         raise UserError(f'--config={name}: not a Python file')

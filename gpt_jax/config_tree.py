@@ -233,11 +233,12 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def check_key(config: Any, path: str) -> None:
-    """Refuses a dotted path that names nothing in a config tree.
+    """Refuses a dotted path that names no value of a config tree.
 
     Raises:
-        UserError: naming the first unknown part and the nearest known one.
+        UserError: naming the first unknown part and the nearest known one, or a branch's knobs.
     """
+    root = config
     for depth, name in enumerate(parts := path.split('.')):
         where = '.'.join(['config', *parts[:depth]])
         if not dataclasses.is_dataclass(config):
@@ -246,6 +247,24 @@ def check_key(config: Any, path: str) -> None:
         if name not in known:
             raise UserError(f'{where}.{name} is not a key; ' + suggest(name, known))
         config = getattr(config, name)
+    if dataclasses.is_dataclass(config):
+        knobs = [field.name for field in dataclasses.fields(config)]
+        raise UserError(
+            f'config.{path} holds knobs and takes no value: set config.{path}.{knobs[0]}, or '
+            f'another of {", ".join(knobs)}' + _choice_of(root, parts)
+        )
+
+
+def _choice_of(root: Any, parts: list[str]) -> str:
+    """How to choose the class of a branch that has several; '' for any other branch."""
+    *above, name = parts
+    for part in above:
+        root = getattr(root, part)
+    kinds = {field.name: field.type for field in dataclasses.fields(root)}
+    members = [member.__name__ for member in _members(kinds[name])]
+    if not members:
+        return ''
+    return f'; which of {", ".join(members)} it is, the config file says ({name}={members[0]}())'
 
 
 def suggest(name: str, known: list[str]) -> str:

@@ -11,24 +11,27 @@ from ml_collections import config_flags
 
 from gpt_jax import object_store, pretrained, run
 from gpt_jax.config import RunConfig, load_config, run_name
-from gpt_jax.config_tree import check_key
+from gpt_jax.config_tree import check_key, suggest
 from gpt_jax.errors import UserError
 from gpt_jax.modes import MODES, describe
+from gpt_jax.modes.help import describe_config
 from gpt_jax.parallel import cluster, local_pod, peers, runtime
+from gpt_jax.telemetry import streams
 
-USAGE = """usage: python -m gpt_jax.main --config FILE.py[:variant] [--workdir DIR] [--mode MODE]
-                              [--config.KEY=VALUE ...]
+USAGE = """usage: python -m gpt_jax.main --config FILE.py[:variant] [--workdir DIR]
+                              [--mode MODE] [--config.KEY=VALUE ...]
 
   --config    a file of configs/, with a variant of its own choosing
-  --workdir   the run's folder, also gs:// or s3:// (default: runs/<config>[-<variant>]);
-              alone, it brings its config
-  --config.*  any knob of gpt_jax/config.py: --config.optimizer.learning_rate=3e-4
+  --workdir   the run's folder, also gs:// or s3:// (default:
+              runs/<config>[-<variant>]); alone, it brings its config
+  --config.*  any knob of those below: --config.optimizer.learning_rate=3e-4
+  --help      this; with --mode the flags of one mode, with --config its values
   --debug     show the traceback of an error
 
-  --local_pod PxD               P processes of D CPU devices each, on this machine
+  --local_pod PxD     P processes of D CPU devices each, on this machine
   --coordinator HOST:PORT --num_processes N --process_id I
-                                this is process I of N; process 0 listens at HOST:PORT
-                                (found by itself on TPU pods, GKE, SLURM and Open MPI)
+                      this is process I of N; process 0 listens at HOST:PORT
+                      (found by itself on TPU pods, GKE, SLURM and Open MPI)
 
 Modes:
 """
@@ -41,6 +44,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         rest = [argument for argument in argv if not re.fullmatch('--?debug', argument)]
         return _main(rest, debug=debug)
+    except streams.ReaderGone:
+        return _end(streams.SIGPIPE_STATUS, 'nobody reads the output')
     except (UserError, OSError) as error:
         if debug and peers.num_processes() == 1:
             raise
@@ -54,6 +59,10 @@ def main(argv: Sequence[str]) -> int:
         print('interrupted', file=sys.stderr)
         return _end(130, 'interrupted')
     except Exception as error:
+        reason = runtime.explain(error)
+        if reason and not debug:
+            print(f'error: {reason}', file=sys.stderr)
+            return _end(2, reason)
         if peers.num_processes() == 1:
             raise
         status = 1
@@ -73,8 +82,12 @@ def _end(status: int, reason: str) -> int:
 
 def _main(argv: list[str], *, debug: bool) -> int:
     if any(re.fullmatch('--?(help|helpfull|h)', argument) for argument in argv):
-        print(USAGE + '\n'.join(map(describe, MODES)))
+        print(_help(argv))
         return 0
+    runtime.check_xla_flags()
+    # A training run goes on without a reader; anything else has nothing left to do.
+    _, wanted = _take(argv, 'mode')
+    streams.end_without_reader(sys.stdout, ends=wanted not in ('', 'train'))
     argv, pod = _take(argv, 'local_pod')
     if pod:
         return local_pod.launch(pod, [*argv, '--debug'] if debug else argv)
@@ -86,7 +99,7 @@ def _main(argv: list[str], *, debug: bool) -> int:
     argv, name = _take(argv, 'mode')
     mode = MODES.get(name or 'train')
     if mode is None:
-        raise UserError(f'--mode={name} is not a mode; choose one of {", ".join(MODES)}')
+        raise UserError(f'--mode={name} is not a mode; {suggest(name, [*MODES])}')
     if not spec and not workdir:
         raise UserError('give --config FILE.py[:variant] or --workdir DIR; see --help')
     folder = object_store.to_path(workdir or f'runs/{run_name(spec)}', key='--workdir')
@@ -107,8 +120,21 @@ def _main(argv: list[str], *, debug: bool) -> int:
         pretrained.adopt_run(flags.config, folder, overrides, fresh=fresh)
     with peers.only_primary_prints():
         status = mode.run(flags, flags.config, folder, overrides)
+        sys.stdout.flush()  # here, so that a reader who is gone is noticed
     peers.leave(status)
     return status
+
+
+def _help(argv: list[str]) -> str:
+    """The usage; the flags of --mode, or of all modes; the knobs, with the values of --config."""
+    argv, name = _take(argv, 'mode')
+    if name and name not in MODES:
+        raise UserError(f'--mode={name} is not a mode; {suggest(name, [*MODES])}')
+    _, spec = _take(argv, 'config')
+    config = load_config(spec) if spec else RunConfig()
+    knobs = f'Knobs, set by --config.KEY=VALUE, with the values of {spec or "a bare RunConfig()"}:'
+    modes = '\n'.join(map(describe, [name] if name else MODES))
+    return '\n\n'.join([USAGE + modes, knobs, describe_config(config)])
 
 
 def _take(argv: list[str], name: str) -> tuple[list[str], str]:
@@ -140,4 +166,5 @@ def _parse(flags: absl_flags.FlagValues, config: RunConfig, argv: list[str]) -> 
 
 
 if __name__ == '__main__':
+    streams.protect()
     sys.exit(main(sys.argv[1:]))

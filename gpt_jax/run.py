@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import functools
 import json
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import flax.linen as nn
 import jax
@@ -58,6 +59,7 @@ DERIVATIONS: dict[str, Callable[[RunConfig], int]] = {
 }
 STAGING, REPLACED = '.saving', '.replaced'  # of `save_weights`, while it works
 NO_CONTENT = {'lost+found', '.DS_Store'}  # what systems put into a folder that is empty
+LEASE = 'lease'  # in place of the lock on a disk that has none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -325,8 +327,9 @@ def lock(workdir: pathlib.Path, *, key: str = '--workdir') -> Iterator[None]:
     """Holds a workdir for one writer; the lock goes with the process.
 
     A folder in which nothing was written, because the run was refused, is removed again. Of the
-    processes of one run the first holds the lock for all. An object store has no locks: there it
-    is a lease (`parallel/lease.py`). `key` is what the caller calls the folder.
+    processes of one run the first holds the lock for all. An object store and some network disks
+    have no locks: there it is a lease (`parallel/lease.py`). `key` is what the caller calls the
+    folder.
 
     Raises:
         UserError: another process writes there, the folder holds something else than a run, or it
@@ -346,19 +349,13 @@ def lock(workdir: pathlib.Path, *, key: str = '--workdir') -> Iterator[None]:
     except OSError as error:
         raise files.cannot_write(workdir, error) from error
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise UserError(
-                f'{key}={workdir} is in use by process {file.read().strip() or "?"}; wait for '
-                f'it to end or choose another folder'
-            ) from error
+        has_locks = _lock_file(file, workdir, key=key)
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
         try:
-            yield
+            with contextlib.nullcontext() if has_locks else lease.hold(workdir / LEASE):
+                yield
         finally:
             with contextlib.suppress(OSError):  # not empty, or not there
                 (workdir / CHECKPOINTS).rmdir()
@@ -366,6 +363,30 @@ def lock(workdir: pathlib.Path, *, key: str = '--workdir') -> Iterator[None]:
                 if os.listdir(workdir) == [LOCK]:
                     (workdir / LOCK).unlink()
                     workdir.rmdir()
+
+
+def _lock_file(file: IO, workdir: pathlib.Path, *, key: str) -> bool:
+    """Locks the open file of a workdir; False where the disk has no locks.
+
+    Raises:
+        UserError: another process holds the lock.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):  # ENOLCK, ENOSYS, EOPNOTSUPP …
+            print(
+                f'the disk of {workdir} has no file locks ({error.strerror}); the file {LEASE}, '
+                f'renewed every {lease.RENEW_SECONDS:.0f} s, keeps other writers out',
+                flush=True,
+            )
+            return False
+        file.seek(0)
+        raise UserError(
+            f'{key}={workdir} is in use by process {file.read().strip() or "?"}; wait for '
+            f'it to end or choose another folder'
+        ) from error
+    return True
 
 
 def restore_weights(

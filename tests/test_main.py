@@ -6,11 +6,15 @@ import os
 import pathlib
 import signal
 import subprocess
+import sys
 
 import pytest
 
 from gpt_jax import GPT
+from gpt_jax.config import RunConfig
+from gpt_jax.config_tree import flatten, to_json
 from gpt_jax.main import main
+from gpt_jax.telemetry import streams
 from tests.command_line import ROOT, TINY, fingerprints, rows, run, start
 from tests.tiny_config import TEXT
 
@@ -138,13 +142,38 @@ def test_help_explains_each_mode(capsys):
     output = capsys.readouterr().out
     for word in ('train ', 'prepare ', 'evaluate ', 'generate ', '--fresh', '--prompt', '--step'):
         assert word in output
+    assert max(map(len, output.splitlines())) <= 80
+
+
+def test_help_lists_each_knob_with_type_value_and_comment(capsys):
+    assert main(['--help', f'--config={TINY}', '--mode=generate']) == 0
+    output = capsys.readouterr().out
+    words = ' '.join(output.split())
+    assert '.batch_size=8 int: sequences a step, over all devices' in words
+    assert '.norm=layernorm layernorm|rmsnorm' in words
+    assert '--temperature' in output and '--benchmark_steps' not in output
+    for key in flatten(to_json(RunConfig())):
+        if not key.endswith('._type') and not key.startswith('config.optimizer'):
+            assert f'  .{key.rpartition(".")[2]}=' in output, key
 
 
 WRONG = {
     'nothing': ([], '--config FILE.py'),
     'no such config': (['--config=configs/none.py'], '--config=configs/none.py: no such file'),
     'no such variant': ([f'--config={TINY}:adm'], 'unknown variant :adm; this file has :adamw'),
-    'no such mode': ([f'--config={TINY}', '--mode=trian'], '--mode=trian'),
+    'near a config': (['--config=configs/quickstrat.py'], 'did you mean configs/quickstart.py?'),
+    'no such mode': (
+        [f'--config={TINY}', '--mode=trian'],
+        '--mode=trian is not a mode; did you mean train?',
+    ),
+    'optimizer by flag': (
+        [f'--config={TINY}', '--config.optimizer=lion'],
+        'of AdamW, Lion, Adafactor, Muon, SGD it is, the config file says (optimizer=AdamW())',
+    ),
+    'value for a branch': (
+        [f'--config={TINY}', '--config.model=3'],
+        'config.model holds knobs and takes no value: set config.model.vocab_size',
+    ),
     'no such flag': ([f'--config={TINY}', '--foo=1'], 'foo'),
     'stray word': ([f'--config={TINY}', 'train'], "unexpected argument 'train'"),
     'unknown key': ([f'--config={TINY}', '--config.model.d_modl=3'], 'did you mean d_model?'),
@@ -382,3 +411,26 @@ def test_a_run_that_diverges_stops_and_keeps_what_was_good(tmp_path, capsys):
     step = int(line.split('up to step ')[1].split()[0])
     assert not [path for path in (tmp_path / 'checkpoints').glob('*') if path.name.isdecimal()]
     assert rows(tmp_path)[-1]['step'] <= step
+
+
+def test_a_prompt_is_marked_on_a_terminal(trained, capsys, monkeypatch):
+    arguments = ['--mode=generate', f'--workdir={trained}', '--max_new_tokens=4', '--prompt=Al']
+    monkeypatch.setattr(sys.stdout, 'isatty', lambda: True)
+    monkeypatch.delenv('NO_COLOR', raising=False)
+    monkeypatch.setenv('TERM', 'xterm')
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.startswith('\033[1mAl\033[0m')
+    monkeypatch.setenv('NO_COLOR', '1')
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.startswith('Al')
+
+
+def test_a_reader_that_leaves_ends_what_only_prints(trained, monkeypatch, capsys):
+    """As SIGPIPE does, and silently; a training run goes on (test_streams)."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, 'w', encoding='utf-8') as file:
+        monkeypatch.setattr(sys, 'stdout', streams.guarded(file))
+        assert main(['--mode=generate', f'--workdir={trained}', '--max_new_tokens=4']) == 141
+        monkeypatch.undo()
+    assert capsys.readouterr().err == ''

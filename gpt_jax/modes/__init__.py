@@ -11,6 +11,7 @@ from gpt_jax.modes import (
     evaluate,
     export,
     generate,
+    help,
     import_weights,
     prepare,
     train,
@@ -35,6 +36,5 @@ def describe(name: str) -> str:
     """A mode for `--help`: the first line of its docstring, and its flags."""
     flags = absl_flags.FlagValues()
     MODES[name].define_flags(flags)
-    lines = [f'  {name:<15}{MODES[name].__doc__.splitlines()[0]}']
-    lines += [f'    --{flag:<20}{flags[flag].help.splitlines()[0]}' for flag in sorted(flags)]
-    return '\n'.join(lines)
+    title = help.describe_mode(name, MODES[name].__doc__.splitlines()[0])
+    return '\n'.join(filter(None, [title, help.describe_flags(flags)]))

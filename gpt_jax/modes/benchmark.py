@@ -40,12 +40,17 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         'benchmark_groups': (5, 'groups of steps; the median over them is the result'),
         'benchmark_steps': (10, 'steps in a group'),
         'profile_steps': (3, 'steps that --profile traces'),
-        'decode_prompt': (32, 'tokens of a prompt, for --benchmark_decode'),
-        'decode_tokens': (128, 'tokens to draw after it'),
+        'decode_prompt': (0, 'tokens of a prompt, for --benchmark_decode; 0: 32, or what fits'),
+        'decode_tokens': (0, 'tokens to draw after it; 0: 128, or what fits the context'),
     }
     for name, (default, text) in counts.items():
         absl_flags.DEFINE_integer(
-            name, default, text, lower_bound=1, upper_bound=INT32_MAX, flag_values=flags
+            name,
+            default,
+            text,
+            lower_bound=min(default, 1),
+            upper_bound=INT32_MAX,
+            flag_values=flags,
         )
     absl_flags.DEFINE_boolean(
         'benchmark_data', False, "the run's data instead of random tokens", flag_values=flags
@@ -125,19 +130,22 @@ def _measure_decoding(
     flags: absl_flags.FlagValues, config: RunConfig, program: Program
 ) -> list[dict[str, float]]:
     """Times generation with random weights, and prints the result."""
-    longest = flags.decode_prompt + flags.decode_tokens
-    if longest > config.model.max_seq_len or flags.decode_tokens < 2:
+    context = config.model.max_seq_len
+    prompt_tokens = flags.decode_prompt or max(1, min(32, context // 4))
+    new_tokens = flags.decode_tokens or min(128, context - prompt_tokens)
+    longest = prompt_tokens + new_tokens
+    if longest > context or new_tokens < 2:
         raise UserError(
             f'--decode_prompt and --decode_tokens make {longest} tokens, the context holds '
-            f'{config.model.max_seq_len} (config.model.max_seq_len); draw 2 or more that fit'
+            f'{context} (config.model.max_seq_len); draw 2 or more that fit'
         )
     state = program.init(jax.random.key(config.seed))
     rows = measure_decoding(
         config.model,
         program.join(state.params, state.base),
         batch_sizes=flags.decode_batch,
-        prompt_tokens=flags.decode_prompt,
-        new_tokens=flags.decode_tokens,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
         repeats=flags.benchmark_groups,
     )
     table = {

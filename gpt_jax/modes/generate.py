@@ -1,5 +1,6 @@
 """Write text with a trained run's weights, streamed to the terminal."""
 
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -77,7 +78,8 @@ def run(
     else:
         for index, generation in enumerate(generator.generate(prompts, sampling)):
             print(f'--- sample {index + 1}')
-            print(generation.text if flags.chat else generation.prompt + generation.text)
+            prompt = '' if flags.chat else _marked(generation.prompt)
+            print(prompt + generation.text)
     if not peers.is_primary():  # standard output is silent there, standard error is not
         return 0
     if sampling.draft_tokens:
@@ -113,11 +115,20 @@ def _ask(prompt: str, tokenizer: Tokenizer) -> list[int]:
     return chat_template.encode_prompt([{'role': 'user', 'content': prompt}], tokenizer)
 
 
+def _marked(prompt: str) -> str:
+    """Returns the prompt in bold on a terminal, which tells it from what the model wrote."""
+    if not sys.stdout.isatty() or os.environ.get('NO_COLOR') or os.environ.get('TERM') == 'dumb':
+        return prompt
+    return f'\033[1m{prompt}\033[0m'
+
+
 def _print_streaming(
     generator: Generator, prompts: Sequence[Prompt], sampling: SampleConfig, *, echo: bool
 ) -> None:
     """Prints one text while it is written; with `echo` after its prompt."""
-    shown = prompts[0] if echo else ''  # with the first piece: one that is refused is not shown
+    shown = (
+        _marked(prompts[0]) if echo else ''
+    )  # with the first piece: one that is refused is not shown
     for [(piece, generation)] in generator.stream(prompts, sampling):
         print(shown + piece, end='', flush=True)
         shown = ''

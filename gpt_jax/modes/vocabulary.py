@@ -19,6 +19,6 @@ def known_vocab_size(config: RunConfig) -> int:
         return ByteTokenizer().vocab_size
     raise UserError(
         f'the vocabulary of a {config.tokenizer.kind} tokenizer depends on the data: set '
-        f'--config.model.vocab_size=65, say, or read the data with --mode benchmark '
+        f'--config.model.vocab_size=66, say, or read the data with --mode benchmark '
         f'--benchmark_data'
     )

@@ -1,4 +1,4 @@
-"""Who writes in a workdir in an object store, which has no locks: an object that is renewed.
+"""Who writes in a workdir without locks: an object in its store, or a file, that is renewed.
 
 The object names its writer and changes every `RENEW_SECONDS`. A process that finds one waits to
 see whether it still changes, unless it can tell that its writer is dead, and takes it over if it
@@ -52,7 +52,10 @@ def hold(path: pathlib.Path, *, report: Callable[[str], None] = print) -> Iterat
         thread.join()
         with contextlib.suppress(UserError):
             if _is(_read(path), mine):
-                object_store.remove(path)
+                if object_store.is_remote(path):
+                    object_store.remove(path)
+                else:
+                    path.unlink(missing_ok=True)
 
 
 def _wait_until_free(path: pathlib.Path, report: Callable[[str], None]) -> None:
@@ -92,6 +95,8 @@ def _read(path: pathlib.Path) -> dict[str, Any] | None:
         return dict(json.loads(object_store.read_bytes(path)))
     except FileNotFoundError:
         return None
+    except (TypeError, ValueError):  # torn, on a disk that does not replace files whole
+        return {}
 
 
 def _is(found: dict[str, Any] | None, mine: dict[str, Any]) -> bool:

@@ -3,13 +3,25 @@
 import dataclasses
 import os
 import pathlib
+import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+from jax._src import hardware_utils, xla_bridge  # hardware_utils: how jax looks for TPUs
 
 from gpt_jax.config_tree import check_domains, whole
 from gpt_jax.parallel import cluster, peers
+
+# Read by libtpu when it is loaded.
+NO_TPU = {
+    'TPU_SKIP_MDS_QUERY': '1',
+    'TPU_ACCELERATOR_TYPE': 'v5litepod-1',
+    'TPU_WORKER_HOSTNAMES': 'localhost',
+}
+_OTHER_PLATFORM = 'unset it to take what there is, or set JAX_PLATFORMS=cpu'
 
 
 def seconds(default: int) -> Any:
@@ -38,6 +50,59 @@ def initialize(config: RuntimeConfig) -> None:
         jax.config.update('jax_compilation_cache_dir', str(cache_folder() / 'compiled'))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
         jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+    _silence_libtpu()
+
+
+def _silence_libtpu() -> None:
+    """Answers what libtpu would ask, and warn of, on a machine without a TPU."""
+    if not hardware_utils.num_available_tpu_chips_and_device_id()[0]:
+        for name, value in NO_TPU.items():
+            os.environ.setdefault(name, value)
+
+
+def check_xla_flags() -> None:
+    """Rejects XLA_FLAGS that XLA cannot read; it would end the process without an exception.
+
+    Raises:
+        UserError: naming the flags.
+    """
+    if not os.environ.get('XLA_FLAGS') or xla_bridge.backends_are_initialized():
+        return
+    parsed = subprocess.run(
+        [sys.executable, '-c', 'from jaxlib import _jax; _jax.CompileOptions()'],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding='utf-8',
+        errors='replace',
+    )
+    if parsed.returncode == 0:
+        return
+    unknown = re.search(r'Unknown flags? in XLA_FLAGS: *(.*)', parsed.stderr)
+    reason = f'XLA does not know {unknown[1]}' if unknown else parsed.stderr.rpartition('] ')[2]
+    raise UserError(f'XLA_FLAGS: {reason.strip()}; correct the variable, or unset it')
+
+
+def explain(error: Exception) -> str:
+    """One line for a failure that lies in the machine or its environment; '' for any other."""
+    if 'Could not determine home directory' in str(error):
+        return (
+            'this user has no home folder; set HOME to a folder that can be written, or '
+            'XDG_CACHE_HOME for the caches alone'
+        )
+    platforms = jax.config.jax_platforms
+    if 'Unable to initialize backend' in str(error):
+        reason = str(error).partition(': ')[2].partition(' (')[0].rstrip('.')
+        return f'JAX_PLATFORMS={platforms or ""}: {reason}; {_OTHER_PLATFORM}'
+    frames = error.__traceback__
+    while frames is not None and frames.tb_next is not None:
+        frames = frames.tb_next
+    if (
+        isinstance(error, AssertionError)
+        and frames is not None
+        and frames.tb_frame.f_globals['__name__'] == 'jax._src.xla_bridge'
+    ):  # jax passes over a platform without a device, and then has none left
+        return f'JAX_PLATFORMS={platforms}: this machine has no such device; {_OTHER_PLATFORM}'
+    return ''
 
 
 def join(given: Mapping[str, str], config: RuntimeConfig) -> None:

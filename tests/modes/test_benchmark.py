@@ -93,3 +93,10 @@ def test_generation(tmp_path, capsys):
     assert all(row['decode_tokens_per_second'] > 0 for row in rows)
     assert all(row['prefill_tokens_per_second'] > 0 for row in rows)
     assert all(row['floor_ms_per_token'] > 0 for row in rows)
+
+
+def test_decoding_fits_the_context_by_default(tmp_path, capsys):
+    """The tiny model's context holds 32 tokens, fewer than the defaults of longer ones."""
+    arguments = ['--config.model.vocab_size=65', '--benchmark_decode', '--decode_batch=1']
+    assert _benchmark(tmp_path, *arguments) == 0
+    assert 'tokens/s' in capsys.readouterr().out

@@ -1,3 +1,4 @@
+import errno
 import os
 import pathlib
 import re
@@ -8,7 +9,7 @@ import time
 
 import pytest
 
-from gpt_jax import files, object_store
+from gpt_jax import files, object_store, run
 from gpt_jax.errors import UserError
 from gpt_jax.parallel import lease
 from tests import command_line
@@ -112,3 +113,29 @@ def test_a_writer_that_was_taken_for_dead_ends(path):
     assert process.returncode == lease.TAKEN
     assert errors.startswith(f'error: --workdir={path.parent} is in use by process 7 on elsewhere')
     assert files.read_json(path)['token'] == 'theirs'
+
+
+@pytest.mark.parametrize('number', [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_gets_a_lease(number, tmp_path, monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(run.fcntl, 'flock', no_locks)
+    monkeypatch.setattr(lease, 'RENEW_SECONDS', 0.1)
+    monkeypatch.setattr(lease, '_is_dead', lambda _: False)  # the second writer is this process
+    workdir = tmp_path / 'run'
+    with run.lock(workdir):
+        assert 'has no file locks' in capsys.readouterr().out
+        assert files.read_json(workdir / 'lease')['pid'] == os.getpid()
+        with pytest.raises(UserError, match='is in use by process'), run.lock(workdir):
+            pytest.fail('two writers')
+    assert not workdir.exists(), 'nothing was written, nothing is left'
+
+
+def test_a_damaged_lease_counts_as_held_until_it_is_stale(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, 'RENEW_SECONDS', 0.1)
+    monkeypatch.setattr(lease, 'STALE_SECONDS', 0.3)
+    (tmp_path / 'lease').write_text('{"host"')
+    lines = []
+    with lease.hold(tmp_path / 'lease', report=lines.append):
+        assert len(lines) == 1
