@@ -70,7 +70,11 @@ def read_config(workdir: pathlib.Path) -> RunConfig:
     """
     if not (workdir / CONFIG).is_file():
         raise UserError(f'--workdir={workdir} holds no run: it has no {CONFIG}; train one first')
-    return from_json(files.read_json(workdir / CONFIG), RunConfig)
+    values = files.read_json(workdir / CONFIG)
+    try:
+        return from_json(values, RunConfig)
+    except UserError as error:
+        raise UserError(f'{workdir / CONFIG}: {error}') from error
 
 
 def train_whole(config: RunConfig) -> None:
