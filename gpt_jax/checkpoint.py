@@ -276,9 +276,7 @@ class Checkpointer(contextlib.AbstractContextManager):
             return best
         # Longer numbers are no steps, and Python reads none of thousands of digits.
         if not str(step).isdecimal() or len(str(step)) > len(str(INT32_MAX)):
-            raise UserError(
-                f'the step must be a number up to {INT32_MAX}, latest or best, not {step!r:.40}'
-            )
+            raise UserError(f'the step must be a number, latest or best, not {step!r:.40}')
         if int(step) not in list_steps(self.folder):
             raise self._unavailable(f'there is no checkpoint of step {step} in {self.folder}')
         return int(step)

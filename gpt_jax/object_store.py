@@ -37,6 +37,7 @@ def to_path(name: str | os.PathLike, *, key: str) -> pathlib.Path:
     Raises:
         UserError: the store is of another kind, its package is missing, or no folder is named.
     """
+    _refuse_nul(name, key)
     if not is_remote(name):
         return pathlib.Path(os.path.expanduser(name))
     scheme, _, rest = os.fspath(name).partition('://')
@@ -60,8 +61,15 @@ def to_path(name: str | os.PathLike, *, key: str) -> pathlib.Path:
     return epath.Path(f'{scheme}://{rest.rstrip("/")}')
 
 
+def _refuse_nul(name: str | os.PathLike, key: str) -> None:
+    """Raises UserError for a path with a NUL byte, which no system call takes."""
+    if '\0' in os.fspath(name):
+        raise UserError(f'{key}={os.fspath(name)!r} has a NUL byte; remove it')
+
+
 def local_path(name: str | os.PathLike, *, key: str) -> pathlib.Path:
     """A path of a disk. Raises UserError for one of an object store."""
+    _refuse_nul(name, key)
     if is_remote(name):
         raise UserError(f'{key}={name}: name a folder of this machine, and copy it from there')
     return pathlib.Path(os.path.expanduser(name))

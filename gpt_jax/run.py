@@ -85,7 +85,11 @@ def read_config(workdir: pathlib.Path, *, key: str = '--workdir') -> RunConfig:
     """
     if not (workdir / CONFIG).is_file():
         raise UserError(f'{key}={workdir} holds no run: it has no {CONFIG}; train one first')
-    return from_json(files.read_json(workdir / CONFIG), RunConfig)
+    values = files.read_json(workdir / CONFIG)
+    try:
+        return from_json(values, RunConfig)
+    except UserError as error:
+        raise UserError(f'{workdir / CONFIG}: {error}') from error
 
 
 def read_draft(workdir: pathlib.Path) -> RunConfig:

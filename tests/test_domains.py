@@ -3,14 +3,16 @@
 import copy
 import dataclasses
 import inspect
+import json
 import math
 import typing
 
 import pytest
 from absl import flags as absl_flags
 
-from gpt_jax.config import RunConfig, finalize
-from gpt_jax.config_tree import INT32_MAX, check_domains
+from gpt_jax import object_store, run
+from gpt_jax.config import RunConfig, finalize, load_config
+from gpt_jax.config_tree import INT32_MAX, check_domains, to_json
 from gpt_jax.errors import UserError
 from gpt_jax.inference.config import SampleConfig
 from gpt_jax.modes import MODES
@@ -140,3 +142,46 @@ def test_every_config_is_walked():
     kinds = typing.get_type_hints(RunConfig).values()
     members = {each for kind in kinds for each in typing.get_args(kind) if inspect.isclass(each)}
     assert members == set(OPTIMIZERS)
+
+
+@pytest.mark.parametrize(
+    'branch, value',
+    [
+        ('train', None),
+        ('train', []),
+        ('optimizer', None),
+        ('optimizer', 'lion'),
+        ('seed', None),
+        ('model', {'window_pattern': [None]}),
+        ('model', {'num_layers': True}),
+        ('model', {'norm_epsilon': 10**400}),
+    ],
+)
+def test_a_damaged_config_json_is_one_line(branch, value, tmp_path):
+    (tmp_path / 'config.json').write_text(json.dumps(to_json(RunConfig()) | {branch: value}))
+    with pytest.raises(UserError, match=rf'config\.json: config\.{branch}'):
+        run.read_config(tmp_path)
+
+
+@pytest.mark.parametrize('content', ['null', '[]', '1'])
+def test_a_config_json_of_another_kind_is_one_line(content, tmp_path):
+    (tmp_path / 'config.json').write_text(content)
+    with pytest.raises(UserError, match=r'config\.json: config='):
+        run.read_config(tmp_path)
+
+
+@pytest.mark.parametrize('change', ['config.model = None', 'config.data = 3', 'config.seed = ""'])
+def test_a_config_file_that_makes_half_a_tree_is_one_line(change, tmp_path):
+    path = tmp_path / 'half.py'
+    path.write_text(
+        'from gpt_jax.config import RunConfig\n\n\ndef get_config(variant):\n'
+        f'    config = RunConfig()\n    {change}\n    return config\n'
+    )
+    with pytest.raises(UserError, match=rf'half\.py: {change.split()[0]}='):
+        load_config(str(path))
+
+
+@pytest.mark.parametrize('to_path', [object_store.to_path, object_store.local_path])
+def test_a_path_with_a_nul_is_one_line(to_path):
+    with pytest.raises(UserError, match='--workdir=.* has a NUL byte'):
+        to_path('runs/a\0b', key='--workdir')

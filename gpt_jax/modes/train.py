@@ -27,6 +27,7 @@ from gpt_jax.telemetry.metrics import MetricsWriter, last_row
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.telemetry.report import format_table
 from gpt_jax.train import loop
+from gpt_jax.train.host_memory import check_host_memory
 from gpt_jax.train.memory import explain_out_of_memory
 from gpt_jax.train.session import Session
 from gpt_jax.train.state import TrainState
@@ -63,7 +64,7 @@ def run(
     """Trains to the end of the run, or until told to stop."""
     if flags.fresh and flags.resume_step is not None:
         raise UserError('--fresh and --resume_step exclude each other; leave one out')
-    finalize(config, vocab_size=1)  # what can be refused early is
+    draft = finalize(config, vocab_size=1)  # what can be refused early is
     _check_length(config, overrides)
     if VALIDATION not in filled_splits(config.data):
         raise UserError(
@@ -71,6 +72,7 @@ def run(
             f'folders that others name in config.data.mixture'
         )
     runtime.initialize(config.runtime)
+    check_host_memory(draft)
     runs.check_processes(config, workdir)
     with runs.lock(workdir):
         folder = runs.prepare_data(config)
@@ -285,9 +287,13 @@ def _begin(session: Session) -> tuple[TrainState, dict[str, Any] | None]:
         return session.init(), None
     path = object_store.to_path(folder, key='config.train.init_from')
     source = runs.Run(path, runs.read_config(path), session.tokenizer)
-    step, params = runs.restore_weights(
-        source, step='latest', weights='raw', abstract=session.program.abstract_params
+    # Read as they were saved, then cast to this run's config.model.param_dtype.
+    ours, theirs = session.program.abstract_params, source.config.model.param_dtype
+    saved = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, theirs, sharding=leaf.sharding), ours
     )
+    step, params = runs.restore_weights(source, step='latest', weights='raw', abstract=saved)
+    params = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, ours)
     print(f'beginning with the weights of {folder}, step {step}', flush=True)
     origin = {'workdir': folder, 'step': step, 'weights': runs.weights_hash(source, step)}
     return session.begin(params), origin

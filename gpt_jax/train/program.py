@@ -37,6 +37,7 @@ from gpt_jax.parallel.rules import (
     replicated,
     with_shardings,
 )
+from gpt_jax.train.host_memory import check_host_memory
 from gpt_jax.train.loss import LossSums
 from gpt_jax.train.loss_kernels import resolve_loss_kernel
 from gpt_jax.train.pmap_program import make_pmap_functions
@@ -194,6 +195,8 @@ def make_program(config: RunConfig, mesh: Mesh, *, traced: bool = False) -> Prog
     boxed = abstract_params(config.model)
     params_shardings = parameter_shardings(boxed, mesh)
     state = jax.eval_shape(begin, nn.unbox(boxed), jax.random.key(0))
+    if backend == 'cpu':
+        check_host_memory(config, state)
     shardings = _state_shardings(trainable, mesh, boxed, state)
     rows, whole = batch_sharding(mesh), replicated(mesh)
     deterministic = config.train.deterministic

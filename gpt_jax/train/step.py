@@ -169,6 +169,7 @@ def _with_loss_mask(batch: Batch) -> Batch:
 def _accumulate(grad_fn, executed: Any, batch: Batch, micro_batches: int):
     """Sums losses and gradients over micro-batches, one at a time.
 
+    The sums are float32 whatever the parameters are: in bfloat16 small addends would be lost.
     Micro-batch i takes every `micro_batches`-th row, so that rows stay on their devices.
     """
 
@@ -178,10 +179,11 @@ def _accumulate(grad_fn, executed: Any, batch: Batch, micro_batches: int):
     def add_micro_batch(total: Any, indexed: tuple[jax.Array, Batch]) -> tuple[Any, None]:
         index, micro = indexed
         (loss, sums), grads = grad_fn(executed, micro, index)
-        return jax.tree.map(jnp.add, total, (loss, sums, grads)), None
+        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, (loss, sums, grads)), None
 
     zero = jnp.zeros((), jnp.float32)
-    start = (zero, LossSums(zero, zero, zero), jax.tree.map(jnp.zeros_like, executed))
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), executed)
+    start = (zero, LossSums(zero, zero, zero), zeros)
     micros = (jnp.arange(micro_batches), jax.tree.map(split, batch))
     total, _ = jax.lax.scan(add_micro_batch, start, micros)
     return total

@@ -114,7 +114,7 @@ def test_wrong_input_is_one_line(trained, data, tmp_path, capsys):
     )
     assert 'piqa needs its rows' in error('--tasks=piqa', '--task_data=')
     assert 'one of --tasks, --harness and --text' in error('--tasks=piqa', '--text=x')
-    assert '--task_limit=-1: Expected integer in range' in error(
+    assert '--task_limit=-1: -1 is not an integer in the range' in error(
         '--tasks=piqa', '--task_limit=-1', f'--task_data={data}'
     )
     assert 'config.eval.stride=99 must be at most config.model.max_seq_len=32' in error(

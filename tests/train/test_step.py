@@ -13,8 +13,9 @@ from flax import linen as nn
 from gpt_jax.config import TrainConfig
 from gpt_jax.model.gpt import GPT, init_params
 from gpt_jax.optim import SGD, AdamW, ScheduleConfig, make_optimizer, make_schedule
+from gpt_jax.train.loss import LossSums
 from gpt_jax.train.state import make_state
-from gpt_jax.train.step import StepParts, make_eval_step, make_train_step
+from gpt_jax.train.step import StepParts, _accumulate, make_eval_step, make_train_step
 from tests.model_configs import make_config
 
 ROWS, LENGTH = 8, 6
@@ -264,3 +265,18 @@ def test_evaluation_sums_what_training_reports():
     assert float(evaluate(start.params, joined).cross_entropy) != pytest.approx(
         float(evaluate(start.params, packed).cross_entropy), rel=1e-7
     )
+
+
+def test_gradients_of_bfloat16_are_summed_in_float32():
+    """256 and seven times 1, of which a sum in bfloat16 loses the ones."""
+    params = {'w': jnp.zeros(3, jnp.bfloat16)}
+
+    def grad_fn(params, micro, index):
+        grads = {'w': jnp.where(index == 0, 256, 1) * jnp.ones_like(params['w'])}
+        zero = jnp.zeros((), jnp.float32)
+        return (zero, LossSums(zero, zero, zero)), jax.tree.map(
+            lambda g: g.astype(jnp.bfloat16), grads
+        )
+
+    *_, grads = _accumulate(grad_fn, params, {'tokens': jnp.zeros((8, 2), jnp.int32)}, 8)
+    np.testing.assert_array_equal(grads['w'], 263.0)

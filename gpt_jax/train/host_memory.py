@@ -1,0 +1,58 @@
+"""Compares what a training state needs with the memory of the machine, before it is allocated."""
+
+import functools
+import os
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from gpt_jax.config import RunConfig
+from gpt_jax.errors import UserError
+from gpt_jax.model.gpt import abstract_params
+from gpt_jax.optim import make_optimizer
+from gpt_jax.optim.trainable import Trainable
+from gpt_jax.telemetry.chips import GIB
+from gpt_jax.train.state import make_state
+
+
+def check_host_memory(config: RunConfig, state: Any = None) -> None:
+    """Refuses a training state that a machine without accelerators cannot hold.
+
+    Args:
+      config: a finalized config.
+      state: its abstract training state; by default it is derived from `config`.
+
+    Raises:
+        UserError: the parameters, the optimizer's state and a batch exceed the physical memory.
+    """
+    if jax.default_backend() != 'cpu' or jax.process_count() > 1:
+        return
+    state = _abstract_state(config) if state is None else state
+    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    needed += 4 * config.train.batch_size * config.model.max_seq_len
+    available = physical_memory()
+    if needed > available:
+        raise UserError(
+            f'parameters, optimizer state and a batch need {needed / GIB:,.1f} GiB, this machine '
+            f'has {available / GIB:,.1f} GiB of memory; lower config.model.d_model, num_layers, '
+            f'd_ff, vocab_size or max_seq_len, config.lora.rank or config.train.batch_size'
+        )
+
+
+def physical_memory() -> int:
+    """Returns the bytes of RAM of this machine."""
+    return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+
+
+def _abstract_state(config: RunConfig) -> Any:
+    """Returns the shapes of the state that training begins with."""
+    optimizer = make_optimizer(config.optimizer, config.schedule, num_steps=config.train.num_steps)
+    trainable = Trainable(lora=config.lora, frozen=config.train.frozen)
+    make = functools.partial(make_state, ema_decay=config.train.ema_decay)
+
+    def begin(params: Any, key: jax.Array) -> Any:
+        trained, base = trainable.split(params, key)
+        return make(trained, optimizer, base=base)
+
+    return jax.eval_shape(begin, nn.unbox(abstract_params(config.model)), jax.random.key(0))
