@@ -382,3 +382,18 @@ def test_a_run_that_diverges_stops_and_keeps_what_was_good(tmp_path, capsys):
     step = int(line.split('up to step ')[1].split()[0])
     assert not [path for path in (tmp_path / 'checkpoints').glob('*') if path.name.isdecimal()]
     assert rows(tmp_path)[-1]['step'] <= step
+
+
+def test_going_back_and_what_a_run_warns_of(tmp_path, capsys):
+    run = [f'--config={TINY}', f'--workdir={tmp_path}', '--config.train.num_steps=20']
+    assert main([*run, '--config.schedule.warmup_steps=30']) == 0
+    assert 'the learning rate reaches 0.000387 only' in capsys.readouterr().out
+    assert (tmp_path / 'samples' / '20.txt').read_text(encoding='utf-8').strip()
+    before = rows(tmp_path)
+    path = tmp_path / 'metrics.jsonl'
+    path.write_bytes(b''.join(path.read_bytes().splitlines(keepends=True)[:2]))
+    assert main([*run, '--config.schedule.warmup_steps=30', '--resume_step=10']) == 0
+    printed = capsys.readouterr().out
+    assert 'resuming at step 10' in printed
+    assert 'has lost its rows after step 4, up to step 10' in printed
+    assert rows(tmp_path) == before[:2] + [row for row in before if row['step'] > 10]
