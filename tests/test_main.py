@@ -10,7 +10,9 @@ import subprocess
 import pytest
 
 from gpt_jax import GPT
+from gpt_jax.errors import UserError
 from gpt_jax.main import main
+from gpt_jax.train import session
 from tests.command_line import ROOT, TINY, fingerprints, rows, run, start
 from tests.tiny_config import TEXT
 
@@ -397,3 +399,17 @@ def test_going_back_and_what_a_run_warns_of(tmp_path, capsys):
     assert 'resuming at step 10' in printed
     assert 'has lost its rows after step 4, up to step 10' in printed
     assert rows(tmp_path) == before[:2] + [row for row in before if row['step'] > 10]
+
+
+def test_a_validation_split_that_is_too_short_is_refused_at_the_start(
+    tmp_path, capsys, monkeypatch
+):
+    def refuse(*_, **__):
+        raise UserError('val has 1 tokens')
+
+    monkeypatch.setattr(session, 'eval_batches', refuse)
+    arguments = [f'--config={TINY}', f'--workdir={tmp_path / "run"}']
+    assert main([*arguments, '--config.train.num_steps=2']) == 2
+    captured = capsys.readouterr()
+    assert 'val has 1 tokens' in captured.err
+    assert 'compiling' not in captured.out
