@@ -70,6 +70,17 @@ def array_files(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(folder.rglob('ocdbt.process_0/d/*'), key=lambda path: path.stat().st_size)
 
 
+def test_a_loss_is_added_and_later_steps_are_discarded(saved):
+    saved.set_loss(2, 1.5)
+    assert saved.best_step() == 2
+    assert saved.meta(2) == {'position': 20, 'eval_loss': 1.5}
+    assert saved.restore(abstract(make_items()), step=2).step == 2
+    saved.discard_after(2)
+    assert saved.steps() == [1, 2]
+    with pytest.raises(UserError, match='no checkpoint of step 3 .*available: 1, 2'):
+        saved.discard_after(3)
+
+
 # Round trips
 
 

@@ -15,6 +15,9 @@ from gpt_jax.config import RunConfig
 from gpt_jax.config_tree import flatten, to_json
 from gpt_jax.main import main
 from gpt_jax.telemetry import streams
+from gpt_jax.errors import UserError
+from gpt_jax.main import main
+from gpt_jax.train import session
 from tests.command_line import ROOT, TINY, fingerprints, rows, run, start
 from tests.tiny_config import TEXT
 
@@ -434,3 +437,32 @@ def test_a_reader_that_leaves_ends_what_only_prints(trained, monkeypatch, capsys
         assert main(['--mode=generate', f'--workdir={trained}', '--max_new_tokens=4']) == 141
         monkeypatch.undo()
     assert capsys.readouterr().err == ''
+
+
+def test_going_back_and_what_a_run_warns_of(tmp_path, capsys):
+    run = [f'--config={TINY}', f'--workdir={tmp_path}', '--config.train.num_steps=20']
+    assert main([*run, '--config.schedule.warmup_steps=30']) == 0
+    assert 'the learning rate reaches 0.000387 only' in capsys.readouterr().out
+    assert (tmp_path / 'samples' / '20.txt').read_text(encoding='utf-8').strip()
+    before = rows(tmp_path)
+    path = tmp_path / 'metrics.jsonl'
+    path.write_bytes(b''.join(path.read_bytes().splitlines(keepends=True)[:2]))
+    assert main([*run, '--config.schedule.warmup_steps=30', '--resume_step=10']) == 0
+    printed = capsys.readouterr().out
+    assert 'resuming at step 10' in printed
+    assert 'has lost its rows after step 4, up to step 10' in printed
+    assert rows(tmp_path) == before[:2] + [row for row in before if row['step'] > 10]
+
+
+def test_a_validation_split_that_is_too_short_is_refused_at_the_start(
+    tmp_path, capsys, monkeypatch
+):
+    def refuse(*_, **__):
+        raise UserError('val has 1 tokens')
+
+    monkeypatch.setattr(session, 'eval_batches', refuse)
+    arguments = [f'--config={TINY}', f'--workdir={tmp_path / "run"}']
+    assert main([*arguments, '--config.train.num_steps=2']) == 2
+    captured = capsys.readouterr()
+    assert 'val has 1 tokens' in captured.err
+    assert 'compiling' not in captured.out

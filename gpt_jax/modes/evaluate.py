@@ -145,8 +145,9 @@ def _run_tasks(
     """The result of each benchmark, run unless one of the same weights and settings is there."""
     config = opened.config
     scorer = make_scorer(program, config, opened.tokenizer)
+    limit = config.eval.task_limit  # a part never replaces the result of all rows
     stored = benchmark.Results(
-        folder,
+        folder.with_name(f'{folder.name}-limit-{limit}') if limit else folder,
         {
             'weights': hash_of(fingerprint_leaves(params)),
             'model': to_json(config.model),

@@ -61,7 +61,7 @@ def test_benchmarks_during_training(trained, data):
     arguments = ['--tasks=blimp,perplexity', f'--workdir={trained}', '--task_limit=5']
     assert main(['--mode=evaluate', f'--task_data={data}', *arguments]) == 0
     for name in ('blimp', 'perplexity'):  # the same by the mode
-        stored = json.loads((trained / f'evaluations/8/{name}.json').read_text())
+        stored = json.loads((trained / f'evaluations/8-limit-5/{name}.json').read_text())
         for metric, value in stored['metrics'].items():
             assert measured[8][f'eval/{name}/{metric}'] == pytest.approx(value, rel=1e-5)
 
@@ -96,9 +96,11 @@ def test_what_is_done_is_not_done_again(trained, data, tmp_path, capsys):
     for change in ('--task_limit=3', '--weights=ema', '--step=4'):
         path.write_text(json.dumps(forged))
         evaluate(workdir, data, change)
-        folder = {'--weights=ema': '8-ema', '--step=4': '4'}.get(change, '8')
+        folder = {'--weights=ema': '8-ema', '--step=4': '4'}.get(change, '8-limit-3')
         stored = json.loads((workdir / 'evaluations' / folder / 'piqa.json').read_text())
         assert stored['rows'] == (3 if change == '--task_limit=3' else 9), change
+        if change == '--task_limit=3':
+            assert json.loads(path.read_text()) == forged, 'the result of all rows stays'
 
 
 def test_wrong_input_is_one_line(trained, data, tmp_path, capsys):
