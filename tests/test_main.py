@@ -13,10 +13,9 @@ import pytest
 from gpt_jax import GPT
 from gpt_jax.config import RunConfig
 from gpt_jax.config_tree import flatten, to_json
-from gpt_jax.main import main
-from gpt_jax.telemetry import streams
 from gpt_jax.errors import UserError
 from gpt_jax.main import main
+from gpt_jax.telemetry import streams
 from gpt_jax.train import session
 from tests.command_line import ROOT, TINY, fingerprints, rows, run, start
 from tests.tiny_config import TEXT
