@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self
 
 import jinja2
 import jinja2.ext
-import jinja2.sandbox
 import numpy as np
 
 from gpt_jax import files
 from gpt_jax.errors import UserError
+from gpt_jax.tokenizer.template_limits import LimitedEnvironment, limits
 
 if TYPE_CHECKING:
     from gpt_jax.tokenizer import Tokenizer
@@ -50,6 +50,7 @@ _LEARN, _END, _BOS, _EOS = '\ue000\ue001\ue002\ue003'
 _MEANINGLESS = re.compile(f'[{_LEARN}-{_EOS}\ud800-\udfff]')
 # What a conversation is rendered on that is learned: its ids are the same on every day.
 _LEARNED_ON = datetime.datetime(2024, 7, 26)
+_MOST_OF_DATE = 1000  # characters of a format
 _ENCODING = 2  # counts the ways in which `encode` made ids of the same segments
 _FAILURES = (
     jinja2.TemplateError,
@@ -183,14 +184,15 @@ class ChatTemplate:
         template = self._compiled().template
         given = {**self.tokens, 'bos_token': _BOS, 'eos_token': _EOS}
         try:
-            return template.render(
-                messages=list(messages),
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                strftime_now=date.strftime,
-                **given,
-            )
+            with limits():
+                return template.render(
+                    messages=list(messages),
+                    tools=None,
+                    documents=None,
+                    add_generation_prompt=add_generation_prompt,
+                    strftime_now=lambda form: date.strftime(form[:_MOST_OF_DATE]),
+                    **given,
+                )
         except _FAILURES as error:
             raise UserError(f'{self.name} refuses the messages: {_reason(error)}') from error
 
@@ -294,13 +296,14 @@ class _Compiled(NamedTuple):
 
 @functools.lru_cache(maxsize=8)
 def _compile(source: str) -> _Compiled:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    environment = LimitedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation]
     )
-    environment.filters['tojson'] = _to_json
+    environment.add_filter('tojson', _to_json)
     environment.globals['raise_exception'] = _refuse
-    marks = environment.parse(source).find(jinja2.nodes.ExtensionAttribute) is not None
-    return _Compiled(environment.from_string(source), marks)
+    tree = environment.parse(source)
+    marks = tree.find(jinja2.nodes.ExtensionAttribute) is not None
+    return _Compiled(environment.from_string(environment.limit(tree)), marks)
 
 
 class _Generation(jinja2.ext.Extension):

@@ -10,7 +10,7 @@ import sentencepiece
 
 from gpt_jax import tokenizer as tokenizers
 from gpt_jax.errors import UserError
-from gpt_jax.tokenizer import TokenizerConfig, chat_template
+from gpt_jax.tokenizer import TokenizerConfig, chat_template, template_limits
 from gpt_jax.tokenizer.chat_template import ChatTemplate
 from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 from gpt_jax.tokenizer.tokenizer_json import JsonTokenizer
@@ -239,6 +239,46 @@ def test_a_template_cannot_reach_out_of_its_sandbox():
         ChatTemplate('{% for i in range(10000000) %}x{% endfor %}').prompt(CHAT)
 
 
+HOSTILE = {
+    'loops': ('{% for i in range(99999) %}' * 3 + '{% endfor %}' * 3, 'more than 0 seconds'),
+    'macro': (
+        '{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}',
+        'more than 0 seconds',
+    ),
+    'joins': (
+        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}"
+        '{% endfor %}{{ ns.s }}',
+        'it makes a text',
+    ),
+    'sums': (
+        "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}"
+        '{% endfor %}{{ ns.s }}',
+        'it makes a text',
+    ),
+    'nested lists': (
+        '{% set ns = namespace(s=[]) %}{% for i in range(60) %}{% set ns.s = [ns.s, ns.s] %}'
+        '{% endfor %}{{ ns.s }}',
+        'it makes a text',
+    ),
+    'output': ("{% for i in range(9999) %}{{ 'x' * 10000 }}{% endfor %}", 'it makes a text'),
+    'indent': ('{{ messages | tojson(indent=10**9) }}', 'the number 1000000000'),
+    'width': ("{{ 'x'.center(10**9) }}", 'the number 1000000000'),
+    'format': ("{{ '%1000000000d' | format(1) }}", 'it makes a text'),
+    'format method': ("{{ '{:1000000000}'.format(1) }}", 'it makes a text'),
+    'replace': ("{{ ('x' * 10**6).replace('x', 'y' * 10**6) }}", 'it makes a text'),
+    'power': ('{{ 10 ** 100000 }}', 'it makes a text'),
+    'paragraphs': ('{{ lipsum(n=10**5) }}', 'undefined'),
+}
+
+
+@pytest.mark.parametrize(('source', 'message'), HOSTILE.values(), ids=HOSTILE)
+def test_templates_have_limits_of_time_and_size(source, message, monkeypatch):
+    monkeypatch.setattr(template_limits, 'SECONDS', 0.3)
+    with pytest.raises(UserError, match=message) as error:
+        ChatTemplate(source).prompt(CHAT)
+    assert '\n' not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ('messages', 'message'),
     [
@@ -273,7 +313,7 @@ def test_wrong_templates(tmp_path):
             ChatTemplate.of(BYTE, path=tmp_path / 'wrong.jinja')
         with pytest.raises(UserError, match="^the tokenizer's chat template is not a Jinja templ"):
             chat_template.encode_prompt(CHAT, BYTE.with_chat(template=source))
-    with pytest.raises(UserError, match='the default chat template .*: MemoryError'):
+    with pytest.raises(UserError, match='the default chat template .*: it makes a text'):
         ChatTemplate("{{ 'a' * 10 ** 15 }}").segments(CHAT)
     (tmp_path / 'last.jinja').write_text("{{ messages[-1]['content'] }}")
     with pytest.raises(UserError, match='last.jinja does not render the beginning of a conv'):

@@ -10,11 +10,12 @@ import tokenizers
 
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer.bpe import BpeTokenizer
+from gpt_jax.tokenizer.tokenizer_json import JsonTokenizer
 from gpt_jax.weights import gguf_architecture, open_source
 from gpt_jax.weights.gguf_export import FILE, export_gguf
 from gpt_jax.weights.gguf_file import _is_readable, _stored
 from gpt_jax.weights.gguf_header import TensorInfo
-from gpt_jax.weights.gguf_tokenizer import RULES
+from gpt_jax.weights.gguf_tokenizer import RULES, tokenizer_metadata
 from tests.weights.random_source import (
     GPT2,
     LLAMA,
@@ -365,6 +366,24 @@ def test_splitting_rules(rule, tmp_path):
     export_gguf(tmp_path, config, random_params(config), tokenizer, dtype='float32')
     fields = gguf.GGUFReader(tmp_path / FILE).fields
     assert fields['tokenizer.ggml.pre'].contents() == rule
+
+
+def test_qwens_composition_goes_out_as_qwen2(tmp_path):
+    """llama.cpp's converter writes qwen2 for the tokenizer.json of Qwen, which composes Unicode."""
+    write(tmp_path / 'm.gguf', change=set_key('tokenizer.ggml.pre', 'qwen2'))
+    spec = open_source(str(tmp_path / 'm.gguf')).tokenizer.tokenizer_json()
+    spec = spec | {'normalizer': {'type': 'NFC'}}
+    assert tokenizer_metadata(JsonTokenizer(spec, name='x'))['pre'] == 'qwen2'
+    spec['normalizer'] = {'type': 'NFKC'}
+    with pytest.raises(UserError, match='has no name for the way'):
+        tokenizer_metadata(JsonTokenizer(spec, name='x'))
+
+
+def test_every_end_of_a_file_ends_a_text(tmp_path):
+    write(tmp_path / 'm.gguf', change=set_key('tokenizer.ggml.eot_token_id', 5))
+    tokenizer = open_source(str(tmp_path / 'm.gguf')).tokenizer
+    assert (tokenizer.eot_id, tokenizer.more_ends) == (bpe_tokenizer().eot_id, (5,))
+    assert tokenizer_metadata(tokenizer)['eot_token_id'] == 5
 
 
 def test_reading_is_lazy(tmp_path, monkeypatch):
