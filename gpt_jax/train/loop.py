@@ -157,9 +157,9 @@ def _check_progress(
         return
     hooks.flush()
     raise UserError(
-        f'{bad_steps} steps in a row up to step {step} had a loss, gradient or update that is '
-        f'not finite and were skipped; lower config.optimizer.learning_rate or raise '
-        f'config.train.max_bad_steps{hooks.way_back()}'
+        f'{bad_steps} steps in a row up to step {step} had a loss, gradient or weights that are '
+        f'not finite; lower config.optimizer.learning_rate or raise config.train.max_bad_steps'
+        f'{hooks.way_back()}'
     )
 
 

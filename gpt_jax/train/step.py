@@ -44,8 +44,8 @@ def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[Tra
 
     Dropout of step t is drawn from fold_in(seed, t), so nothing random is stored. The learning
     rate follows the updates that were made: a skipped step does not advance it. A batch of which no
-    token counts is skipped like one that is not finite, but is no bad step. The named scopes are
-    what a profile sorts the time by.
+    token counts is skipped like one that is not finite, but is no bad step; one after which the
+    weights are not finite is a bad step too. The named scopes are what a profile sorts the time by.
     """
     train, config = parts.train, parts.model.config
     period = layers_per_period(config, scan=parts.model.scan)
@@ -91,21 +91,23 @@ def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[Tra
             ema = state.ema
             if train.ema_decay:
                 ema = optax.incremental_update(params, ema, step_size=1 - train.ema_decay)
-            param_norm = optax.tree.norm(params)  # of the update, also where it is skipped
-            finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(param_norm)
+            finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
             applied = finite & (weight != 0)
             params, opt_state, ema = jax.tree.map(
                 lambda new, old: jnp.where(applied, new, old),
                 (params, opt_state, ema),
                 (state.params, state.opt_state, state.ema),
             )
+            # Not a condition of the update: that would take the optimizer's arrays twice.
+            param_norm = optax.tree.norm(params)
+            good = finite & jnp.isfinite(param_norm)
         new_state = TrainState(
             step=state.step + 1,
             params=params,
             opt_state=opt_state,
             ema=ema,
             skipped=state.skipped + ~applied,
-            bad_steps=jnp.where(finite, 0, state.bad_steps + 1),
+            bad_steps=jnp.where(good, 0, state.bad_steps + 1),
             base=state.base,
         )
         metrics = {
