@@ -165,6 +165,8 @@ def _with_loss_mask(batch: Batch) -> Batch:
     """The batch with a `loss_mask`: all ones unless it brought its own."""
     tokens = batch['tokens']
     ones = jnp.ones((tokens.shape[0], tokens.shape[1] - 1), jnp.float32)
+    # Not a constant to XLA, which would compile another program for it, with other last bits.
+    ones = jax.lax.optimization_barrier(ones)
     return {'loss_mask': ones, **batch}
 
 
