@@ -145,6 +145,7 @@ def _build(
     source_fingerprint: str,
 ) -> None:
     """Writes the tokenizer, the shards that are not there yet, and the manifest."""
+    rule = _rule_for(corpus, rule)
     size = _survey(corpus, progress) if rule.kind is SplitKind.TAIL and rule.fraction else None
 
     def parts() -> Iterator[Part]:
@@ -190,6 +191,25 @@ def _build(
         dtype=dtype,
         splits=splits,
     ).write(folder)
+
+
+def _rule_for(corpus: Corpus, rule: SplitRule) -> SplitRule:
+    """Returns the rule, or for one document, which has no others to choose from, its tail."""
+    if rule.kind is not SplitKind.HASH or not rule.fraction:
+        return rule
+    documents = 0
+    for piece in corpus.pieces():
+        documents += piece.starts_document
+        if documents > 1:
+            return rule
+    if documents == 1:
+        rule = SplitRule(SplitKind.TAIL, rule.fraction)
+        print(
+            f'the text is one document: its last {rule.fraction:.1%} are for validation '
+            f'(config.data.split={rule}; config.data.separator parts a file into documents)',
+            flush=True,
+        )
+    return rule
 
 
 def _survey(corpus: Corpus, progress: MakeProgress) -> Survey:

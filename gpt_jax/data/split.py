@@ -3,7 +3,8 @@
 `hash:F` sends about a fraction F of the documents to validation, each by a hash of its content:
 adding documents moves no other. `tail:F` takes the end, as nanoGPT does: of a corpus of one
 document the characters from int(n * (1 - F)) on; of several those that begin in the last fraction F
-of the bytes, or the last one if none does. F = 0 keeps everything for training.
+of the bytes, or the last one if none does. F = 0 keeps everything for training. Where there is one
+document only, `hash:F` becomes `tail:F`.
 """
 
 import dataclasses
