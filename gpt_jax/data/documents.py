@@ -6,6 +6,7 @@ end where BPE's split into words has a boundary anyway, so that BPE gives the id
 """
 
 import codecs
+import contextlib
 import json
 import pathlib
 import re
@@ -23,6 +24,20 @@ CHUNK_BYTES = 2**22
 PIECE_CHARS = 2**22
 _LAST_LINE_END = re.compile(r'.*\S(\n)(?=\S)', re.DOTALL)
 _LINE_END_SEARCH_CHARS = 2**16
+_READ_THROUGH = ('.gz', '.zst')  # suffixes of files whose content is read and not they
+# How files begin that people take for texts.
+NOT_TEXT = {
+    b'%PDF': 'a PDF',
+    b'PK\x03\x04': 'a zip archive (as .docx, .odt and .epub are)',
+    b'\x1f\x8b': 'compressed by gzip (its name does not end in .gz)',
+    b'\x28\xb5\x2f\xfd': 'compressed by zstd (its name does not end in .zst)',
+    b'\xfd7zXZ': 'compressed by xz',
+    b'BZh': 'compressed by bzip2',
+    b'\x89PNG': 'a PNG image',
+    b'\xff\xd8\xff': 'a JPEG image',
+    b'PAR1': 'a parquet file (config.data.corpus=parquet)',
+    b'\xd0\xcf\x11\xe0': 'an old Office document',
+}
 
 
 class Piece(NamedTuple):
@@ -176,9 +191,18 @@ def text_of(record: Any, field: str, *, where: str) -> str:
 
 def not_utf8(path: pathlib.Path, offset: int) -> UserError:
     """The error for bytes that are not UTF-8, `offset` counted in bytes from the file's start."""
+    encoding = 'LATIN1'
+    if path.suffix not in _READ_THROUGH:
+        with contextlib.suppress(OSError), open(path, 'rb') as file:
+            head = file.read(16)
+            for mark, kind in NOT_TEXT.items():
+                if head.startswith(mark):
+                    return UserError(f'{path} is {kind} and not text; give the text that is in it')
+            if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                encoding = 'UTF-16'
     return UserError(
         f'{path} is not UTF-8 at byte {offset}; convert it, for example with '
-        'iconv -f LATIN1 -t UTF-8'
+        f'iconv -f {encoding} -t UTF-8'
     )
 
 

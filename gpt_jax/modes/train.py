@@ -15,7 +15,7 @@ from gpt_jax import files, object_store
 from gpt_jax import run as runs
 from gpt_jax.checkpoint import Checkpointer
 from gpt_jax.config import RunConfig, finalize
-from gpt_jax.config_tree import differences, to_json
+from gpt_jax.config_tree import INT32_MAX, differences, to_json
 from gpt_jax.data import mixture
 from gpt_jax.data.prepare import filled_splits
 from gpt_jax.data.shard_tokenizer import make_run_tokenizer
@@ -51,6 +51,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         None,
         'go back to this checkpoint of the workdir and delete the later ones',
         lower_bound=0,
+        upper_bound=INT32_MAX,
         flag_values=flags,
     )
 

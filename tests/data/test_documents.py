@@ -124,3 +124,20 @@ def test_a_bad_line_is_named(line, message):
     with pytest.raises(UserError, match=message) as caught:
         read_jsonl(b'{"text":"abc"}\n' + line)
     assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('content', 'says'),
+    [
+        (b'%PDF-1.7\n%\xe2\xe3\xcf\xd3', 'is a PDF and not text'),
+        (b'PK\x03\x04\x14\x00\xff', 'is a zip archive .* and not text'),
+        (b'\x1f\x8b\x08\x00', r'is compressed by gzip \(its name does not end in .gz\)'),
+        ('Grüße'.encode('utf-16'), 'not UTF-8 at byte 0; .*iconv -f UTF-16 -t UTF-8'),
+        ('Grüße'.encode('latin-1'), 'not UTF-8 at byte 2; .*iconv -f LATIN1 -t UTF-8'),
+    ],
+)
+def test_a_file_that_is_no_text_is_named_for_what_it_is(tmp_path, content, says):
+    path = tmp_path / 'corpus.txt'
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=says), open(path, 'rb') as file:
+        list(documents.read_text(file, path, DataConfig()))

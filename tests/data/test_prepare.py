@@ -328,7 +328,9 @@ def test_a_folder_that_cannot_be_written_is_one_line(corpus, tmp_path):
 def test_one_document_is_split_at_its_tail(prepare_into, write_jsonl, capsys):
     source = write_jsonl(['one document ' * 40])
     folder = prepare_into(corpus='jsonl', source=source, split='hash:0.1')
-    assert 'its last 10.0% are for validation (config.data.split=tail:0.1' in capsys.readouterr().out
+    assert (
+        'its last 10.0% are for validation (config.data.split=tail:0.1' in capsys.readouterr().out
+    )
     tail = prepare_into(corpus='jsonl', source=source, split='tail:0.1')
     for split in ('train', 'validation'):
         assert texts_of(folder, split) == texts_of(tail, split)
