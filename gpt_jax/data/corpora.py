@@ -110,7 +110,7 @@ def python_stdlib(config: DataConfig) -> Corpus:
     root = pathlib.Path(sysconfig.get_path('stdlib'))
     found = [
         path
-        for path in sources.files_below(root, skip=_NOT_STDLIB)
+        for path in sources.files_below(root, skip=_NOT_STDLIB, follow_links=False)
         # Written when Python is built: these differ between machines.
         if not (path.name.startswith('_sysconfigdata') or path.parent.name.startswith('config-'))
         if path.suffix == '.py'

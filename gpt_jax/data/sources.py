@@ -54,14 +54,35 @@ def source_files(config: DataConfig, wanted: Callable[[pathlib.Path], bool]) -> 
     return found
 
 
-def files_below(root: pathlib.Path, *, skip: Collection[str] = ()) -> list[pathlib.Path]:
-    """All files below a folder, sorted by their place there; none hidden or in folders to skip.
+def files_below(
+    root: pathlib.Path, *, skip: Collection[str] = (), follow_links: bool = True
+) -> list[pathlib.Path]:
+    """Returns all files below a folder, sorted by their place there.
 
-    Links to folders are not followed.
+    Hidden files and those in folders to skip are left out. So are folders that may not be read,
+    which are printed. A folder that several links lead to is read once.
     """
-    found = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if name not in skip and not name.startswith('.')]
+    found: list[pathlib.Path] = []
+    seen: set[tuple[int, int]] = set()
+
+    def is_new(folder: pathlib.Path) -> bool:
+        try:
+            status = folder.stat()
+        except OSError:  # a link to nothing
+            return False
+        place = (status.st_dev, status.st_ino)
+        return not (place in seen or seen.add(place))
+
+    def leave_out(error: OSError) -> None:
+        print(f'left out: {error.filename} ({error.strerror})', flush=True)
+
+    is_new(root)
+    for folder, folders, names in os.walk(root, onerror=leave_out, followlinks=follow_links):
+        folders[:] = [
+            name
+            for name in sorted(folders)
+            if name not in skip and not name.startswith('.') and is_new(pathlib.Path(folder, name))
+        ]
         found += [pathlib.Path(folder, name) for name in names if not name.startswith('.')]
     return sorted(
         (path for path in found if path.is_file()), key=lambda path: path.relative_to(root).parts
