@@ -220,6 +220,7 @@ def _survey(corpus: Corpus, progress: MakeProgress) -> Survey:
             if number % _PIECES_PER_UPDATE == 0:
                 line.update(corpus.position)
             yield piece
+        line.update(corpus.position)
 
     with progress(corpus.size, unit=corpus.unit, description='measure') as line:
         return survey(watched(line))

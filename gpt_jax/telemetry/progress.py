@@ -44,7 +44,7 @@ class Progress:
         self._done, self._every_seconds, self._quiet = start, every_seconds, quiet
         self._stream = stream or sys.stdout
         self._fields: dict[str, float | str] = {}
-        self._began = time.monotonic()
+        self._began, self._start = time.monotonic(), start
         self._marks = collections.deque([(self._began, start)])  # (seconds, done), oldest first
         self._updates = 0
         self._next_line = -float('inf')
@@ -125,7 +125,9 @@ class Progress:
         return (done_after - done_before) / (after - before) if after > before else 0.0
 
     def _status(self) -> str:
-        rate = self._rate()
+        finished = bool(self.total) and self._done >= self.total
+        elapsed = time.monotonic() - self._began
+        rate = (self._done - self._start) / max(elapsed, 1e-9) if finished else self._rate()
         parts = [format_amount(self._done, self.total, self.unit)]
         if self.total:
             # Rounded down: 100% is shown when everything is done and not before.
@@ -138,8 +140,8 @@ class Progress:
                 )
         for name, value in (rates or {f'{self.unit}/s': rate}).items():
             parts.append(format_rate(value, name))
-        if self.total and self._done >= self.total:
-            parts.append(f'took {format_duration(time.monotonic() - self._began)}')
+        if finished:
+            parts.append(f'took {format_duration(elapsed)}')
         elif self.total:
             known = rate and self._updates > 1  # the first advance tells nothing
             parts.append(

@@ -197,3 +197,13 @@ def test_format_rate(rate, name, expected):
 )
 def test_format_duration(seconds, expected):
     assert progress.format_duration(seconds) == expected
+
+
+def test_what_is_finished_has_its_mean_rate(clock):
+    stream = io.StringIO()
+    with progress.Progress(100, unit='B', description='prepare', stream=stream, start=20) as shown:
+        clock.now += 4
+        shown.update(100)
+        clock.now += 4
+        shown.update(100, tokens=7)  # nothing more was read since
+    assert '  10.0 B/s  took 0:00:08' in stream.getvalue().splitlines()[-1]
