@@ -127,6 +127,7 @@ def python_stdlib(config: DataConfig) -> Corpus:
 def text(config: DataConfig) -> Corpus:
     """UTF-8 texts: `source` is a file, a folder (every text file below it) or a glob."""
     files = sources.source_files(config, lambda path: not sources.looks_binary(path))
+    sources.warn_of_records(files)
     return FileCorpus(_readable(config.source), files, documents.read_text, config)
 
 

@@ -42,7 +42,9 @@ def source_files(config: DataConfig, wanted: Callable[[pathlib.Path], bool]) -> 
     if path.is_file():
         return [path]
     if path.is_dir():
-        found = [file for file in files_below(path) if wanted(file)]
+        below = files_below(path)
+        found = [file for file in below if wanted(file)]
+        _name_left_out(path, [file for file in below if file not in set(found)], config)
     else:
         matches = map(pathlib.Path, glob.glob(str(path), recursive=True))
         found = sorted((file for file in matches if file.is_file()), key=pathlib.Path.as_posix)
@@ -52,6 +54,35 @@ def source_files(config: DataConfig, wanted: Callable[[pathlib.Path], bool]) -> 
             'give a file, a folder or a glob that exists'
         )
     return found
+
+
+def _name_left_out(
+    root: pathlib.Path, files: list[pathlib.Path], config: DataConfig, *, shown: int = 3
+) -> None:
+    """Prints how many files of a folder are left out, and the first of them."""
+    if files:
+        names = ', '.join(str(file.relative_to(root)) for file in files[:shown])
+        more = ', …' if len(files) > shown else ''
+        print(
+            f'left out {len(files)} files of {root} that are no {config.corpus}: {names}{more}',
+            flush=True,
+        )
+
+
+def warn_of_records(files: list[pathlib.Path]) -> None:
+    """Prints a warning where files that are read as plain text look like records."""
+    for path in files:
+        if path.suffix == '.csv':
+            advice = 'convert it to JSON lines and set config.data.corpus=jsonl'
+        elif is_jsonl(path):
+            with open_decompressed(path) as (_, file):
+                is_chat = b'"messages"' in file.readline(_BINARY_PROBE_BYTES)
+            corpus = 'chat' if is_chat else 'jsonl'
+            advice = f'config.data.corpus={corpus} reads the text in it'
+        else:
+            continue
+        print(f'warning: {path} is read as plain text, its syntax included; {advice}', flush=True)
+        return
 
 
 def files_below(

@@ -3,6 +3,10 @@
 import errno
 import os
 
+import pytest
+
+from gpt_jax.data.config import DataConfig
+from gpt_jax.data.corpora import make_corpus
 from gpt_jax.data.sources import files_below
 
 
@@ -39,3 +43,30 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(os, 'scandir', refuse)
     assert names(tmp_path) == ['a.txt']
     assert f'left out: {tmp_path / "closed"} (Permission denied)' in capsys.readouterr().out
+
+
+def test_files_that_are_left_out_are_named(tmp_path, capsys):
+    for name in 'abcde':
+        (tmp_path / f'{name}.bin').write_bytes(b'\0')
+    (tmp_path / 'text.txt').write_text('text')
+    config = DataConfig(corpus='text', source=str(tmp_path))
+    assert [path.name for path in make_corpus(config).files] == ['text.txt']
+    printed = capsys.readouterr().out
+    assert printed == f'left out 5 files of {tmp_path} that are no text: a.bin, b.bin, c.bin, …\n'
+
+
+@pytest.mark.parametrize(
+    ('name', 'content', 'advice'),
+    [
+        ('a.csv', 'text,label\n', 'convert it to JSON lines'),
+        ('a.jsonl', '{"text": "a"}\n', 'config.data.corpus=jsonl reads'),
+        ('a.jsonl', '{"messages": []}\n', 'config.data.corpus=chat reads'),
+        ('a.txt', '{"messages": []}\n', ''),
+    ],
+)
+def test_records_that_are_read_as_text_are_warned_of(tmp_path, capsys, name, content, advice):
+    (tmp_path / name).write_text(content)
+    make_corpus(DataConfig(corpus='text', source=str(tmp_path / name)))
+    printed = capsys.readouterr().out
+    assert advice in printed and printed.startswith('warning: ' if advice else '')
+    assert bool(printed) == bool(advice)
