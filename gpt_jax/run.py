@@ -40,6 +40,7 @@ from gpt_jax.optim.trainable import Trainable
 from gpt_jax.parallel import consistency, file_systems, lease, peers
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.tokenizer import Tokenizer
+from gpt_jax.tokenizer.token_table import CHAT_TEMPLATE
 
 CONFIG, DERIVED, TOKENIZER, CHECKPOINTS, PROVENANCE, LOCK = (
     'config.json',
@@ -184,7 +185,8 @@ def save_weights(
         peers.barrier('weights are written')
         if peers.is_primary():
             outdated = [run.checkpoints / str(old) for old in list_steps(run.checkpoints)]
-            outdated = [path for path in outdated if path.is_dir()]
+            outdated.append(run.workdir / TOKENIZER / CHAT_TEMPLATE)  # the new one may have none
+            outdated = [path for path in outdated if path.exists()]
             new = [staged.checkpoints / str(step), *(staged.workdir / TOKENIZER).iterdir()]
             new += [staged.workdir / name for name in (PROVENANCE, DERIVED, CONFIG)]
             moves = {path: run.workdir / path.relative_to(staged.workdir) for path in new}

@@ -47,6 +47,7 @@ from gpt_jax.data.split import (
     split_pieces,
     survey,
 )
+from gpt_jax.data.verified import check_shards, read_verified, remember
 from gpt_jax.errors import UserError
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.tokenizer import Tokenizer, TokenizerConfig, TokenizerKind
@@ -191,6 +192,8 @@ def _build(
         dtype=dtype,
         splits=splits,
     ).write(folder)
+    for info in splits.values():
+        remember(folder, info.shards, read_verified(folder))
 
 
 def _rule_for(corpus: Corpus, rule: SplitRule) -> SplitRule:
@@ -294,6 +297,8 @@ def _is_whole(folder: pathlib.Path) -> bool:
         return False
     try:
         load_tokenizer(folder)
+        for split in Manifest.read(folder).splits.values():
+            check_shards(folder, split.shards)
     except UserError as error:
         _log.warning('%s; preparing again what is damaged', error)
         return False

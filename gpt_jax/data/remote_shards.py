@@ -6,7 +6,6 @@ their size and date.
 """
 
 import hashlib
-import json
 import os
 import pathlib
 import shutil
@@ -14,15 +13,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from gpt_jax import files, object_store
+from gpt_jax import object_store
 from gpt_jax import tokenizer as tokenizers
-from gpt_jax.data import locations
+from gpt_jax.data import locations, verified
 from gpt_jax.data.config import DataConfig
 from gpt_jax.data.manifest import MANIFEST, TOKENIZER, Manifest, ShardInfo
 from gpt_jax.errors import UserError
 from gpt_jax.telemetry.progress import Progress
-
-_VERIFIED = 'verified.json'  # shard -> sizes and dates of its files when they were hashed
 
 
 def local_folder(
@@ -106,9 +103,9 @@ def _copy(
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob('.*.tmp-*'):  # of a process that was killed
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    verified = _read_verified(folder)
+    known = verified.read_verified(folder)
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
-    missing = [shard for shard in shards if not _is_whole(folder, shard, verified)]
+    missing = [shard for shard in shards if not verified.is_whole(folder, shard, known)]
     if missing or not _has_tokenizer(folder, manifest) or not _has_manifest(folder, manifest):
         (folder / MANIFEST).unlink(missing_ok=True)  # until all is there, nothing reads the folder
         _fetch_tokenizer(remote, folder, manifest)
@@ -117,9 +114,7 @@ def _copy(
             for number, shard in enumerate(missing, 1):
                 _fetch(remote, folder, shard)
                 line.update(sum(shard.tokens for shard in missing[:number]))
-    stamps = {shard.name: _stamp(folder, shard) for shard in shards}
-    if stamps != verified:
-        files.write_json(folder / _VERIFIED, stamps)
+    verified.remember(folder, shards, known)
     if not (folder / MANIFEST).is_file():
         manifest.write(folder)
 
@@ -157,16 +152,6 @@ def _fetch_tokenizer(remote: pathlib.Path, folder: pathlib.Path, manifest: Manif
         )
 
 
-def _is_whole(folder: pathlib.Path, shard: ShardInfo, verified: dict[str, Any]) -> bool:
-    try:
-        stamp = _stamp(folder, shard)
-        if stamp[0][0] >= locations.REMEMBERED_BYTES and verified.get(shard.name) == stamp:
-            return True
-        return shard.content_hash(folder) == shard.sha256
-    except OSError:
-        return False
-
-
 def _has_tokenizer(folder: pathlib.Path, manifest: Manifest) -> bool:
     try:
         fingerprint = tokenizers.load(folder / TOKENIZER).fingerprint()
@@ -180,18 +165,6 @@ def _has_manifest(folder: pathlib.Path, manifest: Manifest) -> bool:
         return Manifest.read(folder) == manifest
     except UserError:
         return False
-
-
-def _read_verified(folder: pathlib.Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads((folder / _VERIFIED).read_bytes()))
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
-def _stamp(folder: pathlib.Path, shard: ShardInfo) -> list[list[int]]:
-    stats = [path.stat() for path in shard.paths(folder)]
-    return [[status.st_size, status.st_mtime_ns] for status in stats]
 
 
 def _files(folder: pathlib.Path, manifest: Manifest) -> list[pathlib.Path]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from gpt_jax.data import existing
 from gpt_jax.data.manifest import MANIFEST, OFFSET_DTYPE, TOKENIZER, Manifest, hash_of, is_prepared
+from gpt_jax.data.verified import check_shards
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer import Tokenizer
 
@@ -162,6 +163,7 @@ class Shards:
             raise UserError(
                 f'{folder} has no {split} split (config.data.split={manifest.split_rule})'
             )
+        check_shards(folder, info.shards)
         return cls(
             [_map(shard.tokens_path(folder), manifest.dtype) for shard in info.shards],
             name=f'{folder}, split {split}',

@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 
 from gpt_jax import tokenizer as tokenizers
+from gpt_jax.data import locations
 from gpt_jax.data import prepare as prepare_module
 from gpt_jax.data.config import DataConfig
 from gpt_jax.data.encode import encode_text_file
-from gpt_jax.data.manifest import MANIFEST, TOKENIZER, Manifest
+from gpt_jax.data.manifest import MANIFEST, TOKENIZER, Manifest, ShardInfo
 from gpt_jax.data.prepare import prepare
 from gpt_jax.data.shard_tokenizer import load_tokenizer, make_run_tokenizer, tokenizer_identity
 from gpt_jax.data.shards import Shards
 from gpt_jax.data.split import SPLITS, TRAIN, VALIDATION
+from gpt_jax.data.verified import VERIFIED
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer import TokenizerConfig, TokenizerKind
 from gpt_jax.tokenizer.byte import ByteTokenizer
@@ -58,11 +60,11 @@ def start(config, moment=-1, script=PREPARE_AND_DIE, **options):
 
 
 def contents(folder):
-    """All that is in a folder, by name."""
+    """All that is in a folder, by name, without the dates of the files."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob('*')
-        if path.is_file()
+        if path.is_file() and path.name != VERIFIED
     }
 
 
@@ -252,6 +254,34 @@ def test_a_torn_shard_is_refused_and_prepared_again(prepare_into, write_jsonl):
         Shards.open(folder, TRAIN)
     assert prepare_into(**settings) == folder
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize('remembered', [0, 2**26])
+@pytest.mark.parametrize('name', ['train-00000.tokens', 'validation-00000.documents'])
+def test_flipped_bits_are_refused_and_prepared_again(
+    prepare_into, write_jsonl, monkeypatch, name, remembered
+):
+    monkeypatch.setattr(locations, 'REMEMBERED_BYTES', remembered)
+    settings = {'corpus': 'jsonl', 'source': write_jsonl(TEXTS), 'split': 'hash:0.2'}
+    folder = prepare_into(**settings)
+    split = name.partition('-')[0]
+    Shards.open(folder, split)
+    before = contents(folder)
+    path = folder / name
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match=f'{split}-00000.tokens is damaged: .* prepare it again'):
+        Shards.open(folder, split)
+    assert prepare_into(**settings) == folder
+    assert contents(folder) == before
+
+
+def test_large_shards_are_hashed_once(prepare_into, write_jsonl, monkeypatch):
+    monkeypatch.setattr(locations, 'REMEMBERED_BYTES', 0)
+    folder = prepare_into(corpus='jsonl', source=write_jsonl(TEXTS), split='hash:0.2')
+    Shards.open(folder, TRAIN)
+    monkeypatch.setattr(ShardInfo, 'content_hash', lambda *_: pytest.fail('hashed again'))
+    Shards.open(folder, TRAIN)
 
 
 def test_another_setting_is_another_folder(prepare_into, write_jsonl):

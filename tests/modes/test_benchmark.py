@@ -75,13 +75,13 @@ def test_profile(tmp_path, capsys):
 def test_an_unknown_vocabulary_is_one_line(tmp_path, capsys):
     assert _benchmark(tmp_path) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert '--config.model.vocab_size=65' in line and '--benchmark_data' in line
+    assert '--config.model.vocab_size=66' in line and '--benchmark_data' in line
 
 
 def test_generation(tmp_path, capsys):
     out = tmp_path / 'out.json'
     arguments = ['--config.model.vocab_size=65', '--benchmark_decode', f'--benchmark_out={out}']
-    assert _benchmark(tmp_path, *arguments) == 2
+    assert _benchmark(tmp_path, *arguments, '--decode_tokens=32') == 2
     assert 'the context holds 32' in capsys.readouterr().err
     # Long enough to tell from the prompt, whose time is taken off the whole.
     sizes = ['--decode_batch=1', '--decode_batch=2', '--decode_prompt=8', '--decode_tokens=1000']
