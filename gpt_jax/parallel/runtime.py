@@ -13,6 +13,7 @@ import jax
 from jax._src import hardware_utils, xla_bridge  # hardware_utils: how jax looks for TPUs
 
 from gpt_jax.config_tree import check_domains, whole
+from gpt_jax.errors import UserError
 from gpt_jax.parallel import cluster, peers
 
 # Read by libtpu when it is loaded.
