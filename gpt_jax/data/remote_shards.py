@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from gpt_jax import object_store
+from gpt_jax import files, object_store
 from gpt_jax import tokenizer as tokenizers
 from gpt_jax.data import locations, verified
 from gpt_jax.data.config import DataConfig
