@@ -208,7 +208,7 @@ def _train(
             flush=writer.flush,
             stop=stop.requested,
             alive=watchdog.beat,
-            pause=watchdog.paused,
+            pause=watchdog.patient,
             throughput=session.throughput,
         )
         runs.save_run(this_run, overrides=overrides, origin=meta['init_from'])
@@ -223,7 +223,7 @@ def _train(
             best_loss=math.inf if best is None else checkpointer.meta(best)['eval_loss'],
             evaluate_first=evaluate_first,
         )
-        with watchdog.paused():
+        with watchdog.patient():
             checkpointer.wait()
     if outcome is loop.Outcome.COMPLETE:
         print(f'complete: {config.train.num_steps} steps in {workdir}')

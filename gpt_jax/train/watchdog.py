@@ -2,7 +2,6 @@
 
 import contextlib
 import faulthandler
-import math
 import os
 import sys
 import threading
@@ -19,6 +18,8 @@ _SECOND_CHANCE_SECONDS = 15.0
 # The stacks to see are those of the process that stalls, so that none may end the others before
 # they have shown theirs: their last steps, and so their clocks, are at most a step apart.
 _OTHERS_SECONDS = 5.0
+# An evaluation, a sample, a save, and what is compiled for them may take so many times as long.
+PATIENCE = 20
 _FAREWELL_SECONDS = 3.0  # the service by which the others hear why ends with the first process
 
 
@@ -29,7 +30,7 @@ class Watchdog:
     """
 
     def __init__(self, seconds: float):
-        self._seconds = seconds
+        self._seconds = self._allowed = seconds
         self._last = time.monotonic()
         self._ended = threading.Event()
 
@@ -48,25 +49,27 @@ class Watchdog:
         """Says that the run goes on."""
         self._last = time.monotonic()
         if self._seconds:
-            faulthandler.dump_traceback_later(self._seconds + _SECOND_CHANCE_SECONDS, exit=True)
+            faulthandler.dump_traceback_later(self._allowed + _SECOND_CHANCE_SECONDS, exit=True)
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Stops the clock while the block runs: an evaluation or an upload is no stall."""
-        self._last = math.inf
-        faulthandler.cancel_dump_traceback_later()
+    def patient(self) -> Iterator[None]:
+        """Allows PATIENCE times as long within the block, which is no step."""
+        self._allowed = PATIENCE * self._seconds
+        self.beat()
         try:
             yield
         finally:
+            self._allowed = self._seconds
             self.beat()
 
     def _watch(self) -> None:
         while not self._ended.wait(min(1.0, self._seconds / 4)):
-            if time.monotonic() - self._last > self._seconds:
+            if time.monotonic() - self._last > self._allowed:
                 self._end()
 
     def _end(self) -> None:
-        what = f'no step for {self._seconds:g} s (config.train.step_timeout)'
+        times = '' if self._allowed == self._seconds else f' times {PATIENCE}'
+        what = f'no step for {self._allowed:g} s (config.train.step_timeout{times})'
         who = f'process {peers.process_id()}: ' if peers.num_processes() > 1 else ''
         line = f'error: {who}{what}; the stacks of its threads:\n'
         os.write(sys.stderr.fileno(), line.encode())

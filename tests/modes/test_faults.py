@@ -191,8 +191,12 @@ def test_restarts_on_other_processes_and_meshes(tmp_path, table):
 
 def test_a_stalled_worker_ends_the_job_with_its_stacks(tmp_path, table):
     workdir = tmp_path / 'run'
-    # While it compiles nothing is late, so the time is that of compiling on a busy machine.
-    with Pod(2, 1, *FAULTY, '--config.train.step_timeout=30', f'--workdir={workdir}') as pod:
+    # While it compiles nothing is late, so the time is that of compiling on a busy machine. Saves
+    # may take longer than steps, and are rare here.
+    rarely = '--config.checkpoint.save_every=200'
+    with Pod(
+        2, 1, *FAULTY, rarely, '--config.train.step_timeout=30', f'--workdir={workdir}'
+    ) as pod:
         _wait_for_checkpoint(pod, workdir)
         pod.processes[1].send_signal(signal.SIGUSR1)
         began = time.monotonic()

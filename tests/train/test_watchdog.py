@@ -38,9 +38,21 @@ def test_beats_keep_it_quiet():
     time.sleep(0.6)  # and so does the end: otherwise this process is gone
 
 
-def test_a_pause_is_no_stall():
-    with Watchdog(0.2) as watchdog, watchdog.paused():
+def test_what_is_no_step_may_take_longer():
+    with Watchdog(0.2) as watchdog, watchdog.patient():
         time.sleep(0.6)  # otherwise this process is gone
+
+
+def test_a_stall_in_what_is_no_step_ends_too():
+    script = STALLED.replace(
+        '    stand_still()', '    with watchdog.patient():\n        stand_still()'
+    )
+    script = script.replace('Watchdog(2.0)', 'Watchdog(0.1)')
+    done = subprocess.run(
+        [sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, timeout=50
+    )
+    assert done.returncode == LOST
+    assert 'error: no step for 2 s (config.train.step_timeout times 20)' in done.stderr
 
 
 def test_off():
