@@ -1,5 +1,6 @@
 """The Makefile, read by `make -n`: what each target would run."""
 
+import os
 import pathlib
 import re
 import shutil
@@ -16,7 +17,11 @@ def recipe(*arguments: str, cwd: pathlib.Path = ROOT) -> str:
     """What make would run, comments and all."""
     makefile = ROOT / 'Makefile'
     command = ['make', '-n', '-B', '-f', str(makefile), *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True).stdout
+    # Under `make test` the variables of that call would be this one's too.
+    of_make = {'MAKEFLAGS', 'MFLAGS', 'MAKEOVERRIDES', 'MAKELEVEL', 'PYTHON', 'VENV', 'TESTS'}
+    env = {name: value for name, value in os.environ.items() if name not in of_make}
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=True)
+    return done.stdout
 
 
 @pytest.mark.parametrize('target', ['test', 'test-all', 'lint', 'format'])
