@@ -202,8 +202,9 @@ def _card(model: ModelConfig, tokenizer: Tokenizer, config: dict[str, Any]) -> s
     return model_card(model, tokenizer, architecture=architecture, library=library)
 
 
-def _ends(tokenizer: Tokenizer) -> dict[str, int]:
-    ends = {'bos_token_id': tokenizer.bos_id, 'eos_token_id': tokenizer.eot_id}
+def _ends(tokenizer: Tokenizer) -> dict[str, int | list[int]]:
+    end = [tokenizer.eot_id, *tokenizer.more_ends] if tokenizer.more_ends else tokenizer.eot_id
+    ends = {'bos_token_id': tokenizer.bos_id, 'eos_token_id': end}
     return {key: token_id for key, token_id in ends.items() if token_id is not None}
 
 

@@ -309,8 +309,12 @@ def test_ends_of_texts(tmp_path):
     assert load_tokenizer(tmp_path / 'saved').more_ends == (7,)
     path.write_text(json.dumps({'eos_token_id': [7, 8]}))
     assert open_source(str(tmp_path)).tokenizer.eot_id == 7
-    begun = bpe_tokenizer().with_ends(bos_id=end, eot_id=end)
     config = make_model(**LLAMA)
+    out = tmp_path / 'out'
+    export_safetensors(out, config, random_params(config), tokenizer, dtype=DType.FLOAT32)
+    again = open_source(str(out)).tokenizer
+    assert (again.eot_id, again.more_ends) == (end, (7,))
+    begun = bpe_tokenizer().with_ends(bos_id=end, eot_id=end)
     export_safetensors(tmp_path, config, random_params(config), begun, dtype=DType.FLOAT32)
     assert open_source(str(tmp_path)).tokenizer.bos_id == end
     settings = tmp_path / 'tokenizer_config.json'
