@@ -46,7 +46,7 @@ class _OnDevice:
 
 
 def _run(
-    monkeypatch, *, bad_from=99, stop_at=99, first=False, **train
+    monkeypatch, *, bad_from=99, stop_at=99, first=False, call_length=None, **train
 ) -> tuple[list[str], dict[int, dict[str, float]]]:
     """What happens in 20 steps of a second, and their rows; all between takes a hundred."""
     config = get_config()
@@ -82,7 +82,8 @@ def _run(
         return result
 
     program = types.SimpleNamespace(
-        call_length=lambda done, num_steps: config.train.steps_per_call or 1, advance=advance
+        call_length=call_length or (lambda done, num_steps: config.train.steps_per_call or 1),
+        advance=advance,
     )
     hooks = loop.Hooks(
         evaluate=lambda state: take(
@@ -157,3 +158,10 @@ def test_the_loss_of_a_row_is_the_mean_since_the_row_before(monkeypatch):
         _, rows = _run(monkeypatch, steps_per_call=steps_per_call)
         losses = {step: row['train/loss'] for step, row in rows.items() if 'train/loss' in row}
         assert losses == {4: 2.5, 8: 6.5, 12: 10.5, 16: 14.5, 20: 18.5}
+
+
+def test_steps_that_are_left_over_are_another_program(monkeypatch):
+    """Two calls of 8 steps and 4 of one, whose program is compiled after the row of step 16."""
+    happened, rows = _run(monkeypatch, call_length=lambda done, _: 8 if done < 16 else 1)
+    assert happened[-1] is loop.Outcome.COMPLETE
+    assert rows[16]['train/tokens_per_second'] > 0 and 'train/loss' in rows[20]
