@@ -10,8 +10,10 @@ from absl import flags as absl_flags
 
 from gpt_jax import files
 from gpt_jax import run as runs
+from gpt_jax.checkpoint_document import read_document
 from gpt_jax.config import RunConfig
 from gpt_jax.config_tree import INT32_MAX, to_json
+from gpt_jax.data.config import DataConfig
 from gpt_jax.data.encode import encode_text_file
 from gpt_jax.data.manifest import hash_of
 from gpt_jax.data.shards import Shards
@@ -107,6 +109,7 @@ def run(
         if flags.text:
             shards = encode_text_file(flags.text, opened.tokenizer)
         else:
+            _check_data(opened, step, overrides)
             data = runs.prepare_data(_with_own_tokenizer(opened))
             shards = Shards.open(data, flags.split, tokenizer=opened.tokenizer)
         result = evaluate_shards(program, opened.config, params, shards, limit=0)
@@ -118,6 +121,21 @@ def run(
                 {**result.row(), 'step': step, 'weights': flags.weights, 'source': source},
             )
     return 0
+
+
+def _check_data(opened: runs.Run, step: int, overrides: dict[str, Any]) -> None:
+    """Refuses the default corpus for weights that were not trained on it.
+
+    Raises:
+        UserError: the weights came from elsewhere and no data is named.
+    """
+    trained = runs.is_training(read_document(opened.checkpoints, step)['meta'])
+    named = any(key.startswith('data.') for key in overrides)
+    if not trained and not named and opened.config.data.corpus == DataConfig().corpus:
+        raise UserError(
+            f'{opened.workdir} holds weights from elsewhere, and no data to measure them on: give '
+            f'--text FILE, --tasks, or --config.data.corpus and --config.data.source'
+        )
 
 
 def _with_own_tokenizer(opened: runs.Run) -> RunConfig:

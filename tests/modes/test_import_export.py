@@ -51,6 +51,8 @@ def test_in_and_out(source, workdir, tmp_path):
 
 def test_an_imported_run_is_evaluated_wherever_it_lies(workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / 'run')
+    refused = run('--mode=evaluate', f'--workdir={workdir}', status=2)
+    assert 'holds weights from elsewhere, and no data to measure them on: give --text' in refused
     text = tmp_path / 'text.txt'
     text.write_text('the quick brown fox. ' * 100)
     data = ['--config.data.corpus=text', f'--config.data.source={text}']
