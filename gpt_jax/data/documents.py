@@ -24,7 +24,7 @@ CHUNK_BYTES = 2**22
 PIECE_CHARS = 2**22
 _LAST_LINE_END = re.compile(r'.*\S(\n)(?=\S)', re.DOTALL)
 _LINE_END_SEARCH_CHARS = 2**16
-_READ_THROUGH = ('.gz', '.zst')  # suffixes of files whose content is read and not they
+COMPRESSED_SUFFIXES = ('.gz', '.zst')  # of files that are decompressed as they are read
 # How files begin that people take for texts.
 NOT_TEXT = {
     b'%PDF': 'a PDF',
@@ -192,7 +192,7 @@ def text_of(record: Any, field: str, *, where: str) -> str:
 def not_utf8(path: pathlib.Path, offset: int) -> UserError:
     """The error for bytes that are not UTF-8, `offset` counted in bytes from the file's start."""
     encoding = 'LATIN1'
-    if path.suffix not in _READ_THROUGH:
+    if path.suffix not in COMPRESSED_SUFFIXES:
         with contextlib.suppress(OSError), open(path, 'rb') as file:
             head = file.read(16)
             for mark, kind in NOT_TEXT.items():

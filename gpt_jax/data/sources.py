@@ -5,6 +5,7 @@ import contextlib
 import glob
 import gzip
 import io
+import itertools
 import os
 import pathlib
 import zlib
@@ -17,7 +18,6 @@ from gpt_jax.data.config import DataConfig
 from gpt_jax.errors import UserError
 
 _JSONL_SUFFIXES = ('.jsonl', '.ndjson')
-_COMPRESSED_SUFFIXES = ('.gz', '.zst')
 _BINARY_PROBE_BYTES = 8192
 _ZSTD_READ_BYTES = 2**17
 
@@ -43,8 +43,11 @@ def source_files(config: DataConfig, wanted: Callable[[pathlib.Path], bool]) -> 
         return [path]
     if path.is_dir():
         below = files_below(path)
-        found = [file for file in below if wanted(file)]
-        _name_left_out(path, [file for file in below if file not in set(found)], config)
+        takes = [wanted(file) for file in below]
+        found = list(itertools.compress(below, takes))
+        _name_left_out(
+            path, [file for file, taken in zip(below, takes, strict=True) if not taken], config
+        )
     else:
         matches = map(pathlib.Path, glob.glob(str(path), recursive=True))
         found = sorted((file for file in matches if file.is_file()), key=pathlib.Path.as_posix)
@@ -188,7 +191,7 @@ class _ZstdFile(io.RawIOBase):
 def is_jsonl(path: pathlib.Path) -> bool:
     """Whether the name says JSON lines, compressed or not."""
     name = path.name
-    for suffix in _COMPRESSED_SUFFIXES:
+    for suffix in documents.COMPRESSED_SUFFIXES:
         name = name.removesuffix(suffix)
     return name.endswith(_JSONL_SUFFIXES)
 

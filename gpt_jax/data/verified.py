@@ -51,7 +51,7 @@ def read_verified(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def remember(folder: pathlib.Path, shards: Iterable[ShardInfo], verified: dict[str, Any]) -> None:
-    """Adds whole shards to what `read_verified` returned; a read-only folder stays as it is."""
+    """Records the sizes and dates of whole shards, except in a folder that is read-only."""
     stamps = verified | {shard.name: _stamp(folder, shard) for shard in shards}
     if stamps != verified:
         try:

@@ -140,7 +140,7 @@ def _train(
         bool(config.train.init_from)
         if restored is None
         else saved.get('eval_loss') is None
-        and (start == config.train.num_steps or _evaluates_at(config, start))
+        and (start == config.train.num_steps or loop.due(config.eval.every, start))
     )
     if start > config.train.num_steps or (start == config.train.num_steps and not evaluate_first):
         print(
@@ -230,10 +230,6 @@ def _train(
     else:
         print(f'saved in {workdir}; the same command goes on from there')
     return outcome
-
-
-def _evaluates_at(config: RunConfig, step: int) -> bool:
-    return config.eval.every > 0 and step % config.eval.every == 0
 
 
 def _warn_of_warmup(config: RunConfig) -> None:

@@ -104,10 +104,10 @@ def run(
         last, stopping = done == num_steps, hooks.stop()
         # A stop has seconds to save in: the evaluation is made up for by `evaluate_first`.
         leaving = stopping and not last
-        evaluating = not leaving and (last or _due(config.eval.every, done))
-        measuring = hooks.measure is not None and (last or _due(config.eval.tasks_every, done))
-        sampling = hooks.sample is not None and (last or _due(config.sample.every, done))
-        saving = last or stopping or _due(config.checkpoint.save_every, done)
+        evaluating = not leaving and (last or due(config.eval.every, done))
+        measuring = hooks.measure is not None and (last or due(config.eval.tasks_every, done))
+        sampling = hooks.sample is not None and (last or due(config.sample.every, done))
+        saving = last or stopping or due(config.checkpoint.save_every, done)
         if evaluating or measuring or sampling or saving:
             recorder.read_previous()
         _check_progress(recorder.bad_steps, done, config, hooks, last=last)
@@ -142,7 +142,7 @@ def run(
     return state, Outcome.COMPLETE
 
 
-def _due(every: int, step: int) -> bool:
+def due(every: int, step: int) -> bool:
     """Whether `step` ends a period of `every` steps; 0 is never."""
     return every > 0 and step % every == 0
 
