@@ -41,6 +41,8 @@ class Writer:
             create=not read_only,
             read_only=read_only,
             enable_async_checkpointing=asynchronous,
+            # Made in the background, a folder that cannot be made lets all other threads wait.
+            async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
             preservation_policy=preservation,
             lightweight_initialize=True,  # the documents say what orbax would read from metrics
         )

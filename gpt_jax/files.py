@@ -14,6 +14,8 @@ from typing import IO, Any
 from gpt_jax import object_store
 from gpt_jax.errors import UserError
 
+_MOVES = 'moves.json'  # of `swap`: what goes, in the order of its numbers, and what comes
+
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike, mode: str = 'wb') -> Iterator[IO]:
@@ -55,38 +57,61 @@ def swap(
 ) -> None:
     """Puts new files and folders in place of old ones of the same file system, all or none.
 
+    They are written down before the first one moves, so that `undo_swap` puts the old ones back
+    after the process was killed.
+
     Args:
       moves: from where a finished file or folder is to where it belongs.
       outdated: what goes besides the targets of `moves` that exist.
       aside: a folder to make for what goes, removed at the end.
 
     Raises:
-        UserError: a file cannot be moved; everything is where it was.
+        UserError: a file cannot be moved; the old files are where they were.
     """
-    done: list[tuple[pathlib.Path, pathlib.Path]] = []
-
-    def move(source: pathlib.Path, target: pathlib.Path) -> None:
-        done.append((source, target))
-        source.rename(target)
-
+    undo_swap(aside)
+    old = dict.fromkeys([*outdated, *(path for path in moves.values() if path.exists())])
     try:
-        shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
-        old = dict.fromkeys([*outdated, *(path for path in moves.values() if path.exists())])
+        root = aside.parent
+        paths = [[str(path.relative_to(root)) for path in each] for each in (old, moves.values())]
+        write_json(aside / _MOVES, paths)
         for number, path in enumerate(old):
-            move(path, aside / str(number))
+            path.rename(aside / str(number))
         for source, target in moves.items():
             target.parent.mkdir(parents=True, exist_ok=True)
-            move(source, target)
+            source.rename(target)
     except BaseException as error:
-        for source, target in reversed(done):
-            with contextlib.suppress(FileNotFoundError):  # the move that failed
-                target.rename(source)
+        undo_swap(aside)
         if isinstance(error, OSError):
             raise cannot_write(aside.parent, error) from error
         raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    (aside / _MOVES).unlink()  # from here on the new files count
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def has_unfinished_swap(aside: pathlib.Path) -> bool:
+    """Returns whether a process died in the middle of a `swap`."""
+    return (aside / _MOVES).exists()
+
+
+def undo_swap(aside: pathlib.Path) -> None:
+    """Puts back what a `swap` that did not end moved to `aside`, and removes that folder."""
+    if has_unfinished_swap(aside):
+        old, new = read_json(aside / _MOVES)
+        kept = [aside / str(number) for number in range(len(old))]
+        if all(path.exists() for path in kept):  # only then did new files take their places
+            for path in (aside.parent / name for name in new):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+        for path, name in zip(kept, old, strict=True):
+            if path.exists():
+                target = aside.parent / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.rename(target)
+        (aside / _MOVES).unlink()
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def system_errno(error: BaseException) -> int | None:

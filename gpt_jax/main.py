@@ -84,6 +84,7 @@ def _main(argv: list[str], *, debug: bool) -> int:
     if any(re.fullmatch('--?(help|helpfull|h)', argument) for argument in argv):
         print(_help(argv))
         return 0
+    runtime.allow_open_files()
     runtime.check_xla_flags()
     # A training run goes on without a reader; anything else has nothing left to do.
     _, wanted = _take(argv, 'mode')

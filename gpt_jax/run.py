@@ -84,6 +84,9 @@ def read_config(workdir: pathlib.Path, *, key: str = '--workdir') -> RunConfig:
     Raises:
         UserError: the folder is no run, or its config is damaged.
     """
+    if files.has_unfinished_swap(workdir / REPLACED):
+        with lock(workdir, key=key):  # undoes it
+            pass
     if not (workdir / CONFIG).is_file():
         raise UserError(f'{key}={workdir} holds no run: it has no {CONFIG}; train one first')
     values = files.read_json(workdir / CONFIG)
@@ -175,9 +178,6 @@ def save_weights(
             checkpointer.clear(but=step)
         return
     staged = dataclasses.replace(run, workdir=run.workdir / STAGING)
-    if peers.is_primary():
-        shutil.rmtree(staged.workdir, ignore_errors=True)  # of a process that died
-    peers.barrier('begin to save weights')
     try:
         with Checkpointer(staged.checkpoints, run.config.checkpoint) as checkpointer:
             checkpointer.save(step, {'params': params}, meta)
@@ -361,6 +361,9 @@ def lock(workdir: pathlib.Path, *, key: str = '--workdir') -> Iterator[None]:
         file.flush()
         try:
             with contextlib.nullcontext() if has_locks else lease.hold(workdir / LEASE):
+                # Of a process that was killed.
+                files.undo_swap(workdir / REPLACED)
+                shutil.rmtree(workdir / STAGING, ignore_errors=True)
                 yield
         finally:
             with contextlib.suppress(OSError):  # not empty, or not there

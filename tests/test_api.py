@@ -1,5 +1,6 @@
 """The library door."""
 
+import contextlib
 import json
 import pathlib
 import signal
@@ -267,6 +268,33 @@ def test_a_swap_that_fails_leaves_the_old_model(tiny, tmp_path, monkeypatch):
             patch.setattr(files.pathlib.Path, 'rename', fail)
             with pytest.raises(UserError, match='cannot write'):
                 tiny.save(tmp_path)
+        assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize('number', range(1, 12))
+def test_a_kill_between_the_moves_of_a_swap_leaves_the_old_model(
+    tiny, tmp_path, monkeypatch, number
+):
+    tiny.save(tmp_path)
+    before, moved, rename = listing(tmp_path), [], pathlib.Path.rename
+    tiny.steps = 5
+
+    class Killed(BaseException):
+        """Ends the call as SIGKILL would: nothing of `files` runs after it."""
+
+    def kill(source, target):
+        moved.append(source)
+        if len(moved) == number:
+            raise Killed
+        return rename(source, target)
+
+    with monkeypatch.context() as patch, contextlib.suppress(Killed):
+        patch.setattr(files.pathlib.Path, 'rename', kill)
+        patch.setattr(files, 'undo_swap', lambda aside: None)
+        tiny.save(tmp_path)
+    finished = len(moved) < number
+    assert GPT.load(tmp_path).steps == (5 if finished else 0)
+    if not finished:
         assert listing(tmp_path) == before
 
 

@@ -89,6 +89,28 @@ def test_a_full_disk_is_one_line_and_leaves_the_older_checkpoints(tmp_path, asyn
     assert sorted(path.name for path in tmp_path.iterdir()) == ['1', '2']
 
 
+@pytest.mark.parametrize('inodes', [25, 40])
+def test_a_disk_without_inodes_is_one_line_and_ends_at_once(tmp_path, inodes):
+    disk = tmp_path / 'disk'
+    disk.mkdir()
+    script = 'mount -t tmpfs -o size=60m,nr_inodes=$1 tmpfs "$2" && shift 2 && exec "$@"'
+    inside = ['unshare', '--mount', '--map-root-user', 'bash', '-c', script, 'bash', str(inodes)]
+    if subprocess.run([*inside, disk, 'true'], capture_output=True).returncode:
+        pytest.skip('this machine does not let a test mount a disk')
+    done = subprocess.run(
+        [*inside, disk, sys.executable, '-c', PROGRAM, disk, 'True', '0'],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stdout.splitlines()[-1] == (
+        f'cannot write {disk}: No space left on device; free some space or choose another folder'
+    )
+    assert done.stderr == ''
+
+
 def test_only_the_log_records_of_orbax_are_dropped(tmp_path, caplog):
     Checkpointer(tmp_path).close()
     logging.getLogger('asyncio').error('exception of <Task defined at /x/orbax/y.py:1>')

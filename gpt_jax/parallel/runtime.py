@@ -4,6 +4,7 @@ import dataclasses
 import os
 import pathlib
 import re
+import resource
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ NO_TPU = {
     'TPU_ACCELERATOR_TYPE': 'v5litepod-1',
     'TPU_WORKER_HOSTNAMES': 'localhost',
 }
+OPEN_FILES = 128  # a training run that saves opens about 90 at once
 _OTHER_PLATFORM = 'unset it to take what there is, or set JAX_PLATFORMS=cpu'
 
 
@@ -81,6 +83,24 @@ def check_xla_flags() -> None:
     unknown = re.search(r'Unknown flags? in XLA_FLAGS: *(.*)', parsed.stderr)
     reason = f'XLA does not know {unknown[1]}' if unknown else parsed.stderr.rpartition('] ')[2]
     raise UserError(f'XLA_FLAGS: {reason.strip()}; correct the variable, or unset it')
+
+
+def allow_open_files() -> None:
+    """Raises the process's limit of open files as far as the system lets it.
+
+    Raises:
+        UserError: the limit is below `OPEN_FILES`.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 1 << 16 if hard == resource.RLIM_INFINITY else min(hard, 1 << 16)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    if soft != resource.RLIM_INFINITY and soft < OPEN_FILES:
+        raise UserError(
+            f'this process may open {soft} files and needs {OPEN_FILES}; raise the limit with '
+            '`ulimit -n`'
+        )
 
 
 def explain(error: Exception) -> str:

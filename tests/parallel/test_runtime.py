@@ -38,6 +38,25 @@ def test_a_platform_without_devices_is_one_line(platform):
     assert 'set JAX_PLATFORMS=cpu' in line
 
 
+@pytest.mark.parametrize(('limit', 'status'), [('-n 32', 2), ('-Sn 32', 0)])
+def test_a_low_limit_of_open_files_is_raised_or_one_line(limit, status):
+    command = f'ulimit {limit}; exec "$@"'
+    program = (
+        'from gpt_jax.parallel.runtime import allow_open_files; import resource\n'
+        'allow_open_files(); print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])'
+    )
+    process = subprocess.run(
+        ['bash', '-c', command, 'bash', sys.executable, '-c', program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if status:
+        assert 'UserError: this process may open 32 files and needs 128' in process.stderr
+    else:
+        assert int(process.stdout) >= runtime.OPEN_FILES
+
+
 def test_other_errors_are_not_explained():
     assert not runtime.explain(AssertionError())
     assert not runtime.explain(RuntimeError('shapes'))
