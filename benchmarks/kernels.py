@@ -25,12 +25,14 @@ import numpy as np
 import pairing
 
 from gpt_jax.config import LossKernel
-from gpt_jax.model.attention_mask import AttentionMask
-from gpt_jax.model.attention_ops import ATTENTION_KERNELS, kernel_obstacle
-from gpt_jax.model.config import AttentionKernel, DType, ModelConfig, NormKernel, finalize_model
-from gpt_jax.model.norm import NORM_KERNELS
-from gpt_jax.train.loss_kernels import LOSS_KERNELS
-from gpt_jax.train.loss_softmax import LossOptions
+from gpt_jax.kernels.attention import ATTENTION_KERNELS, kernel_obstacle
+from gpt_jax.kernels.loss import LOSS_KERNELS
+from gpt_jax.kernels.loss_softmax import LossOptions
+from gpt_jax.kernels.norm import NORM_KERNELS
+from gpt_jax.kernels.scores import ScoreOptions
+from gpt_jax.model.attention import attend
+from gpt_jax.model.config import DType, ModelConfig, finalize_model
+from gpt_jax.model.norm import normalize
 
 Arrays = list[jax.Array]
 
@@ -72,20 +74,17 @@ def compare_attention(flags: argparse.Namespace, backend: str, dtype: DType) -> 
     heads = [config.num_heads, config.num_kv_heads, config.num_kv_heads, config.num_heads]
     shapes = [(flags.batch_size, flags.length, count, flags.head_dim) for count in heads]
 
-    def forward_and_backward(kernel: AttentionKernel, q, k, v, dout) -> Arrays:
-        attend = functools.partial(ATTENTION_KERNELS[kernel].attend, mask=AttentionMask())
-        out, vjp = jax.vjp(attend, q, k, v)
-        return [out, *vjp(dout)]
+    def bind(kernel: Callable[..., jax.Array]) -> Callable[..., Arrays]:
+        def forward_and_backward(q, k, v, dout) -> Arrays:
+            out, vjp = jax.vjp(lambda *heads: kernel(*heads, ScoreOptions()), q, k, v)
+            return [out, *vjp(dout)]
 
-    def bind(kernel: AttentionKernel) -> Callable[..., Arrays]:
-        return jax.jit(functools.partial(forward_and_backward, kernel))
+        return jax.jit(forward_and_backward)
 
-    for kernel in ATTENTION_KERNELS:
-        if kernel != AttentionKernel.XLA and not kernel_obstacle(
-            kernel, config, backend=backend, segments=False
-        ):
-            name = f'attention, {kernel}, {shapes[0]}'
-            _print_row(name, bind(kernel), bind(AttentionKernel.XLA), shapes, dtype, flags.calls)
+    for name, kernel in ATTENTION_KERNELS.items():
+        if not kernel_obstacle(name, config, backend=backend, segments=False):
+            row = f'attention, {name}, {shapes[0]}'
+            _print_row(row, bind(kernel.attend), bind(attend), shapes, dtype, flags.calls)
 
 
 def compare_norm(flags: argparse.Namespace, backend: str, dtype: DType) -> None:
@@ -94,18 +93,18 @@ def compare_norm(flags: argparse.Namespace, backend: str, dtype: DType) -> None:
     x, vector = (flags.batch_size * flags.length, width), (width,)
     shapes = [x, vector, vector, x, x]
 
-    def forward_and_backward(kernel: NormKernel, x, scale, bias, dy, dresidual) -> Arrays:
-        normalize = functools.partial(NORM_KERNELS[kernel].normalize, epsilon=1e-5, centred=True)
-        (y, _), vjp = jax.vjp(normalize, x, scale, bias)
-        return [y, *vjp((dy, dresidual))]
+    def bind(kernel: Callable[..., tuple[jax.Array, jax.Array]]) -> Callable[..., Arrays]:
+        def forward_and_backward(x, scale, bias, dy, dresidual) -> Arrays:
+            run = functools.partial(kernel, epsilon=1e-5, centred=True)
+            (y, _), vjp = jax.vjp(run, x, scale, bias)
+            return [y, *vjp((dy, dresidual))]
 
-    def bind(kernel: NormKernel) -> Callable[..., Arrays]:
-        return jax.jit(functools.partial(forward_and_backward, kernel))
+        return jax.jit(forward_and_backward)
 
-    for kernel, entry in NORM_KERNELS.items():
-        if kernel != NormKernel.XLA and entry.backend == backend:
-            name = f'layernorm, {kernel}, {x}'
-            _print_row(name, bind(kernel), bind(NormKernel.XLA), shapes, dtype, flags.calls)
+    for name, kernel in NORM_KERNELS.items():
+        if kernel.backend == backend:
+            row = f'layernorm, {name}, {x}'
+            _print_row(row, bind(kernel.normalize), bind(normalize), shapes, dtype, flags.calls)
 
 
 def compare_loss(flags: argparse.Namespace, backend: str, dtype: DType) -> None:

@@ -14,8 +14,8 @@ import numpy as np
 
 from gpt_jax.benchmark.start_up import StartUp
 from gpt_jax.config import RunConfig
-from gpt_jax.model.flops import recomputed_flops_per_token, train_flops_per_token
 from gpt_jax.telemetry.chips import peak_flops
+from gpt_jax.train.flops import recomputed_flops_per_token, train_flops_per_token
 from gpt_jax.train.program import Program
 
 CACHE_HIT = '/jax/compilation_cache/cache_hits'

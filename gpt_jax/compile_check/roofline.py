@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 from gpt_jax.compile_check.collectives import StepTraffic
 from gpt_jax.config import RunConfig
-from gpt_jax.model.flops import recomputed_flops_per_token, train_flops_per_token
 from gpt_jax.model.remat import kept_products
 from gpt_jax.telemetry.chips import Chip
+from gpt_jax.train.flops import recomputed_flops_per_token, train_flops_per_token
 from gpt_jax.train.memory import MemoryPlan
 
 

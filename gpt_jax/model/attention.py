@@ -4,11 +4,14 @@ import functools
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, Key
 
-from gpt_jax.model.attention_mask import AttentionMask
-from gpt_jax.model.attention_ops import ATTENTION_KERNELS
+from gpt_jax.kernels.attention import find_kernel
+from gpt_jax.kernels.dropout import dropout
+from gpt_jax.kernels.scores import AttentionMask, ScoreOptions, hide_masked, soften
 from gpt_jax.model.cache import LayerCache
 from gpt_jax.model.config import AttentionKernel, AttentionKind, ModelConfig
 from gpt_jax.model.linear import Linear
@@ -59,10 +62,7 @@ class GroupedQueryAttention(nn.Module):
         if cache is not None:
             cache = cache.write(k_BSGK, v_BSGK, context.mask.first_query_slot)
             k_BSGK, v_BSGK = cache.key_BSGK, cache.value_BSGK
-        out_BLHK = ATTENTION_KERNELS[self.kernel].attend(
-            q_BLHK,
-            k_BSGK,
-            v_BSGK,
+        options = ScoreOptions(
             mask=context.mask,
             window=self.window,
             soft_cap=c.attention_soft_cap,
@@ -70,6 +70,9 @@ class GroupedQueryAttention(nn.Module):
             dropout_rate=c.attention_dropout,
             dropout_key=dropout_key,
         )
+        L, S = q_BLHK.shape[1], k_BSGK.shape[1]
+        kernel = find_kernel(self.kernel, options, queries=L, keys=S) or attend
+        out_BLHK = kernel(q_BLHK, k_BSGK, v_BSGK, options)
         axes = ('heads', 'head_dim', 'embed')
         inputs = (c.num_heads, c.head_dim)
         output = Linear(c, inputs, (c.d_model,), axes, residual=True, name='output')
@@ -82,6 +85,33 @@ class GroupedQueryAttention(nn.Module):
         bias = c.use_bias or c.qkv_bias
         project = Linear(c, (c.d_model,), (count, c.head_dim), axes, use_bias=bias, name=name)
         return project(x).reshape(*context.positions_BL.shape, count, c.head_dim)
+
+
+def attend(
+    q_BLHK: Float[Array, 'B L H K'],
+    k_BSGK: Float[Array, 'B S G K'],
+    v_BSGK: Float[Array, 'B S G K'],
+    options: ScoreOptions,
+) -> Float[Array, 'B L H K']:
+    """Computes softmax attention of `H` query heads over `G` key/value heads.
+
+    Products run in the input's dtype and accumulate in float32, as does the softmax. The score
+    matrix `[B, H, L, S]` is materialised; `kernels` has faster ways.
+    """
+    B, L, H, K = q_BLHK.shape
+    G = k_BSGK.shape[2]
+    q_BLGRK = q_BLHK.reshape(B, L, G, H // G, K)
+    scores_BGRLS = jnp.einsum(
+        'BLGRK,BSGK->BGRLS', q_BLGRK, k_BSGK, preferred_element_type=jnp.float32
+    )
+    scores_BGRLS = soften(scores_BGRLS * K**-0.5, options.soft_cap)
+    scores_BGRLS = hide_masked(
+        scores_BGRLS, mask=options.mask, window=options.window, slopes_H=options.slopes_H
+    )
+    weights_BGRLS = jax.nn.softmax(scores_BGRLS, axis=-1).astype(v_BSGK.dtype)
+    weights_BGRLS = dropout(weights_BGRLS, options.dropout_rate, options.dropout_key)
+    out_BLGRK = jnp.einsum('BGRLS,BSGK->BLGRK', weights_BGRLS, v_BSGK)
+    return checkpoint_name(out_BLGRK.reshape(B, L, H, K), 'attention')
 
 
 ATTENTIONS = {AttentionKind.GROUPED_QUERY: GroupedQueryAttention}

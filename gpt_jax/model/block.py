@@ -4,10 +4,10 @@ import jax
 from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
+from gpt_jax.kernels.dropout import dropout
 from gpt_jax.model.attention import ATTENTIONS, AttentionContext
 from gpt_jax.model.cache import LayerCache
 from gpt_jax.model.config import Kernels, ModelConfig, NormPlacement
-from gpt_jax.model.linear import dropout
 from gpt_jax.model.mlp import MLP
 from gpt_jax.model.norm import NORMS
 
@@ -59,5 +59,5 @@ class Block(nn.Module):
 
 
 def activation_axes(x: jax.Array) -> tuple[str | None, ...]:
-    """Logical axes of `[B, L, D]`, or of flat `[B*L, D]`, whose rows follow the batch."""
-    return ('batch', 'length', 'activation')[:: 1 if x.ndim == 3 else 2]
+    """Returns the logical axes of `[B, L, D]`, or of `[B*L, D]`, whose rows follow the batch."""
+    return ('batch', 'activation') if x.ndim == 2 else ('batch', 'length', 'activation')

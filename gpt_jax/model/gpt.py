@@ -11,13 +11,14 @@ from flax.core.meta import add_axis
 from jaxtyping import Array, Float, Int, Key
 
 from gpt_jax.config_tree import freeze
+from gpt_jax.kernels.dropout import dropout
+from gpt_jax.kernels.scores import AttentionMask
 from gpt_jax.model.attention import AttentionContext
-from gpt_jax.model.attention_mask import AttentionMask
 from gpt_jax.model.block import Block, activation_axes
 from gpt_jax.model.cache import KVCache
 from gpt_jax.model.config import Kernels, ModelConfig, Remat
 from gpt_jax.model.layout import layers_per_period, to_stored
-from gpt_jax.model.linear import dropout, look_up
+from gpt_jax.model.linear import look_up
 from gpt_jax.model.norm import NORMS
 from gpt_jax.model.position import POSITIONS, default_positions
 from gpt_jax.model.remat import remat_policy

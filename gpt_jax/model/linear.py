@@ -1,17 +1,14 @@
-"""The learned linear map, the learned table, and dropout: what every part is made of."""
+"""The learned linear map and the lookup in a learned table."""
 
 import math
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
+from gpt_jax.kernels.matmul_cpu import matmul
 from gpt_jax.model.config import MatmulPrecision, ModelConfig
-from gpt_jax.model.per_device import batch_part
-from gpt_jax.model.product import product
-from gpt_jax.model.random_block import bernoulli_block
 
 OPERANDS = {MatmulPrecision.DEFAULT: None, MatmulPrecision.BFLOAT16: jnp.bfloat16}
 
@@ -44,7 +41,7 @@ class Linear(nn.Module):
             jnp.dtype(c.param_dtype),
         )
         kernel_IO = kernel.reshape(math.prod(self.inputs), -1).astype(x.dtype)
-        y = product(x, kernel_IO, OPERANDS[c.matmul_precision])
+        y = matmul(x, kernel_IO, OPERANDS[c.matmul_precision])
         if not (c.use_bias if self.use_bias is None else self.use_bias):
             return checkpoint_name(y, self.name)
         bias = self.param(
@@ -66,35 +63,3 @@ def look_up(
     # Devices may store a part of each row: they gather the table, not what was looked up.
     table_ND = nn.with_logical_constraint(table_ND, (axis, 'activation'))
     return jnp.take(table_ND, ids, axis=0)
-
-
-def dropout(
-    x: Float[Array, '...'],
-    rate: float,
-    key: Key[Array, ''] | None,
-    *,
-    start: tuple[int, ...] | None = None,
-    whole: tuple[int, ...] | None = None,
-) -> Float[Array, '...']:
-    """Zeroes entries with probability `rate` and scales the rest; without a key, does nothing.
-
-    Masks are drawn for the whole batch, whose rows are the first dimension. Where `x` is a block
-    of something larger, `start` is its first index and `whole` the shape of that, both without the
-    rows; what is kept is then what the whole would keep.
-    """
-    if key is None or rate == 0.0:
-        return x
-    part, parts = batch_part()
-    with jax.named_scope('dropout'):
-        if parts == 1 and whole is None:
-            keep = jax.random.bernoulli(key, 1 - rate, x.shape)
-        else:
-            rows, *rest = x.shape
-            keep = bernoulli_block(
-                key,
-                1 - rate,
-                x.shape,
-                start=(part * rows, *(start or [0] * len(rest))),
-                whole=(parts * rows, *(whole or rest)),
-            )
-        return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))

@@ -1,16 +1,14 @@
 """Normalisation layers; statistics are always float32."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from gpt_jax.errors import UserError
+from gpt_jax.kernels.norm import NORM_KERNELS
 from gpt_jax.model.config import ModelConfig, NormKernel, NormKind
-from gpt_jax.model.norm_triton import normalize_triton
 
 
 class _Norm(nn.Module):
@@ -34,8 +32,9 @@ class _Norm(nn.Module):
         bias_D = None
         if self.centred and self.config.use_bias:
             bias_D = self._vector('bias', nn.initializers.zeros_init(), x.shape[-1])
-        normalize = NORM_KERNELS[self.kernel].normalize
-        return normalize(x, scale_D, bias_D, epsilon=self.config.norm_epsilon, centred=self.centred)
+        kernel = NORM_KERNELS.get(self.kernel)
+        run = normalize if kernel is None else kernel.normalize
+        return run(x, scale_D, bias_D, epsilon=self.config.norm_epsilon, centred=self.centred)
 
     def _vector(self, name: str, init: Callable, size: int) -> Float[Array, 'D']:
         init = nn.with_logical_partitioning(init, (self.axis,))
@@ -58,7 +57,7 @@ class RMSNorm(_Norm):
     """
 
 
-def normalize_xla(
+def normalize(
     x: Float[Array, '... D'],
     scale_D: Float[Array, 'D'],
     bias_D: Float[Array, 'D'] | None,
@@ -75,36 +74,6 @@ def normalize_xla(
     if bias_D is not None:
         y = y + jnp.broadcast_to(bias_D.astype(jnp.float32), x.shape)
     return y.astype(x.dtype), x
-
-
-class NormalizeKernel(NamedTuple):
-    """A kernel, and the backend that it needs ('': it runs on any)."""
-
-    normalize: Callable[..., tuple[jax.Array, jax.Array]]  # the signature is `normalize_xla`'s
-    backend: str = ''
-
-
-# `auto` takes the first that runs.
-NORM_KERNELS = {
-    NormKernel.TRITON: NormalizeKernel(normalize_triton, 'gpu'),
-    NormKernel.XLA: NormalizeKernel(normalize_xla),
-}
-
-
-def resolve_norm_kernel(config: ModelConfig, *, backend: str) -> NormKernel:
-    """The kernel that `config` gets on `backend` ('cpu', 'gpu', 'tpu').
-
-    Raises:
-        UserError: the kernel was asked for by name and cannot run.
-    """
-    asked = config.norm_kernel
-    for kernel in NORM_KERNELS if asked == NormKernel.AUTO else [asked]:
-        if NORM_KERNELS[kernel].backend in ('', backend):
-            return kernel
-    raise UserError(
-        f'config.model.norm_kernel={asked} cannot run: the backend is {backend}, not '
-        f'{NORM_KERNELS[asked].backend}; set config.model.norm_kernel=auto'
-    )
 
 
 NORMS = {NormKind.LAYERNORM: LayerNorm, NormKind.RMSNORM: RMSNorm}

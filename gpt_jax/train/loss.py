@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from gpt_jax.model.per_device import call_per_device, mesh_axes
-from gpt_jax.train.loss_kernels import LOSS_KERNELS
-from gpt_jax.train.loss_softmax import LossOptions, softmax_xla
+from gpt_jax.kernels.loss import LOSS_KERNELS
+from gpt_jax.kernels.loss_softmax import LossOptions, softmax_xla
+from gpt_jax.kernels.shard_map import mesh_axes, shard_map
 
 
 @flax.struct.dataclass
@@ -87,7 +87,7 @@ def _scan_chunks(options, hidden_BLD, table_VD, targets_BL, weights_BL, *, gradi
     )
     sums = LossSums(*[PartitionSpec()] * 3)
     stored = PartitionSpec('vocab', embed if set(embed) <= set(tokens) else None)
-    results, (dhidden_BLD, dtable_VD) = call_per_device(
+    results, (dhidden_BLD, dtable_VD) = shard_map(
         functools.partial(_scan_on_one_device, options, axes, gradients=gradients),
         [hidden_BLD, table_VD.astype(hidden_BLD.dtype), targets_BL, weights_BL],
         [hidden, table, rows, rows],

@@ -21,7 +21,7 @@ from gpt_jax.train.score import make_score_step
 from gpt_jax.train.state import TrainState
 from gpt_jax.train.step import Batch, Metrics, StepParts, make_eval_step, make_train_step
 
-AXIS = 'batch'  # what `model.per_device.batch_part` looks for
+AXIS = 'batch'  # what `kernels.shard_map.batch_part` looks for
 
 
 def make_pmap_functions(parts: StepParts, mesh: Mesh, shardings: TrainState) -> dict[str, Any]:

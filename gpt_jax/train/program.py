@@ -17,11 +17,11 @@ from jax.sharding import Mesh, NamedSharding
 
 from gpt_jax.config import LossKernel, RunConfig, call_cadences
 from gpt_jax.errors import UserError
-from gpt_jax.model.attention_ops import resolve_kernel
+from gpt_jax.kernels.attention import choose_kernel
+from gpt_jax.kernels.loss import choose_loss_kernel
+from gpt_jax.kernels.norm import choose_norm_kernel
 from gpt_jax.model.config import Kernels, MatmulPrecision, ModelConfig, ScanLayers
-from gpt_jax.model.flops import train_flops_per_token
 from gpt_jax.model.gpt import GPT, abstract_params, init_params
-from gpt_jax.model.norm import resolve_norm_kernel
 from gpt_jax.optim import make_optimizer
 from gpt_jax.optim.schedule import make_schedule
 from gpt_jax.optim.state import follow_parameters
@@ -37,9 +37,9 @@ from gpt_jax.parallel.rules import (
     replicated,
     with_shardings,
 )
+from gpt_jax.train.flops import train_flops_per_token
 from gpt_jax.train.host_memory import check_host_memory
 from gpt_jax.train.loss import LossSums
-from gpt_jax.train.loss_kernels import resolve_loss_kernel
 from gpt_jax.train.pmap_program import make_pmap_functions
 from gpt_jax.train.score import RowScores, make_score_step
 from gpt_jax.train.state import TrainState, make_state
@@ -147,19 +147,19 @@ def make_program(config: RunConfig, mesh: Mesh, *, traced: bool = False) -> Prog
     model = GPT(
         config.model,
         kernels=Kernels(
-            attention=resolve_kernel(
+            attention=choose_kernel(
                 config.model,
                 backend=backend,
                 segments=config.data.segment_ids,
                 context=parts('length', mesh),
             ),
-            norm=resolve_norm_kernel(config.model, backend=backend),
+            norm=choose_norm_kernel(config.model, backend=backend),
         ),
         scan=use_scan(config.model, backend=backend),
         # Merging a split sequence with the batch would gather it.
         flat=parts('length', mesh) == 1,
     )
-    loss_kernel = resolve_loss_kernel(
+    loss_kernel = choose_loss_kernel(
         config.train.loss_kernel,
         backend=backend,
         vocab_parts=parts('vocab', mesh),

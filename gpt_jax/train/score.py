@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from gpt_jax.kernels.loss_softmax import LossOptions, softmax_xla
+from gpt_jax.kernels.shard_map import mesh_axes, shard_map
 from gpt_jax.model.gpt import output_table
 from gpt_jax.model.layout import layers_per_period, to_executed
-from gpt_jax.model.per_device import call_per_device, mesh_axes
 from gpt_jax.train.loss import chunk_count
-from gpt_jax.train.loss_softmax import LossOptions, softmax_xla
 from gpt_jax.train.step import Batch, StepParts
 
 
@@ -87,7 +87,7 @@ def score_rows(
         return jax.lax.psum(sums, length_axes) if length_axes else sums
 
     rows = PartitionSpec('batch', 'length')
-    return call_per_device(
+    return shard_map(
         score,
         [hidden_BLD, table_VD.astype(hidden_BLD.dtype), targets_BL, weights_BL],
         [PartitionSpec('batch', 'length', None), PartitionSpec('vocab', None), rows, rows],

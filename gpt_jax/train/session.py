@@ -17,11 +17,11 @@ from gpt_jax.evaluate import Evaluation, benchmark, evaluate
 from gpt_jax.evaluate.scoring import LEAST_LENGTH, Scorer, next_rung
 from gpt_jax.evaluate.task import Metric
 from gpt_jax.inference.generate import Generator, encode_prompt
-from gpt_jax.model.flops import train_flops_per_token
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.rules import parts
 from gpt_jax.telemetry.chips import memory_in_use, peak_flops
 from gpt_jax.tokenizer import Tokenizer
+from gpt_jax.train.flops import train_flops_per_token
 from gpt_jax.train.program import Program, make_program
 from gpt_jax.train.state import TrainState
 

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import optax
 
 from gpt_jax.config import LossKernel, TrainConfig
+from gpt_jax.kernels.loss_softmax import LossOptions
 from gpt_jax.model.gpt import GPT, output_table
 from gpt_jax.model.layout import layers_per_period, to_executed, to_stored
 from gpt_jax.optim.trainable import Trainable
 from gpt_jax.train.loss import LossSums, cross_entropy
-from gpt_jax.train.loss_softmax import LossOptions
 from gpt_jax.train.state import TrainState
 
 # 'tokens' [B, L+1] int32; optional 'segment_ids' [B, L+1] int32, 'loss_mask' [B, L] float32.

@@ -4,10 +4,10 @@ import jax
 
 from gpt_jax.config import RunConfig
 from gpt_jax.model.config import MatmulPrecision, ModelConfig
-from gpt_jax.model.flops import train_flops_per_token
 from gpt_jax.model.gpt import abstract_params, count_params
 from gpt_jax.parallel.rules import undivided
 from gpt_jax.telemetry.chips import memory_size
+from gpt_jax.train.flops import train_flops_per_token
 from gpt_jax.train.memory import bytes_per_device
 from gpt_jax.train.program import Program
 

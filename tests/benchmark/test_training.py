@@ -9,9 +9,9 @@ import pytest
 from gpt_jax.benchmark import training
 from gpt_jax.benchmark.training import TrainingBenchmark, synthetic_batches
 from gpt_jax.config import RunConfig, finalize
-from gpt_jax.model.flops import train_flops_per_token
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.telemetry import chips
+from gpt_jax.train.flops import train_flops_per_token
 from gpt_jax.train.program import make_program
 from tests.tiny_config import get_config
 

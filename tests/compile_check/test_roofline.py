@@ -5,8 +5,8 @@ import pytest
 from gpt_jax.compile_check.collectives import StepTraffic, Traffic
 from gpt_jax.compile_check.roofline import estimate_step
 from gpt_jax.config import finalize
-from gpt_jax.model.flops import train_flops_per_token
 from gpt_jax.telemetry.chips import Chip
+from gpt_jax.train.flops import train_flops_per_token
 from gpt_jax.train.memory import MemoryPlan
 from tests.tiny_config import get_config
 

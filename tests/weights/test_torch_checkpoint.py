@@ -12,8 +12,8 @@ import pytest
 
 from gpt_jax.api import GPT
 from gpt_jax.errors import UserError
-from gpt_jax.model.attention_mask import AttentionMask
-from gpt_jax.model.attention_xla import attend_xla
+from gpt_jax.kernels.scores import ScoreOptions
+from gpt_jax.model.attention import attend
 from gpt_jax.model.gpt import GPT as Module
 from gpt_jax.model.layout import to_executed
 from gpt_jax.model.mlp import MLPS
@@ -115,10 +115,7 @@ def test_every_activation(workdir, shared_data):
         return output(first['attention'][name]).reshape(B, L, -1, K)
 
     q, k, v = (heads(name) for name in ('query', 'key', 'value'))
-    attended = attend_xla(
-        *map(jnp.asarray, (q, k, v)), mask=AttentionMask(), window=0, soft_cap=0.0, slopes_H=None,
-        dropout_rate=0.0, dropout_key=None,
-    )  # fmt: skip
+    attended = attend(*map(jnp.asarray, (q, k, v)), ScoreOptions())
     scaled = np.einsum('blhk,bshk->bhls', q, k) / np.sqrt(K)
     causal = np.tril(np.ones((L, L), bool))
     x = output(found['position'])

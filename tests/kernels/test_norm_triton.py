@@ -10,9 +10,10 @@ from flax import linen as nn
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from gpt_jax.errors import UserError
+from gpt_jax.kernels.norm import choose_norm_kernel
+from gpt_jax.kernels.norm_triton import normalize_triton
 from gpt_jax.model.config import ModelConfig, NormKernel
-from gpt_jax.model.norm import normalize_xla, resolve_norm_kernel
-from gpt_jax.model.norm_triton import normalize_triton
+from gpt_jax.model.norm import normalize
 
 interpreted = functools.partial(normalize_triton, interpret=True)
 SHAPES = {
@@ -54,13 +55,13 @@ def assert_close(actual, expected, *, tolerance):
 @pytest.mark.parametrize('shape', SHAPES.values(), ids=SHAPES)
 def test_equals_the_reference(shape, centred, use_bias):
     options = dict(shape=shape, centred=centred, use_bias=use_bias)
-    assert_close(results(interpreted, **options), results(normalize_xla, **options), tolerance=1e-6)
+    assert_close(results(interpreted, **options), results(normalize, **options), tolerance=1e-6)
 
 
 def test_rounds_once_in_bfloat16():
     options = dict(shape=(70, 48), centred=True, use_bias=True)
     rounded = results(interpreted, **options, dtype=jnp.bfloat16)
-    exact = results(normalize_xla, **options)
+    exact = results(normalize, **options)
     assert_close([x.astype(jnp.float32) for x in rounded], exact, tolerance=2**-7)
 
 
@@ -70,18 +71,16 @@ def test_devices_work_on_their_own_rows():
     options = dict(shape=(4, 66, 48), centred=True, use_bias=True)
     with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
         split = jax.jit(lambda: results(interpreted, **options))()
-    assert_close(split, results(normalize_xla, **options), tolerance=1e-6)
+    assert_close(split, results(normalize, **options), tolerance=1e-6)
 
 
 def test_is_chosen_on_a_gpu_alone():
     config = ModelConfig()
-    assert resolve_norm_kernel(config, backend='gpu') == NormKernel.TRITON
-    assert {resolve_norm_kernel(config, backend=name) for name in ('cpu', 'tpu')} == {
-        NormKernel.XLA
-    }
+    assert choose_norm_kernel(config, backend='gpu') == NormKernel.TRITON
+    assert {choose_norm_kernel(config, backend=name) for name in ('cpu', 'tpu')} == {NormKernel.XLA}
     config.norm_kernel = NormKernel.TRITON
     with pytest.raises(UserError, match='config.model.norm_kernel=triton cannot run: the backend'):
-        resolve_norm_kernel(config, backend='cpu')
+        choose_norm_kernel(config, backend='cpu')
 
 
 def test_lowers_for_a_gpu():

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from gpt_jax.kernels.matmul_cpu import matmul
 from gpt_jax.model.linear import Linear
-from gpt_jax.model.product import product
 from gpt_jax.parallel.compiler_options import compiler_options
 from tests.model_configs import make_config
 
@@ -31,7 +31,7 @@ def test_gradients_are_those_of_the_plain_product(inputs, outputs):
     x, kernel = _arrays(inputs, outputs)
     ours, plain = (
         jax.jit(jax.grad(lambda *arrays, f=f: _loss(f, *arrays), (0, 1)))(x, kernel)
-        for f in (product, jnp.matmul)
+        for f in (matmul, jnp.matmul)
     )
     for a, b in zip(ours, plain, strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-6, atol=2e-6)
@@ -48,7 +48,7 @@ def test_rounded_operands(inputs, outputs):
 
     @jax.jit
     def run(x, kernel, dy):
-        y, backward = jax.vjp(lambda x, kernel: product(x, kernel, jnp.bfloat16), x, kernel)
+        y, backward = jax.vjp(lambda x, kernel: matmul(x, kernel, jnp.bfloat16), x, kernel)
         return y, *backward(dy)
 
     rows = low(x).reshape(-1, inputs)
@@ -75,7 +75,7 @@ def test_the_config_says_what_linear_layers_multiply():
     kernel = variables['params']['kernel']
     for layer, operands in zip(layers, (None, jnp.bfloat16), strict=True):
         np.testing.assert_array_equal(
-            layer.apply(variables, x), product(x, kernel, operands), strict=True
+            layer.apply(variables, x), matmul(x, kernel, operands), strict=True
         )
     assert (layers[0].apply(variables, x) != layers[1].apply(variables, x)).any()
 
@@ -89,7 +89,7 @@ def test_a_cpu_multiplies_bfloat16_by_its_library():
     x, kernel = _arrays(128, 256)
 
     def gradients(x, kernel):
-        return jax.grad(lambda *a: _loss(lambda *b: product(*b, jnp.bfloat16), *a), (0, 1))(
+        return jax.grad(lambda *a: _loss(lambda *b: matmul(*b, jnp.bfloat16), *a), (0, 1))(
             x, kernel
         )
 
@@ -100,21 +100,21 @@ def test_a_cpu_multiplies_bfloat16_by_its_library():
 
 def test_the_dtype_is_that_of_the_arrays():
     x, kernel = _arrays(8, 24, jnp.bfloat16)
-    assert product(x, kernel).dtype == jnp.bfloat16
-    gradients = jax.grad(lambda *arrays: _loss(product, *arrays).astype(jnp.float32), (0, 1))
+    assert matmul(x, kernel).dtype == jnp.bfloat16
+    gradients = jax.grad(lambda *arrays: _loss(matmul, *arrays).astype(jnp.float32), (0, 1))
     assert {g.dtype for g in gradients(x, kernel)} == {jnp.dtype(jnp.bfloat16)}
 
 
 @pytest.mark.parametrize('platform,barriers', [('cpu', 2), ('cuda', 0), ('tpu', 0)])
 def test_only_cpus_transpose_first(platform, barriers):
     """For a tall kernel: its own transposition, and that of its gradient."""
-    gradients = jax.jit(jax.grad(lambda *arrays: _loss(product, *arrays), (0, 1)))
+    gradients = jax.jit(jax.grad(lambda *arrays: _loss(matmul, *arrays), (0, 1)))
     lowered = gradients.trace(*_arrays(24, 8)).lower(lowering_platforms=(platform,))
     assert lowered.as_text().count('optimization_barrier') == barriers
 
 
 def test_a_mesh_of_several_devices_keeps_the_plain_form():
-    gradients = jax.jit(jax.grad(lambda *arrays: _loss(product, *arrays), (0, 1)))
+    gradients = jax.jit(jax.grad(lambda *arrays: _loss(matmul, *arrays), (0, 1)))
     with jax.set_mesh(jax.make_mesh((2,), ('data',), devices=jax.devices()[:2])):
         assert 'optimization_barrier' not in gradients.lower(*_arrays(24, 8)).as_text()
     assert 'optimization_barrier' in gradients.lower(*_arrays(24, 8)).as_text()

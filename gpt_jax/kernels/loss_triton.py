@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
-from gpt_jax.train.loss_softmax import LossOptions, TokenLosses
+from gpt_jax.kernels.loss_softmax import LossOptions, TokenLosses
 
 BLOCK = 2048  # logits that a program holds at once; a power of 2
 WARPS = 4

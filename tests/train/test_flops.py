@@ -8,9 +8,9 @@ import pytest
 
 from gpt_jax.config import RunConfig, finalize
 from gpt_jax.model.config import Remat
-from gpt_jax.model.flops import recomputed_flops_per_token, train_flops_per_token
 from gpt_jax.model.remat import REMAT_KEEPS
 from gpt_jax.parallel.mesh import make_mesh
+from gpt_jax.train.flops import recomputed_flops_per_token, train_flops_per_token
 from gpt_jax.train.program import make_program
 from tests.tiny_config import get_config
 

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax.model import attention_blocked
-from gpt_jax.model.attention_blocked import attend_blocked
-from gpt_jax.model.attention_mask import AttentionMask
-from gpt_jax.model.attention_ops import resolve_kernel
-from gpt_jax.model.attention_xla import attend_xla
+from gpt_jax.kernels import attention_blocked
+from gpt_jax.kernels.attention import choose_kernel, find_kernel
+from gpt_jax.kernels.attention_blocked import attend_blocked
+from gpt_jax.kernels.scores import AttentionMask, ScoreOptions
+from gpt_jax.model.attention import attend
 from gpt_jax.model.config import AttentionKernel, ModelConfig, finalize_model
 
 B, H, K = 2, 4, 8
@@ -24,7 +24,7 @@ def small_blocks(monkeypatch):
 
 
 def value_and_gradients(
-    attend, *, length, kv_heads=H, dropout=0.0, slopes=None, dtype=jnp.float32, **options
+    kernel, *, length, kv_heads=H, dropout=0.0, slopes=None, dtype=jnp.float32, **options
 ):
     """The output and the gradients of a weighted sum of it."""
     draw = np.random.default_rng(0).standard_normal
@@ -34,14 +34,13 @@ def value_and_gradients(
     weights_BLHK = jnp.asarray(draw((B, length, H, K)), jnp.float32)
 
     def weighted(q, k, v):
-        out = attend(
-            *(q, k, v),
-            mask=AttentionMask(),
+        scoring = ScoreOptions(
             dropout_rate=dropout,
             dropout_key=jax.random.key(5) if dropout else None,
             slopes_H=None if slopes is None else jnp.asarray(slopes, jnp.float32),
             **options,
         )
+        out = kernel(q, k, v, scoring)
         return jnp.sum(out * weights_BLHK), out
 
     run = jax.jit(jax.value_and_grad(weighted, argnums=(0, 1, 2), has_aux=True))
@@ -64,7 +63,7 @@ CASES = {
 def test_values_and_gradients_equal_the_reference(case):
     pairs = zip(
         value_and_gradients(attend_blocked, **case),
-        value_and_gradients(attend_xla, **case),
+        value_and_gradients(attend, **case),
         strict=True,
     )
     for actual, expected in pairs:
@@ -75,33 +74,31 @@ def test_values_and_gradients_equal_the_reference(case):
 
 def test_in_bfloat16_both_are_as_near_to_float32():
     case = dict(length=32, kv_heads=2, window=9, dropout=0.3)
-    exact = value_and_gradients(attend_xla, **case)
+    exact = value_and_gradients(attend, **case)
 
-    def error(attend):
-        low = value_and_gradients(attend, dtype=jnp.bfloat16, **case)
+    def error(kernel):
+        low = value_and_gradients(kernel, dtype=jnp.bfloat16, **case)
         assert {array.dtype for array in low} == {jnp.dtype(jnp.bfloat16)}
         return [float(jnp.linalg.norm(a - b)) for a, b in zip(low, exact, strict=True)]
 
-    for ours, reference in zip(error(attend_blocked), error(attend_xla), strict=True):
+    for ours, reference in zip(error(attend_blocked), error(attend), strict=True):
         assert ours < 1.2 * reference
 
 
-def test_other_masks_are_the_reference_s():
+def test_other_masks_are_left_to_the_plain_attention():
+    find = functools.partial(find_kernel, 'blocked', keys=16)
+    assert find(ScoreOptions(), queries=16) is attend_blocked
     draw = np.random.default_rng(0).standard_normal
     q, k, v = (jnp.asarray(draw((B, 16, H, K)), jnp.float32) for _ in range(3))
     segments = jnp.asarray([[0] * 9 + [1] * 7, [0] * 3 + [1] * 13])
-    for mask in (
-        AttentionMask(segment_ids_BS=segments),
-        AttentionMask(first_slot_B=jnp.asarray([0, 3])),
+    for mask, queries in (
+        (AttentionMask(segment_ids_BS=segments), 16),
+        (AttentionMask(first_slot_B=jnp.asarray([0, 3])), 16),
+        (AttentionMask(first_query_slot=11), 5),
     ):
-        np.testing.assert_array_equal(
-            attend_blocked(q, k, v, mask=mask), attend_xla(q, k, v, mask=mask)
-        )
-    cached = AttentionMask(first_query_slot=11)
-    q = q[:, :5]
-    np.testing.assert_array_equal(
-        attend_blocked(q, k, v, mask=cached), attend_xla(q, k, v, mask=cached)
-    )
+        assert find(ScoreOptions(mask=mask), queries=queries) is None
+        with pytest.raises(ValueError, match='blocked attention takes no segments'):
+            attend_blocked(q[:, :queries], k, v, ScoreOptions(mask=mask))
 
 
 @pytest.mark.parametrize(('window', 'share'), [(0, 5 / 8), (8, (8 + 3 * 15) / 128)])
@@ -109,12 +106,12 @@ def test_what_is_masked_is_mostly_left_out(window, share):
     """The multiplications of the two products, as the compiler counts them."""
     shape = jax.ShapeDtypeStruct((1, 32, 1, 64), jnp.float32)
 
-    def flops(attend):
-        attend = functools.partial(attend, mask=AttentionMask(), window=window)
+    def flops(kernel):
+        attend = functools.partial(kernel, options=ScoreOptions(window=window))
         text = jax.jit(attend).lower(shape, shape, shape).as_text()
         return _products(text)
 
-    assert flops(attend_blocked) / flops(attend_xla) == pytest.approx(share, rel=0.01)
+    assert flops(attend_blocked) / flops(attend) == pytest.approx(share, rel=0.01)
 
 
 def _products(text: str) -> int:
@@ -136,6 +133,6 @@ def _products(text: str) -> int:
 def test_another_generator_of_random_numbers_is_an_obstacle():
     config = ModelConfig(vocab_size=70, d_model=64, num_heads=4, attention_dropout=0.1)
     finalize_model(config)
-    assert resolve_kernel(config, backend='cpu', segments=False) == AttentionKernel.BLOCKED
+    assert choose_kernel(config, backend='cpu', segments=False) == AttentionKernel.BLOCKED
     with jax.default_prng_impl('rbg'):
-        assert resolve_kernel(config, backend='cpu', segments=False) == AttentionKernel.XLA
+        assert choose_kernel(config, backend='cpu', segments=False) == AttentionKernel.XLA

@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from gpt_jax.config import LossKernel
-
 
 class LossOptions(NamedTuple):
     """What the loss needs to know of the model and the run, all static."""
@@ -16,7 +14,7 @@ class LossOptions(NamedTuple):
     soft_cap: float = 0.0
     z_loss: float = 0.0
     chunk_bytes: int = 2**27
-    kernel: LossKernel = LossKernel.XLA
+    kernel: str = 'xla'  # of `kernels.loss`
 
 
 class TokenLosses(NamedTuple):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gpt_jax.errors import UserError
-from gpt_jax.model.random_block import _flat_index, bernoulli_block
+from gpt_jax.kernels.dropout import _flat_index, bernoulli_block
 
 KEY = jax.random.key(11)
 

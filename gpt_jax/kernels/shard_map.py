@@ -44,7 +44,7 @@ def batch_part() -> tuple[int | jax.Array, int]:
     return jax.lax.axis_index('batch'), jax.lax.axis_size('batch')
 
 
-def call_per_device(
+def shard_map(
     function: Callable[..., Any],
     arrays: Sequence[jax.Array],
     axes: Sequence[PartitionSpec],

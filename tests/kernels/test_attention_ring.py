@@ -11,10 +11,10 @@ from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gpt_jax.errors import UserError
-from gpt_jax.model import attention_ring
-from gpt_jax.model.attention_mask import AttentionMask
-from gpt_jax.model.attention_ring import attend_ring
-from gpt_jax.model.attention_xla import attend_xla
+from gpt_jax.kernels import attention_ring
+from gpt_jax.kernels.attention_ring import attend_ring
+from gpt_jax.kernels.scores import AttentionMask, ScoreOptions
+from gpt_jax.model.attention import attend
 from gpt_jax.model.config import AttentionKernel, Kernels
 from gpt_jax.model.gpt import GPT, init_params
 from gpt_jax.model.layout import layers_per_period, to_executed
@@ -58,7 +58,7 @@ def segment_ids(length):
     )
 
 
-def value_and_gradients(attend, arrays, *, segments=False, slopes=False, dropout=0.0, **options):
+def value_and_gradients(kernel, arrays, *, segments=False, slopes=False, dropout=0.0, **options):
     """The output, and the gradients of a weighted sum of it (of the slopes' too)."""
     length = arrays[0].shape[1]
     mask = AttentionMask(segment_ids_BS=segment_ids(length) if segments else None)
@@ -67,14 +67,14 @@ def value_and_gradients(attend, arrays, *, segments=False, slopes=False, dropout
     key = jax.random.key(5) if dropout else None
 
     def weighted(q, k, v, slopes_H):
-        out = attend(
-            *(q, k, v),
+        scoring = ScoreOptions(
             mask=mask,
             slopes_H=slopes_H,
             dropout_rate=dropout,
             dropout_key=key,
             **options,
         )
+        out = kernel(q, k, v, scoring)
         return jnp.sum(out.astype(jnp.float32) * weights_BLHK), out
 
     run = jax.jit(jax.value_and_grad(weighted, argnums=(0, 1, 2, 3), has_aux=True))
@@ -123,7 +123,7 @@ def test_values_and_gradients_equal_the_reference(mesh, shapes, options):
     arrays = inputs(**shapes)
     assert_close(
         on_mesh(value_and_gradients, **mesh)(attend_ring, arrays, **options),
-        value_and_gradients(attend_xla, arrays, **options),
+        value_and_gradients(attend, arrays, **options),
     )
 
 
@@ -135,7 +135,7 @@ def test_parts_are_cut_into_blocks_of_keys(mesh, monkeypatch):
     for options in (dict(dropout=0.3), dict(window=6, segments=True)):
         assert_close(
             on_mesh(value_and_gradients, **mesh)(attend_ring, arrays, **options),
-            value_and_gradients(attend_xla, arrays, **options),
+            value_and_gradients(attend, arrays, **options),
         )
 
 
@@ -144,7 +144,7 @@ def test_half_precision_stays_close():
     options = dict(window=19, segments=True)
     assert_close(
         on_mesh(value_and_gradients, context=4, tensor=2)(attend_ring, arrays, **options),
-        value_and_gradients(attend_xla, arrays, **options),
+        value_and_gradients(attend, arrays, **options),
         tolerance=0.02,
     )
 
@@ -156,7 +156,7 @@ def test_a_sequence_over_two_axes_of_the_mesh():
         on_mesh(value_and_gradients, rules=rules, context=2, data=2)(
             attend_ring, arrays, dropout=0.3, window=11
         ),
-        value_and_gradients(attend_xla, arrays, dropout=0.3, window=11),
+        value_and_gradients(attend, arrays, dropout=0.3, window=11),
     )
 
 
@@ -164,11 +164,11 @@ def test_a_length_that_the_ring_does_not_divide_stays_whole():
     arrays = inputs(length=30)
     assert_close(
         on_mesh(value_and_gradients, context=4)(attend_ring, arrays, dropout=0.3),
-        value_and_gradients(attend_xla, arrays, dropout=0.3),
+        value_and_gradients(attend, arrays, dropout=0.3),
     )
 
 
-def compiled_gradients(attend, *, length=512, **options):
+def compiled_gradients(kernel, *, length=512, **options):
     """Attention's gradients compiled for four parts of a sequence, as text and in bytes."""
 
     def compile_on_mesh():
@@ -180,7 +180,7 @@ def compiled_gradients(attend, *, length=512, **options):
         ]
 
         def loss(q, k, v):
-            return jnp.sum(attend(q, k, v, mask=AttentionMask(), **options) ** 2)
+            return jnp.sum(kernel(q, k, v, ScoreOptions(**options)) ** 2)
 
         return jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*arrays).compile()
 
@@ -200,7 +200,7 @@ def test_keys_travel_and_are_never_gathered(monkeypatch):
     assert count('collective-permute', text) > 0
     for collective in ('all-gather', 'all-to-all', 'all-reduce', 'reduce-scatter'):
         assert count(collective, text) == 0, collective
-    text, xla_bytes = compiled_gradients(attend_xla)
+    text, xla_bytes = compiled_gradients(attend)
     assert count('all-gather', text) > 0, 'the reference should show what the ring avoids'
     assert ring_bytes < xla_bytes / 4
 
@@ -212,7 +212,7 @@ def test_memory_does_not_grow_with_the_ring():
         arrays = inputs(length=64 * parts)
 
         def loss(q, k, v):
-            return jnp.sum(attend_ring(q, k, v, mask=AttentionMask()) ** 2)
+            return jnp.sum(attend_ring(q, k, v, ScoreOptions()) ** 2)
 
         def compile_on_mesh():
             spec = NamedSharding(jax.sharding.get_mesh(), PartitionSpec(None, 'context'))
@@ -229,9 +229,8 @@ def test_a_window_ends_the_ring_early():
     """A window of a part and one token sees one part further back: one round instead of three."""
 
     def rounds(window):
-        jaxpr = on_mesh(jax.make_jaxpr(functools.partial(attend_ring, window=window)), context=4)(
-            *inputs(), mask=AttentionMask()
-        )
+        options = ScoreOptions(window=window)
+        jaxpr = on_mesh(jax.make_jaxpr(attend_ring), context=4)(*inputs(), options)
         scans = re.findall(r'length=(\d+)', str(jaxpr))
         return max(map(int, scans))
 
@@ -294,17 +293,17 @@ def test_a_scan_over_layers_keeps_no_block_of_scores_or_masks(monkeypatch):
 def test_it_refuses_padding():
     mask = AttentionMask(first_slot_B=jnp.zeros(B, jnp.int32))
     with pytest.raises(ValueError, match='ring attention takes no padding and no cache'):
-        attend_ring(*inputs(length=8), mask=mask)
+        attend_ring(*inputs(length=8), ScoreOptions(mask=mask))
 
 
 def test_it_refuses_a_cache():
     q, _, _ = inputs(length=8)
     _, k, v = inputs(length=16)
     with pytest.raises(ValueError, match='ring attention takes no padding and no cache'):
-        attend_ring(q, k, v, mask=AttentionMask())
+        attend_ring(q, k, v, ScoreOptions())
 
 
 def test_dropout_needs_threefry():
     key = jax.random.key(0, impl='rbg')
     with pytest.raises(UserError, match='JAX_DEFAULT_PRNG_IMPL'):
-        attend_ring(*inputs(length=8), mask=AttentionMask(), dropout_rate=0.1, dropout_key=key)
+        attend_ring(*inputs(length=8), ScoreOptions(dropout_rate=0.1, dropout_key=key))

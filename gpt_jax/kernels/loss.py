@@ -1,12 +1,11 @@
-"""How a chunk's logits become losses and gradients: one function a backend, and the choice."""
+"""The kernels that turn logits into losses and gradients, and the choice of one."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from gpt_jax.config import LossKernel
 from gpt_jax.errors import UserError
-from gpt_jax.train.loss_softmax import softmax_xla
-from gpt_jax.train.loss_triton import softmax_triton, triton_obstacles
+from gpt_jax.kernels.loss_softmax import softmax_xla
+from gpt_jax.kernels.loss_triton import softmax_triton, triton_obstacles
 
 
 class SoftmaxKernel(NamedTuple):
@@ -19,20 +18,22 @@ class SoftmaxKernel(NamedTuple):
 
 # `auto` takes the first without an obstacle.
 LOSS_KERNELS = {
-    LossKernel.TRITON: SoftmaxKernel(softmax_triton, False, triton_obstacles),
-    LossKernel.XLA: SoftmaxKernel(softmax_xla, True, lambda *, backend, vocab_parts: {}),
+    'triton': SoftmaxKernel(softmax_triton, False, triton_obstacles),
+    'xla': SoftmaxKernel(softmax_xla, True, lambda *, backend, vocab_parts: {}),
 }
 
 
-def resolve_loss_kernel(asked: LossKernel, *, backend: str, vocab_parts: int = 1) -> LossKernel:
-    """The kernel that a run gets on `backend` ('cpu', 'gpu', 'tpu').
+def choose_loss_kernel(asked: str, *, backend: str, vocab_parts: int = 1) -> str:
+    """Returns the name of the kernel that a run gets on `backend` ('cpu', 'gpu', 'tpu').
 
-    `vocab_parts` counts the devices that the output table's rows are split over.
+    Args:
+      asked: a name, or 'auto'.
+      vocab_parts: number of devices that the output table's rows are split over.
 
     Raises:
         UserError: the kernel was asked for by name and cannot run.
     """
-    for kernel in LOSS_KERNELS if asked == LossKernel.AUTO else [asked]:
+    for kernel in LOSS_KERNELS if asked == 'auto' else [asked]:
         obstacles = LOSS_KERNELS[kernel].obstacles(backend=backend, vocab_parts=vocab_parts)
         obstacle = next((reason for reason, present in obstacles.items() if present), '')
         if not obstacle:

@@ -11,11 +11,11 @@ from jax.sharding import AxisType
 
 from gpt_jax.config import LossKernel
 from gpt_jax.errors import UserError
-from gpt_jax.train import loss_kernels, loss_triton
+from gpt_jax.kernels import loss_triton
+from gpt_jax.kernels.loss import LOSS_KERNELS, choose_loss_kernel
+from gpt_jax.kernels.loss_softmax import LossOptions, softmax_xla
+from gpt_jax.kernels.loss_triton import softmax_triton
 from gpt_jax.train.loss import cross_entropy
-from gpt_jax.train.loss_kernels import LOSS_KERNELS, resolve_loss_kernel
-from gpt_jax.train.loss_softmax import LossOptions, softmax_xla
-from gpt_jax.train.loss_triton import softmax_triton
 
 M = 8
 WEIGHTS = jnp.asarray([1, 0, 1, 0.5, 2, 1, 0, 1], jnp.float32)
@@ -109,7 +109,7 @@ def whole_loss(kernel, hidden_BLD, table_VD, **options):
 def test_the_whole_loss_equals_the_reference(dtype, tolerance, devices, monkeypatch):
     """With bfloat16 the logits are rounded to it: 0.4 % each, far less in the sums."""
     kernel = LOSS_KERNELS[LossKernel.TRITON]._replace(softmax=interpreted)
-    monkeypatch.setitem(loss_kernels.LOSS_KERNELS, LossKernel.TRITON, kernel)
+    monkeypatch.setitem(LOSS_KERNELS, LossKernel.TRITON, kernel)
     shapes = []
     call_kernel = loss_triton._call_kernel
 
@@ -130,11 +130,11 @@ def test_the_whole_loss_equals_the_reference(dtype, tolerance, devices, monkeypa
 
 
 def test_auto_takes_the_kernel_where_it_runs():
-    resolve = functools.partial(resolve_loss_kernel, LossKernel.AUTO)
+    resolve = functools.partial(choose_loss_kernel, LossKernel.AUTO)
     assert resolve(backend='gpu') == LossKernel.TRITON
     assert resolve(backend='tpu') == resolve(backend='cpu') == LossKernel.XLA
     assert resolve(backend='gpu', vocab_parts=2) == LossKernel.XLA
-    assert resolve_loss_kernel(LossKernel.XLA, backend='gpu') == LossKernel.XLA
+    assert choose_loss_kernel(LossKernel.XLA, backend='gpu') == LossKernel.XLA
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_auto_takes_the_kernel_where_it_runs():
 )
 def test_asking_for_a_kernel_that_cannot_run_is_an_error(where, reason):
     with pytest.raises(UserError) as error:
-        resolve_loss_kernel(LossKernel.TRITON, **where)
+        choose_loss_kernel(LossKernel.TRITON, **where)
     assert 'config.train.loss_kernel=triton' in str(error.value)
     assert reason in str(error.value)
     assert '\n' not in str(error.value)

@@ -1,4 +1,4 @@
-"""The reference kernel against loops in float64, and the choice of a kernel."""
+"""The plain attention against loops in float64, and the choice of a kernel."""
 
 import functools
 
@@ -9,10 +9,10 @@ import pytest
 
 from gpt_jax.config_tree import from_json, to_json
 from gpt_jax.errors import UserError
-from gpt_jax.model.attention_cudnn import attend_cudnn
-from gpt_jax.model.attention_mask import AttentionMask
-from gpt_jax.model.attention_ops import ATTENTION_KERNELS, kernel_obstacle, resolve_kernel
-from gpt_jax.model.attention_xla import attend_xla
+from gpt_jax.kernels.attention import ATTENTION_KERNELS, choose_kernel, kernel_obstacle
+from gpt_jax.kernels.attention_cudnn import attend_cudnn
+from gpt_jax.kernels.scores import AttentionMask, ScoreOptions
+from gpt_jax.model import attention
 from gpt_jax.model.config import AttentionKernel, ModelConfig, finalize_model
 
 B, L, S, H, K = 2, 7, 12, 4, 6
@@ -65,14 +65,15 @@ def inputs(*, keys=L, kv_heads=H, seed=0):
 def attend(
     q, k, v, *, first_query=0, window=0, cap=0.0, slopes=None, segments=None, first_slot=None
 ):
-    """`attend_xla` with the arguments of `attend_by_loops`."""
+    """The plain attention with the arguments of `attend_by_loops`."""
     mask = AttentionMask(
         first_query_slot=first_query,
         segment_ids_BS=None if segments is None else jnp.asarray(segments),
         first_slot_B=None if first_slot is None else jnp.asarray(first_slot),
     )
     slopes_H = None if slopes is None else jnp.asarray(slopes)
-    return attend_xla(q, k, v, mask=mask, window=window, soft_cap=cap, slopes_H=slopes_H)
+    options = ScoreOptions(mask=mask, window=window, soft_cap=cap, slopes_H=slopes_H)
+    return attention.attend(q, k, v, options)
 
 
 CASES = {
@@ -141,10 +142,8 @@ def test_half_precision_stays_close():
 
 
 def attend_dropping(rate, key, *, window=0):
-    mask = AttentionMask()
-    return attend_xla(
-        *float32(inputs()), mask=mask, window=window, dropout_rate=rate, dropout_key=key
-    )
+    options = ScoreOptions(window=window, dropout_rate=rate, dropout_key=key)
+    return attention.attend(*float32(inputs()), options)
 
 
 def test_dropout_scales_what_it_keeps():
@@ -180,7 +179,7 @@ def model_config(**changes):
 
 
 def test_auto_takes_the_fused_kernel_where_it_runs():
-    resolve = functools.partial(resolve_kernel, segments=False)
+    resolve = functools.partial(choose_kernel, segments=False)
     assert resolve(model_config(), backend='gpu') == AttentionKernel.CUDNN
     assert resolve(model_config(), backend='cpu') == AttentionKernel.BLOCKED
     assert resolve(model_config(), backend='tpu') == AttentionKernel.SPLASH
@@ -189,14 +188,14 @@ def test_auto_takes_the_fused_kernel_where_it_runs():
         assert resolve(dropping, backend=backend) == AttentionKernel.XLA
         asked = model_config(attention_kernel='xla')
         assert resolve(asked, backend=backend) == AttentionKernel.XLA
-    assert resolve_kernel(model_config(), backend='gpu', segments=True) == AttentionKernel.XLA
-    assert resolve_kernel(model_config(), backend='tpu', segments=True) == AttentionKernel.SPLASH
+    assert choose_kernel(model_config(), backend='gpu', segments=True) == AttentionKernel.XLA
+    assert choose_kernel(model_config(), backend='tpu', segments=True) == AttentionKernel.SPLASH
 
 
 @pytest.mark.parametrize('backend', ['cpu', 'gpu', 'tpu'])
 def test_auto_takes_the_ring_exactly_where_the_sequence_is_split(backend):
     for config in (model_config(), model_config(attention_dropout=0.1, position='alibi')):
-        resolve = functools.partial(resolve_kernel, config, backend=backend, segments=True)
+        resolve = functools.partial(choose_kernel, config, backend=backend, segments=True)
         assert resolve(context=2) == AttentionKernel.RING
         assert resolve(context=1) != AttentionKernel.RING
 
@@ -239,7 +238,7 @@ def test_asking_for_a_kernel_that_cannot_run_is_an_error(kernel, name):
         context=changes.pop('context', 1),
     )
     with pytest.raises(UserError) as error:
-        resolve_kernel(model_config(attention_kernel=kernel, **changes), **where)
+        choose_kernel(model_config(attention_kernel=kernel, **changes), **where)
     assert f'config.model.attention_kernel={kernel}' in str(error.value)
     assert name in str(error.value)
     assert '\n' not in str(error.value)
@@ -254,9 +253,9 @@ def test_dropout_is_an_obstacle_and_an_error(kernel, backend):
         model_config(attention_kernel=kernel, attention_dropout=0.1)
 
 
-def test_every_kernel_is_listed_and_the_reference_is_the_last_resort():
-    assert set(ATTENTION_KERNELS) == set(AttentionKernel) - {AttentionKernel.AUTO}
-    assert list(ATTENTION_KERNELS)[-1] == AttentionKernel.XLA
+def test_every_kernel_is_listed():
+    others = {AttentionKernel.AUTO, AttentionKernel.XLA}
+    assert set(ATTENTION_KERNELS) == set(AttentionKernel) - others
 
 
 REFUSED = {
@@ -272,4 +271,4 @@ REFUSED = {
 def test_the_fused_kernel_refuses_what_it_would_ignore(name):
     arrays = (jnp.asarray(x, jnp.bfloat16) for x in inputs())
     with pytest.raises(ValueError, match='cudnn attention'):
-        attend_cudnn(*arrays, **({'mask': AttentionMask()} | REFUSED[name]()))
+        attend_cudnn(*arrays, ScoreOptions(**REFUSED[name]()))

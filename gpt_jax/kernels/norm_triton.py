@@ -16,7 +16,7 @@ from jax.experimental.pallas import triton as plgpu
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from gpt_jax.model.per_device import call_per_device, mesh_axes
+from gpt_jax.kernels.shard_map import mesh_axes, shard_map
 
 TILE = 4096  # numbers that a program holds of one array at once
 ROWS_PER_PROGRAM = 64  # of the backward kernel
@@ -38,7 +38,7 @@ def normalize_triton(
     centred: bool,
     interpret: bool = False,
 ) -> tuple[Float[Array, '... D'], Float[Array, '... D']]:
-    """`normalize_xla`, each device working on its own rows.
+    """Normalizes as `model.norm.normalize` does; each device works on its own rows.
 
     `interpret` runs the kernels in Python on any backend, for tests.
     """
@@ -52,7 +52,7 @@ def _normalize(options, x, scale_D, bias_D):
 
 def _forward(options, x, scale_D, bias_D):
     rows = PartitionSpec('batch', 'length')[: x.ndim - 1]
-    y, mean, inverse = call_per_device(
+    y, mean, inverse = shard_map(
         functools.partial(_call_forward, options),
         [x, scale_D, *([] if bias_D is None else [bias_D])],
         [PartitionSpec(*rows, None), *[PartitionSpec(None)] * (1 if bias_D is None else 2)],
@@ -66,7 +66,7 @@ def _backward(options, saved, cotangents):
     names = ('batch', 'length')[: x.ndim - 1]
     rows, array = PartitionSpec(*names), PartitionSpec(*names, None)
     axes = sum((mesh_axes(name, x.shape[i]) for i, name in enumerate(names)), ())
-    dx, dscale_D, dbias_D = call_per_device(
+    dx, dscale_D, dbias_D = shard_map(
         functools.partial(_call_backward, options, axes),
         [x, *cotangents, scale_D, mean, inverse],
         [array, array, array, PartitionSpec(None), rows, rows],

@@ -1,4 +1,4 @@
-"""The score kernel of TPUs: splash attention, block-sparse flash attention in Pallas.
+"""Attention on TPUs: splash attention, block-sparse flash attention in Pallas.
 
 `jax.experimental.pallas.ops.tpu.splash_attention`; the algorithm is FlashAttention (Dao et al.
 2022, https://arxiv.org/abs/2205.14135), with blocks that the mask empties left out.
@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
-from gpt_jax.model.attention_mask import AttentionMask
-from gpt_jax.model.config import ModelConfig, PositionKind
-from gpt_jax.model.per_device import call_per_device, mesh_axes
+from gpt_jax.kernels.attention_config import AttentionConfig
+from gpt_jax.kernels.scores import ScoreOptions
+from gpt_jax.kernels.shard_map import mesh_axes, shard_map
 
 LANES = 128  # lengths are padded to a multiple of it
 BLOCKS = (512, 256, 128)  # the largest that divides the length is taken
@@ -24,13 +24,8 @@ def attend_splash(
     q_BLHK: Float[Array, 'B L H K'],
     k_BSGK: Float[Array, 'B S G K'],
     v_BSGK: Float[Array, 'B S G K'],
+    options: ScoreOptions,
     *,
-    mask: AttentionMask,
-    window: int = 0,
-    soft_cap: float = 0.0,
-    slopes_H: Float[Array, 'H'] | None = None,
-    dropout_rate: float = 0.0,
-    dropout_key: Key[Array, ''] | None = None,
     interpret: bool = False,
 ) -> Float[Array, 'B L H K']:
     """Causal attention, windows, soft cap, segments, GQA and MQA; the scores never reach memory.
@@ -41,8 +36,9 @@ def attend_splash(
     Raises:
         ValueError: something that the kernel would ignore was asked for.
     """
-    if slopes_H is not None or (dropout_rate and dropout_key is not None):
+    if options.slopes_H is not None or options.drops:
         raise ValueError('splash attention has no score slopes and no dropout')
+    mask = options.mask
     if mask.first_slot_B is not None or q_BLHK.shape[1] != k_BSGK.shape[1]:
         raise ValueError('splash attention takes no padding and no cache')
     H, G = q_BLHK.shape[2], k_BSGK.shape[2]
@@ -56,9 +52,12 @@ def attend_splash(
         arrays.append(mask.segment_ids_BS)
         axes.append(PartitionSpec('batch', None))
     attend = functools.partial(
-        _attend_on_one_device, window=window, soft_cap=soft_cap, interpret=interpret
+        _attend_on_one_device,
+        window=options.window,
+        soft_cap=options.soft_cap,
+        interpret=interpret,
     )
-    return call_per_device(attend, arrays, axes, axes[0])
+    return shard_map(attend, arrays, axes, axes[0])
 
 
 def _attend_on_one_device(
@@ -106,11 +105,11 @@ def _block_sizes(length: int) -> splash.BlockSizes:
     return splash.BlockSizes(**{f'block_{name}': block for name in names})
 
 
-def splash_obstacles(config: ModelConfig, *, backend: str, segments: bool) -> dict[str, bool]:
+def splash_obstacles(config: AttentionConfig, *, backend: str, segments: bool) -> dict[str, bool]:
     """Each reason why splash cannot run, and whether it holds for `config` on `backend`."""
     del segments  # it has them
     return {
         f'the backend is {backend}, not tpu': backend != 'tpu',
-        'config.model.position is alibi': config.position == PositionKind.ALIBI,
+        'config.model.position is alibi': config.position == 'alibi',
         'config.model.attention_dropout is on': bool(config.attention_dropout),
     }

@@ -9,10 +9,11 @@ import pytest
 from flax import linen as nn
 from jax.sharding import AxisType
 
-from gpt_jax.model import attention_ops, attention_splash
-from gpt_jax.model.attention_mask import AttentionMask
-from gpt_jax.model.attention_splash import attend_splash
-from gpt_jax.model.attention_xla import attend_xla
+from gpt_jax.kernels import attention as kernels
+from gpt_jax.kernels import attention_splash
+from gpt_jax.kernels.attention_splash import attend_splash
+from gpt_jax.kernels.scores import AttentionMask, ScoreOptions
+from gpt_jax.model.attention import attend
 from gpt_jax.model.config import AttentionKernel, Kernels
 from gpt_jax.model.gpt import GPT, init_params
 from gpt_jax.model.layout import layers_per_period, to_executed
@@ -35,7 +36,7 @@ def segment_ids(length):
     return jnp.asarray([[3 * (i < 50) + (i > 120) for i in range(length)], [0] * length])
 
 
-def value_and_gradients(attend, arrays, *, segments=False, **options):
+def value_and_gradients(kernel, arrays, *, segments=False, **options):
     """The output, and the gradients of a weighted sum of it."""
     length = arrays[0].shape[1]
     mask = AttentionMask(segment_ids_BS=segment_ids(length) if segments else None)
@@ -44,7 +45,7 @@ def value_and_gradients(attend, arrays, *, segments=False, **options):
     )
 
     def weighted(q, k, v):
-        out = attend(q, k, v, mask=mask, **options)
+        out = kernel(q, k, v, ScoreOptions(mask=mask, **options))
         return jnp.sum(out.astype(jnp.float32) * weights_BLHK), out
 
     run = jax.jit(jax.value_and_grad(weighted, argnums=(0, 1, 2), has_aux=True))
@@ -82,7 +83,7 @@ def test_values_and_gradients_equal_the_reference(shapes, options):
     arrays = inputs(**shapes)
     assert_close(
         value_and_gradients(splash, arrays, **options),
-        value_and_gradients(attend_xla, arrays, **options),
+        value_and_gradients(attend, arrays, **options),
     )
 
 
@@ -90,7 +91,7 @@ def test_half_precision_stays_close():
     arrays = inputs(length=150, kv_heads=2, dtype=jnp.bfloat16)
     assert_close(
         value_and_gradients(splash, arrays, window=70),
-        value_and_gradients(attend_xla, arrays, window=70),
+        value_and_gradients(attend, arrays, window=70),
         tolerance=0.02,
     )
 
@@ -107,7 +108,7 @@ def test_each_device_attends_for_its_own_rows_and_heads(kv_heads, local_kv_heads
 
     monkeypatch.setattr(attention_splash, '_attend_on_one_device', spy)
     arrays = inputs(length=128, kv_heads=kv_heads)
-    expected = value_and_gradients(attend_xla, arrays, segments=True)
+    expected = value_and_gradients(attend, arrays, segments=True)
     mesh = jax.make_mesh((2, 2), ('data', 'tensor'), axis_types=(AxisType.Auto,) * 2)
     rules = (('batch', 'data'), ('heads', 'tensor'), ('kv_heads', 'tensor'))
     with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
@@ -120,15 +121,15 @@ def test_each_device_attends_for_its_own_rows_and_heads(kv_heads, local_kv_heads
 def test_a_batch_that_the_mesh_does_not_divide_stays_whole():
     mesh = jax.make_mesh((4,), ('data',), axis_types=(AxisType.Auto,))
     arrays = inputs(length=128)
-    expected = value_and_gradients(attend_xla, arrays)
+    expected = value_and_gradients(attend, arrays)
     with jax.set_mesh(mesh), nn.logical_axis_rules((('batch', 'data'),)):
         assert_close(value_and_gradients(splash, arrays), expected)
 
 
 @pytest.mark.parametrize('remat', ['none', 'full'])
 def test_the_model_with_it_equals_the_model_with_the_reference(remat, monkeypatch):
-    kernel = attention_ops.ATTENTION_KERNELS[AttentionKernel.SPLASH]._replace(attend=splash)
-    monkeypatch.setitem(attention_ops.ATTENTION_KERNELS, AttentionKernel.SPLASH, kernel)
+    kernel = kernels.ATTENTION_KERNELS[AttentionKernel.SPLASH]._replace(attend=splash)
+    monkeypatch.setitem(kernels.ATTENTION_KERNELS, AttentionKernel.SPLASH, kernel)
     config = make_config(
         num_kv_heads=2, window_pattern=(5, 0), attention_soft_cap=5.0, remat=remat, num_layers=4
     )
@@ -161,11 +162,11 @@ REFUSED = {
 @pytest.mark.parametrize('name', REFUSED)
 def test_it_refuses_what_it_would_ignore(name):
     with pytest.raises(ValueError, match='splash attention'):
-        splash(*inputs(length=8), **({'mask': AttentionMask()} | REFUSED[name]()))
+        splash(*inputs(length=8), ScoreOptions(**REFUSED[name]()))
 
 
 def test_it_refuses_a_cache():
     q, _, _ = inputs(length=8)
     _, k, v = inputs(length=16)
     with pytest.raises(ValueError, match='splash attention'):
-        splash(q, k, v, mask=AttentionMask())
+        splash(q, k, v, ScoreOptions())

@@ -1,4 +1,4 @@
-"""The score kernel of sequences that are split over devices: ring attention.
+"""Attention of sequences that are split over devices: ring attention.
 
 Liu et al. 2023, https://arxiv.org/abs/2310.01889. Queries stay where they are; keys and values
 go round the devices that hold the parts of a sequence, and each device adds up what its queries
@@ -24,10 +24,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, Key
 
-from gpt_jax.model.attention_mask import AttentionMask
-from gpt_jax.model.attention_xla import MASKED
-from gpt_jax.model.per_device import call_per_device, mesh_axes, part_index
-from gpt_jax.model.random_block import bernoulli_block
+from gpt_jax.kernels.dropout import bernoulli_block
+from gpt_jax.kernels.scores import MASKED, ScoreOptions, soften
+from gpt_jax.kernels.shard_map import mesh_axes, part_index, shard_map
 
 KEY_BLOCK = 512  # keys whose scores stand in memory at a time, at most
 
@@ -36,15 +35,9 @@ def attend_ring(
     q_BLHK: Float[Array, 'B L H K'],
     k_BSGK: Float[Array, 'B S G K'],
     v_BSGK: Float[Array, 'B S G K'],
-    *,
-    mask: AttentionMask,
-    window: int = 0,
-    soft_cap: float = 0.0,
-    slopes_H: Float[Array, 'H'] | None = None,
-    dropout_rate: float = 0.0,
-    dropout_key: Key[Array, ''] | None = None,
+    options: ScoreOptions,
 ) -> Float[Array, 'B L H K']:
-    """All that `attend_xla` does but caches, with dropout masks equal to its bit for bit.
+    """Computes all but attention to a cache; dropout masks are the plain ones bit for bit.
 
     Softmax and sums are in float32. The result is split like the queries. Where nothing splits
     the sequence it is a ring of one.
@@ -54,6 +47,7 @@ def attend_ring(
         UserError: dropout with keys of another generator than threefry.
     """
     B, L, H, _ = q_BLHK.shape
+    mask = options.mask
     if mask.first_slot_B is not None or k_BSGK.shape[1] != L:  # every cache has the former
         raise ValueError('ring attention takes no padding and no cache')
     G = k_BSGK.shape[2]
@@ -69,24 +63,24 @@ def attend_ring(
     if mask.segment_ids_BS is not None:
         arrays['segment_ids_BL'] = mask.segment_ids_BS
         axes['segment_ids_BL'] = PartitionSpec('batch', 'length')
-    if slopes_H is not None:
-        arrays['slopes_H'], axes['slopes_H'] = slopes_H, PartitionSpec('heads')
-    if dropout_rate and dropout_key is not None:
-        arrays['dropout_key'], axes['dropout_key'] = dropout_key, PartitionSpec()
+    if options.slopes_H is not None:
+        arrays['slopes_H'], axes['slopes_H'] = options.slopes_H, PartitionSpec('heads')
+    if options.drops:
+        arrays['dropout_key'], axes['dropout_key'] = options.dropout_key, PartitionSpec()
     ring = Ring(
         axes=mesh_axes('length', L),
         batch_axes=mesh_axes('batch', B),
         heads_axes=mesh_axes('heads', H),
         whole=(B, H, L, L),
-        window=window,
-        soft_cap=soft_cap,
-        dropout_rate=dropout_rate,
+        window=options.window,
+        soft_cap=options.soft_cap,
+        dropout_rate=options.dropout_rate,
     )
 
     def attend(*parts: jax.Array) -> jax.Array:
         return _attend_on_one_device(ring, **dict(zip(arrays, parts, strict=True)))
 
-    return call_per_device(attend, list(arrays.values()), list(axes.values()), axes['q_BLHK'])
+    return shard_map(attend, list(arrays.values()), list(axes.values()), axes['q_BLHK'])
 
 
 class Ring(NamedTuple):
@@ -320,8 +314,7 @@ def _scores(
         'BLGRK,BSGK->BGRLS', q_BLGRK, block.k_BSGK, preferred_element_type=jnp.float32
     )
     scores_BGRLS *= K**-0.5
-    if ring.soft_cap:
-        scores_BGRLS = ring.soft_cap * jnp.tanh(scores_BGRLS / ring.soft_cap)
+    scores_BGRLS = soften(scores_BGRLS, ring.soft_cap)
     query_L1 = (part_index(ring.axes) * L + jnp.arange(L))[:, None]
     distance_LS = query_L1 - (first_key + jnp.arange(S))[None, :]
     if stay.slopes_H is not None:

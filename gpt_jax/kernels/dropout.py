@@ -1,4 +1,4 @@
-"""Random masks of a part of an array that no device holds whole.
+"""Dropout, also of a part of an array that no device holds whole.
 
 The bits are those that the whole array would get, wherever it is cut, so that what dropout keeps
 does not depend on the mesh. Threefry makes this possible: the bits of an entry follow from the
@@ -10,11 +10,48 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from jax.extend.random import threefry2x32_p
-from jaxtyping import Array, Bool, Key, UInt32
+from jaxtyping import Array, Bool, Float, Key, UInt32
 
 from gpt_jax.errors import UserError
+from gpt_jax.kernels.shard_map import batch_part
 
 WORD = 2**32
+
+
+def dropout(
+    x: Float[Array, '...'],
+    rate: float,
+    key: Key[Array, ''] | None,
+    *,
+    start: tuple[int, ...] | None = None,
+    whole: tuple[int, ...] | None = None,
+) -> Float[Array, '...']:
+    """Zeroes entries with probability `rate` and scales the rest; without a key, does nothing.
+
+    The mask is drawn for the whole batch, whose rows are the first dimension. Where `x` is a block
+    of a larger array, the mask equals the same block of the larger array's mask.
+
+    Args:
+      key: None: no dropout.
+      start: index of the block's first entry in the larger array, without the rows.
+      whole: shape of the larger array, without the rows.
+    """
+    if key is None or rate == 0.0:
+        return x
+    part, parts = batch_part()
+    with jax.named_scope('dropout'):
+        if parts == 1 and whole is None:
+            keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+        else:
+            rows, *rest = x.shape
+            keep = bernoulli_block(
+                key,
+                1 - rate,
+                x.shape,
+                start=(part * rows, *(start or [0] * len(rest))),
+                whole=(parts * rows, *(whole or rest)),
+            )
+        return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 
 
 def bernoulli_block(

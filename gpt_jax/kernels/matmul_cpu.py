@@ -1,4 +1,4 @@
-"""The product of activations and a kernel, with gradients written as one CPU multiplies fastest.
+"""`x @ kernel`, with gradients written as a CPU multiplies fastest.
 
 XLA's CPU products read the second matrix of `a @ b` row by row. Where a gradient asks for it
 column by column, or for a result that is taller than wide, they run at half to four fifths of
@@ -19,7 +19,7 @@ stored = jax.lax.optimization_barrier  # else XLA folds the transposition into t
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def product(
+def matmul(
     x: Float[Array, '... I'], kernel_IO: Float[Array, 'I O'], operands: Any = None
 ) -> Float[Array, '... O']:
     """`x @ kernel`, in the dtype of both; accumulated as the backend does.
@@ -85,4 +85,4 @@ def _contract(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int, dtype: Any) 
     )
 
 
-product.defvjp(_forward, _backward)
+matmul.defvjp(_forward, _backward)

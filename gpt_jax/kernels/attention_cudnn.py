@@ -1,23 +1,17 @@
-"""The score kernel of NVIDIA GPUs: cuDNN's fused attention, through `jax.nn`."""
+"""Attention on NVIDIA GPUs: cuDNN's fused attention, through `jax.nn`."""
 
 import jax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
-from gpt_jax.model.attention_mask import AttentionMask
-from gpt_jax.model.config import DType, ModelConfig, PositionKind
+from gpt_jax.kernels.attention_config import AttentionConfig
+from gpt_jax.kernels.scores import ScoreOptions
 
 
 def attend_cudnn(
     q_BLHK: Float[Array, 'B L H K'],
     k_BSGK: Float[Array, 'B S G K'],
     v_BSGK: Float[Array, 'B S G K'],
-    *,
-    mask: AttentionMask,
-    window: int = 0,
-    soft_cap: float = 0.0,
-    slopes_H: Float[Array, 'H'] | None = None,
-    dropout_rate: float = 0.0,
-    dropout_key: Key[Array, ''] | None = None,
+    options: ScoreOptions,
 ) -> Float[Array, 'B L H K']:
     """Causal attention, sliding windows, GQA and MQA in bfloat16; the scores never reach memory.
 
@@ -27,10 +21,11 @@ def attend_cudnn(
     Raises:
         ValueError: something that the kernel would ignore was asked for.
     """
-    if soft_cap or slopes_H is not None or (dropout_rate and dropout_key is not None):
+    if options.soft_cap or options.slopes_H is not None or options.drops:
         raise ValueError('cudnn attention has no soft cap, no score slopes and no dropout')
-    if mask.segment_ids_BS is not None or mask.first_slot_B is not None:
+    if not options.is_causal_only:
         raise ValueError('cudnn attention takes no segments and no padding')
+    window = options.window
     return jax.nn.dot_product_attention(
         q_BLHK,
         k_BSGK,
@@ -41,13 +36,13 @@ def attend_cudnn(
     )
 
 
-def cudnn_obstacles(config: ModelConfig, *, backend: str, segments: bool) -> dict[str, bool]:
+def cudnn_obstacles(config: AttentionConfig, *, backend: str, segments: bool) -> dict[str, bool]:
     """Each reason why cuDNN cannot run, and whether it holds for `config` on `backend`."""
     return {
         f'the backend is {backend}, not gpu': backend != 'gpu',
-        'config.model.compute_dtype is not bfloat16': config.compute_dtype != DType.BFLOAT16,
+        'config.model.compute_dtype is not bfloat16': config.compute_dtype != 'bfloat16',
         'config.model.attention_soft_cap is on': bool(config.attention_soft_cap),
-        'config.model.position is alibi': config.position == PositionKind.ALIBI,
+        'config.model.position is alibi': config.position == 'alibi',
         'config.model.attention_dropout is on': bool(config.attention_dropout),
         'config.data.segment_ids is on': segments,
         'config.model.head_dim is over 128 or no multiple of 8': (

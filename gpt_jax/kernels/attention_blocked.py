@@ -1,4 +1,4 @@
-"""The score kernel of CPUs: blocks of queries, each against the keys that one of them may see.
+"""Attention on CPUs: blocks of queries, each against the keys that one of them may see.
 
 Of the score matrix of causal attention one half is masked, and without a fused kernel it costs as
 much as the other. In four blocks three eighths of it are left out; a window leaves out more.
@@ -15,22 +15,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
-from gpt_jax.model.attention_mask import AttentionMask
-from gpt_jax.model.attention_xla import attend_xla, hide_masked
-from gpt_jax.model.config import ModelConfig
-from gpt_jax.model.linear import dropout
-from gpt_jax.model.product import stored
+from gpt_jax.kernels.attention_config import AttentionConfig
+from gpt_jax.kernels.dropout import dropout
+from gpt_jax.kernels.matmul_cpu import stored
+from gpt_jax.kernels.scores import AttentionMask, ScoreOptions, hide_masked, soften
 
 BLOCKS = 4  # more leave out little more, and are more to compile
 LEAST_BLOCK = 64  # queries; smaller products are slow
-
-
-class _Options(NamedTuple):
-    window: int
-    soft_cap: float
-    dropout_rate: float
 
 
 class _Kept(NamedTuple):
@@ -47,67 +40,54 @@ def attend_blocked(
     q_BLHK: Float[Array, 'B L H K'],
     k_BSGK: Float[Array, 'B S G K'],
     v_BSGK: Float[Array, 'B S G K'],
-    *,
-    mask: AttentionMask,
-    window: int = 0,
-    soft_cap: float = 0.0,
-    slopes_H: Float[Array, 'H'] | None = None,
-    dropout_rate: float = 0.0,
-    dropout_key: Key[Array, ''] | None = None,
+    options: ScoreOptions,
 ) -> Float[Array, 'B L H K']:
-    """What `attend_xla` gives, dropout masks included, without most of what the mask hides.
+    """Computes attention without most of what the mask hides; dropout masks are the plain ones.
 
-    Documents kept apart and queries of a cache go to it whole.
+    Raises:
+        ValueError: the mask is not causal alone, or there is a cache; see `blocked_takes`.
     """
-    (B, L, H, K), (S, G) = q_BLHK.shape, k_BSGK.shape[1:3]
-    other_mask = mask.segment_ids_BS is not None or mask.first_slot_B is not None
-    if other_mask or L != S:
-        return attend_xla(
-            q_BLHK,
-            k_BSGK,
-            v_BSGK,
-            mask=mask,
-            window=window,
-            soft_cap=soft_cap,
-            slopes_H=slopes_H,
-            dropout_rate=dropout_rate,
-            dropout_key=dropout_key,
-        )
+    B, L, H, K = q_BLHK.shape
+    G = k_BSGK.shape[2]
+    if not blocked_takes(options, queries=L, keys=k_BSGK.shape[1]):
+        raise ValueError('blocked attention takes no segments, no padding and no cache')
     out_BGRLK = _attend(
-        _Options(window, soft_cap, dropout_rate),
+        (options.window, options.soft_cap, options.dropout_rate),
         q_BLHK.reshape(B, L, G, H // G, K).transpose(0, 2, 3, 1, 4),
         k_BSGK.swapaxes(1, 2),
         v_BSGK.swapaxes(1, 2),
-        slopes_H,
-        dropout_key,
+        options.slopes_H,
+        options.dropout_key,
     )
     return checkpoint_name(out_BGRLK.transpose(0, 3, 1, 2, 4).reshape(B, L, H, K), 'attention')
 
 
+def blocked_takes(options: ScoreOptions, *, queries: int, keys: int) -> bool:
+    """Returns whether the blocks cover this call: packed documents and caches are not."""
+    return options.is_causal_only and queries == keys
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(options, q_BGRLK, k_BGSK, v_BGSK, slopes_H, dropout_key):
-    return _forward(options, q_BGRLK, k_BGSK, v_BGSK, slopes_H, dropout_key)[0]
+def _attend(static, q_BGRLK, k_BGSK, v_BGSK, slopes_H, dropout_key):
+    return _forward(static, q_BGRLK, k_BGSK, v_BGSK, slopes_H, dropout_key)[0]
 
 
-def _forward(options, q_BGRLK, k_BGSK, v_BGSK, slopes_H, dropout_key):
+def _forward(static, q_BGRLK, k_BGSK, v_BGSK, slopes_H, dropout_key):
+    window, soft_cap, dropout_rate = static
     blocks = []
     k_BGKS = stored(k_BGSK.mT)
-    for queries, keys in _blocks(k_BGSK.shape[2], options.window):
+    for queries, keys in _blocks(k_BGSK.shape[2], window):
         scores_BGRLS = _multiply(q_BGRLK[:, :, :, queries], k_BGKS[..., keys])
         scores_BGRLS *= q_BGRLK.shape[-1] ** -0.5
-        capped_BGRLS = None
-        if options.soft_cap:
-            scores_BGRLS = options.soft_cap * jnp.tanh(scores_BGRLS / options.soft_cap)
-            capped_BGRLS = scores_BGRLS
+        scores_BGRLS = soften(scores_BGRLS, soft_cap)
+        capped_BGRLS = scores_BGRLS if soft_cap else None
         mask = AttentionMask(first_query_slot=queries.start - keys.start)
-        scores_BGRLS = hide_masked(
-            scores_BGRLS, mask=mask, window=options.window, slopes_H=slopes_H
-        )
+        scores_BGRLS = hide_masked(scores_BGRLS, mask=mask, window=window, slopes_H=slopes_H)
         exponentials_BGRLS = jnp.exp(scores_BGRLS - scores_BGRLS.max(-1, keepdims=True))
         inverse_BGRL1 = 1 / exponentials_BGRLS.sum(-1, keepdims=True)
         dropped_BGRLS = dropout(
             exponentials_BGRLS,
-            options.dropout_rate,
+            dropout_rate,
             dropout_key,
             start=(0, 0, queries.start, keys.start),
             whole=(*q_BGRLK.shape[1:4], k_BGSK.shape[2]),
@@ -121,14 +101,15 @@ def _forward(options, q_BGRLK, k_BGSK, v_BGSK, slopes_H, dropout_key):
     return out_BGRLK.astype(v_BGSK.dtype), (q_BGRLK, k_BGSK, v_BGSK, blocks)
 
 
-def _backward(options, saved, dout_BGRLK):
+def _backward(static, saved, dout_BGRLK):
+    window, soft_cap, _ = static
     q_BGRLK, k_BGSK, v_BGSK, blocks = saved
     scale = q_BGRLK.shape[-1] ** -0.5
     dq = []
     v_BGKS = stored(v_BGSK.mT)
     dk_BGKS = jnp.zeros(k_BGSK.mT.shape, jnp.float32)
     dv_BGKS = jnp.zeros(v_BGSK.mT.shape, jnp.float32)
-    for (queries, keys), kept in zip(_blocks(k_BGSK.shape[2], options.window), blocks, strict=True):
+    for (queries, keys), kept in zip(_blocks(k_BGSK.shape[2], window), blocks, strict=True):
         block_q, block_dout = q_BGRLK[:, :, :, queries], dout_BGRLK[:, :, :, queries]
         dout_f32 = block_dout.astype(jnp.float32)
         # Of the weights' normalisation: the same for all keys of a query, and so after dropout.
@@ -137,8 +118,8 @@ def _backward(options, saved, dout_BGRLK):
         dscores_BGRLS = (
             kept.dropped_BGRLS * dweights_BGRLS - kept.exponentials_BGRLS * shared_BGRL1
         ) * (kept.inverse_BGRL1 * scale)
-        if options.soft_cap:
-            dscores_BGRLS *= 1 - (kept.capped_BGRLS / options.soft_cap) ** 2
+        if soft_cap:
+            dscores_BGRLS *= 1 - (kept.capped_BGRLS / soft_cap) ** 2
         dscores_BGRLS = dscores_BGRLS.astype(block_q.dtype)
         scaled_dout = (dout_f32 * kept.inverse_BGRL1).astype(block_dout.dtype)
         dq.append(_multiply(dscores_BGRLS, k_BGSK[:, :, keys]).astype(block_q.dtype))
@@ -186,7 +167,7 @@ def _sum_queries(a_BGRLK: jax.Array, b_BGRLS: jax.Array) -> Float[Array, 'B G K 
     return _multiply(a_BGKN[:, :, None], b_BGRLS.reshape(B, G, R * L, -1))[:, :, 0]
 
 
-def blocked_obstacles(config: ModelConfig, *, backend: str, segments: bool) -> dict[str, bool]:
+def blocked_obstacles(config: AttentionConfig, *, backend: str, segments: bool) -> dict[str, bool]:
     """Why it would not be better than the reference, or could not be equal to it."""
     generator = jax.config.jax_default_prng_impl
     return {

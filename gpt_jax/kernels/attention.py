@@ -1,0 +1,97 @@
+"""The attention kernels, and the choice of one for a backend.
+
+A kernel states its obstacles. Asking for it by name where one holds is an error, never a silent
+fallback. 'xla' names the plain attention of the network, which can express everything.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+from gpt_jax.errors import UserError
+from gpt_jax.kernels.attention_blocked import attend_blocked, blocked_obstacles, blocked_takes
+from gpt_jax.kernels.attention_config import AttentionConfig
+from gpt_jax.kernels.attention_cudnn import attend_cudnn, cudnn_obstacles
+from gpt_jax.kernels.attention_ring import attend_ring
+from gpt_jax.kernels.attention_splash import attend_splash, splash_obstacles
+from gpt_jax.kernels.scores import ScoreOptions
+
+AUTO, PLAIN = 'auto', 'xla'
+
+
+class ScoreKernel(NamedTuple):
+    """A kernel, the reasons why it cannot run, and the calls that it leaves to the plain one."""
+
+    attend: Callable[..., jax.Array]  # (q_BLHK, k_BSGK, v_BSGK, ScoreOptions) -> out_BLHK
+    obstacles: Callable[..., dict[str, bool]] = lambda config, *, backend, segments: {}
+    takes: Callable[..., bool] = lambda options, *, queries, keys: True
+    splits_sequence: bool = False  # runs where devices share a sequence, and only there
+
+
+# `auto` takes the first without an obstacle, or else the plain attention.
+ATTENTION_KERNELS = {
+    'cudnn': ScoreKernel(attend_cudnn, cudnn_obstacles),
+    'splash': ScoreKernel(attend_splash, splash_obstacles),
+    'ring': ScoreKernel(attend_ring, splits_sequence=True),
+    'blocked': ScoreKernel(attend_blocked, blocked_obstacles, blocked_takes),
+}
+
+
+def find_kernel(
+    name: str, options: ScoreOptions, *, queries: int, keys: int
+) -> Callable[..., jax.Array] | None:
+    """Returns the function of a kernel, or None where the plain attention computes this call."""
+    kernel = ATTENTION_KERNELS.get(name)
+    if kernel is None or not kernel.takes(options, queries=queries, keys=keys):
+        return None
+    return kernel.attend
+
+
+def kernel_obstacle(
+    name: str, config: AttentionConfig, *, backend: str, segments: bool, context: int = 1
+) -> str:
+    """Returns why a kernel cannot run `config` on `backend`, or '' if it can.
+
+    Args:
+      segments: documents of a sequence are kept apart.
+      context: number of devices that share a sequence.
+    """
+    kernel = ATTENTION_KERNELS.get(name)
+    splits = kernel is not None and kernel.splits_sequence
+    obstacles = {
+        f'the sequence is split over devices by config.mesh.context={context}': (
+            context > 1 and not splits
+        ),
+        'the sequence is not split over devices by config.mesh.context=1': (
+            context == 1 and splits
+        ),
+    }
+    if kernel is not None:
+        obstacles |= kernel.obstacles(config, backend=backend, segments=segments)
+    return next((obstacle for obstacle, present in obstacles.items() if present), '')
+
+
+def choose_kernel(
+    config: AttentionConfig, *, backend: str, segments: bool, context: int = 1
+) -> str:
+    """Returns the name of the kernel that `config` gets on `backend` ('cpu', 'gpu', 'tpu').
+
+    Args:
+      segments: documents of a sequence are kept apart.
+      context: number of devices that share a sequence.
+
+    Raises:
+        UserError: the kernel was asked for by name and cannot run.
+    """
+    asked = config.attention_kernel
+    for name in [*ATTENTION_KERNELS, PLAIN] if asked == AUTO else [asked]:
+        obstacle = kernel_obstacle(
+            name, config, backend=backend, segments=segments, context=context
+        )
+        if not obstacle:
+            return name
+    raise UserError(
+        f'config.model.attention_kernel={asked} cannot run: {obstacle}; '
+        f'change that or set config.model.attention_kernel=auto'
+    )

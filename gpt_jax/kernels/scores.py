@@ -1,0 +1,79 @@
+"""The rules of attention scores: which keys a query sees, and what changes its scores."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+MASKED = -1e30  # a score that softmax turns into an exact 0
+
+
+@flax.struct.dataclass
+class AttentionMask:
+    """The keys that a query may see: those at or before its own slot, less those excluded below.
+
+    A slot is an index into the keys. Without a cache queries stand in slots 0 … L-1.
+    """
+
+    first_query_slot: int | Int[Array, ''] = 0  # where this call's queries begin in the cache
+    segment_ids_BS: Int[Array, 'B S'] | None = None  # attention stays within equal ids
+    first_slot_B: Int[Array, 'B'] | None = None  # keys before it are padding
+
+    def visible(self, *, length: int, keys: int, window: int) -> Bool[Array, '... L S']:
+        """Returns `[1 or B, L, S]`: True where attention is allowed. `window` 0 is unlimited."""
+        query_L1 = (self.first_query_slot + jnp.arange(length))[:, None]
+        key_1S = jnp.arange(keys)[None, :]
+        visible_LS = key_1S <= query_L1
+        if window:
+            visible_LS &= key_1S > query_L1 - window
+        visible = visible_LS[None]
+        if self.segment_ids_BS is not None:
+            segments = self.segment_ids_BS
+            visible = visible & (segments[:, :, None] == segments[:, None, :])
+        if self.first_slot_B is not None:
+            visible = visible & (key_1S[None] >= self.first_slot_B[:, None, None])
+        return visible
+
+
+@flax.struct.dataclass
+class ScoreOptions:
+    """The last argument of every attention kernel, after queries, keys and values."""
+
+    mask: AttentionMask = AttentionMask()
+    slopes_H: Float[Array, 'H'] | None = None  # ALiBi: score lost per token of distance
+    dropout_key: Key[Array, ''] | None = None  # None: no dropout
+    window: int = flax.struct.field(pytree_node=False, default=0)  # tokens back; 0: no limit
+    soft_cap: float = flax.struct.field(pytree_node=False, default=0.0)  # 0: off
+    dropout_rate: float = flax.struct.field(pytree_node=False, default=0.0)
+
+    @property
+    def drops(self) -> bool:
+        """True if weights are dropped."""
+        return self.dropout_key is not None and self.dropout_rate > 0
+
+    @property
+    def is_causal_only(self) -> bool:
+        """True if neither documents nor padding hide keys."""
+        return self.mask.segment_ids_BS is None and self.mask.first_slot_B is None
+
+
+def hide_masked(
+    scores_BGRLS: Float[Array, 'B G R L S'],
+    *,
+    mask: AttentionMask,
+    window: int,
+    slopes_H: Float[Array, 'H'] | None,
+) -> Float[Array, 'B G R L S']:
+    """Subtracts the penalty of distance from the scores and replaces masked ones by `MASKED`."""
+    _, G, R, L, S = scores_BGRLS.shape
+    if slopes_H is not None:
+        distance_LS = mask.first_query_slot + jnp.arange(L)[:, None] - jnp.arange(S)[None, :]
+        penalty_GRLS = slopes_H.reshape(G, R, 1, 1) * distance_LS[None, None]
+        scores_BGRLS -= penalty_GRLS[None]
+    visible = mask.visible(length=L, keys=S, window=window)
+    return jnp.where(visible[:, None, None], scores_BGRLS, MASKED)
+
+
+def soften(scores: jax.Array, cap: float) -> jax.Array:
+    """Returns `cap * tanh(scores / cap)`; Gemma Team 2024, https://arxiv.org/abs/2408.00118."""
+    return cap * jnp.tanh(scores / cap) if cap else scores
