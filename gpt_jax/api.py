@@ -24,14 +24,14 @@ from jaxtyping import Array, Float
 
 from gpt_jax import object_store
 from gpt_jax import run as runs
-from gpt_jax.checkpoint_document import list_steps, read_document, read_documents
+from gpt_jax.checkpoint.manifest import list_steps, read_document, read_documents
 from gpt_jax.config import EvalConfig, RunConfig, TrainConfig, finalize
 from gpt_jax.config_tree import suggest
 from gpt_jax.data.config import DataConfig
 from gpt_jax.data.encode import encode_text_file
 from gpt_jax.data.given_text import describe_text
-from gpt_jax.data.manifest import Manifest, hash_of
 from gpt_jax.data.prepare import prepare
+from gpt_jax.data.shard_manifest import Manifest, hash_of
 from gpt_jax.data.shard_tokenizer import make_run_tokenizer
 from gpt_jax.data.split import TRAIN
 from gpt_jax.errors import UserError
@@ -40,7 +40,7 @@ from gpt_jax.inference.config import SampleConfig, finalize_sample
 from gpt_jax.inference.generate import Generation, Generator, Prompt, encode_prompt
 from gpt_jax.model.config import AttentionKernel, ModelConfig, PositionKind
 from gpt_jax.model.gpt import abstract_params, init_params
-from gpt_jax.model.layout import layers_per_period, to_executed
+from gpt_jax.model.layer_stack import layers_per_period, to_executed
 from gpt_jax.optim.adamw import AdamW
 from gpt_jax.optim.schedule import ScheduleConfig
 from gpt_jax.parallel.compiler_options import compiler_options

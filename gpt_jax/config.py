@@ -75,7 +75,7 @@ class EvalConfig:
     every: int = whole(200)  # steps between evaluations; 0: only at the end
     batch_size: int = whole(0)  # windows a batch; 0: train.batch_size
     batches: int = whole(20)  # validation batches used during training; 0: the whole split
-    tasks: tuple[str, ...] = ()  # benchmarks during training: blimp, lambada, … (evaluate/tasks.py)
+    tasks: tuple[str, ...] = ()  # tasks during training: blimp, lambada, … (evaluate/tasks.py)
     tasks_every: int = whole(0)  # steps between them; 0: only at the end
     task_data: str = ''  # files and folders with their rows, parted by commas; or hub
     task_limit: int = whole(0)  # first rows of each, or of each paradigm or subject; 0: all
@@ -182,7 +182,7 @@ def _finalize_train(config: RunConfig, train_tokens: int) -> None:
 
 
 def _finalize_tasks(evaluation: EvalConfig, max_seq_len: int) -> None:
-    """Refuses benchmarks that there are not; whether their rows are there shows at the start."""
+    """Rejects unknown tasks. Their data is checked at start-up."""
     # A flag gives a tuple of one text, in which names are parted as in --tasks.
     evaluation.tasks = tuple(name for text in evaluation.tasks for name in text.split(','))
     check_names(evaluation.tasks, key='config.eval.tasks')

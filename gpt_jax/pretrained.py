@@ -6,17 +6,17 @@ from typing import Any
 
 from gpt_jax import object_store
 from gpt_jax import run as runs
-from gpt_jax.checkpoint_document import list_steps
+from gpt_jax.checkpoint.manifest import list_steps
 from gpt_jax.config import RunConfig
 from gpt_jax.config_tree import from_json, to_json
 from gpt_jax.data import locations
 from gpt_jax.data.config import DataConfig
-from gpt_jax.data.manifest import hash_of
+from gpt_jax.data.shard_manifest import hash_of
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import ModelConfig, PositionKind
 from gpt_jax.tokenizer import TokenizerConfig, keep, make_tokenizer
+from gpt_jax.tokenizer.base import END_OF_TEXT, TableTokenizer
 from gpt_jax.tokenizer.chat_template import with_template
-from gpt_jax.tokenizer.token_table import END_OF_TEXT, TableTokenizer
 from gpt_jax.weights import Source
 
 # How a model is computed, which changes neither a parameter nor, but for rounding, a logit.

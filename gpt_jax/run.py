@@ -22,14 +22,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from gpt_jax import files, fingerprint, object_store, tokenizer
 from gpt_jax.checkpoint import Checkpointer
-from gpt_jax.checkpoint_document import list_steps, read_document
+from gpt_jax.checkpoint.manifest import list_steps, read_document
 from gpt_jax.config import RunConfig
 from gpt_jax.config_tree import from_json, to_json
 from gpt_jax.data import locations
 from gpt_jax.data.config import DataConfig
-from gpt_jax.data.manifest import hash_of
 from gpt_jax.data.mixture import open_sources
 from gpt_jax.data.prepare import prepare
+from gpt_jax.data.shard_manifest import hash_of
 from gpt_jax.data.shards import Shards
 from gpt_jax.data.split import TRAIN, VALIDATION
 from gpt_jax.errors import UserError
@@ -40,7 +40,7 @@ from gpt_jax.optim.trainable import Trainable
 from gpt_jax.parallel import consistency, file_systems, lease, peers
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.tokenizer import Tokenizer
-from gpt_jax.tokenizer.token_table import CHAT_TEMPLATE
+from gpt_jax.tokenizer.base import CHAT_TEMPLATE
 
 CONFIG, DERIVED, TOKENIZER, CHECKPOINTS, PROVENANCE, LOCK = (
     'config.json',

@@ -5,7 +5,7 @@ import pathlib
 import subprocess
 import sys
 
-from gpt_jax.checkpoint_document import read_document
+from gpt_jax.checkpoint.manifest import read_document
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = 'tests/tiny_config.py'

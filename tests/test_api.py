@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from configs import finetune
-from gpt_jax import GPT, checkpoint_disk, files
+from gpt_jax import GPT, files
 from gpt_jax import run as runs
-from gpt_jax.checkpoint_document import list_steps
+from gpt_jax.checkpoint import disk
+from gpt_jax.checkpoint.manifest import list_steps
 from gpt_jax.errors import UserError
 from gpt_jax.main import main
 from gpt_jax.telemetry.progress import Progress
@@ -229,7 +230,7 @@ def test_save_replaces_only_what_it_wrote(tiny, tmp_path):
 @pytest.mark.parametrize('error', [KeyboardInterrupt, OSError(28, 'No space left on device')])
 @pytest.mark.parametrize(
     'broken',
-    [(checkpoint_disk.Writer, 'save'), (checkpoint_disk.Writer, 'wait'), (runs, 'save_run')],
+    [(disk.Writer, 'save'), (disk.Writer, 'wait'), (runs, 'save_run')],
     ids=lambda broken: broken[1],
 )
 def test_a_save_that_fails_leaves_the_old_model(broken, error, tiny, tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import sysconfig
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from gpt_jax.data import documents, hub, locations, sources
+from gpt_jax.data import documents, hub_datasets, input_files, locations
 from gpt_jax.data.config import DataConfig
 from gpt_jax.data.documents import Piece, Reader
 from gpt_jax.data.download import download
@@ -74,7 +74,7 @@ class FileCorpus:
         """
         finished = 0.0
         for path in self.files:
-            with sources.open_decompressed(path) as (raw, file):
+            with input_files.open_decompressed(path) as (raw, file):
                 for piece in self.read(file, path, self.config):
                     self.position = finished + raw.tell()
                     yield piece
@@ -110,7 +110,7 @@ def python_stdlib(config: DataConfig) -> Corpus:
     root = pathlib.Path(sysconfig.get_path('stdlib'))
     found = [
         path
-        for path in sources.files_below(root, skip=_NOT_STDLIB, follow_links=False)
+        for path in input_files.files_below(root, skip=_NOT_STDLIB, follow_links=False)
         # Written when Python is built: these differ between machines.
         if not (path.name.startswith('_sysconfigdata') or path.parent.name.startswith('config-'))
         if path.suffix == '.py'
@@ -126,20 +126,20 @@ def python_stdlib(config: DataConfig) -> Corpus:
 
 def text(config: DataConfig) -> Corpus:
     """UTF-8 texts: `source` is a file, a folder (every text file below it) or a glob."""
-    files = sources.source_files(config, lambda path: not sources.looks_binary(path))
-    sources.warn_of_records(files)
+    files = input_files.source_files(config, lambda path: not input_files.looks_binary(path))
+    input_files.warn_of_records(files)
     return FileCorpus(_readable(config.source), files, documents.read_text, config)
 
 
 def jsonl(config: DataConfig) -> Corpus:
     """JSON lines, plain, .gz or .zst: `source` is a file, a folder or a glob."""
-    files = sources.source_files(config, sources.is_jsonl)
+    files = input_files.source_files(config, input_files.is_jsonl)
     return FileCorpus(_readable(config.source), files, documents.read_jsonl, config)
 
 
 def chat(config: DataConfig, template: ChatTemplate | None = None) -> Corpus:
     """Conversations: JSON lines with `messages`, of which the assistant's are learned."""
-    files = sources.source_files(config, sources.is_jsonl)
+    files = input_files.source_files(config, input_files.is_jsonl)
     template = template or ChatTemplate.of(None, path=config.chat_template)
     read = functools.partial(documents.read_chats, template=template)
     return FileCorpus(
@@ -149,23 +149,23 @@ def chat(config: DataConfig, template: ChatTemplate | None = None) -> Corpus:
 
 def parquet(config: DataConfig) -> Corpus:
     """Parquet tables, one document a row: `source` is a file, a folder or a glob."""
-    files = sources.source_files(config, lambda path: path.suffix == '.parquet')
+    files = input_files.source_files(config, lambda path: path.suffix == '.parquet')
     return FileCorpus(_readable(config.source), files, documents.read_parquet, config)
 
 
 def huggingface(config: DataConfig) -> Corpus:
     """The training split of a data set of the Hugging Face hub, or of a folder in its form."""
     if not config.source:
-        raise sources.no_source(config)
-    return hub.HubCorpus(_readable(config.source), config)
+        raise input_files.no_source(config)
+    return hub_datasets.HubCorpus(_readable(config.source), config)
 
 
 def url(config: DataConfig) -> Corpus:
     """One file of the web, verified by `config.data.sha256`: JSON lines if named so, else text."""
     if not config.source:
-        raise sources.no_source(config)
+        raise input_files.no_source(config)
     path = download(config.source, sha256=config.sha256, folder=locations.downloads(config))
-    read = documents.read_jsonl if sources.is_jsonl(path) else documents.read_text
+    read = documents.read_jsonl if input_files.is_jsonl(path) else documents.read_text
     return FileCorpus(_readable(config.source), [path], read, config)
 
 

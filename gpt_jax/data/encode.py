@@ -9,8 +9,8 @@ import numpy as np
 
 from gpt_jax.data import documents
 from gpt_jax.data.config import DataConfig
+from gpt_jax.data.input_files import open_decompressed
 from gpt_jax.data.shards import Shards
-from gpt_jax.data.sources import open_decompressed
 from gpt_jax.data.split import Part, count_bytes
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer import Tokenizer, chat_template

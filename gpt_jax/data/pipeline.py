@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from gpt_jax.data.manifest import hash_of
 from gpt_jax.data.mixture import ENDLESS, Selection, Source
+from gpt_jax.data.shard_manifest import hash_of
 from gpt_jax.data.shards import Shards
 from gpt_jax.errors import UserError
 

@@ -18,7 +18,8 @@ from gpt_jax.data.config import DataConfig
 from gpt_jax.data.corpora import CHAT, Corpus, make_corpus
 from gpt_jax.data.documents import Piece
 from gpt_jax.data.encode import encode_parts
-from gpt_jax.data.manifest import (
+from gpt_jax.data.mixture import parse_mixture
+from gpt_jax.data.shard_manifest import (
     MANIFEST,
     TOKENIZER,
     VERSION,
@@ -27,7 +28,6 @@ from gpt_jax.data.manifest import (
     hash_of,
     token_dtype,
 )
-from gpt_jax.data.mixture import parse_mixture
 from gpt_jax.data.shard_tokenizer import (
     load_tokenizer,
     make_run_tokenizer,

@@ -17,7 +17,7 @@ from gpt_jax import files, object_store
 from gpt_jax import tokenizer as tokenizers
 from gpt_jax.data import locations, verified
 from gpt_jax.data.config import DataConfig
-from gpt_jax.data.manifest import MANIFEST, TOKENIZER, Manifest, ShardInfo
+from gpt_jax.data.shard_manifest import MANIFEST, TOKENIZER, Manifest, ShardInfo
 from gpt_jax.errors import UserError
 from gpt_jax.telemetry.progress import Progress
 

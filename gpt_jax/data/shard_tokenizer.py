@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 
 from gpt_jax import tokenizer as tokenizers
 from gpt_jax.data.documents import begin_document
-from gpt_jax.data.manifest import TOKENIZER, Manifest, is_prepared
+from gpt_jax.data.shard_manifest import TOKENIZER, Manifest, is_prepared
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer import Tokenizer, TokenizerConfig
 from gpt_jax.tokenizer.chat_template import with_template

@@ -8,7 +8,7 @@ import numpy as np
 
 from gpt_jax import files
 from gpt_jax.data.documents import begin_document
-from gpt_jax.data.manifest import OFFSET_DTYPE, ShardInfo, SplitInfo, sum_shards
+from gpt_jax.data.shard_manifest import OFFSET_DTYPE, ShardInfo, SplitInfo, sum_shards
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer import Tokenizer
 

@@ -7,8 +7,15 @@ from typing import Self
 
 import numpy as np
 
-from gpt_jax.data import existing
-from gpt_jax.data.manifest import MANIFEST, OFFSET_DTYPE, TOKENIZER, Manifest, hash_of, is_prepared
+from gpt_jax.data import bin_files
+from gpt_jax.data.shard_manifest import (
+    MANIFEST,
+    OFFSET_DTYPE,
+    TOKENIZER,
+    Manifest,
+    hash_of,
+    is_prepared,
+)
 from gpt_jax.data.verified import check_shards
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer import Tokenizer
@@ -85,7 +92,7 @@ class Shards:
         return cls(
             [tokens],
             name=name,
-            fingerprint=existing.sampled_fingerprint([tokens]),
+            fingerprint=bin_files.sampled_fingerprint([tokens]),
             count_bytes=lambda: num_bytes,
             eot_id=eot_id,
         )
@@ -180,8 +187,8 @@ class Shards:
 
     @classmethod
     def _open_existing(cls, source: str | pathlib.Path, split: str, tokenizer: Tokenizer) -> Self:
-        files = existing.find_token_files(source, split)
-        arrays = [existing.open_token_file(path) for path in files]
+        files = bin_files.find_token_files(source, split)
+        arrays = [bin_files.open_token_file(path) for path in files]
         for path, array in zip(files, arrays, strict=True):
             largest = int(array[:_CHECKED_TOKENS].max())
             if largest >= tokenizer.vocab_size:
@@ -189,7 +196,7 @@ class Shards:
         return cls(
             arrays,
             name=f'{source}, split {split}',
-            fingerprint=existing.sampled_fingerprint(arrays),
+            fingerprint=bin_files.sampled_fingerprint(arrays),
             count_bytes=lambda: _count_bytes(source, arrays, tokenizer),
             eot_id=tokenizer.eot_id,
         )

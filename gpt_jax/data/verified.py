@@ -9,7 +9,7 @@ from typing import Any
 
 from gpt_jax import files
 from gpt_jax.data import locations
-from gpt_jax.data.manifest import MANIFEST, ShardInfo
+from gpt_jax.data.shard_manifest import MANIFEST, ShardInfo
 from gpt_jax.errors import UserError
 
 VERIFIED = 'verified.json'  # shard -> sizes and dates of its files when they were hashed

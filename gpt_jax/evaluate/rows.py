@@ -1,4 +1,4 @@
-"""The rows of a benchmark: from local files, archives and folders of them, or from the hub."""
+"""The rows of a task: from local files, archives and folders of them, or from the hub."""
 
 import codecs
 import json
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 from gpt_jax.data import documents
-from gpt_jax.data.sources import files_below, is_jsonl, open_decompressed
+from gpt_jax.data.input_files import files_below, is_jsonl, open_decompressed
 from gpt_jax.errors import UserError
 from gpt_jax.evaluate.task import Hub, Task
 
@@ -18,10 +18,10 @@ _ARCHIVES = ('.tar', '.tar.xz', '.tar.gz', '.tar.bz2', '.tgz')
 
 
 def read_rows(name: str, task: Task, places: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """The rows of the benchmark `name` and where each stands.
+    """The rows of the task `name` and where each stands.
 
     Args:
-      places: files, folders and archives; of a folder what is called like the benchmark. Or
+      places: files, folders and archives; of a folder what is called like the task. Or
         'hub' alone.
 
     Raises:
@@ -35,7 +35,7 @@ def read_rows(name: str, task: Task, places: Sequence[str]) -> Iterator[tuple[st
 
 
 def _find(name: str, task: Task, places: Sequence[str]) -> list[pathlib.Path]:
-    """The files that hold the benchmark."""
+    """The files that hold the task."""
     hub = f', or {HUB} for {task.hub.path} of the Hugging Face hub' if task.hub else ''
     wanted = f'a file {name}*.jsonl{" or .txt" if task.texts else " or .parquet"}'
     if not places:
@@ -67,7 +67,7 @@ def _find(name: str, task: Task, places: Sequence[str]) -> list[pathlib.Path]:
 
 
 def _is_called(name: str, parts: Iterable[str]) -> bool:
-    """Whether one of the folders or the file begins like the benchmark: ARC-Easy-Test.jsonl."""
+    """Whether one of the folders or the file begins like the task: ARC-Easy-Test.jsonl."""
     return any(part.lower().replace('-', '_').startswith(name) for part in parts)
 
 
@@ -137,7 +137,7 @@ def _read_parquet(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
 
 
 def _read_hub(name: str, hub: Hub | None) -> Iterator[tuple[str, Any]]:
-    """The benchmark as `datasets` loads it.
+    """The task as `datasets` loads it.
 
     Raises:
         UserError: it is not there, or cannot be loaded.

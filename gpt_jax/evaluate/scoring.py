@@ -1,4 +1,4 @@
-"""Log-likelihoods of continuations given contexts: what every benchmark is made of.
+"""Log-likelihoods of continuations given contexts: what every task is made of.
 
 Texts become windows of tokens, windows of about one length share a batch, and a batch is split
 over the mesh. Padding stands behind the text, where causal attention never looks, and weighs

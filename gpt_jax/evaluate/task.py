@@ -1,4 +1,4 @@
-"""What a benchmark is: questions made from rows, and a result made from the questions' scores."""
+"""A task measures accuracy: questions made from rows, and a result from their scores."""
 
 import dataclasses
 import math
@@ -13,12 +13,12 @@ Row = Mapping[str, Any]
 
 
 class Question(NamedTuple):
-    """One row of a benchmark as what to score."""
+    """One row of a task as what to score."""
 
     requests: tuple[Request, ...]
     choices: tuple[str, ...] = ()  # the answers to choose from, as their lengths are counted
     gold: int = 0  # the right one
-    groups: Mapping[str, str] = {}  # the parts of the benchmark that it is in, the smallest first
+    groups: Mapping[str, str] = {}  # the parts of the task that it is in, the smallest first
 
 
 class Metric(NamedTuple):
@@ -30,7 +30,7 @@ class Metric(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-    """A benchmark's numbers: over all its rows, and by group."""
+    """A task's numbers: over all its rows, and by group."""
 
     rows: int
     metrics: dict[str, Metric]
@@ -61,7 +61,7 @@ class Result:
 
 
 class Hub(NamedTuple):
-    """Where the Hugging Face hub has a benchmark's rows."""
+    """Where the Hugging Face hub has a task's rows."""
 
     path: str
     configuration: str | None  # '*': all there are, together
@@ -70,7 +70,7 @@ class Hub(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """A benchmark; `tasks.TASKS` lists them."""
+    """A task; `tasks.TASKS` lists them."""
 
     question: Callable[[Row], Question]
     summarize: Callable[[Sequence[Question], Sequence[Sequence[Score]]], Result]

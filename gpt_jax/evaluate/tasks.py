@@ -1,4 +1,4 @@
-"""The table of benchmarks that `--tasks` and `config.eval.tasks` choose from."""
+"""The table of tasks that `--tasks` and `config.eval.tasks` choose from."""
 
 import functools
 from collections.abc import Sequence
@@ -76,16 +76,15 @@ TASKS: dict[str, Task] = {
 
 
 def check_names(names: Sequence[str], *, key: str) -> None:
-    """Refuses a name that is no benchmark, or comes twice.
+    """Refuses a name that is no task, or comes twice.
 
     Raises:
-        UserError: naming `key` and the benchmarks.
+        UserError: naming `key` and the tasks.
     """
     for index, name in enumerate(names):
         if name not in TASKS:
             raise UserError(
-                f'{key}: {name!r} is not a benchmark; {suggest(name, [*TASKS])} '
-                f'({", ".join(TASKS)})'
+                f'{key}: {name!r} is not a task; {suggest(name, [*TASKS])} ({", ".join(TASKS)})'
             )
         if name in names[:index]:
             raise UserError(f'{key}: {name} is there twice; name it once')

@@ -28,7 +28,7 @@ from gpt_jax.inference.speculative import count_accepted, end_drafts, propose
 from gpt_jax.model.cache import KVCache, make_cache
 from gpt_jax.model.config import DType, MatmulPrecision, ModelConfig
 from gpt_jax.model.gpt import GPT
-from gpt_jax.model.layout import to_executed
+from gpt_jax.model.layer_stack import to_executed
 from gpt_jax.parallel.rules import decoding_rules, on_mesh
 
 LEAST_PROMPT = 32  # the first rung of the ladder that prompts are padded to

@@ -17,7 +17,7 @@ from gpt_jax.model.attention import AttentionContext
 from gpt_jax.model.block import Block, activation_axes
 from gpt_jax.model.cache import KVCache
 from gpt_jax.model.config import Kernels, ModelConfig, Remat
-from gpt_jax.model.layout import layers_per_period, to_stored
+from gpt_jax.model.layer_stack import layers_per_period, to_stored
 from gpt_jax.model.linear import look_up
 from gpt_jax.model.norm import NORMS
 from gpt_jax.model.position import POSITIONS, default_positions

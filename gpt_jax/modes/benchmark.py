@@ -28,7 +28,7 @@ from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.telemetry.report import format_table
 from gpt_jax.train.program import Program, make_program
 from gpt_jax.train.session import Session
-from gpt_jax.train.summary import summarize
+from gpt_jax.train.startup_report import summarize
 
 KERNELS_KEPT = 50  # of a profile, in the JSON
 

@@ -21,7 +21,7 @@ from gpt_jax.parallel.mesh import ProgramKind
 from gpt_jax.telemetry.chips import GIB
 from gpt_jax.telemetry.report import format_table
 from gpt_jax.train.memory import Overrides, format_overrides
-from gpt_jax.train.summary import summarize
+from gpt_jax.train.startup_report import summarize
 
 DOES_NOT_FIT = 2  # exit status: something to change
 

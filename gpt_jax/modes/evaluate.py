@@ -1,4 +1,4 @@
-"""Measure a trained run: its loss on a split or a text, or its answers in benchmarks."""
+"""Measure a trained run: its loss on a split or a text, or its accuracy in tasks."""
 
 import dataclasses
 import functools
@@ -10,15 +10,15 @@ from absl import flags as absl_flags
 
 from gpt_jax import files
 from gpt_jax import run as runs
-from gpt_jax.checkpoint_document import read_document
+from gpt_jax.checkpoint.manifest import read_document
 from gpt_jax.config import RunConfig
 from gpt_jax.config_tree import INT32_MAX, to_json
 from gpt_jax.data.config import DataConfig
 from gpt_jax.data.encode import encode_text_file
-from gpt_jax.data.manifest import hash_of
+from gpt_jax.data.shard_manifest import hash_of
 from gpt_jax.data.shards import Shards
 from gpt_jax.errors import UserError
-from gpt_jax.evaluate import benchmark
+from gpt_jax.evaluate import task_runs
 from gpt_jax.evaluate.task import Metric, Result
 from gpt_jax.evaluate.tasks import TASKS, check_names
 from gpt_jax.fingerprint import fingerprint_leaves
@@ -48,7 +48,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         flag_values=flags,
     )
     absl_flags.DEFINE_list(
-        'tasks', [], f'benchmarks instead: {", ".join(TASKS)}', flag_values=flags
+        'tasks', [], f'tasks to run in place of the loss: {", ".join(TASKS)}', flag_values=flags
     )
     absl_flags.DEFINE_list(
         'harness', [], 'tasks of lm-evaluation-harness instead, run by it', flag_values=flags
@@ -75,7 +75,7 @@ def run(
     workdir: pathlib.Path,
     overrides: dict[str, Any],
 ) -> int:
-    """Prints tables; writes `eval.json`, or a file a benchmark in `evaluations/<step>`."""
+    """Prints tables; writes `eval.json`, or a file a task in `evaluations/<step>`."""
     if len([name for name in ('tasks', 'harness', 'text') if flags[name].value]) > 1:
         raise UserError('give one of --tasks, --harness and --text')
     if flags['split'].present and (flags.tasks or flags.harness or flags.text):
@@ -86,7 +86,7 @@ def run(
     if flags.task_limit is not None:
         config.eval.task_limit = flags.task_limit
     opened = saved_weights.open_run(config, workdir, overrides)
-    benchmarks = benchmark.load(
+    tasks = task_runs.load(
         flags.tasks, data=opened.config.eval.task_data, limit=opened.config.eval.task_limit
     )
     program = make_program(opened.config, make_mesh(opened.config.mesh))
@@ -99,8 +99,8 @@ def run(
     name = f'{step}-ema' if flags.weights == 'ema' else f'{step}'
     folder = workdir / RESULTS / name
     title = f'{workdir}, step {name}'
-    if benchmarks:
-        results = _run_tasks(benchmarks, opened, program, params, folder=folder, again=flags.again)
+    if tasks:
+        results = _run_tasks(tasks, opened, program, params, folder=folder, again=flags.again)
         print(format_results(title, results))
     elif flags.harness:
         _run_harness(flags.harness, opened, program, params, folder=folder)
@@ -152,7 +152,7 @@ def _with_own_tokenizer(opened: runs.Run) -> RunConfig:
 
 
 def _run_tasks(
-    benchmarks: list[benchmark.Benchmark],
+    tasks: list[task_runs.LoadedTask],
     opened: runs.Run,
     program: Program,
     params: Any,
@@ -160,11 +160,11 @@ def _run_tasks(
     folder: pathlib.Path,
     again: bool,
 ) -> dict[str, Result]:
-    """The result of each benchmark, run unless one of the same weights and settings is there."""
+    """The result of each task, run unless one of the same weights and settings is there."""
     config = opened.config
     scorer = make_scorer(program, config, opened.tokenizer)
     limit = config.eval.task_limit  # a part never replaces the result of all rows
-    stored = benchmark.Results(
+    stored = task_runs.Results(
         folder.with_name(f'{folder.name}-limit-{limit}') if limit else folder,
         {
             'weights': hash_of(fingerprint_leaves(params)),
@@ -174,7 +174,7 @@ def _run_tasks(
         },
     )
     results = {}
-    for each in benchmarks:
+    for each in tasks:
         result = None if again else stored.find(each)
         if result is None:
             with Progress(

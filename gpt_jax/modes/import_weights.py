@@ -6,7 +6,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from gpt_jax import run as runs
-from gpt_jax.checkpoint_document import list_steps
+from gpt_jax.checkpoint.manifest import list_steps
 from gpt_jax.config import RunConfig, finalize
 from gpt_jax.config_tree import to_json
 from gpt_jax.errors import UserError

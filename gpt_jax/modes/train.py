@@ -30,9 +30,9 @@ from gpt_jax.train import loop
 from gpt_jax.train.host_memory import check_host_memory
 from gpt_jax.train.memory import explain_out_of_memory
 from gpt_jax.train.session import Session
+from gpt_jax.train.startup_report import summarize
 from gpt_jax.train.state import TrainState
 from gpt_jax.train.stop_signal import StopAgreement, StopSignal
-from gpt_jax.train.summary import summarize
 from gpt_jax.train.watchdog import Watchdog
 
 UNFINISHED = 75  # exit status EX_TEMPFAIL: saved, run me again

@@ -21,10 +21,10 @@ from absl import flags as absl_flags
 
 from gpt_jax import files, object_store
 from gpt_jax import run as runs
-from gpt_jax.checkpoint_document import list_steps, read_document
+from gpt_jax.checkpoint.manifest import list_steps, read_document
 from gpt_jax.config import RunConfig, finalize
 from gpt_jax.config_tree import INT32_MAX, to_json
-from gpt_jax.data.manifest import hash_of
+from gpt_jax.data.shard_manifest import hash_of
 from gpt_jax.errors import UserError
 from gpt_jax.parallel import consistency, peers
 from gpt_jax.telemetry.report import format_table

@@ -20,7 +20,7 @@ from typing import Protocol, Self
 
 from gpt_jax import files, object_store
 from gpt_jax.errors import UserError
-from gpt_jax.telemetry.mirror import Mirror
+from gpt_jax.telemetry.bucket_upload import Mirror
 
 
 class Sink(Protocol):

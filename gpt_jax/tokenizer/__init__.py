@@ -10,13 +10,13 @@ import numpy as np
 
 from gpt_jax import files
 from gpt_jax.errors import UserError
+from gpt_jax.tokenizer.base import CHAT_TEMPLATE, CONFIG_FILE, read_settings
 from gpt_jax.tokenizer.bpe import BpeTokenizer
 from gpt_jax.tokenizer.byte import ByteTokenizer
 from gpt_jax.tokenizer.char import CharTokenizer
 from gpt_jax.tokenizer.config import SentencePieceAlgorithm, TokenizerConfig, TokenizerKind
 from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 from gpt_jax.tokenizer.streaming import StreamDecoder
-from gpt_jax.tokenizer.token_table import CHAT_TEMPLATE, CONFIG_FILE, read_settings
 
 __all__ = [
     'TOKENIZERS',

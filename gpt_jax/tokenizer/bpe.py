@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 
 from gpt_jax import files
+from gpt_jax.tokenizer.base import TableTokenizer, canonical_json, with_end_of_text
 from gpt_jax.tokenizer.bpe_vocabulary import (
     TOKENIZER_JSON,
     BpeVocabulary,
@@ -24,9 +25,8 @@ from gpt_jax.tokenizer.bpe_vocabulary import (
     read_tokenizer_json,
 )
 from gpt_jax.tokenizer.config import TokenizerConfig, TokenizerKind, check_vocab_size
-from gpt_jax.tokenizer.text import check_unicode, take_megabytes
-from gpt_jax.tokenizer.token_table import TableTokenizer, canonical_json, with_end_of_text
 from gpt_jax.tokenizer.tokenizer_json import JsonTokenizer
+from gpt_jax.tokenizer.unicode import check_unicode, take_megabytes
 
 # tiktoken's spelling of GPT-2's splitting rule (tiktoken_ext/openai_public.py, r50k_pat_str):
 # the same pieces, several times faster.

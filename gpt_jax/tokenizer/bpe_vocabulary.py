@@ -13,7 +13,7 @@ from typing import Any
 
 from gpt_jax import files
 from gpt_jax.errors import UserError
-from gpt_jax.tokenizer.token_table import read_settings
+from gpt_jax.tokenizer.base import read_settings
 
 # GPT-2's splitting rule as the tokenizer.json of several families spells it out.
 _GPT2_SPLIT = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""

@@ -7,10 +7,10 @@ from typing import Any, Self
 import numpy as np
 
 from gpt_jax.errors import UserError
+from gpt_jax.tokenizer.base import END_OF_TEXT, TableTokenizer, read_settings
 from gpt_jax.tokenizer.bpe_vocabulary import BpeVocabulary, byte_characters
 from gpt_jax.tokenizer.config import TokenizerConfig, TokenizerKind
-from gpt_jax.tokenizer.text import check_unicode
-from gpt_jax.tokenizer.token_table import END_OF_TEXT, TableTokenizer, read_settings
+from gpt_jax.tokenizer.unicode import check_unicode
 
 
 class ByteTokenizer(TableTokenizer):

@@ -10,9 +10,9 @@ import numpy as np
 
 from gpt_jax import files
 from gpt_jax.errors import UserError
+from gpt_jax.tokenizer.base import END_OF_TEXT, TableTokenizer, find_file
 from gpt_jax.tokenizer.config import TokenizerConfig, TokenizerKind
-from gpt_jax.tokenizer.text import check_unicode, empty_corpus
-from gpt_jax.tokenizer.token_table import END_OF_TEXT, TableTokenizer, find_file
+from gpt_jax.tokenizer.unicode import check_unicode, empty_corpus
 
 _FILE = 'characters.json'
 _UNKNOWN = np.uint32(2**32 - 1)

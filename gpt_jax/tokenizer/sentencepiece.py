@@ -19,15 +19,15 @@ import numpy as np
 
 from gpt_jax import files
 from gpt_jax.errors import UserError
-from gpt_jax.tokenizer.config import TokenizerConfig, TokenizerKind, check_vocab_size
-from gpt_jax.tokenizer.sentencepiece_json import to_tokenizer_json
-from gpt_jax.tokenizer.text import check_unicode, empty_corpus, take_megabytes
-from gpt_jax.tokenizer.token_table import (
+from gpt_jax.tokenizer.base import (
     END_OF_TEXT,
     TableTokenizer,
     find_file,
     with_end_of_text,
 )
+from gpt_jax.tokenizer.config import TokenizerConfig, TokenizerKind, check_vocab_size
+from gpt_jax.tokenizer.sentencepiece_json import to_tokenizer_json
+from gpt_jax.tokenizer.unicode import check_unicode, empty_corpus, take_megabytes
 
 _SMALLEST_VOCABULARY = 259  # the bytes, unknown, the end of a text and one character
 _FILES = ('tokenizer.model', 'sentencepiece.model', 'spiece.model')

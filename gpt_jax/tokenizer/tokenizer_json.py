@@ -16,10 +16,10 @@ import numpy as np
 
 from gpt_jax import files
 from gpt_jax.errors import UserError
+from gpt_jax.tokenizer.base import TableTokenizer, canonical_json, with_end_of_text
 from gpt_jax.tokenizer.bpe_vocabulary import TOKENIZER_JSON, byte_characters
 from gpt_jax.tokenizer.config import TokenizerKind
-from gpt_jax.tokenizer.text import check_unicode
-from gpt_jax.tokenizer.token_table import TableTokenizer, canonical_json, with_end_of_text
+from gpt_jax.tokenizer.unicode import check_unicode
 
 _BYTE_TOKEN = re.compile(r'<0x([0-9A-F]{2})>')
 

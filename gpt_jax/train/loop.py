@@ -38,7 +38,7 @@ class Hooks:
 
     evaluate: Callable[[TrainState], dict[str, Evaluation]]  # by prefix: 'eval', 'eval_ema'
     throughput: Callable[[float], dict[str, float]]  # tokens/s -> what else follows from it
-    measure: Callable[[TrainState], dict[str, dict[str, Metric]]] | None = None  # benchmarks
+    measure: Callable[[TrainState], dict[str, dict[str, Metric]]] | None = None  # tasks
     sample: Callable[[TrainState], str] | None = None  # a text to show
     save: Callable[[TrainState, int, float | None], None] = _nothing  # state, step, eval loss
     set_loss: Callable[[int, float], None] = _nothing  # of a step that is saved already
@@ -129,7 +129,7 @@ def run(
                 hooks.flush()
                 hooks.set_loss(done, eval_loss)
             if measuring:
-                recorder.benchmarks(done, hooks.measure(state))
+                recorder.tasks(done, hooks.measure(state))
             if saving and not last:
                 hooks.flush()
                 hooks.save(state, done, eval_loss)
@@ -240,8 +240,8 @@ class _Recorder:
         self._progress.print(f'step {step}: ' + ', '.join(parts))
         return results['eval'].loss
 
-    def benchmarks(self, step: int, results: dict[str, dict[str, Metric]]) -> None:
-        """Writes the row and the lines of benchmarks."""
+    def tasks(self, step: int, results: dict[str, dict[str, Metric]]) -> None:
+        """Writes the row and the lines of tasks."""
         row = {}
         for name, metrics in results.items():
             row |= {f'{name}/{key}': value for key, value in flatten(metrics).items()}

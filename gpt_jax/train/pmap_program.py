@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from gpt_jax.errors import UserError
 from gpt_jax.parallel.rules import replicated
-from gpt_jax.train.score import make_score_step
+from gpt_jax.train.likelihoods import make_score_step
 from gpt_jax.train.state import TrainState
 from gpt_jax.train.step import Batch, Metrics, StepParts, make_eval_step, make_train_step
 

@@ -20,7 +20,14 @@ from gpt_jax.errors import UserError
 from gpt_jax.kernels.attention import choose_kernel
 from gpt_jax.kernels.loss import choose_loss_kernel
 from gpt_jax.kernels.norm import choose_norm_kernel
-from gpt_jax.model.config import Kernels, MatmulPrecision, ModelConfig, ScanLayers
+from gpt_jax.model.config import (
+    AttentionKernel,
+    Kernels,
+    MatmulPrecision,
+    ModelConfig,
+    NormKernel,
+    ScanLayers,
+)
 from gpt_jax.model.gpt import GPT, abstract_params, init_params
 from gpt_jax.optim import make_optimizer
 from gpt_jax.optim.schedule import make_schedule
@@ -39,9 +46,9 @@ from gpt_jax.parallel.rules import (
 )
 from gpt_jax.train.flops import train_flops_per_token
 from gpt_jax.train.host_memory import check_host_memory
+from gpt_jax.train.likelihoods import RowScores, make_score_step
 from gpt_jax.train.loss import LossSums
 from gpt_jax.train.pmap_program import make_pmap_functions
-from gpt_jax.train.score import RowScores, make_score_step
 from gpt_jax.train.state import TrainState, make_state
 from gpt_jax.train.step import Batch, Metrics, StepParts, make_eval_step, make_train_step
 
@@ -147,13 +154,15 @@ def make_program(config: RunConfig, mesh: Mesh, *, traced: bool = False) -> Prog
     model = GPT(
         config.model,
         kernels=Kernels(
-            attention=choose_kernel(
-                config.model,
-                backend=backend,
-                segments=config.data.segment_ids,
-                context=parts('length', mesh),
+            AttentionKernel(
+                choose_kernel(
+                    config.model,
+                    backend=backend,
+                    segments=config.data.segment_ids,
+                    context=parts('length', mesh),
+                )
             ),
-            norm=choose_norm_kernel(config.model, backend=backend),
+            NormKernel(choose_norm_kernel(config.model, backend=backend)),
         ),
         scan=use_scan(config.model, backend=backend),
         # Merging a split sequence with the batch would gather it.

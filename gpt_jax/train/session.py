@@ -13,7 +13,7 @@ from gpt_jax.data.pipeline import eval_batches, make_train_pipeline
 from gpt_jax.data.shards import Shards
 from gpt_jax.data.split import TRAIN, VALIDATION
 from gpt_jax.errors import UserError
-from gpt_jax.evaluate import Evaluation, benchmark, evaluate
+from gpt_jax.evaluate import Evaluation, evaluate, task_runs
 from gpt_jax.evaluate.scoring import LEAST_LENGTH, Scorer, next_rung
 from gpt_jax.evaluate.task import Metric
 from gpt_jax.inference.generate import Generator, encode_prompt
@@ -52,7 +52,7 @@ class Session:
         self._validation = Shards.open(folder, VALIDATION, tokenizer=tokenizer)
         # Refuses a split that is too short now and not at the first evaluation.
         evaluation_batches(self.program, config, self._validation, limit=1)
-        self._benchmarks = benchmark.load(
+        self._tasks = task_runs.load(
             config.eval.tasks, data=config.eval.task_data, limit=config.eval.task_limit
         )
         self._scorer = make_scorer(self.program, config, tokenizer)
@@ -63,7 +63,7 @@ class Session:
         Raises:
             UserError: the tokenizer cannot, or the sample's prompt does not fit the context.
         """
-        for each in self._benchmarks:
+        for each in self._tasks:
             each.check(self.tokenizer)
         context = self.config.model.max_seq_len
         try:
@@ -96,11 +96,11 @@ class Session:
         }
 
     def measure(self, state: TrainState) -> dict[str, dict[str, Metric]]:
-        """The run's benchmarks, by prefix and name: 'eval/blimp'."""
+        """The run's tasks, by prefix and name: 'eval/blimp'."""
         return {
             f'{prefix}/{each.name}': each.run(self._scorer, params).metrics
             for prefix, params in _weights(self.program, state)
-            for each in self._benchmarks
+            for each in self._tasks
         }
 
     def sample(self, state: TrainState) -> str:

@@ -11,7 +11,7 @@ import optax
 from gpt_jax.config import LossKernel, TrainConfig
 from gpt_jax.kernels.loss_softmax import LossOptions
 from gpt_jax.model.gpt import GPT, output_table
-from gpt_jax.model.layout import layers_per_period, to_executed, to_stored
+from gpt_jax.model.layer_stack import layers_per_period, to_executed, to_stored
 from gpt_jax.optim.trainable import Trainable
 from gpt_jax.train.loss import LossSums, cross_entropy
 from gpt_jax.train.state import TrainState

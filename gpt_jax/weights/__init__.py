@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from gpt_jax.errors import UserError
-from gpt_jax.weights import folder, gguf_file, llama2c, torch_checkpoint
-from gpt_jax.weights.hub import download
+from gpt_jax.weights import gguf_file, llama2c, torch_checkpoint, transformers_folder
+from gpt_jax.weights.hub_models import download
 from gpt_jax.weights.placement import load_params
 from gpt_jax.weights.source import Source
 
@@ -46,7 +46,7 @@ def open_source(where: str, *, ignore_keys: Sequence[str] = ()) -> Source:
     """
     path = pathlib.Path(where).expanduser()
     if path.is_dir():
-        return folder.read(path, ignore_keys)
+        return transformers_folder.read(path, ignore_keys)
     if path.is_file():
         for reader in READERS:
             if re.fullmatch(reader.pattern, path.name):
@@ -56,5 +56,5 @@ def open_source(where: str, *, ignore_keys: Sequence[str] = ()) -> Source:
             f'{path} is not a file that a reader knows ({known}); of transformers name the folder'
         )
     if re.fullmatch(r'\w[\w.-]*(/\w[\w.-]*)?(@\w[\w./-]*)?', where):
-        return folder.read(download(where), ignore_keys)
+        return transformers_folder.read(download(where), ignore_keys)
     raise UserError(f'{path} does not exist')

@@ -21,9 +21,11 @@ from gpt_jax.fingerprint import named_leaves
 from gpt_jax.model.config import DType, ModelConfig
 from gpt_jax.parallel import peers
 from gpt_jax.tokenizer import Tokenizer
-from gpt_jax.tokenizer.token_table import CHAT_TEMPLATE
+from gpt_jax.tokenizer.base import CHAT_TEMPLATE
 from gpt_jax.weights import native, safetensors_files
-from gpt_jax.weights.folder import (
+from gpt_jax.weights.layout import TABLES, TensorLayout
+from gpt_jax.weights.model_card import is_model_card, model_card
+from gpt_jax.weights.transformers_folder import (
     CONFIG,
     FAMILIES,
     GENERATION_CONFIG,
@@ -31,8 +33,6 @@ from gpt_jax.weights.folder import (
     TOKENIZER_JSON,
     Family,
 )
-from gpt_jax.weights.layout import TABLES, TensorLayout
-from gpt_jax.weights.model_card import is_model_card, model_card
 
 README = 'README.md'
 # The names that an exporter gives its files, of any format.

@@ -5,11 +5,11 @@ from typing import Any
 
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer import Tokenizer, TokenizerKind
+from gpt_jax.tokenizer.base import TableTokenizer
 from gpt_jax.tokenizer.bpe import BpeTokenizer
 from gpt_jax.tokenizer.bpe_vocabulary import BpeVocabulary, byte_characters, parse_gpt2
 from gpt_jax.tokenizer.char import CharTokenizer
 from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
-from gpt_jax.tokenizer.token_table import TableTokenizer
 from gpt_jax.tokenizer.tokenizer_json import JsonTokenizer
 from gpt_jax.weights.sentencepiece_pieces import Piece, list_pieces, make_tokenizer
 from gpt_jax.weights.source import ConfigReader

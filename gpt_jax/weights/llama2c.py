@@ -16,8 +16,8 @@ import numpy as np
 from gpt_jax.config_tree import freeze
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import MLPKind, ModelConfig, NormKind, PositionKind, finalize_model
+from gpt_jax.tokenizer.base import TableTokenizer
 from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
-from gpt_jax.tokenizer.token_table import TableTokenizer
 from gpt_jax.weights import llama
 from gpt_jax.weights.rope_pairs import from_pairs
 from gpt_jax.weights.sentencepiece_pieces import Piece, make_tokenizer

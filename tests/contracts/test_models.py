@@ -13,7 +13,7 @@ from gpt_jax.config_tree import freeze
 from gpt_jax.model.cache import make_cache
 from gpt_jax.model.config import Remat
 from gpt_jax.model.gpt import GPT, abstract_params, init_params
-from gpt_jax.model.layout import layers_per_period, to_executed, to_stored
+from gpt_jax.model.layer_stack import layers_per_period, to_executed, to_stored
 from gpt_jax.parallel.mesh import MeshConfig, make_mesh
 from gpt_jax.parallel.rules import RULES, batch_sharding, parameter_shardings
 from tests.model_configs import FULL, PAIRWISE, SINGLE, make_config

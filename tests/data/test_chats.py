@@ -9,10 +9,10 @@ import pytest
 from gpt_jax import tokenizer as tokenizers
 from gpt_jax.data import remote_shards
 from gpt_jax.data.config import DataConfig
-from gpt_jax.data.manifest import Manifest
 from gpt_jax.data.mixture import open_sources
 from gpt_jax.data.pipeline import eval_batches, make_train_pipeline
 from gpt_jax.data.prepare import prepare
+from gpt_jax.data.shard_manifest import Manifest
 from gpt_jax.data.shard_tokenizer import make_run_tokenizer
 from gpt_jax.data.shards import Shards
 from gpt_jax.data.split import TRAIN, VALIDATION

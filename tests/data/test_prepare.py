@@ -16,8 +16,8 @@ from gpt_jax.data import locations
 from gpt_jax.data import prepare as prepare_module
 from gpt_jax.data.config import DataConfig
 from gpt_jax.data.encode import encode_text_file
-from gpt_jax.data.manifest import MANIFEST, TOKENIZER, Manifest, ShardInfo
 from gpt_jax.data.prepare import prepare
+from gpt_jax.data.shard_manifest import MANIFEST, TOKENIZER, Manifest, ShardInfo
 from gpt_jax.data.shard_tokenizer import load_tokenizer, make_run_tokenizer, tokenizer_identity
 from gpt_jax.data.shards import Shards
 from gpt_jax.data.split import SPLITS, TRAIN, VALIDATION

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from gpt_jax import tokenizer as tokenizers
+from gpt_jax.data.bin_files import find_token_files
 from gpt_jax.data.config import DataConfig
 from gpt_jax.data.encode import encode_text_file
-from gpt_jax.data.existing import find_token_files
-from gpt_jax.data.manifest import MANIFEST
 from gpt_jax.data.prepare import prepare
+from gpt_jax.data.shard_manifest import MANIFEST
 from gpt_jax.data.shards import Shards
 from gpt_jax.data.split import SPLITS, TRAIN, VALIDATION
 from gpt_jax.errors import UserError

@@ -1,4 +1,4 @@
-"""Our benchmarks against lm-evaluation-harness itself: the same requests, the same numbers.
+"""Our tasks against lm-evaluation-harness itself: the same requests, the same numbers.
 
 Needs requirements-harness.txt; nothing is fetched: the harness's own task files read local rows.
 """
@@ -17,7 +17,7 @@ from lm_eval import tasks as harness_tasks  # noqa: E402
 
 from gpt_jax.config import finalize  # noqa: E402
 from gpt_jax.errors import UserError  # noqa: E402
-from gpt_jax.evaluate import benchmark  # noqa: E402
+from gpt_jax.evaluate import task_runs  # noqa: E402
 from gpt_jax.evaluate.harness import HarnessModel, run_tasks  # noqa: E402
 from gpt_jax.evaluate.tasks import TASKS  # noqa: E402
 from gpt_jax.inference.config import SampleConfig  # noqa: E402
@@ -50,7 +50,7 @@ FILES = {
 }
 
 
-def test_every_benchmark_is_compared():
+def test_every_task_is_compared():
     assert {*FILES, 'perplexity'} == set(TASKS)
 
 
@@ -95,14 +95,14 @@ def test_requests_are_the_harnesses(name, tmp_path):
     ]
     task.build_all_requests(limit=None, rank=0, world_size=1)
     theirs = [tuple(instance.args) for instance in task.instances]
-    [ours] = benchmark.load([name], data=str(rows))
+    [ours] = task_runs.load([name], data=str(rows))
     assert [tuple(each) for question in ours.questions for each in question.requests] == theirs
     if name not in ('blimp', 'lambada'):
         doc = next(iter(task.eval_docs))
         gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
         assert ours.questions[0].gold == gold
     metrics = {metric['metric'] for metric in task.config.metric_list}
-    answer = benchmark.load([name], data=str(rows))[0]
+    answer = task_runs.load([name], data=str(rows))[0]
     assert set(answer.run(_Flat(), None).metrics) == metrics
 
 
@@ -143,7 +143,7 @@ def test_numbers_are_the_harnesses(name, model, shared_data, tmp_path):
     adapter, scorer, params = model
     source = shared_data / 'eval'
     if name == 'blimp':
-        [all_pairs] = benchmark.load(['blimp'], data=str(source), limit=60)
+        [all_pairs] = task_runs.load(['blimp'], data=str(source), limit=60)
         pairs = [q for q in all_pairs.questions if q.groups['paradigm'] == 'wh_island']
         names = ('sentence_good', 'sentence_bad')
         rows = write(
@@ -156,7 +156,7 @@ def test_numbers_are_the_harnesses(name, model, shared_data, tmp_path):
         rows = slice_of(path, tmp_path / f'{name}.jsonl', 60)
     task = define(tmp_path, name, rows)
     _, theirs = run_tasks(adapter, [task], definitions=str(tmp_path))
-    [ours] = benchmark.load([name], data=str(rows))
+    [ours] = task_runs.load([name], data=str(rows))
     for metric, (value, error) in ours.run(scorer, params).metrics.items():
         assert theirs['results'][task][f'{metric},none'] == pytest.approx(value, rel=1e-12)
         if metric != 'perplexity':  # whose error the harness draws by bootstrap
@@ -176,7 +176,7 @@ def test_perplexity_of_texts_is_the_harnesses(model, tmp_path):
         '{metric: bits_per_byte}]\n'
     )
     _, theirs = run_tasks(adapter, ['texts'], definitions=str(tmp_path))
-    [ours] = benchmark.load(['perplexity'], data=str(rows))
+    [ours] = task_runs.load(['perplexity'], data=str(rows))
     metrics = ours.run(scorer, params).metrics
     for name in ('word_perplexity', 'byte_perplexity', 'bits_per_byte'):
         value = theirs['results']['texts'][f'{name},none']

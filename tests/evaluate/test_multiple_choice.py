@@ -118,7 +118,7 @@ def test_prompts(name):
     assert question.gold == gold
 
 
-def test_every_benchmark_is_tested():
+def test_every_task_is_tested():
     assert {*PROMPTS, 'winogrande', 'lambada', 'blimp', 'perplexity'} == set(TASKS)
 
 

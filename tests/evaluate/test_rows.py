@@ -1,4 +1,4 @@
-"""Finding and reading the rows of a benchmark, and the line for each way that this fails."""
+"""Finding and reading the rows of a task, and the line for each way that this fails."""
 
 import io
 import json
@@ -9,7 +9,7 @@ import types
 import pytest
 
 from gpt_jax.errors import UserError
-from gpt_jax.evaluate import benchmark
+from gpt_jax.evaluate import task_runs
 from gpt_jax.evaluate.rows import read_rows
 from gpt_jax.evaluate.tasks import TASKS, check_names
 
@@ -31,7 +31,7 @@ def rows(name, *places):
     return [row for _, row in read_rows(name, TASKS[name], [str(place) for place in places])]
 
 
-def test_a_folder_is_searched_for_what_is_called_like_the_benchmark(tmp_path):
+def test_a_folder_is_searched_for_what_is_called_like_the_task(tmp_path):
     write(tmp_path / 'some' / 'piqa_validation.jsonl', PIQA)
     write(tmp_path / 'ARC-Easy-Test.jsonl', {'x': 1})
     write(tmp_path / 'other.jsonl', {'y': 1})
@@ -62,13 +62,13 @@ def test_texts_and_parquet(tmp_path):
     parquet = pytest.importorskip('pyarrow.parquet')
     nested = {'question': 'q', 'choices': {'text': ['x'], 'label': ['A']}, 'answerKey': 'A'}
     parquet.write_table(pyarrow.Table.from_pylist([nested]), tmp_path / 'arc_easy.parquet')
-    [loaded] = benchmark.load(['arc_easy'], data=str(tmp_path))
+    [loaded] = task_runs.load(['arc_easy'], data=str(tmp_path))
     assert loaded.questions[0].choices == ('x',)
 
 
 def test_limits_count_in_each_smallest_group(tmp_path):
     write(tmp_path / 'blimp.jsonl', *[blimp_row(name, i) for i in range(3) for name in 'ab'])
-    [loaded] = benchmark.load(['blimp'], data=str(tmp_path), limit=2)
+    [loaded] = task_runs.load(['blimp'], data=str(tmp_path), limit=2)
     kept = [(each.groups['paradigm'], each.choices[0]) for each in loaded.questions]
     assert kept == [('a', 'good 0'), ('b', 'good 0'), ('a', 'good 1'), ('b', 'good 1')]
     assert loaded.num_requests == 8
@@ -79,7 +79,7 @@ def test_the_fingerprint_is_of_what_is_asked(tmp_path):
     write(tmp_path / 'moved' / 'piqa.jsonl', {**PIQA, 'source': 'elsewhere'})
     write(tmp_path / 'other' / 'piqa.jsonl', {**PIQA, 'label': 1})
     folders = [tmp_path / 'piqa.jsonl', tmp_path / 'moved', tmp_path / 'other']
-    prints = [benchmark.load(['piqa'], data=str(folder))[0].fingerprint() for folder in folders]
+    prints = [task_runs.load(['piqa'], data=str(folder))[0].fingerprint() for folder in folders]
     assert prints[0] == prints[1] != prints[2]
 
 
@@ -104,7 +104,7 @@ def test_the_hub_through_datasets(monkeypatch):
 def test_every_failure_is_a_line_with_the_fix(tmp_path):
     def fails(name, *places, match):
         with pytest.raises(UserError, match=match) as error:
-            benchmark.load([name], data=','.join(map(str, places)))
+            task_runs.load([name], data=','.join(map(str, places)))
         assert '\n' not in str(error.value)
 
     fails('piqa', match=r'piqa needs its rows: give --task_data .* piqa\*\.jsonl')

@@ -11,7 +11,7 @@ from gpt_jax.config import RunConfig, finalize
 from gpt_jax.errors import UserError
 from gpt_jax.evaluate.scoring import Encoded, Request, cut_windows, encode_requests
 from gpt_jax.model.gpt import GPT
-from gpt_jax.model.layout import to_executed
+from gpt_jax.model.layer_stack import to_executed
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.tokenizer import TokenizerConfig, make_tokenizer
 from gpt_jax.train.program import make_program

@@ -14,7 +14,7 @@ from gpt_jax.inference import decode
 from gpt_jax.inference.config import SampleConfig
 from gpt_jax.inference.decode import Decoder
 from gpt_jax.model.gpt import GPT, init_params
-from gpt_jax.model.layout import to_executed
+from gpt_jax.model.layer_stack import to_executed
 from tests.model_configs import make_config
 
 VOCAB, EOT = 69, 69  # of the model's 70 ids all but the last are drawn: texts do not end

@@ -16,7 +16,7 @@ from gpt_jax.kernels.scores import AttentionMask, ScoreOptions
 from gpt_jax.model.attention import attend
 from gpt_jax.model.config import AttentionKernel, Kernels
 from gpt_jax.model.gpt import GPT, init_params
-from gpt_jax.model.layout import layers_per_period, to_executed
+from gpt_jax.model.layer_stack import layers_per_period, to_executed
 from tests.model_configs import make_config
 
 B, H, K = 2, 4, 16

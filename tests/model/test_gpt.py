@@ -14,7 +14,7 @@ from flax import linen as nn
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import ModelConfig, finalize_model
 from gpt_jax.model.gpt import GPT, abstract_params, init_params, output_table
-from gpt_jax.model.layout import layers_per_period, to_executed
+from gpt_jax.model.layer_stack import layers_per_period, to_executed
 from gpt_jax.model.position import SinusoidalPosition, alibi_slopes, rope_frequencies, rotate
 from gpt_jax.train.loss import LossOptions, cross_entropy
 from tests.model_configs import make_config

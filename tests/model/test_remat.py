@@ -10,7 +10,7 @@ from jax._src.cudnn.fused_attention_stablehlo import _dot_product_attention_fwd_
 
 from gpt_jax.model.config import AttentionKernel, Kernels, Remat
 from gpt_jax.model.gpt import GPT, init_params
-from gpt_jax.model.layout import to_executed
+from gpt_jax.model.layer_stack import to_executed
 from gpt_jax.model.remat import REMAT_KEEPS, remat_policy
 from tests.model_configs import make_config
 

@@ -9,7 +9,7 @@ from gpt_jax import GPT
 from gpt_jax.errors import UserError
 from gpt_jax.main import main
 from gpt_jax.tokenizer import chat_template
-from gpt_jax.tokenizer.token_table import CHAT_TEMPLATE
+from gpt_jax.tokenizer.base import CHAT_TEMPLATE
 from tests.command_line import fingerprints, rows
 from tests.weights.random_source import LLAMA, write_folder
 

@@ -110,7 +110,7 @@ def test_wrong_input_is_one_line(trained, data, tmp_path, capsys):
         [line] = capsys.readouterr().err.strip().splitlines()
         return line
 
-    assert "--tasks: 'piqua' is not a benchmark; did you mean piqa?" in error('--tasks=piqua')
+    assert "--tasks: 'piqua' is not a task; did you mean piqa?" in error('--tasks=piqua')
     assert 'has nothing called sciq; give a file sciq*.jsonl' in error(
         '--tasks=sciq', f'--task_data={data}'
     )

@@ -7,7 +7,7 @@ import pytest
 import safetensors.numpy
 
 from gpt_jax import files
-from gpt_jax.checkpoint_document import read_document
+from gpt_jax.checkpoint.manifest import read_document
 from tests.command_line import run
 from tests.weights.random_source import LLAMA, write_folder
 

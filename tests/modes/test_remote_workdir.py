@@ -9,7 +9,7 @@ import time
 import pytest
 
 from gpt_jax import GPT, object_store
-from gpt_jax.checkpoint_document import list_steps, read_document
+from gpt_jax.checkpoint.manifest import list_steps, read_document
 from gpt_jax.main import main
 from tests.command_line import TIMED, rows, run, start
 from tests.pod import ARGUMENTS, Pod

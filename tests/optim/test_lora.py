@@ -9,7 +9,7 @@ from flax import linen as nn
 from gpt_jax.errors import UserError
 from gpt_jax.fingerprint import named_leaves
 from gpt_jax.model.gpt import init_params
-from gpt_jax.model.layout import to_executed
+from gpt_jax.model.layer_stack import to_executed
 from gpt_jax.optim.lora import LoraConfig
 from gpt_jax.optim.trainable import Trainable
 from tests.model_configs import make_config

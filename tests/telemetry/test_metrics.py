@@ -16,7 +16,7 @@ from tensorboardX.proto import event_pb2
 
 from gpt_jax import object_store
 from gpt_jax.errors import UserError
-from gpt_jax.telemetry import metrics, mirror
+from gpt_jax.telemetry import bucket_upload, metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -204,7 +204,7 @@ def test_in_an_object_store_rows_are_there_when_flushed(bucket, tmp_path, monkey
         writer.flush()
         assert [row['step'] for row in read_rows(local_copy(workdir, tmp_path))] == [1]
         with monkeypatch.context() as patch:
-            patch.setattr(mirror, 'PUSH_SECONDS', 0)
+            patch.setattr(bucket_upload, 'PUSH_SECONDS', 0)
             writer.write(2, {'train/loss': 2.0})
         assert [row['step'] for row in read_rows(local_copy(workdir, tmp_path))] == [1, 2]
         writer.write(3, {'train/loss': 3.0})
@@ -215,7 +215,7 @@ def test_in_an_object_store_rows_are_there_when_flushed(bucket, tmp_path, monkey
 
 def test_a_store_that_does_not_answer_is_an_error_before_a_checkpoint_only(s3, monkeypatch):
     workdir = object_store.to_path(f'{s3}/runs/a', key='--workdir')
-    monkeypatch.setattr(mirror, 'PUSH_SECONDS', 0)
+    monkeypatch.setattr(bucket_upload, 'PUSH_SECONDS', 0)
 
     def refuse(*_):
         raise UserError('the store refused')

@@ -15,7 +15,7 @@ from gpt_jax.tokenizer import (
     make_tokenizer,
 )
 from gpt_jax.tokenizer.byte import ByteTokenizer
-from gpt_jax.tokenizer.text import take_megabytes
+from gpt_jax.tokenizer.unicode import take_megabytes
 
 TEXT = 'She sells sea shells by the sea shore; the shells she sells are sea shells.\n' * 5
 TRAINED = [TokenizerKind.BPE, TokenizerKind.SENTENCEPIECE]

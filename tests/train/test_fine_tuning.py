@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 from gpt_jax.config import RunConfig, finalize
 from gpt_jax.fingerprint import fingerprint_leaves, named_leaves
 from gpt_jax.model.gpt import GPT
-from gpt_jax.model.layout import layers_per_period, to_executed
+from gpt_jax.model.layer_stack import layers_per_period, to_executed
 from gpt_jax.optim import SGD, AdamW
 from gpt_jax.parallel.mesh import ProgramKind, make_mesh
 from gpt_jax.train.program import make_program

@@ -11,7 +11,7 @@ import numpy as np
 from gpt_jax.config_tree import freeze
 from gpt_jax.model.config import DType, ModelConfig, finalize_model
 from gpt_jax.model.gpt import GPT, abstract_params, init_params
-from gpt_jax.model.layout import to_executed
+from gpt_jax.model.layer_stack import to_executed
 from gpt_jax.tokenizer import TokenizerConfig, TokenizerKind, make_tokenizer
 from gpt_jax.weights import load_params, open_source
 from gpt_jax.weights.export import export_transformers

@@ -15,7 +15,7 @@ from gpt_jax.errors import UserError
 from gpt_jax.kernels.scores import ScoreOptions
 from gpt_jax.model.attention import attend
 from gpt_jax.model.gpt import GPT as Module
-from gpt_jax.model.layout import to_executed
+from gpt_jax.model.layer_stack import to_executed
 from gpt_jax.model.mlp import MLPS
 from gpt_jax.weights import open_source
 from tests.command_line import run

@@ -1,4 +1,4 @@
-"""One scoring step as a pure function of arrays: log-likelihoods of rows, for benchmarks."""
+"""One scoring step as a pure function of arrays: log-likelihoods of rows, for tasks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from gpt_jax.kernels.loss_softmax import LossOptions, softmax_xla
 from gpt_jax.kernels.shard_map import mesh_axes, shard_map
 from gpt_jax.model.gpt import output_table
-from gpt_jax.model.layout import layers_per_period, to_executed
+from gpt_jax.model.layer_stack import layers_per_period, to_executed
 from gpt_jax.train.loss import chunk_count
 from gpt_jax.train.step import Batch, StepParts
 

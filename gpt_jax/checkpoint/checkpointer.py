@@ -1,7 +1,7 @@
 """Checkpoints: named trees of arrays and some JSON, saved in the background, verified when read.
 
 One checkpoint is a folder `<step>` with the arrays of each tree and a document: the caller's meta,
-and what is needed to verify the arrays. `checkpoint_disk` and `checkpoint_objects` write and read
+and what is needed to verify the arrays. `disk` and `bucket` write and read
 them, on a disk and in an object store.
 
 orbax notices a truncated array file but not a flipped bit, and counts an empty folder as the
@@ -23,8 +23,9 @@ from typing import Any
 import jax
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from gpt_jax import checkpoint_disk, checkpoint_objects, files, fingerprint, object_store
-from gpt_jax.checkpoint_document import (
+from gpt_jax import files, fingerprint, object_store
+from gpt_jax.checkpoint import bucket, disk
+from gpt_jax.checkpoint.manifest import (
     DAMAGED,
     DamagedError,
     by_item,
@@ -86,9 +87,9 @@ class Checkpointer(contextlib.AbstractContextManager):
           UserError: a value of `config` is impossible, or the folder cannot be written.
         """
         if object_store.is_remote(folder):
-            self.folder, self._store = folder, checkpoint_objects
+            self.folder, self._store = folder, bucket
         else:
-            self.folder, self._store = pathlib.Path(folder).absolute(), checkpoint_disk
+            self.folder, self._store = pathlib.Path(folder).absolute(), disk
         self.config = config or CheckpointConfig()
         self._read_only = read_only
         self._report = report
@@ -297,7 +298,7 @@ class Checkpointer(contextlib.AbstractContextManager):
         self._report(f'checkpoint {source} is damaged ({reason}); moved to {target}')
         self._reopen()
 
-    def _open(self) -> checkpoint_disk.Writer | checkpoint_objects.Writer:
+    def _open(self) -> disk.Writer | bucket.Writer:
         if not self._read_only:
             if peers.is_primary():
                 self._store.remove_unfinished(self.folder)

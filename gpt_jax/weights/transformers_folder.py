@@ -10,10 +10,10 @@ from gpt_jax import files
 from gpt_jax.config_tree import freeze
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import ModelConfig, finalize_model
+from gpt_jax.tokenizer.base import CHAT_TEMPLATE, END_OF_TEXT, TableTokenizer
 from gpt_jax.tokenizer.bpe import BpeTokenizer
 from gpt_jax.tokenizer.bpe_vocabulary import TOKENIZER_JSON, check_pair
 from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
-from gpt_jax.tokenizer.token_table import CHAT_TEMPLATE, END_OF_TEXT, TableTokenizer
 from gpt_jax.weights import gpt2, llama, native, safetensors_files
 from gpt_jax.weights.layout import TensorLayout
 from gpt_jax.weights.source import Source, optional_text, without_keys

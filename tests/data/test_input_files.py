@@ -7,7 +7,7 @@ import pytest
 
 from gpt_jax.data.config import DataConfig
 from gpt_jax.data.corpora import make_corpus
-from gpt_jax.data.sources import files_below
+from gpt_jax.data.input_files import files_below
 
 
 def names(root, **options):

@@ -1,4 +1,4 @@
-"""Benchmarks that are loaded, and running them: a result, or the one that is there already."""
+"""Loading the rows of tasks, running them, and finding results that are stored already."""
 
 import dataclasses
 import pathlib
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gpt_jax import files
-from gpt_jax.data.manifest import hash_of
+from gpt_jax.data.shard_manifest import hash_of
 from gpt_jax.errors import UserError
 from gpt_jax.evaluate.rows import read_rows
 from gpt_jax.evaluate.scoring import Request, Scorer, encode_requests
@@ -18,7 +18,7 @@ from gpt_jax.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Benchmark:
+class LoadedTask:
     """A task with its questions."""
 
     name: str
@@ -56,8 +56,8 @@ class Benchmark:
         return [request for question in self.questions for request in question.requests]
 
 
-def load(names: Sequence[str], *, data: str, limit: int = 0) -> list[Benchmark]:
-    """The benchmarks `names`, with their rows.
+def load(names: Sequence[str], *, data: str, limit: int = 0) -> list[LoadedTask]:
+    """The tasks `names`, with their rows.
 
     Args:
       data: files and folders parted by commas, or 'hub' (`rows.read_rows`).
@@ -76,7 +76,7 @@ def load(names: Sequence[str], *, data: str, limit: int = 0) -> list[Benchmark]:
         questions = _first(questions, limit)
         if not any(question.requests for question in questions):
             raise UserError(f'{data} has no rows for {name}; give another file')
-        loaded.append(Benchmark(name=name, questions=questions))
+        loaded.append(LoadedTask(name=name, questions=questions))
     if loaded and peers.num_processes() > 1:
         facts = {each.name: each.fingerprint() for each in loaded}
         consistency.check('comparison of benchmarks', facts)
@@ -108,7 +108,7 @@ def _first(questions: Sequence[Question], limit: int) -> Sequence[Question]:
 
 
 class Results:
-    """The results of one checkpoint of a run, a file a benchmark, each under what it was made of.
+    """The results of one checkpoint of a run, a file a task, each under what it was made of.
 
     The first process reads and writes for all.
     """
@@ -117,32 +117,32 @@ class Results:
         """`about` is what every result depends on: weights, tokenizer, settings."""
         self.folder, self._about = folder, dict(about)
 
-    def find(self, benchmark: Benchmark) -> Result | None:
-        """The stored result of the same benchmark, weights and settings; None if there is none.
+    def find(self, task: LoadedTask) -> Result | None:
+        """The stored result of the same task, weights and settings; None if there is none.
 
         Raises:
             UserError: the file is damaged.
         """
-        path = self.folder / f'{benchmark.name}.json'
+        path = self.folder / f'{task.name}.json'
         stored = None
         if peers.is_primary() and path.is_file():
             stored = files.read_json(path)
-            if stored.get('fingerprint') != self._fingerprint(benchmark):
+            if stored.get('fingerprint') != self._fingerprint(task):
                 stored = None
-        stored = peers.gather(f'result of {benchmark.name}', stored)[0]
+        stored = peers.gather(f'result of {task.name}', stored)[0]
         return None if stored is None else Result.from_json(stored)
 
-    def write(self, benchmark: Benchmark, result: Result) -> None:
+    def write(self, task: LoadedTask, result: Result) -> None:
         """Stores a result."""
         if not peers.is_primary():
             return
         stored = {
-            'task': benchmark.name,
+            'task': task.name,
             **result.to_json(),
             'about': self._about,
-            'fingerprint': self._fingerprint(benchmark),
+            'fingerprint': self._fingerprint(task),
         }
-        files.write_json(self.folder / f'{benchmark.name}.json', stored)
+        files.write_json(self.folder / f'{task.name}.json', stored)
 
-    def _fingerprint(self, benchmark: Benchmark) -> str:
-        return hash_of({**self._about, 'benchmark': benchmark.fingerprint()})
+    def _fingerprint(self, task: LoadedTask) -> str:
+        return hash_of({**self._about, 'benchmark': task.fingerprint()})

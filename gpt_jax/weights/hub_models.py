@@ -3,7 +3,7 @@
 import pathlib
 
 from gpt_jax.errors import UserError
-from gpt_jax.weights.folder import PATTERNS
+from gpt_jax.weights.transformers_folder import PATTERNS
 
 
 def download(name: str) -> pathlib.Path:

@@ -12,8 +12,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 
-from gpt_jax import checkpoint, checkpoint_document
-from gpt_jax.checkpoint import CheckpointConfig, Checkpointer
+from gpt_jax.checkpoint import CheckpointConfig, Checkpointer, checkpointer, manifest
 from gpt_jax.errors import UserError
 from gpt_jax.fingerprint import fingerprint_leaves
 
@@ -153,7 +152,7 @@ def test_meta_is_read_without_arrays(saved):
     shutil.rmtree(saved.folder / '3' / 'params')
     assert saved.meta() == saved.meta(3) == saved.meta('3') == {'position': 30}
     assert saved.meta(1) == {'position': 10}
-    assert checkpoint.Checkpointer(saved.folder / 'none', read_only=True).meta() is None
+    assert checkpointer.Checkpointer(saved.folder / 'none', read_only=True).meta() is None
 
 
 def test_nothing_saved_is_none_and_a_reader_writes_nothing(tmp_path):
@@ -329,7 +328,7 @@ def test_a_writer_opens_a_folder_in_which_everything_is_damaged(saved, messages)
 def test_orbax_alone_does_not_notice_the_flipped_bit(saved, monkeypatch):
     """If this fails, orbax verifies by itself, or `flip_one_bit` no longer hits the data."""
     flip_one_bit(saved.folder / '3')
-    monkeypatch.setattr(checkpoint, 'check_fingerprints', lambda document, items: None)
+    monkeypatch.setattr(checkpointer, 'check_fingerprints', lambda document, items: None)
     restored = saved.restore(abstract(make_items()))
     assert restored.step == 3
     assert fingerprint_leaves(restored.items) != fingerprint_leaves(make_items(3))
@@ -424,7 +423,7 @@ def test_a_document_that_may_not_be_read_is_not_damage(saved, monkeypatch):
     def fail(path):
         raise OSError(errno.ESTALE, 'Stale file handle')
 
-    monkeypatch.setattr(checkpoint_document.object_store, 'read_bytes', fail)
+    monkeypatch.setattr(manifest.object_store, 'read_bytes', fail)
     for read in (saved.steps, saved.meta, lambda: saved.restore(abstract(make_items()))):
         with pytest.raises(UserError, match='cannot read .*metadata: Stale file handle'):
             read()
@@ -432,6 +431,6 @@ def test_a_document_that_may_not_be_read_is_not_damage(saved, monkeypatch):
 
 
 def test_the_document_is_json_that_others_can_read(saved):
-    sealed = json.loads((saved.folder / '3' / checkpoint_document.META / 'metadata').read_text())
+    sealed = json.loads((saved.folder / '3' / manifest.META / 'metadata').read_text())
     assert sealed['document']['meta'] == {'position': 30}
     assert sealed['document']['leaves']['params/bias']['shape'] == [8]

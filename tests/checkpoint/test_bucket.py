@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from gpt_jax import checkpoint_objects, object_store
-from gpt_jax.checkpoint import CheckpointConfig, Checkpointer
-from gpt_jax.checkpoint_document import document_path
+from gpt_jax import object_store
+from gpt_jax.checkpoint import CheckpointConfig, Checkpointer, bucket
+from gpt_jax.checkpoint.manifest import document_path
 from gpt_jax.errors import UserError
 
 
@@ -86,12 +86,12 @@ def test_every_array_comes_back_on_another_mesh(folder):
     [((8, 4), (4, 4)), ((7, 8), (1, 8)), ((6, 2), (6, 2)), ((2, 30), (1, 15)), ((), ())],
 )
 def test_a_large_shard_is_cut_evenly(shard, chunk, monkeypatch):
-    monkeypatch.setattr(checkpoint_objects, 'CHUNK_BYTES', 64)
-    assert checkpoint_objects._chunk_shape(shard, 4) == chunk
+    monkeypatch.setattr(bucket, 'CHUNK_BYTES', 64)
+    assert bucket._chunk_shape(shard, 4) == chunk
 
 
 def test_cut_shards_come_back(one_folder, monkeypatch):
-    monkeypatch.setattr(checkpoint_objects, 'CHUNK_BYTES', 64)
+    monkeypatch.setattr(bucket, 'CHUNK_BYTES', 64)
     save(one_folder, 1)
     names = object_store.list_objects(one_folder / '1' / 'params' / 'whole')
     assert names == ['.zarray', *sorted(f'{i}.0' for i in range(8))]
@@ -174,7 +174,7 @@ def test_a_store_that_does_not_answer_is_no_damage(one_folder, monkeypatch):
     def refuse(*_, **__):
         raise ValueError('UNAVAILABLE: connection reset')
 
-    monkeypatch.setattr(checkpoint_objects.ts, 'open', refuse)
+    monkeypatch.setattr(bucket.ts, 'open', refuse)
     with pytest.raises(UserError, match=r'the store refused \(UNAVAILABLE: connection reset\)'):
         restore(one_folder)
 
@@ -187,7 +187,7 @@ def test_a_save_that_fails_is_told_by_the_next_wait(one_folder, monkeypatch):
         def refuse(*_, **__):
             raise ValueError('PERMISSION_DENIED: no')
 
-        monkeypatch.setattr(checkpoint_objects.ts, 'open', refuse)
+        monkeypatch.setattr(bucket.ts, 'open', refuse)
         checkpointer.save(2, make_items(2), {})
         with pytest.raises(UserError, match=f'cannot write {one_folder}: .*PERMISSION_DENIED'):
             checkpointer.wait()

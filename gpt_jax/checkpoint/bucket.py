@@ -7,7 +7,7 @@ to rename. Here a step is
     <step>/meta/metadata                 the document, as on a disk
 
 and the document is written last, when the arrays of all processes are there. A step without it
-was never finished: nobody reads it and the next writer removes it. `checkpoint_disk` has the same
+was never finished: nobody reads it and the next writer removes it. `disk` has the same
 names.
 """
 
@@ -26,7 +26,7 @@ import tensorstore as ts
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from gpt_jax import files, object_store
-from gpt_jax.checkpoint_document import DAMAGED, DamagedError, document_path, list_steps
+from gpt_jax.checkpoint.manifest import DAMAGED, DamagedError, document_path, list_steps
 from gpt_jax.errors import UserError
 from gpt_jax.parallel import peers
 

@@ -4,7 +4,7 @@
     <step>/meta/     the document
 
 The trees are stored flat: optax's tuples, None and empty states come from the tree to restore into.
-`checkpoint_objects` has the same names for object stores.
+`bucket` has the same names for object stores.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from gpt_jax import files
-from gpt_jax.checkpoint_document import DAMAGED, META, DamagedError, list_steps
+from gpt_jax.checkpoint.manifest import DAMAGED, META, DamagedError, list_steps
 
 
 class Writer:
