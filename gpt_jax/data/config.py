@@ -10,6 +10,7 @@ class DataConfig:
     corpus: str = 'python_stdlib'  # a key of gpt_jax.data.corpora.CORPORA, or 'shards'
     source: str = ''  # file, folder, glob, URL or data set name; shards also gs:// and s3://
     text_field: str = 'text'  # the field that holds the text (jsonl, parquet, huggingface)
+    skip_bad_rows: bool = False  # leave out rows that cannot be read; the manifest lists the first
     chat_template: str = ''  # a Jinja file; '' = the tokenizer's own, else a plain one
     separator: str = ''  # parts documents inside a text file, e.g. <|endoftext|>; '' = one a file
     sha256: str = ''  # of the file behind a URL, in hexadecimal (url)

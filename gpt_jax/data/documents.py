@@ -50,14 +50,35 @@ Reader = Callable[[BinaryIO, pathlib.Path, DataConfig], Iterator[Row]]
 
 
 class SkippedRows:
-    """What becomes of the bad rows of a corpus."""
+    """The bad rows that a corpus left out: how many, and the first of them with what is wrong."""
+
+    MOST_LISTED = 10
+
+    def __init__(self):
+        self.count = 0
+        self.first: list[str] = []
+
+    def __str__(self) -> str:
+        rows = [f'bad rows left out: {self.count:,}', *self.first]
+        return '\n  '.join(rows + ['…'] * (self.count > len(self.first)))
 
     def leave_out(self, rows: Iterable[Row], config: DataConfig) -> Iterator[Piece]:
-        """The rows. Raises UserError if one is bad."""
+        """The rows without the bad ones, if the config says to skip these.
+
+        Raises:
+            UserError: a row is bad and the config does not.
+        """
         for row in rows:
-            if isinstance(row, UserError):
-                raise row
-            yield row
+            if not isinstance(row, UserError):
+                yield row
+                continue
+            if not config.skip_bad_rows:
+                raise UserError(
+                    f'{row}, or leave out such rows with config.data.skip_bad_rows=True'
+                ) from row
+            self.count += 1
+            if self.count <= self.MOST_LISTED:
+                self.first.append(str(row))
 
 
 def read_text(file: BinaryIO, path: pathlib.Path, config: DataConfig) -> Iterator[Piece]:
