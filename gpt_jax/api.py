@@ -58,6 +58,7 @@ from gpt_jax.tokenizer.chat_template import Message
 from gpt_jax.train.fit import fit
 from gpt_jax.train.program import make_program
 from gpt_jax.train.session import Session, evaluate_shards
+from gpt_jax.train.startup_report import describe_passes, warn_of_passes
 from gpt_jax.train.state import TrainState
 from gpt_jax.weights import load_params, open_source
 from gpt_jax.weights.export import check_folder
@@ -423,6 +424,10 @@ class GPT:
         tokens = [shard.sha256 for shard in Manifest.read(folder).splits[TRAIN].shards]
         text = hash_of([tokens, self.config.model.max_seq_len, self.config.seed])
         first_batch = -(-self._seen.get(text, 0) // batch_size)
+        if not quiet:
+            passes = session.count_passes(first_batch + self.config.train.num_steps - first)
+            print(f'fit: {session.text_tokens:,} tokens to train on, {describe_passes(passes)}')
+            warn_of_passes(passes, keys=['steps', 'batch_size'])
 
         def keep(state: TrainState) -> None:
             self.params, self.steps = state.params, int(state.step)

@@ -14,6 +14,7 @@ from gpt_jax.config_tree import (
     INT32_MAX,
     check_domains,
     count,
+    file_path,
     finite,
     fraction,
     freeze,
@@ -55,7 +56,7 @@ class TrainConfig:
     num_epochs: float = real(0.0, 0, 1e9)  # length of the run in passes over the corpus; 0: off
     grad_accumulation: int = whole(0)  # micro-batches of a step; 0: by backend and size
     ema_decay: float = fraction(0.0)  # exponential moving average of the weights; 0: off
-    init_from: str = ''  # a workdir whose last weights and tokenizer the run begins with
+    init_from: str = file_path()  # a workdir whose last weights and tokenizer the run begins with
     frozen: tuple[str, ...] = ()  # paths of parameters that are not trained, as regexes
     z_loss: float = finite(0.0)  # weight of log(Z)², which keeps the logits from drifting; 0: off
     max_bad_steps: int = count(10)  # non-finite steps in a row that end the run
@@ -77,7 +78,7 @@ class EvalConfig:
     batches: int = whole(20)  # validation batches used during training; 0: the whole split
     tasks: tuple[str, ...] = ()  # tasks during training: blimp, lambada, … (evaluate/tasks.py)
     tasks_every: int = whole(0)  # steps between them; 0: only at the end
-    task_data: str = ''  # files and folders with their rows, parted by commas; or hub
+    task_data: str = file_path()  # files and folders with their rows, parted by commas; or hub
     task_limit: int = whole(0)  # first rows of each, or of each paradigm or subject; 0: all
     stride: int = whole(0)  # tokens between windows of a text in task perplexity; 0: max_seq_len
 

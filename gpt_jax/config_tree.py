@@ -1,4 +1,4 @@
-"""Trees of config dataclasses: domains of numbers, frozen copies, JSON form, differences."""
+"""Trees of config dataclasses: domains of values, frozen copies, JSON form, differences."""
 
 import dataclasses
 import difflib
@@ -18,22 +18,22 @@ FLOAT32_MIN, FLOAT32_MAX = 1.2e-38, 3.4e38
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Domain:
-    """The numbers that a knob takes, and the words for them."""
+    """The values that a knob takes, and the words for them."""
 
-    kind: type  # int or float
+    kind: type  # int, float or str
     rule: str  # completes '<key>=<value> …'
-    holds: Callable[[float], bool]  # False for NaN
+    holds: Callable[[Any], bool]  # False for NaN
 
     def check(self, key: str, value: Any) -> None:
         """Raises UserError unless `value`, that of `key`, is in the domain."""
-        kinds = int if self.kind is int else (int, float)
-        is_number = isinstance(value, kinds) and not isinstance(value, bool)
-        if not is_number or not self.holds(value):
+        kinds = (int, float) if self.kind is float else self.kind
+        has_kind = isinstance(value, kinds) and not isinstance(value, bool)
+        if not has_kind or not self.holds(value):
             raise UserError(f'{key}={_show(value)} {self.rule}')
 
 
 def knob(default: Any, domain: Domain) -> Any:
-    """Declares a field of a config dataclass whose numbers `check_domains` checks."""
+    """Declares a field of a config dataclass whose values `check_domains` checks."""
     return dataclasses.field(default=default, metadata={'domain': domain})
 
 
@@ -82,11 +82,17 @@ def part(default: float) -> Any:
     return knob(default, Domain(float, 'must be in [0, 1]', lambda value: 0 <= value <= 1))
 
 
+def file_path(default: Any = '') -> Any:
+    """Declares a knob that takes the name of a file or folder, or several."""
+    rule = 'has a NUL byte, which no file name has; remove it'
+    return knob(default, Domain(str, rule, lambda value: '\0' not in value))
+
+
 def check_domains(config: Any, key: str = 'config') -> None:
-    """Checks every number of a config tree against the domain that its field declares.
+    """Checks every value of a config tree against the domain that its field declares.
 
     Raises:
-        UserError: a number is outside of its domain, naming the key and the domain.
+        UserError: a value is outside of its domain, naming the key and the domain.
     """
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), f'{key}.{field.name}'

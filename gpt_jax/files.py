@@ -1,5 +1,9 @@
-"""Reading and writing small files so that no reader ever sees half of one."""
+"""Reading and writing small files so that no reader ever sees half of one.
 
+`TextDecoder` is the one way from bytes to text that a user gives, wherever it comes from.
+"""
+
+import codecs
 import contextlib
 import errno
 import hashlib
@@ -15,6 +19,21 @@ from gpt_jax import object_store
 from gpt_jax.errors import UserError
 
 _MOVES = 'moves.json'  # of `swap`: what goes, in the order of its numbers, and what comes
+# How files begin that people take for texts.
+_NOT_TEXT = {
+    b'%PDF': 'a PDF',
+    b'PK\x03\x04': 'a zip archive (as .docx, .odt and .epub are)',
+    b'\x1f\x8b': 'compressed by gzip (its name does not end in .gz)',
+    b'\x28\xb5\x2f\xfd': 'compressed by zstd (its name does not end in .zst)',
+    b'\xfd7zXZ': 'compressed by xz',
+    b'BZh': 'compressed by bzip2',
+    b'\x89PNG': 'a PNG image',
+    b'\xff\xd8\xff': 'a JPEG image',
+    b'PAR1': 'a parquet file (config.data.corpus=parquet)',
+    b'\xd0\xcf\x11\xe0': 'an old Office document',
+}
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_HEAD_BYTES = 16  # of a file, enough to tell what it is
 
 
 @contextlib.contextmanager
@@ -168,31 +187,79 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
 
 
+class TextDecoder:
+    """The decoder of a file or a stream of UTF-8, which is given its bytes chunk by chunk.
+
+    A byte-order mark at the start is dropped. All else is kept as it is, line ends included.
+    """
+
+    def __init__(self):
+        self._decoder = codecs.getincrementaldecoder('utf-8')()
+        self._head = b''
+        self._num_bytes = 0
+        self._begun = False
+
+    def decode(self, chunk: bytes, *, name: str | os.PathLike, final: bool = False) -> str:
+        """Returns the text of the next bytes; characters may span chunks unless it is `final`.
+
+        After an error the bytes that follow the chunk can be decoded.
+
+        Raises:
+            UserError: the bytes are not UTF-8. It names what is read, `name`, and the first such
+                byte, counted from the start of the file.
+        """
+        self._head = (self._head + chunk[:_HEAD_BYTES])[:_HEAD_BYTES]
+        self._num_bytes += len(chunk)
+        try:
+            text = self._decoder.decode(chunk, final)
+        except UnicodeDecodeError as error:
+            self._decoder.reset()
+            self._begun = True
+            offset = self._num_bytes - len(error.object) + error.start
+            raise _not_utf8(name, offset, head=self._head) from error
+        if text and not self._begun:
+            self._begun, text = True, text.removeprefix('\ufeff')
+        return text
+
+
+def decode(data: bytes, *, name: str | os.PathLike) -> str:
+    """Returns the text of a whole file. Raises UserError as `TextDecoder.decode`."""
+    return TextDecoder().decode(data, name=name, final=True)
+
+
+def _not_utf8(name: str | os.PathLike, offset: int, *, head: bytes) -> UserError:
+    for mark, kind in _NOT_TEXT.items():
+        if head.startswith(mark):
+            return UserError(f'{name} is {kind} and not text; give the text that is in it')
+    encoding = 'UTF-16' if head.startswith(UTF16_MARKS) else 'LATIN1'
+    return UserError(
+        f'{name} is not UTF-8 at byte {offset}; convert it, for example with '
+        f'iconv -f {encoding} -t UTF-8'
+    )
+
+
 def read_text(path: str | os.PathLike) -> str:
-    """The UTF-8 text of a file, line ends as they are.
+    """Returns the text of a file or an object, as `TextDecoder` decodes it.
 
     Raises:
         UserError: the file cannot be read or is not UTF-8.
     """
+    path = path if object_store.is_remote(path) else pathlib.Path(path)
     try:
-        return pathlib.Path(path).read_bytes().decode('utf-8')
-    except OSError as error:
-        raise UserError(f'cannot read {path}: {error.strerror or error}') from error
-    except UnicodeDecodeError as error:
-        raise UserError(f'{path} is not UTF-8 at byte {error.start}; convert it') from error
+        return decode(object_store.read_bytes(path), name=path)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UserError(f'cannot read {path}: {getattr(error, "strerror", "") or error}') from error
 
 
 def read_json(path: str | os.PathLike) -> Any:
     """The value stored in a JSON file.
 
     Raises:
-        UserError: the file is missing or is not JSON.
+        UserError: the file is missing, is not UTF-8 or is not JSON.
     """
-    path = path if object_store.is_remote(path) else pathlib.Path(path)
+    text = read_text(path)
     try:
-        return json.loads(object_store.read_bytes(path))
-    except OSError as error:
-        raise UserError(f'cannot read {path}: {error.strerror or error}') from error
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f'{path} is not valid JSON ({error}); restore or delete it') from error
 

@@ -81,6 +81,9 @@ def _end(status: int, reason: str) -> int:
 
 
 def _main(argv: list[str], *, debug: bool) -> int:
+    for argument in argv:
+        if '\0' in argument:
+            raise UserError(f'the argument {argument!r} has a NUL byte; remove it')
     if any(re.fullmatch('--?(help|helpfull|h)', argument) for argument in argv):
         print(_help(argv))
         return 0

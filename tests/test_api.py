@@ -349,6 +349,26 @@ def test_short_calls_of_fit_see_what_a_long_one_does(tmp_path, monkeypatch):
     assert taken[3][1] == whole[4][1] + whole[5][1]  # sequence 6 begins its second batch of 4
 
 
+@pytest.mark.slow
+def test_fit_counts_the_passes_over_the_text(capsys):
+    text = TEXT.read_text(encoding='utf-8')[:800]
+    gpt = GPT(vocab_size=257, tokenizer=make_tokenizer(TokenizerConfig(), tuple), **SMALL)
+
+    def said(*, steps: int, quiet: bool = False) -> list[str]:
+        gpt.fit(text, steps=steps, batch_size=8, quiet=quiet)
+        lines = capsys.readouterr().out.splitlines()
+        return [line for line in lines if 'over your text' in line]
+
+    assert said(steps=9) == ['fit: 720 tokens to train on, 3.2 passes over your text']
+    assert said(steps=100, quiet=True) == []
+    counted, warned = said(steps=1)
+    assert counted == 'fit: 720 tokens to train on, 39 passes over your text'  # in all calls
+    assert warned == (
+        'warning: 39 passes over your text are so many that the model will learn it by heart; '
+        'lower steps or batch_size, or give it more text'
+    )
+
+
 def test_weights_from_elsewhere_get_the_rate_of_fine_tuning(tiny, tmp_path, capsys):
     tiny.export(tmp_path / 'out', format='safetensors')
     gpt = GPT.from_pretrained(tmp_path / 'out')

@@ -5,16 +5,18 @@ import dataclasses
 import inspect
 import json
 import math
+import pathlib
 import typing
 
 import pytest
 from absl import flags as absl_flags
 
-from gpt_jax import object_store, run
+from gpt_jax import GPT, object_store, run
 from gpt_jax.config import RunConfig, finalize, load_config
 from gpt_jax.config_tree import INT32_MAX, check_domains, to_json
 from gpt_jax.errors import UserError
 from gpt_jax.inference.config import SampleConfig
+from gpt_jax.main import main
 from gpt_jax.modes import MODES
 from gpt_jax.optim import OPTIMIZERS
 
@@ -179,6 +181,58 @@ def test_a_config_file_that_makes_half_a_tree_is_one_line(change, tmp_path):
     )
     with pytest.raises(UserError, match=rf'half\.py: {change.split()[0]}='):
         load_config(str(path))
+
+
+@pytest.mark.parametrize(
+    'flags',
+    [
+        ['--workdir=runs/a\0b'],
+        ['--workdir', 'a\0b'],
+        ['--mode=generate', '--workdir=a', '--prompt_file=a\0b'],
+        ['--mode=evaluate', '--workdir=a', '--text=a\0b'],
+        ['--mode=evaluate', '--workdir=a', '--tasks=blimp', '--task_data=a\0b'],
+        ['--mode=export', '--workdir=a', '--out=a\0b'],
+        ['--mode=import_weights', '--workdir=a', '--source=a\0b'],
+        ['--config=configs/quickstart.py', '--config.data.source=a\0b'],
+        ['--config=a\0b'],
+    ],
+)
+def test_a_flag_with_a_nul_is_one_line(flags, capsys):
+    assert main(flags) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line == f'error: the argument {flags[-1]!r} has a NUL byte; remove it'
+
+
+@pytest.mark.parametrize(
+    'key',
+    ['data.source', 'data.chat_template', 'data.cache_dir', 'data.mixture', 'tokenizer.path']
+    + ['train.init_from', 'eval.task_data'],
+)
+def test_a_path_of_a_config_with_a_nul_is_one_line(key):
+    config = RunConfig()
+    branch, name = key.split('.')
+    value = 'a\0b' if getattr(getattr(config, branch), name) == '' else ('c=1', 'a\0b=1')
+    setattr(getattr(config, branch), name, value)
+    with pytest.raises(UserError, match=rf"^config\.{key}='a\\x00b(=1)?' has a NUL byte"):
+        finalize(config, vocab_size=10)
+
+
+@pytest.mark.parametrize(
+    'use',
+    [
+        lambda gpt, path: gpt.fit(pathlib.Path(path), steps=1),
+        lambda gpt, path: gpt.evaluate(pathlib.Path(path)),
+        lambda gpt, path: gpt.save(path),
+        lambda gpt, path: gpt.export(path),
+        lambda gpt, path: GPT.load(path),
+        lambda gpt, path: GPT.from_pretrained(path),
+    ],
+    ids=['fit', 'evaluate', 'save', 'export', 'load', 'from_pretrained'],
+)
+def test_a_path_with_a_nul_is_a_user_error_in_python(use):
+    gpt = GPT(num_layers=1, num_heads=1, d_model=16, max_seq_len=8)
+    with pytest.raises(UserError, match=r'a\x00b|a\\x00b'):
+        use(gpt, 'a\0b')
 
 
 @pytest.mark.parametrize('to_path', [object_store.to_path, object_store.local_path])

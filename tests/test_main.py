@@ -289,7 +289,9 @@ def test_wrong_uses_of_a_run(trained, capsys, tmp_path):
     assert '--out=gs://bucket/run: name a folder of this machine' in _error(
         capsys, '--mode=export', f'--workdir={trained}', '--out=gs://bucket/run'
     )
-    assert '--prompt_file=/nowhere' in _error(capsys, *generate, '--prompt_file=/nowhere')
+    assert '--prompt_file: cannot read /nowhere' in _error(
+        capsys, *generate, '--prompt_file=/nowhere'
+    )
     train = [f'--config={TINY}', f'--workdir={trained}', '--config.train.num_steps=50']
     assert 'config.train.batch_size: 8 -> 4' in _error(
         capsys, *train, '--config.train.batch_size=4'
@@ -361,7 +363,7 @@ def test_runs_as_a_module(tmp_path):
 
 
 def test_prompt_from_stdin(trained, capsys, monkeypatch):
-    monkeypatch.setattr('sys.stdin', io.StringIO('Alice '))
+    monkeypatch.setattr('sys.stdin', io.TextIOWrapper(io.BytesIO(b'Alice ')))
     arguments = ['--mode=generate', f'--workdir={trained}', '--max_new_tokens=3', '--prompt=-']
     assert main(arguments) == 0
     assert capsys.readouterr().out.startswith('Alice ')

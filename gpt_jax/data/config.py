@@ -2,21 +2,24 @@
 
 import dataclasses
 
-from gpt_jax.config_tree import positive, whole
+from gpt_jax.config_tree import file_path, positive, whole
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class DataConfig:
     corpus: str = 'python_stdlib'  # a key of gpt_jax.data.corpora.CORPORA, or 'shards'
-    source: str = ''  # file, folder, glob, URL or data set name; shards also gs:// and s3://
+    source: str = (
+        file_path()
+    )  # file, folder, glob, URL or data set name; shards also gs:// and s3://
     text_field: str = 'text'  # the field that holds the text (jsonl, parquet, huggingface)
-    chat_template: str = ''  # a Jinja file; '' = the tokenizer's own, else a plain one
+    skip_bad_rows: bool = False  # leave out rows that cannot be read; the manifest lists the first
+    chat_template: str = file_path()  # a Jinja file; '' = the tokenizer's own, else a plain one
     separator: str = ''  # parts documents inside a text file, e.g. <|endoftext|>; '' = one a file
     sha256: str = ''  # of the file behind a URL, in hexadecimal (url)
     split: str = 'hash:0.01'  # validation part: 'hash:F' of the documents, 'tail:F' the text's end
-    cache_dir: str = ''  # shards and copies of remote ones; '' = gpt_jax/data in the user's cache
+    cache_dir: str = file_path()  # shards, copies of remote ones; '' = the user's cache
     weight: float = positive(1.0)  # share of this corpus where `mixture` adds others
-    mixture: tuple[str, ...] = ()  # further prepared folders to draw from, each 'FOLDER=WEIGHT'
+    mixture: tuple[str, ...] = file_path(())  # further prepared folders, each 'FOLDER=WEIGHT'
     segment_ids: bool = False  # mark documents, so that attention does not cross them
     num_threads: int = whole(1, high=1024)  # threads that read ahead; 0 reads batches when asked
     prefetch_batches: int = whole(4, high=65_536)  # batches read ahead

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from gpt_jax.data import documents, hub_datasets, input_files, locations
 from gpt_jax.data.config import DataConfig
-from gpt_jax.data.documents import Piece, Reader
+from gpt_jax.data.documents import Piece, Reader, SkippedRows
 from gpt_jax.data.download import download
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer.chat_template import ChatTemplate
@@ -42,6 +42,7 @@ class Corpus(Protocol):
     size: float  # of all documents, in `unit`s; 0 when unknown
     unit: str
     position: float  # how much of `size` the running `pieces` has read
+    skipped: SkippedRows  # what the running `pieces` has left out
 
     def pieces(self) -> Iterator[Piece]:
         """The documents from the first on, none empty."""
@@ -61,6 +62,7 @@ class FileCorpus:
     rendered: str = ''  # a hash of what makes text of the files' content, if anything does
     unit: str = 'B'
     position: float = 0.0
+    skipped: SkippedRows = dataclasses.field(default_factory=SkippedRows)
 
     @property
     def size(self) -> float:
@@ -72,10 +74,11 @@ class FileCorpus:
         Raises:
             UserError: a file cannot be read or holds something else, naming it.
         """
-        finished = 0.0
+        self.skipped, finished = SkippedRows(), 0.0
         for path in self.files:
             with input_files.open_decompressed(path) as (raw, file):
-                for piece in self.read(file, path, self.config):
+                rows = self.read(file, path, self.config)
+                for piece in self.skipped.leave_out(rows, self.config):
                     self.position = finished + raw.tell()
                     yield piece
                 finished += raw.tell()

@@ -5,9 +5,8 @@ documents of more than PIECE_CHARS characters, so that memory stays bounded; the
 end where BPE's split into words has a boundary anyway, so that BPE gives the ids of the whole.
 """
 
-import codecs
-import contextlib
 import json
+import os
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from gpt_jax import files
 from gpt_jax.data.config import DataConfig
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer import Tokenizer, chat_template
@@ -25,19 +25,6 @@ PIECE_CHARS = 2**22
 _LAST_LINE_END = re.compile(r'.*\S(\n)(?=\S)', re.DOTALL)
 _LINE_END_SEARCH_CHARS = 2**16
 COMPRESSED_SUFFIXES = ('.gz', '.zst')  # of files that are decompressed as they are read
-# How files begin that people take for texts.
-NOT_TEXT = {
-    b'%PDF': 'a PDF',
-    b'PK\x03\x04': 'a zip archive (as .docx, .odt and .epub are)',
-    b'\x1f\x8b': 'compressed by gzip (its name does not end in .gz)',
-    b'\x28\xb5\x2f\xfd': 'compressed by zstd (its name does not end in .zst)',
-    b'\xfd7zXZ': 'compressed by xz',
-    b'BZh': 'compressed by bzip2',
-    b'\x89PNG': 'a PNG image',
-    b'\xff\xd8\xff': 'a JPEG image',
-    b'PAR1': 'a parquet file (config.data.corpus=parquet)',
-    b'\xd0\xcf\x11\xe0': 'an old Office document',
-}
 
 
 class Piece(NamedTuple):
@@ -57,31 +44,63 @@ def begin_document(tokenizer: Tokenizer) -> np.ndarray:
     return np.array([tokenizer.bos_id] if begins else [], np.uint32)
 
 
-Reader = Callable[[BinaryIO, pathlib.Path, DataConfig], Iterator[Piece]]
+# Of a corpus of rows: the text of one, or the reason why it has none.
+Row = Piece | UserError
+Reader = Callable[[BinaryIO, pathlib.Path, DataConfig], Iterator[Row]]
+
+
+class SkippedRows:
+    """The bad rows that a corpus left out: how many, and the first of them with what is wrong."""
+
+    MOST_LISTED = 10
+
+    def __init__(self):
+        self.count = 0
+        self.first: list[str] = []
+
+    def __str__(self) -> str:
+        rows = [f'bad rows left out: {self.count:,}', *self.first]
+        return '\n  '.join(rows + ['…'] * (self.count > len(self.first)))
+
+    def leave_out(self, rows: Iterable[Row], config: DataConfig) -> Iterator[Piece]:
+        """The rows without the bad ones, if the config says to skip these.
+
+        Raises:
+            UserError: a row is bad and the config does not.
+        """
+        for row in rows:
+            if not isinstance(row, UserError):
+                yield row
+                continue
+            if not config.skip_bad_rows:
+                raise UserError(
+                    f'{row}, or leave out such rows with config.data.skip_bad_rows=True'
+                ) from row
+            self.count += 1
+            if self.count <= self.MOST_LISTED:
+                self.first.append(str(row))
 
 
 def read_text(file: BinaryIO, path: pathlib.Path, config: DataConfig) -> Iterator[Piece]:
     """A UTF-8 text: one document, or several parted by the literal `config.separator`.
 
-    The separator and the newlines around it belong to no document. Without one the text is kept
-    to the last byte, but for a byte-order mark at its start.
+    The separator and the line ends around it belong to no document. Otherwise the text is kept as
+    `files.TextDecoder` gives it: to the last byte, but for a byte-order mark at its start.
     """
     yield from cut_documents(_decode(file, path), config.separator)
 
 
-def read_jsonl(file: BinaryIO, path: pathlib.Path, config: DataConfig) -> Iterator[Piece]:
-    """One JSON object a line, the document in its field `config.text_field`."""
-    for where, record in _records(file, path):
-        text = text_of(record, config.text_field, where=where)
-        if text:
-            yield Piece(text)
+def read_jsonl(file: BinaryIO, path: pathlib.Path, config: DataConfig) -> Iterator[Row]:
+    """One JSON object per line, the document in its field `config.text_field`."""
+    yield from text_rows(json_lines(file, path), config.text_field)
 
 
 def read_chats(
     file: BinaryIO, path: pathlib.Path, config: DataConfig, *, template: ChatTemplate
-) -> Iterator[Piece]:
-    """One JSON object a line, the conversation in its field `messages`."""
-    for where, record in _records(file, path):
+) -> Iterator[Row]:
+    """One JSON object per line, the conversation in its field `messages`."""
+
+    def to_piece(record: Any, where: str) -> Piece:
         messages = record.get('messages') if isinstance(record, dict) else None
         try:
             segments = tuple(template.segments(messages))
@@ -89,28 +108,53 @@ def read_chats(
             raise UserError(f'{where}: {error}') from error
         if not any(segment.learned for segment in segments):
             raise UserError(f'{where} has no message of the assistant to learn from; remove it')
-        yield Piece(chat_template.to_text(segments), segments=segments)
+        return Piece(chat_template.to_text(segments), segments=segments)
+
+    yield from _rows(json_lines(file, path), to_piece)
 
 
-def _records(file: BinaryIO, path: pathlib.Path) -> Iterator[tuple[str, Any]]:
-    """The JSON values of a file's lines, and where each of them is."""
-    offset = 0
+def read_parquet(file: BinaryIO, path: pathlib.Path, config: DataConfig) -> Iterator[Row]:
+    """One row per document, in the column `config.text_field`."""
+    yield from text_rows(_parquet_records(file, path, config.text_field), config.text_field)
+
+
+def text_rows(records: Iterable[tuple[str, Any]], field: str) -> Iterator[Row]:
+    """The documents in one field of records, each of which comes with where it stands."""
+
+    def to_piece(record: Any, where: str) -> Piece | None:
+        text = text_of(record, field, where=where)
+        return Piece(text) if text else None
+
+    yield from _rows(records, to_piece)
+
+
+def json_lines(file: BinaryIO, name: str | os.PathLike) -> Iterator[tuple[str, Any]]:
+    """The JSON values of a file's lines, and where each of them is; blank lines are left out.
+
+    A line that is not UTF-8 or not JSON comes as the UserError that says so.
+    """
+    decoder = files.TextDecoder()
     for number, line in enumerate(file, start=1):
-        where = f'{path}, line {number}'
-        content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-        if content.strip():
-            try:
-                record = json.loads(content.decode('utf-8'))
-            except UnicodeDecodeError as error:
-                raise not_utf8(path, offset + len(line) - len(content) + error.start) from error
-            except (ValueError, RecursionError) as error:
-                raise UserError(f'{where} is not valid JSON ({error}); correct it') from error
-            yield where, record
-        offset += len(line)
+        where = f'{name}, line {number}'
+        try:
+            text = decoder.decode(line, name=where, final=True)
+            if text.strip():
+                yield where, _parse(text, where)
+        except UserError as error:
+            yield where, error
 
 
-def read_parquet(file: BinaryIO, path: pathlib.Path, config: DataConfig) -> Iterator[Piece]:
-    """One row a document, in the column `config.text_field`."""
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f'{where} is not valid JSON ({error}); correct it') from error
+
+
+def _parquet_records(
+    file: BinaryIO, path: pathlib.Path, field: str
+) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
+    """The rows of a table, of which only one column is read, and where each of them is."""
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
@@ -118,16 +162,33 @@ def read_parquet(file: BinaryIO, path: pathlib.Path, config: DataConfig) -> Iter
     try:
         table = parquet.ParquetFile(file)
         names = table.schema_arrow.names
-        if config.text_field not in names:
-            raise _no_field(config.text_field, names, where=str(path))
-        for batch in table.iter_batches(batch_size=1024, columns=[config.text_field]):
-            for record in batch.to_pylist():
-                text = text_of(record, config.text_field, where=str(path))
-                if text:
-                    yield Piece(text)
+        if field not in names:
+            raise _no_field(field, names, where=str(path))
+        number = 0
+        for batch in table.iter_batches(batch_size=1024, columns=[field]):
+            for value in batch.column(0):
+                number += 1
+                where = f'{path}, row {number}'
+                try:
+                    yield where, {field: value.as_py()}
+                except UnicodeDecodeError:
+                    yield where, UserError(f'{where}: the text is not UTF-8; correct it')
     except ArrowException as error:
         reason = str(error).splitlines()[0]
         raise UserError(f'{path} is not a readable parquet file ({reason})') from error
+
+
+def _rows(
+    records: Iterable[tuple[str, Any]], to_piece: Callable[[Any, str], Piece | None]
+) -> Iterator[Row]:
+    """The pieces that `to_piece(record, where)` makes, or the reasons why it makes none."""
+    for where, record in records:
+        try:
+            row = record if isinstance(record, UserError) else to_piece(record, where)
+        except UserError as error:
+            row = error
+        if row is not None:
+            yield row
 
 
 def cut_documents(chunks: Iterable[str], separator: str) -> Iterator[Piece]:
@@ -135,14 +196,18 @@ def cut_documents(chunks: Iterable[str], separator: str) -> Iterator[Piece]:
 
     Args:
       chunks: the text, cut anywhere.
-      separator: the string between two documents; '' when all is one document.
+      separator: the string between two documents, whose line ends match LF and CR LF; '' when all
+        is one document.
     """
-    strip = '\n' if separator else ''
+    strip = '\r\n' if separator else ''
+    lines = separator.replace('\r\n', '\n').split('\n')
+    pattern = re.compile(r'\r?\n'.join(map(re.escape, lines)))
+    longest = len('\r\n'.join(lines))
     rest, starts_document = '', True
     for chunk in chunks:
         rest += chunk
         if separator:
-            *whole, rest = rest.split(separator)
+            *whole, rest = pattern.split(rest)
             for text in whole:
                 text = text.lstrip(strip) if starts_document else text
                 text = text.rstrip(strip)
@@ -150,7 +215,7 @@ def cut_documents(chunks: Iterable[str], separator: str) -> Iterator[Piece]:
                     yield Piece(text, starts_document)
                 starts_document = True
         # The margin keeps half a separator at the end of `rest` together.
-        while len(rest) >= PIECE_CHARS + len(separator):
+        while len(rest) >= PIECE_CHARS + longest:
             text, rest = _cut_at_line_end(rest)
             text = text.lstrip(strip) if starts_document else text
             if text:
@@ -189,23 +254,6 @@ def text_of(record: Any, field: str, *, where: str) -> str:
     return text
 
 
-def not_utf8(path: pathlib.Path, offset: int) -> UserError:
-    """The error for bytes that are not UTF-8, `offset` counted in bytes from the file's start."""
-    encoding = 'LATIN1'
-    if path.suffix not in COMPRESSED_SUFFIXES:
-        with contextlib.suppress(OSError), open(path, 'rb') as file:
-            head = file.read(16)
-            for mark, kind in NOT_TEXT.items():
-                if head.startswith(mark):
-                    return UserError(f'{path} is {kind} and not text; give the text that is in it')
-            if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                encoding = 'UTF-16'
-    return UserError(
-        f'{path} is not UTF-8 at byte {offset}; convert it, for example with '
-        f'iconv -f {encoding} -t UTF-8'
-    )
-
-
 def missing_package(package: str, needed_by: str) -> UserError:
     """The error for an optional package that is not installed."""
     return UserError(f'{needed_by} needs the package {package}: pip install {package}')
@@ -219,21 +267,12 @@ def _no_field(field: str, names: Iterable[str], *, where: str) -> UserError:
 
 
 def _decode(file: BinaryIO, path: pathlib.Path) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder('utf-8')()
-    offset = 0  # of the next chunk in the file
-    while True:
+    decoder, is_end = files.TextDecoder(), False
+    while not is_end:
         chunk = file.read(CHUNK_BYTES)
-        held = len(decoder.getstate()[0])  # bytes of a character that the last chunk began
-        skipped = len(codecs.BOM_UTF8) if offset == 0 and chunk.startswith(codecs.BOM_UTF8) else 0
-        try:
-            text = decoder.decode(chunk[skipped:], final=not chunk)
-        except UnicodeDecodeError as error:
-            raise not_utf8(path, offset + skipped - held + error.start) from error
-        if text:
+        is_end = not chunk
+        if text := decoder.decode(chunk, name=path, final=is_end):
             yield text
-        if not chunk:
-            return
-        offset += len(chunk)
 
 
 def _cut_at_line_end(text: str) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from gpt_jax import object_store
 from gpt_jax.data import documents
 from gpt_jax.data.config import DataConfig
 from gpt_jax.data.input_files import open_decompressed
@@ -46,7 +47,7 @@ def encode_text_file(path: str | pathlib.Path, tokenizer: Tokenizer) -> Shards:
     Raises:
         UserError: the file is missing, empty or not UTF-8.
     """
-    path, tokens, num_bytes = pathlib.Path(path).expanduser(), [], 0
+    path, tokens, num_bytes = object_store.local_path(path, key='text'), [], 0
     beginning = documents.begin_document(tokenizer)
     with open_decompressed(path) as (_, file):
         for piece in documents.read_text(file, path, DataConfig()):

@@ -7,6 +7,7 @@ import re
 from gpt_jax import files
 from gpt_jax.data.config import DataConfig
 from gpt_jax.errors import UserError
+from gpt_jax.tokenizer.unicode import check_unicode
 
 # One line that begins or ends as a path does: most likely the mistyped name of a file.
 _PATH = re.compile(
@@ -21,7 +22,7 @@ def describe_text(text: str | os.PathLike, scratch: pathlib.Path) -> DataConfig:
 
     Raises:
         UserError: it is one word or looks like a path, and is not the name of a file, so surely a
-            mistyped one.
+            mistyped one. Or it is not valid Unicode.
     """
     if not isinstance(text, str) or _exists(text):
         return DataConfig(corpus='text', source=os.fspath(text), split='tail:0.1')
@@ -33,6 +34,7 @@ def describe_text(text: str | os.PathLike, scratch: pathlib.Path) -> DataConfig:
         raise UserError(
             f'there is no file {text!r}; if it is a text and no path, end it with a line break'
         )
+    check_unicode(text)
     files.write_text(scratch / 'text.txt', text)
     return DataConfig(
         corpus='text',

@@ -5,10 +5,11 @@ import functools
 import hashlib
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 from gpt_jax.data import documents, locations
 from gpt_jax.data.config import DataConfig
-from gpt_jax.data.documents import Piece
+from gpt_jax.data.documents import Piece, SkippedRows
 from gpt_jax.errors import UserError
 
 
@@ -24,6 +25,7 @@ class HubCorpus:
     unit: str = 'documents'
     position: float = 0.0
     size: float = 0.0  # the hub does not always know
+    skipped: SkippedRows = dataclasses.field(default_factory=SkippedRows)
 
     def pieces(self) -> Iterator[Piece]:
         """The documents, fetched as they are asked for.
@@ -31,6 +33,12 @@ class HubCorpus:
         Raises:
             UserError: the data set cannot be loaded, or has no field `config.text_field`.
         """
+        self.skipped = SkippedRows()
+        rows = documents.text_rows(self._records(), self.config.text_field)
+        yield from self.skipped.leave_out(rows, self.config)
+
+    def _records(self) -> Iterator[tuple[str, Any]]:
+        """The rows, and where each of them is."""
         try:
             import datasets
         except ImportError as error:
@@ -53,9 +61,7 @@ class HubCorpus:
             except Exception as error:
                 raise self._cannot_load(error) from error
             self.position += 1
-            text = documents.text_of(record, self.config.text_field, where=self.config.source)
-            if text:
-                yield Piece(text)
+            yield f'{self.config.source}, row {int(self.position)}', record
 
     def fingerprint(self) -> str:
         """A hash of the hub's revision and of the configuration; of a local folder its files'."""

@@ -1,6 +1,5 @@
 """The files behind `config.data.source`: finding them and opening them."""
 
-import codecs
 import contextlib
 import glob
 import gzip
@@ -16,6 +15,7 @@ from gpt_jax import object_store
 from gpt_jax.data import documents
 from gpt_jax.data.config import DataConfig
 from gpt_jax.errors import UserError
+from gpt_jax.files import UTF16_MARKS
 
 _JSONL_SUFFIXES = ('.jsonl', '.ndjson')
 _BINARY_PROBE_BYTES = 8192
@@ -124,9 +124,13 @@ def files_below(
 
 
 def looks_binary(path: pathlib.Path) -> bool:
-    """Whether git would call the file's content binary: a zero byte near its start."""
+    """Whether git would call the file's content binary: a zero byte near its start.
+
+    A text in UTF-16 has those too; it is not binary, so that reading it says what it is.
+    """
     with open_decompressed(path) as (_, content):
-        return b'\0' in content.read(_BINARY_PROBE_BYTES).removeprefix(codecs.BOM_UTF8)
+        head = content.read(_BINARY_PROBE_BYTES)
+    return b'\0' in head and not head.startswith(UTF16_MARKS)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from gpt_jax import tokenizer as tokenizers
 from gpt_jax.data import locations, remote_shards
 from gpt_jax.data.config import DataConfig
 from gpt_jax.data.corpora import CHAT, Corpus, make_corpus
-from gpt_jax.data.documents import Piece
+from gpt_jax.data.documents import Piece, SkippedRows
 from gpt_jax.data.encode import encode_parts
 from gpt_jax.data.mixture import parse_mixture
 from gpt_jax.data.shard_manifest import (
@@ -112,6 +112,7 @@ def prepare(
             'separator': config.separator,
             'split': str(rule),
             'tokenizer': tokenizer_identity(tokenizer_config, given, chat=template is not None),
+            **({'skip_bad_rows': True} if config.skip_bad_rows else {}),
         }
     )
     folder = locations.cache_folder(config) / f'{corpus.name}-{identity[:12]}'
@@ -174,7 +175,7 @@ def _build(
                 tokens = sum(writer.tokens for writer in writers.values())
                 line.update(corpus.position, tokens=tokens)
         splits = {split: writer.finish() for split, writer in writers.items()}
-        _check_not_empty(splits, folder, rule)
+        _check_not_empty(splits, folder, rule, corpus.skipped)
     except UserError:
         if not any(folder.glob('*.tokens')):  # nothing that another attempt could go on from
             shutil.rmtree(folder, ignore_errors=True)
@@ -191,7 +192,11 @@ def _build(
         eot_id=tokenizer.eot_id,
         dtype=dtype,
         splits=splits,
+        skipped_rows=corpus.skipped.count,
+        first_skipped=tuple(corpus.skipped.first),
     ).write(folder)
+    if corpus.skipped.count:
+        print(corpus.skipped, flush=True)
     for info in splits.values():
         remember(folder, info.shards, read_verified(folder))
 
@@ -253,7 +258,9 @@ def _keep_tokenizer(
     return tokenizer
 
 
-def _check_not_empty(splits: dict[str, SplitInfo], folder: pathlib.Path, rule: SplitRule) -> None:
+def _check_not_empty(
+    splits: dict[str, SplitInfo], folder: pathlib.Path, rule: SplitRule, skipped: SkippedRows
+) -> None:
     """Refuses a corpus that leaves a split without text, and removes what was made of it.
 
     Raises:
@@ -262,6 +269,10 @@ def _check_not_empty(splits: dict[str, SplitInfo], folder: pathlib.Path, rule: S
     empty = [split for split in SPLITS if not splits[split].num_bytes]
     if len(empty) == len(SPLITS):
         shutil.rmtree(folder)
+        if skipped.count:
+            raise UserError(
+                f'all {skipped.count:,} rows of the corpus are bad; the first: {skipped.first[0]}'
+            )
         raise UserError(
             'the corpus has no text; set config.data.corpus and config.data.source to one that has'
         )

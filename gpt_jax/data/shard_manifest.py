@@ -100,6 +100,8 @@ class Manifest:
     eot_id: int | None
     dtype: str  # of the tokens, as numpy writes it
     splits: dict[str, SplitInfo]
+    skipped_rows: int = 0  # bad ones, left out by config.data.skip_bad_rows
+    first_skipped: tuple[str, ...] = ()  # where the first of them are, and what is wrong
 
     @classmethod
     def read(cls, folder: pathlib.Path, *, check_files: bool = True) -> Self:
@@ -118,7 +120,8 @@ class Manifest:
             )
         try:
             splits = {name: _read_split(split) for name, split in stored.pop('splits').items()}
-            manifest = cls(splits=splits, **stored)
+            first_skipped = tuple(stored.pop('first_skipped', ()))
+            manifest = cls(splits=splits, first_skipped=first_skipped, **stored)
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f'{path} is damaged ({error}); delete {folder} and prepare it again'

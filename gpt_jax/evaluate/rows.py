@@ -1,12 +1,11 @@
 """The rows of a task: from local files, archives and folders of them, or from the hub."""
 
-import codecs
-import json
 import pathlib
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
 
+from gpt_jax import files
 from gpt_jax.data import documents
 from gpt_jax.data.input_files import files_below, is_jsonl, open_decompressed
 from gpt_jax.errors import UserError
@@ -89,11 +88,7 @@ def _read_file(path: pathlib.Path, *, texts: bool) -> Iterator[tuple[str, Any]]:
             yield from _read_jsonl(file, str(path))
     elif texts:
         with open_decompressed(path) as (_, file):
-            content = file.read().removeprefix(codecs.BOM_UTF8)
-        try:
-            yield str(path), {'text': content.decode()}
-        except UnicodeDecodeError as error:
-            raise documents.not_utf8(path, error.start) from error
+            yield str(path), {'text': files.decode(file.read(), name=path)}
     else:
         raise UserError(f'{path} is not .jsonl, .parquet or an archive of them; convert it')
 
@@ -113,13 +108,10 @@ def _read_archive(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
 
 
 def _read_jsonl(file: BinaryIO, where: str) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(file, start=1):
-        place = f'{where}, line {number}'
-        if line.strip():
-            try:
-                yield place, json.loads(line.decode('utf-8-sig'))
-            except ValueError as error:
-                raise UserError(f'{place} is not valid JSON ({error}); correct it') from error
+    for place, row in documents.json_lines(file, where):
+        if isinstance(row, UserError):
+            raise row
+        yield place, row
 
 
 def _read_parquet(path: pathlib.Path) -> Iterator[tuple[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
+from gpt_jax import files, object_store
 from gpt_jax import run as runs
 from gpt_jax.config import RunConfig
 from gpt_jax.errors import UserError
@@ -61,7 +62,7 @@ def run(
         if value is not None:
             setattr(config.sample, name, tuple(value) if name == 'stop' else value)
     finalize_sample(config.sample)
-    prompts = _prompts(flags, config.sample)
+    prompts = read_prompts(flags, config.sample)
     opened = saved_weights.open_run(config, workdir, overrides)
     step, params = runs.restore_weights(
         opened,
@@ -88,26 +89,27 @@ def run(
     return 0
 
 
-def _prompts(flags: absl_flags.FlagValues, sampling: SampleConfig) -> list[str]:
+def read_prompts(flags: absl_flags.FlagValues, sampling: SampleConfig) -> list[str]:
     """What to continue: the flags, else `config.sample.prompt`."""
     if flags.prompt is not None and flags.prompt_file is not None:
         raise UserError('give either --prompt or --prompt_file')
     if flags.prompt_file is not None:
-        path = pathlib.Path(flags.prompt_file)
+        path = object_store.to_path(flags.prompt_file, key='--prompt_file')
         try:
-            return [path.read_text(encoding='utf-8')]
-        except OSError as error:
-            raise UserError(f'--prompt_file={path}: {error.strerror}') from error
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f'--prompt_file={path} is not UTF-8 at byte {error.start}; convert it'
-            ) from error
+            return [files.read_text(path)]
+        except UserError as error:
+            raise UserError(f'--prompt_file: {error}') from error
     prompts = [sampling.prompt] if flags.prompt is None else flags.prompt
     if '-' in prompts and peers.num_processes() > 1:
         raise UserError(
             '--prompt=- reads the input of one process, and the run has several; use --prompt_file'
         )
-    return [sys.stdin.read() if prompt == '-' else prompt for prompt in prompts]
+    return [_read_input() if prompt == '-' else prompt for prompt in prompts]
+
+
+def _read_input() -> str:
+    """Returns the text on standard input."""
+    return files.decode(sys.stdin.buffer.read(), name='--prompt=-: standard input')
 
 
 def _ask(prompt: str, tokenizer: Tokenizer) -> list[int]:

@@ -30,7 +30,7 @@ from gpt_jax.train import loop
 from gpt_jax.train.host_memory import check_host_memory
 from gpt_jax.train.memory import explain_out_of_memory
 from gpt_jax.train.session import Session
-from gpt_jax.train.startup_report import summarize
+from gpt_jax.train.startup_report import describe_passes, summarize, warn_of_passes
 from gpt_jax.train.state import TrainState
 from gpt_jax.train.stop_signal import StopAgreement, StopSignal
 from gpt_jax.train.watchdog import Watchdog
@@ -131,7 +131,15 @@ def _train(
                 f'another --workdir with --config.train.init_from={workdir}'
             )
         _check_resumable(saved, meta, workdir)
-    print(format_table(str(workdir), summarize(session.program, config)), flush=True)
+    passes = session.count_passes(config.train.num_steps)
+    text = f'{session.text_tokens:,} tokens to train on, {describe_passes(passes)}'
+    print(
+        format_table(str(workdir), summarize(session.program, config) | {'text': text}), flush=True
+    )
+    keys = [f'config.{_length_key(config)}']
+    if keys == ['config.train.num_steps']:  # else the number of steps follows from the batch size
+        keys.append('config.train.batch_size')
+    warn_of_passes(passes, keys=keys)
     _warn_of_warmup(config)
     restored = checkpointer.restore(_items(session.program.abstract_state))
     start = 0 if restored is None else restored.step

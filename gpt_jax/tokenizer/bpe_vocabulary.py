@@ -9,6 +9,7 @@ encode to, which `parse_gpt2` checks.
 import dataclasses
 import itertools
 import pathlib
+import re
 from typing import Any
 
 from gpt_jax import files
@@ -216,10 +217,7 @@ def _read_pair(ids_path: pathlib.Path, merges_path: pathlib.Path) -> dict[str, A
     if not isinstance(ids, dict) or not all(type(i) is int for i in ids.values()):
         raise UserError(f'{ids_path} must map tokens to ids; restore the file')
     check_spec({'model': {'vocab': ids}}, str(ids_path))
-    try:
-        lines = merges_path.read_text(encoding='utf-8').split('\n')
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f'cannot read {merges_path}: {error}') from error
+    lines = re.split(r'\r?\n', files.read_text(merges_path))
     merges = [line for line in lines if line and not line.startswith('#version')]
     made = {*byte_characters(), *(merge.replace(' ', '') for merge in merges)}
     special = {token: i for token, i in ids.items() if token not in made}

@@ -3,7 +3,7 @@
 import dataclasses
 import enum
 
-from gpt_jax.config_tree import whole
+from gpt_jax.config_tree import file_path, whole
 from gpt_jax.errors import UserError
 
 
@@ -26,7 +26,7 @@ class SentencePieceAlgorithm(enum.StrEnum):
 @dataclasses.dataclass(slots=True, kw_only=True)
 class TokenizerConfig:
     kind: TokenizerKind = TokenizerKind.BYTE  # what turns text into ids
-    path: str = ''  # an existing tokenizer, file or folder; '' builds one from the corpus
+    path: str = file_path()  # an existing tokenizer; '' builds one from the corpus
     vocab_size: int = whole(0, high=2**24)  # ids to train (bpe, sentencepiece); not byte and char
     algorithm: SentencePieceAlgorithm = SentencePieceAlgorithm.UNIGRAM  # sentencepiece training
     train_megabytes: int = whole(32)  # text (10^6 bytes) at the corpus's start that training reads

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from gpt_jax.config import RunConfig
-from gpt_jax.data.mixture import open_sources
+from gpt_jax.data.mixture import open_sources, tokens_per_pass
 from gpt_jax.data.pipeline import eval_batches, make_train_pipeline
 from gpt_jax.data.shards import Shards
 from gpt_jax.data.split import TRAIN, VALIDATION
@@ -38,8 +38,10 @@ class Session:
         self.config, self.tokenizer = config, tokenizer
         self.program = make_program(config, make_mesh(config.mesh))
         index, count = self.program.row_share
+        sources = open_sources(folder, config.data, split=TRAIN, tokenizer=tokenizer)
+        self.text_tokens = sources[0].shards.num_tokens
         self.pipeline = make_train_pipeline(
-            open_sources(folder, config.data, split=TRAIN, tokenizer=tokenizer),
+            sources,
             seq_len=config.model.max_seq_len,
             batch_size=config.train.batch_size,
             seed=config.seed,
@@ -56,6 +58,11 @@ class Session:
             config.eval.tasks, data=config.eval.task_data, limit=config.eval.task_limit
         )
         self._scorer = make_scorer(self.program, config, tokenizer)
+
+    def count_passes(self, steps: int) -> float:
+        """Returns how often the steps read the training text; of a mixture, its first source."""
+        tokens = steps * self.config.train.batch_size * self.config.model.max_seq_len
+        return tokens / tokens_per_pass(self.text_tokens, self.config.data)
 
     def check_texts(self) -> None:
         """Encodes what a run will be measured on and begin its samples with.

@@ -1,5 +1,7 @@
 """What a run really uses, for the table at its start."""
 
+from collections.abc import Sequence
+
 import jax
 
 from gpt_jax.config import RunConfig
@@ -10,6 +12,8 @@ from gpt_jax.telemetry.chips import memory_size
 from gpt_jax.train.flops import train_flops_per_token
 from gpt_jax.train.memory import bytes_per_device
 from gpt_jax.train.program import Program
+
+_MANY_PASSES = 10  # over a text, after which a model repeats it
 
 
 def summarize(program: Program, config: RunConfig) -> dict[str, str]:
@@ -49,6 +53,27 @@ def summarize(program: Program, config: RunConfig) -> dict[str, str]:
         'work': f'{train.num_steps:,} steps, {train.num_steps * tokens:,} tokens, '
         f'{train_flops_per_token(model, length=model.max_seq_len) * tokens:.3g} FLOPs a step',
     }
+
+
+def describe_passes(passes: float) -> str:
+    """How often a run reads its training text."""
+    number = f'{passes:,.0f}' if passes >= 10 else f'{passes:.2g}'
+    return f'{number} {"pass" if number == "1" else "passes"} over your text'
+
+
+def warn_of_passes(passes: float, *, keys: Sequence[str]) -> None:
+    """Prints a warning where a run reads its text so often that it learns it by heart.
+
+    Args:
+      passes: how often.
+      keys: the knobs to lower.
+    """
+    if passes > _MANY_PASSES:
+        print(
+            f'warning: {describe_passes(passes)} are so many that the model will learn it by '
+            f'heart; lower {" or ".join(keys)}, or give it more text',
+            flush=True,
+        )
 
 
 def _describe_products(model: ModelConfig) -> str:

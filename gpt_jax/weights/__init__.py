@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from gpt_jax import object_store
 from gpt_jax.errors import UserError
 from gpt_jax.weights import gguf_file, llama2c, torch_checkpoint, transformers_folder
 from gpt_jax.weights.hub_models import download
@@ -44,7 +45,7 @@ def open_source(where: str, *, ignore_keys: Sequence[str] = ()) -> Source:
     Raises:
         UserError: there is nothing of that name, or nothing that a reader knows.
     """
-    path = pathlib.Path(where).expanduser()
+    path = object_store.local_path(where, key='source')
     if path.is_dir():
         return transformers_folder.read(path, ignore_keys)
     if path.is_file():

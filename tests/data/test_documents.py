@@ -20,8 +20,9 @@ def read_text(data: bytes, **settings) -> list[Piece]:
 
 
 def read_jsonl(data: bytes, **settings) -> list[str]:
-    pieces = documents.read_jsonl(io.BytesIO(data), PATH, DataConfig(**settings))
-    return [piece.text for piece in pieces]
+    config = DataConfig(**settings)
+    rows = documents.read_jsonl(io.BytesIO(data), PATH, config)
+    return [piece.text for piece in documents.SkippedRows().leave_out(rows, config)]
 
 
 def test_a_text_is_one_document_kept_to_the_byte():
@@ -113,7 +114,7 @@ def test_jsonl_reads_the_field_and_skips_what_is_empty():
     ('line', 'message'),
     [
         (b'{"text": ', 'corpus.txt, line 2 is not valid JSON'),
-        (b'{"text": "\xe9"}', 'corpus.txt is not UTF-8 at byte 25'),
+        (b'{"text": "\xe9"}', 'corpus.txt, line 2 is not UTF-8 at byte 25'),
         (b'["a"]', 'line 2 is not a JSON object'),
         (b'{"body": "a", "id": 1}', "line 2 has no field 'text'.*text_field.*body, id"),
         (b'{"text": 3}', "line 2: the field 'text' holds int.*config.data.text_field"),
