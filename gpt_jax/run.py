@@ -41,6 +41,7 @@ from gpt_jax.parallel import consistency, file_systems, lease, peers
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.tokenizer import Tokenizer
 from gpt_jax.tokenizer.token_table import CHAT_TEMPLATE
+from gpt_jax.weights.credits import Credits
 
 CONFIG, DERIVED, TOKENIZER, CHECKPOINTS, PROVENANCE, LOCK = (
     'config.json',
@@ -431,6 +432,15 @@ def restore_weights(
 def is_training(meta: Mapping[str, Any]) -> bool:
     """Whether the checkpoint with this meta can be trained on, or holds weights alone."""
     return 'tokenizer' in meta
+
+
+def read_credits(run: Run, step: int) -> Credits:
+    """Returns the credits of a checkpoint's weights; older checkpoints have none.
+
+    Raises:
+        UserError: they were written by another version of this program.
+    """
+    return from_json(read_document(run.checkpoints, step)['meta'].get('credits') or {}, Credits)
 
 
 def weights_hash(run: Run, step: int) -> str:

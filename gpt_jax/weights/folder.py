@@ -14,7 +14,7 @@ from gpt_jax.tokenizer.bpe import BpeTokenizer
 from gpt_jax.tokenizer.bpe_vocabulary import TOKENIZER_JSON, check_pair
 from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 from gpt_jax.tokenizer.token_table import CHAT_TEMPLATE, END_OF_TEXT, TableTokenizer
-from gpt_jax.weights import gpt2, llama, native, safetensors_files
+from gpt_jax.weights import credits, gpt2, llama, native, safetensors_files, sampling
 from gpt_jax.weights.layout import TensorLayout
 from gpt_jax.weights.source import Source, optional_text, without_keys
 
@@ -33,7 +33,15 @@ NAMED_TOKENS = (
     'cls_token',
     'mask_token',
 )
-PATTERNS = ('*.json', '*.safetensors', '*.model', '*.jinja', 'vocab.bpe', 'merges.txt')
+PATTERNS = (
+    '*.json',
+    '*.safetensors',
+    '*.model',
+    '*.jinja',
+    'vocab.bpe',
+    'merges.txt',
+    credits.README,
+)
 
 
 class Family(NamedTuple):
@@ -98,6 +106,8 @@ def read(folder: pathlib.Path, ignore_keys: Sequence[str] = ()) -> Source:
         without_weights=without_weights,
         tokenizer=read_tokenizer(folder, config),
         chat_template=_chat_template(folder),
+        credits=credits.read_folder(folder, config),
+        sampling=sampling.read_generation_config(_read_optional(folder / GENERATION_CONFIG)),
     )
 
 
