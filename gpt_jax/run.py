@@ -38,6 +38,7 @@ from gpt_jax.optim.lora import LoraConfig
 from gpt_jax.optim.param_groups import map_with_path
 from gpt_jax.optim.trainable import Trainable
 from gpt_jax.parallel import consistency, file_systems, lease, peers
+from gpt_jax.telemetry.metrics import read_rows
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.tokenizer import Tokenizer
 from gpt_jax.tokenizer.token_table import CHAT_TEMPLATE
@@ -212,15 +213,9 @@ def _local_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def read_metrics(workdir: pathlib.Path, names: Sequence[str]) -> dict[tuple[int, str], float]:
-    """Some metrics of `metrics.jsonl` by step and name; a torn last line is left out."""
-    content = object_store.read_bytes(workdir / 'metrics.jsonl')
-    lines = content.decode('utf-8').split('\n')[:-1]
-    return {
-        (row['step'], name): row[name]
-        for row in map(json.loads, lines)
-        for name in names
-        if name in row
-    }
+    """Some metrics of `metrics.jsonl` by step and name; torn or damaged lines are left out."""
+    rows = read_rows(workdir)
+    return {(row['step'], name): row[name] for row in rows for name in names if name in row}
 
 
 def check_processes(config: RunConfig, workdir: pathlib.Path) -> None:
@@ -318,7 +313,7 @@ def check_ours(workdir: pathlib.Path, *, key: str = '--workdir') -> None:
 def _is_run(workdir: pathlib.Path, names: set[str]) -> bool:
     """Whether a folder with these names is one that a run has written to."""
     if CONFIG in names:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RecursionError):
             config = json.loads(object_store.read_bytes(workdir / CONFIG))
             return isinstance(config, dict) and {'model', 'train', 'checkpoint'} <= config.keys()
     if LOCK not in names:
