@@ -200,9 +200,12 @@ def _first_id(path: pathlib.Path, settings: dict[str, Any]) -> int | None:
     """The token that a tokenizer.json puts before every text.
 
     Raises:
-        UserError: it puts more there, or something behind a text.
+        UserError: it puts more there, or something behind a text, or the library refuses it.
     """
-    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library has no type of its own
+        raise UserError(f'{path} is damaged ({str(error)[:200]}); fetch it again') from error
     tokenizer.no_padding()
     for text in ('a', '0', '.', ''):
         bare, whole = (
