@@ -26,7 +26,7 @@ from gpt_jax import object_store
 from gpt_jax import run as runs
 from gpt_jax.checkpoint.manifest import list_steps, read_document, read_documents
 from gpt_jax.config import EvalConfig, RunConfig, TrainConfig, finalize
-from gpt_jax.config_tree import suggest
+from gpt_jax.config_tree import suggest, to_json
 from gpt_jax.data.config import DataConfig
 from gpt_jax.data.encode import encode_text_file
 from gpt_jax.data.given_text import describe_text
@@ -61,6 +61,7 @@ from gpt_jax.train.session import Session, evaluate_shards
 from gpt_jax.train.startup_report import describe_passes, warn_of_passes
 from gpt_jax.train.state import TrainState
 from gpt_jax.weights import load_params, open_source
+from gpt_jax.weights.credits import NO_CREDITS
 from gpt_jax.weights.export import check_folder
 from gpt_jax.weights.exporters import find_exporter
 
@@ -103,6 +104,7 @@ class GPT:
         self._params: Any = None
         self.steps = 0  # training steps taken
         self._source = ''  # where the weights came from, if from elsewhere
+        self._credits = NO_CREDITS
         # Sequences that `fit` has read of each text (and length and seed), by the hash of these.
         self._seen: dict[str, int] = {}
         self._generator: Generator | None = None
@@ -116,12 +118,9 @@ class GPT:
     def params(self) -> Any:
         """The weights, in the stored layout: every leaf of `blocks` is stacked over layers."""
         if self._params is None:
-            draw = jax.jit(
-                lambda key: nn.unbox(init_params(self.config.model, key)),
-                compiler_options=compiler_options(
-                    jax.default_backend(), deterministic=False, once=True
-                ),
-            )
+            model = self.config.model
+            options = compiler_options(jax.default_backend(), deterministic=False, once=True)
+            draw = jax.jit(lambda key: nn.unbox(init_params(model, key)), compiler_options=options)
             self._params = draw(jax.random.key(self.config.seed))
         return self._params
 
@@ -200,17 +199,17 @@ class GPT:
         progress = functools.partial(Progress, quiet=quiet)
         with tempfile.TemporaryDirectory(prefix='gpt_jax-') as scratch:
             config.data = describe_text(text, pathlib.Path(scratch))
-            if not self._own_tokenizer:
+            if self._own_tokenizer:
+                config.tokenizer.path = str(pathlib.Path(scratch) / 'tokenizer')
+                self.tokenizer.save(pathlib.Path(config.tokenizer.path))
+            else:
                 kind, size = TokenizerKind.BPE, self.config.model.vocab_size
                 config.tokenizer = TokenizerConfig(kind=kind, vocab_size=size)
-                folder = prepare(config.data, config.tokenizer, progress=progress)
+            folder = prepare(config.data, config.tokenizer, progress=progress)
+            config.tokenizer.path = ''
+            if not self._own_tokenizer:
                 self.tokenizer = make_run_tokenizer(folder, config.tokenizer)
                 self._own_tokenizer = True
-            else:
-                self.tokenizer.save(pathlib.Path(scratch) / 'tokenizer')
-                config.tokenizer.path = str(pathlib.Path(scratch) / 'tokenizer')
-                folder = prepare(config.data, config.tokenizer, progress=progress)
-                config.tokenizer.path = ''
             self._set_config(config)
             try:
                 return self._run(folder, quiet)
@@ -232,15 +231,16 @@ class GPT:
         Args:
           prompt: where to begin.
           max_length: most tokens in all, the prompt's included; 0: no such limit.
-          max_new_tokens: most tokens after the prompt; 0: what max_length leaves, else
-            SampleConfig's default. Of both limits the nearer counts.
-          **sampling: any other knob of `gpt_jax.inference.config.SampleConfig`. With
-            `num_samples` a list is returned.
+          max_new_tokens: most tokens after the prompt; 0: what max_length leaves, else as below.
+            Of both limits the nearer counts.
+          **sampling: any other knob of `gpt_jax.inference.config.SampleConfig`; those not given
+            are the run's, or what the makers of imported weights state. With `num_samples` a list
+            is returned.
 
         Raises:
             UserError: a knob is unknown or impossible, or a prompt is too long.
         """
-        config = _sampling('generate', max_new_tokens, sampling)
+        config = self._sampling('generate', max_new_tokens, sampling)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if max_length:
             longest = max(len(encode_prompt(self.tokenizer, each)) for each in prompts)
@@ -261,14 +261,14 @@ class GPT:
 
         Args:
           messages: objects with `role` and `content`, the latest last; or what the user says.
-          max_new_tokens: most tokens of the answer; 0: SampleConfig's default.
+          max_new_tokens: most tokens of the answer; 0: as of `generate`.
           **sampling: as of `generate`.
 
         Raises:
             UserError: a knob is impossible, the template refuses the messages, or they are too
                 long.
         """
-        config = _sampling('chat', max_new_tokens, sampling)
+        config = self._sampling('chat', max_new_tokens, sampling)
         if isinstance(messages, str):
             messages = [{'role': 'user', 'content': messages}]
         ids = chat_template.encode_prompt(messages, self.tokenizer)
@@ -316,6 +316,7 @@ class GPT:
                     f'save in another folder'
                 )
             meta = {'source': self._source, 'seen': self._seen}
+            meta['credits'] = to_json(self._credits)
             runs.save_weights(run, step=self.steps, params=self.params, meta=meta, overrides={})
 
     @classmethod
@@ -347,6 +348,7 @@ class GPT:
         origin = meta.get('init_from') or {}
         gpt._source = meta.get('source') or origin.get('workdir', '')
         gpt._seen = dict(meta.get('seen', {}))
+        gpt._credits = runs.read_credits(run, gpt.steps)
         return gpt
 
     @classmethod
@@ -386,7 +388,7 @@ class GPT:
         gpt = cls(tokenizer=adopt(source, config, {f'model.{name}': model[name] for name in model}))
         gpt._set_config(config)
         gpt.params = load_params(source, nn.unbox(abstract_params(gpt.config.model)))
-        gpt._source = source.name
+        gpt._source, gpt._credits = source.name, source.credits
         return gpt
 
     def export(self, folder: str | os.PathLike, *, format: str = 'hf') -> None:
@@ -400,13 +402,33 @@ class GPT:
         local = object_store.local_path(folder, key='folder')
         check_folder(local, key='folder')
         model = self.config.model
-        exporter(local, model, self.params, self.tokenizer, dtype=model.param_dtype)
+        exporter(
+            local,
+            model,
+            self.params,
+            self.tokenizer,
+            dtype=model.param_dtype,
+            credits=self._credits,
+            sampling=to_json(self.config.sample),
+        )
 
     def _generate(self, prompts: Sequence[Prompt], config: SampleConfig) -> list[Generation]:
         finalize_sample(config)
         if self._generator is None:
             self._generator = Generator(self.config.model, self.params, self.tokenizer)
         return self._generator.generate(prompts, config)
+
+    def _sampling(self, where: str, max_new_tokens: int, given: dict[str, Any]) -> SampleConfig:
+        """The knobs that were given to a method, else the run's; one text unless asked for more.
+
+        Raises:
+            UserError: a knob is none.
+        """
+        _check_names(given, SampleConfig, where)
+        config = dataclasses.replace(self._draft.sample, **{'num_samples': 1, **given})
+        config.stop = (config.stop,) if isinstance(config.stop, str) else tuple(config.stop)
+        config.max_new_tokens = max_new_tokens or config.max_new_tokens
+        return config
 
     def _set_config(self, config: RunConfig) -> None:
         """Finalizes `config` and rebuilds what depends on it."""
@@ -431,6 +453,7 @@ class GPT:
 
         def keep(state: TrainState) -> None:
             self.params, self.steps = state.params, int(state.step)
+            self._credits = self._credits.of_derived()
             self._seen[text] = (first_batch + self.steps - first) * batch_size
 
         return fit(
@@ -463,15 +486,6 @@ def _workdir(folder: str | os.PathLike) -> pathlib.Path:
     workdir = object_store.to_path(folder, key='folder')
     object_store.check_reachable(workdir, key='folder')
     return workdir
-
-
-def _sampling(where: str, max_new_tokens: int, sampling: dict[str, Any]) -> SampleConfig:
-    """The knobs that were given to a method. Raises UserError for one that is none."""
-    _check_names(sampling, SampleConfig, where)
-    config = SampleConfig(**sampling)
-    config.stop = (config.stop,) if isinstance(config.stop, str) else tuple(config.stop)
-    config.max_new_tokens = max_new_tokens or config.max_new_tokens
-    return config
 
 
 def _check_names(given: Iterable[str], config: type, where: str) -> None:

@@ -8,11 +8,12 @@ from gpt_jax import object_store
 from gpt_jax import run as runs
 from gpt_jax.checkpoint.manifest import list_steps
 from gpt_jax.config import RunConfig
-from gpt_jax.config_tree import from_json, to_json
+from gpt_jax.config_tree import check_domains, from_json, to_json
 from gpt_jax.data import locations
 from gpt_jax.data.config import DataConfig
 from gpt_jax.data.shard_manifest import hash_of
 from gpt_jax.errors import UserError
+from gpt_jax.inference.config import SampleConfig
 from gpt_jax.model.config import ModelConfig, PositionKind
 from gpt_jax.tokenizer import TokenizerConfig, keep, make_tokenizer
 from gpt_jax.tokenizer.base import END_OF_TEXT, TableTokenizer
@@ -65,7 +66,28 @@ def adopt(source: Source, config: RunConfig, chosen: Mapping[str, Any]) -> Table
             f'right one with config.tokenizer.kind and config.tokenizer.path'
         )
     config.tokenizer = TokenizerConfig(kind=tokenizer.kind)
+    _adopt_sampling(source, config.sample, chosen)
     return tokenizer
+
+
+def _adopt_sampling(source: Source, config: SampleConfig, chosen: Mapping[str, Any]) -> None:
+    """Sets the knobs that the source states and the user left at their defaults.
+
+    A value that cannot be is ignored with a line that says so: no weight depends on it.
+    """
+    default = SampleConfig()
+    for name, value in source.sampling.items():
+        if f'sample.{name}' in chosen:
+            continue
+        try:
+            stated = from_json({name: value}, SampleConfig)
+            check_domains(stated)
+        except UserError:
+            shown = f'{value!r:.80}'
+            print(f'{source.name}: ignoring its sampling setting {name}={shown}')
+            continue
+        if getattr(config, name) == getattr(default, name):
+            setattr(config, name, getattr(stated, name))
 
 
 def adopt_run(

@@ -38,9 +38,11 @@ from gpt_jax.optim.lora import LoraConfig
 from gpt_jax.optim.param_groups import map_with_path
 from gpt_jax.optim.trainable import Trainable
 from gpt_jax.parallel import consistency, file_systems, lease, peers
+from gpt_jax.telemetry.metrics import read_rows
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.tokenizer import Tokenizer
 from gpt_jax.tokenizer.base import CHAT_TEMPLATE
+from gpt_jax.weights.credits import Credits
 
 CONFIG, DERIVED, TOKENIZER, CHECKPOINTS, PROVENANCE, LOCK = (
     'config.json',
@@ -211,15 +213,9 @@ def _local_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def read_metrics(workdir: pathlib.Path, names: Sequence[str]) -> dict[tuple[int, str], float]:
-    """Some metrics of `metrics.jsonl` by step and name; a torn last line is left out."""
-    content = object_store.read_bytes(workdir / 'metrics.jsonl')
-    lines = content.decode('utf-8').split('\n')[:-1]
-    return {
-        (row['step'], name): row[name]
-        for row in map(json.loads, lines)
-        for name in names
-        if name in row
-    }
+    """Some metrics of `metrics.jsonl` by step and name; torn or damaged lines are left out."""
+    rows = read_rows(workdir)
+    return {(row['step'], name): row[name] for row in rows for name in names if name in row}
 
 
 def check_processes(config: RunConfig, workdir: pathlib.Path) -> None:
@@ -317,7 +313,7 @@ def check_ours(workdir: pathlib.Path, *, key: str = '--workdir') -> None:
 def _is_run(workdir: pathlib.Path, names: set[str]) -> bool:
     """Whether a folder with these names is one that a run has written to."""
     if CONFIG in names:
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, RecursionError):
             config = json.loads(object_store.read_bytes(workdir / CONFIG))
             return isinstance(config, dict) and {'model', 'train', 'checkpoint'} <= config.keys()
     if LOCK not in names:
@@ -434,6 +430,15 @@ def restore_weights(
 def is_training(meta: Mapping[str, Any]) -> bool:
     """Whether the checkpoint with this meta can be trained on, or holds weights alone."""
     return 'tokenizer' in meta
+
+
+def read_credits(run: Run, step: int) -> Credits:
+    """Returns the credits of a checkpoint's weights; older checkpoints have none.
+
+    Raises:
+        UserError: they were written by another version of this program.
+    """
+    return from_json(read_document(run.checkpoints, step)['meta'].get('credits') or {}, Credits)
 
 
 def weights_hash(run: Run, step: int) -> str:

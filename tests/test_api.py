@@ -22,6 +22,7 @@ from gpt_jax.tokenizer import TokenizerConfig, TokenizerKind, make_tokenizer
 from gpt_jax.train.program import Program
 from tests.command_line import TINY
 from tests.tiny_config import TEXT
+from tests.weights.random_source import LLAMA, write_folder
 
 SMALL = dict(num_layers=2, num_heads=2, d_model=32, max_seq_len=32)
 
@@ -471,3 +472,22 @@ def test_choices_and_folders_are_named(tmp_path):
         GPT(mlp='swigloo')
     with pytest.raises(UserError, match=f'^folder={tmp_path}/none holds no run'):
         GPT.load(tmp_path / 'none')
+
+
+def test_sampling_settings_and_credits_of_the_source_are_the_defaults(tmp_path):
+    write_folder(tmp_path / 'source', **LLAMA)
+    sampling = {'do_sample': False, 'max_new_tokens': 4}
+    files.write_json(tmp_path / 'source' / 'generation_config.json', sampling)
+    (tmp_path / 'source' / 'README.md').write_text('---\nlicense: mit\n---\n')
+    gpt = GPT.from_pretrained(tmp_path / 'source')
+    gpt.save(tmp_path / 'run')
+    for each in (gpt, GPT.load(tmp_path / 'run')):
+        greedy = each.generate('The', temperature=0.0, max_new_tokens=4)
+        assert each.generate('The') == greedy == each.generate('The', seed=1)
+        hot = each.generate('The', temperature=50.0, num_samples=2)
+        assert len(hot) == 2 and hot[0] != hot[1]
+        assert each.generate('The', max_new_tokens=2) == each.generate('The', max_length=3)
+        each.export(tmp_path / 'out')
+        exported = files.read_json(tmp_path / 'out' / 'generation_config.json')
+        assert (exported['do_sample'], exported['max_new_tokens']) == (False, 4)
+        assert '\nlicense: mit\n' in (tmp_path / 'out' / 'README.md').read_text()

@@ -8,6 +8,7 @@ from absl import flags as absl_flags
 from gpt_jax import object_store
 from gpt_jax import run as runs
 from gpt_jax.config import RunConfig
+from gpt_jax.config_tree import to_json
 from gpt_jax.errors import UserError
 from gpt_jax.modes import saved_weights
 from gpt_jax.parallel.mesh import make_mesh
@@ -51,6 +52,14 @@ def run(
     )
     model = opened.config.model
     dtype = StoredType(flags.dtype or model.param_dtype)
-    names = exporter(out, model, params, opened.tokenizer, dtype=dtype)
+    names = exporter(
+        out,
+        model,
+        params,
+        opened.tokenizer,
+        dtype=dtype,
+        credits=runs.read_credits(opened, step),
+        sampling=to_json(opened.config.sample),
+    )
     print(f'{out} ({workdir}, {flags.weights} weights of step {step}): {", ".join(names)}')
     return 0

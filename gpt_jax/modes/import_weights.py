@@ -57,7 +57,11 @@ def run(
                 f'checkpoints with --fresh'
             )
         params = load_params(source, program.abstract_params)
-        meta = {'config': to_json(final), 'source': source.name}
+        meta = {
+            'config': to_json(final),
+            'source': source.name,
+            'credits': to_json(source.credits),
+        }
         runs.save_weights(this_run, step=0, params=params, meta=meta, overrides=overrides)
     print(format_table(f'{workdir}, from {source.name}', _describe(final, tokenizer)))
     print(f'See it write: --mode generate --workdir {workdir} --prompt "Once upon a time"')

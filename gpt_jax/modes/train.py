@@ -157,10 +157,11 @@ def _train(
         )
         return loop.Outcome.COMPLETE
     if restored is not None:
-        state, meta['init_from'] = TrainState(**restored.items), saved.get('init_from')
+        state = TrainState(**restored.items)
+        meta |= {key: saved.get(key) for key in ('init_from', 'credits')}
         print(f'resuming at step {start}', flush=True)
     else:
-        state, meta['init_from'] = _begin(session)
+        state, meta['init_from'], meta['credits'] = _begin(session)
 
     def way_back() -> str:
         steps = ', '.join(map(str, checkpointer.steps()))
@@ -285,11 +286,11 @@ def _check_length(config: RunConfig, overrides: Mapping[str, Any]) -> None:
         )
 
 
-def _begin(session: Session) -> tuple[TrainState, dict[str, Any] | None]:
-    """The state of step 0, and where its weights come from, if from a run."""
+def _begin(session: Session) -> tuple[TrainState, dict[str, Any] | None, dict[str, Any] | None]:
+    """The state of step 0, and where its weights come from with their credits, if from a run."""
     folder = session.config.train.init_from
     if not folder:
-        return session.init(), None
+        return session.init(), None, None
     path = object_store.to_path(folder, key='config.train.init_from')
     source = runs.Run(path, runs.read_config(path), session.tokenizer)
     # Read as they were saved, then cast to this run's config.model.param_dtype.
@@ -301,7 +302,8 @@ def _begin(session: Session) -> tuple[TrainState, dict[str, Any] | None]:
     params = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), params, ours)
     print(f'beginning with the weights of {folder}, step {step}', flush=True)
     origin = {'workdir': folder, 'step': step, 'weights': runs.weights_hash(source, step)}
-    return session.begin(params), origin
+    credits = runs.read_credits(source, step).of_derived()
+    return session.begin(params), origin, to_json(credits)
 
 
 def _items(state: TrainState) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from gpt_jax import files, object_store
 from gpt_jax.errors import UserError
@@ -44,8 +44,8 @@ class JsonLines:
 
     def __init__(self, workdir: pathlib.Path, resume_step: int | None):
         self._path = workdir / 'metrics.jsonl'
-        _keep_lines(self._path, resume_step)
         with _naming(self._path):
+            _keep_lines(self._path, resume_step)
             workdir.mkdir(parents=True, exist_ok=True)
             self._file = open(self._path, 'a', encoding='utf-8', buffering=1)  # noqa: SIM115
 
@@ -209,14 +209,23 @@ class MetricsWriter:
             self._mirror.close()
 
 
+def read_rows(workdir: pathlib.Path) -> list[dict[str, float | None]]:
+    """Returns the rows of `metrics.jsonl`, without lines that are torn or damaged.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    lines = object_store.read_bytes(workdir / 'metrics.jsonl').splitlines(keepends=True)
+    return [row for row in map(_parse_row, lines) if row is not None]
+
+
 def last_row(workdir: pathlib.Path, step: int) -> int:
     """Returns the last step up to `step` with a row in `metrics.jsonl`; 0 if there is none."""
     try:
-        content = object_store.read_bytes(workdir / 'metrics.jsonl')
+        rows = read_rows(workdir)
     except FileNotFoundError:
         return 0
-    lines = content.splitlines(keepends=True)
-    return max((json.loads(line)['step'] for line in lines if _is_row_up_to(line, step)), default=0)
+    return max((row['step'] for row in rows if row['step'] <= step), default=0)
 
 
 @contextlib.contextmanager
@@ -244,12 +253,17 @@ def _keep_lines(path: pathlib.Path, last_step: int | None) -> None:
 
 
 def _is_row_up_to(line: bytes, last_step: float | None) -> bool:
-    if last_step is None or not line.endswith(b'\n'):
-        return False
+    row = None if last_step is None else _parse_row(line)
+    return row is not None and row['step'] <= last_step
+
+
+def _parse_row(line: bytes) -> dict[str, Any] | None:
+    """Returns a row; None for a line that a crash of the machine left torn or unreadable."""
     try:
-        return json.loads(line)['step'] <= last_step
-    except (ValueError, KeyError, TypeError):
-        return False  # a line that a crash of the machine left unreadable
+        row = json.loads(line) if line.endswith(b'\n') else None
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and type(row.get('step')) is int else None
 
 
 def _import_tensorboardx() -> None:
@@ -269,6 +283,7 @@ def _keep_events(path: pathlib.Path, last_step: int | None) -> None:
 
     Files that other programs wrote have another end of their name, and stay.
     """
+    from google.protobuf.message import DecodeError
     from tensorboardX.proto import event_pb2
 
     if not _OWN_EVENTS.search(path.name):
@@ -276,11 +291,11 @@ def _keep_events(path: pathlib.Path, last_step: int | None) -> None:
     if last_step is None:
         path.unlink()
         return
-    kept = [
-        record
-        for record, payload in _records(path.read_bytes())
-        if event_pb2.Event.FromString(payload).step <= last_step
-    ]
+    kept = []
+    with contextlib.suppress(DecodeError):  # what follows is as damaged as a torn record
+        for record, payload in _records(path.read_bytes()):
+            if event_pb2.Event.FromString(payload).step <= last_step:
+                kept.append(record)
     with files.atomic_file(path) as new:
         new.writelines(kept)
 

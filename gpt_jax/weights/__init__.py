@@ -4,6 +4,7 @@ A reader makes a `Source` of a file or folder: an architecture, tensors by name 
 they are wanted, how they become parameters, and the tokenizer.
 """
 
+import dataclasses
 import pathlib
 import re
 from collections.abc import Callable, Sequence
@@ -57,5 +58,6 @@ def open_source(where: str, *, ignore_keys: Sequence[str] = ()) -> Source:
             f'{path} is not a file that a reader knows ({known}); of transformers name the folder'
         )
     if re.fullmatch(r'\w[\w.-]*(/\w[\w.-]*)?(@\w[\w./-]*)?', where):
-        return transformers_folder.read(download(where), ignore_keys)
+        source = transformers_folder.read(download(where), ignore_keys)
+        return dataclasses.replace(source, credits=source.credits.of_hub(where.partition('@')[0]))
     raise UserError(f'{path} does not exist')

@@ -8,7 +8,7 @@ import functools
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -23,8 +23,10 @@ from gpt_jax.parallel import peers
 from gpt_jax.tokenizer import Tokenizer
 from gpt_jax.tokenizer.base import CHAT_TEMPLATE
 from gpt_jax.weights import native, safetensors_files
+from gpt_jax.weights.credits import NO_CREDITS, README, Credits
 from gpt_jax.weights.layout import TABLES, TensorLayout
 from gpt_jax.weights.model_card import is_model_card, model_card
+from gpt_jax.weights.sampling import NO_SAMPLING, to_generation_config
 from gpt_jax.weights.transformers_folder import (
     CONFIG,
     FAMILIES,
@@ -34,7 +36,6 @@ from gpt_jax.weights.transformers_folder import (
     Family,
 )
 
-README = 'README.md'
 # The names that an exporter gives its files, of any format.
 _EXPORTED = re.compile(
     r'model[-.0-9a-z]*\.(safetensors|safetensors\.index\.json|gguf|bin)|README\.md|config\.json'
@@ -68,6 +69,8 @@ def export_transformers(
     tokenizer: Tokenizer,
     *,
     dtype: str,
+    credits: Credits = NO_CREDITS,
+    sampling: Mapping[str, Any] = NO_SAMPLING,
 ) -> list[str]:
     """Writes a folder that `AutoModelForCausalLM` and `AutoTokenizer` load.
 
@@ -77,6 +80,8 @@ def export_transformers(
       params: in the stored layout, sharded or not.
       tokenizer: what made the ids.
       dtype: of the stored tensors: float32 or bfloat16.
+      credits: of the run, for the model card.
+      sampling: how text is drawn by default: fields of `SampleConfig` by name.
 
     Returns:
       The names of the files.
@@ -91,7 +96,8 @@ def export_transformers(
         'torch_dtype': str(dtype),  # before transformers 5
         **_ends(tokenizer),
     }
-    return _write(folder, config, family.layout(model), model, params, tokenizer, dtype)
+    tensors = _tensors(model, params, family.layout(model), dtype)
+    return _write(folder, config, tensors, model, tokenizer, credits, sampling)
 
 
 def export_safetensors(
@@ -101,10 +107,13 @@ def export_safetensors(
     tokenizer: Tokenizer,
     *,
     dtype: str,
+    credits: Credits = NO_CREDITS,
+    sampling: Mapping[str, Any] = NO_SAMPLING,
 ) -> list[str]:
     """Writes the parameters by their own paths, of any architecture; else as the above."""
     config = native.from_model(model)
-    return _write(folder, config, native.layout(model), model, params, tokenizer, dtype)
+    tensors = _tensors(model, params, native.layout(model), dtype)
+    return _write(folder, config, tensors, model, tokenizer, credits, sampling)
 
 
 def choose_family(model: ModelConfig) -> Family:
@@ -168,38 +177,46 @@ def write_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer, *, max_length: i
     files.write_json(folder / TOKENIZER_CONFIG, settings)
 
 
+def _tensors(
+    model: ModelConfig, params: Any, layout: list[TensorLayout], dtype: str
+) -> Iterator[tuple[str, np.ndarray]]:
+    if dtype not in [*DType]:
+        raise UserError(f'--dtype {dtype} is for --format gguf; folders hold {" or ".join(DType)}')
+    return named_tensors(model, params, layout, np.dtype(str(dtype)))
+
+
 def _write(
     folder: pathlib.Path,
     config: dict[str, Any],
-    layout: list[TensorLayout],
+    tensors: Iterator[tuple[str, np.ndarray]],
     model: ModelConfig,
-    params: Any,
     tokenizer: Tokenizer,
-    dtype: str,
+    credits: Credits,
+    sampling: Mapping[str, Any],
 ) -> list[str]:
-    if dtype not in [*DType]:
-        raise UserError(f'--dtype {dtype} is for --format gguf; folders hold {" or ".join(DType)}')
-    tensors = named_tensors(model, params, layout, np.dtype(str(dtype)))
     if not peers.is_primary():
         for _ in tensors:
             pass
         return []
     names = safetensors_files.write(folder, tensors, {'format': 'pt'})
     write_tokenizer(folder, tokenizer, max_length=model.max_seq_len)
-    files.write_json(folder / GENERATION_CONFIG, _ends(tokenizer))
+    generation = _ends(tokenizer) | to_generation_config(sampling)
+    files.write_json(folder / GENERATION_CONFIG, generation)
     names += [TOKENIZER_JSON, TOKENIZER_CONFIG, GENERATION_CONFIG]
     if tokenizer.chat_template is not None:
         files.write_text(folder / CHAT_TEMPLATE, tokenizer.chat_template)
         names.append(CHAT_TEMPLATE)
-    files.write_text(folder / README, _card(model, tokenizer, config))
+    files.write_text(folder / README, _card(model, tokenizer, config, credits))
     files.write_json(folder / CONFIG, config)  # last: without it the folder is no model
     return [*names, README, CONFIG]
 
 
-def _card(model: ModelConfig, tokenizer: Tokenizer, config: dict[str, Any]) -> str:
+def _card(
+    model: ModelConfig, tokenizer: Tokenizer, config: dict[str, Any], credits: Credits
+) -> str:
     architecture = config['model_type']
     library = 'gpt_jax' if architecture in native.MODEL_TYPES else 'transformers'
-    return model_card(model, tokenizer, architecture=architecture, library=library)
+    return model_card(model, tokenizer, architecture=architecture, library=library, credits=credits)
 
 
 def _ends(tokenizer: Tokenizer) -> dict[str, int | list[int]]:

@@ -16,6 +16,7 @@ from gpt_jax.errors import UserError
 from gpt_jax.model.config import MLPKind, ModelConfig, NormKind, PositionKind, finalize_model
 from gpt_jax.model.position import rope_frequencies
 from gpt_jax.weights import gpt2, llama
+from gpt_jax.weights.gguf_header import as_decimal
 from gpt_jax.weights.layout import TensorLayout
 from gpt_jax.weights.source import ConfigReader
 
@@ -68,7 +69,7 @@ def to_model(
     if kind == GPT2:
         c.require('attention.head_count_kv', heads)
         epsilon = c.take_float('attention.layer_norm_epsilon', 1e-5)
-        model = ModelConfig(**common, norm_epsilon=_decimal(epsilon), mlp=MLPKind.GELU_TANH)
+        model = ModelConfig(**common, norm_epsilon=epsilon, mlp=MLPKind.GELU_TANH)
         if rope_factors is not None:
             raise UserError(f'{name} has {ROPE_FACTORS}, but gpt2 has no rotary positions')
         finalize_model(model)
@@ -90,10 +91,10 @@ def _read_llama(c: ConfigReader, common: Mapping[str, Any], *, kind: str) -> Mod
         **common,
         head_dim=c.take_int('attention.key_length', 0),
         position=PositionKind.ROPE,
-        rope_base=_decimal(c.take_float('rope.freq_base', 10000.0)),
-        rope_scaling=_decimal(factor) if scaling == 'linear' and factor else 1.0,
+        rope_base=c.take_float('rope.freq_base', 10000.0),
+        rope_scaling=factor if scaling == 'linear' and factor else 1.0,
         norm=NormKind.RMSNORM,
-        norm_epsilon=_decimal(c.take_float('attention.layer_norm_rms_epsilon')),
+        norm_epsilon=c.take_float('attention.layer_norm_rms_epsilon'),
         mlp=MLPKind.SWIGLU,
         use_bias=False,
         qkv_bias=kind == QWEN2,
@@ -189,7 +190,7 @@ def _read_rope_factors(model: ModelConfig, factors: np.ndarray, *, name: str) ->
     frequencies = rope_frequencies(model).astype(np.float64)
     factors = np.asarray(factors, np.float64)
     if factors.shape == frequencies.shape and model.rope_scaling == 1:
-        scaling = _decimal(factors.max())
+        scaling = as_decimal(factors.max())
         between = (factors > 1) & (factors < factors.max())
         if between.sum() >= 2:
             ramp = (1 / factors[between] - 1 / scaling) / (1 - 1 / scaling)
@@ -222,8 +223,3 @@ def _scalars(metadata: Mapping[str, Any], *, name: str) -> dict[str, Any]:
             value = value[0] if value else None
         values[key] = value
     return values
-
-
-def _decimal(value: float) -> float:
-    """A float32 as the decimal number that it was written for: 1e-5, not 9.99999974738e-06."""
-    return float(str(np.float32(value)))

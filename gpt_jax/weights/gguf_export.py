@@ -1,7 +1,7 @@
 """A trained run as one GGUF file, which llama.cpp runs."""
 
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,12 +14,14 @@ from gpt_jax.model.config import ModelConfig
 from gpt_jax.parallel import peers
 from gpt_jax.tokenizer import Tokenizer
 from gpt_jax.weights import gguf_architecture as architectures
+from gpt_jax.weights.credits import NO_CREDITS, README, Credits
 from gpt_jax.weights.export import choose_family, named_tensors
 from gpt_jax.weights.gguf_file import load_library
 from gpt_jax.weights.gguf_tokenizer import tokenizer_metadata
 from gpt_jax.weights.layout import TABLES
 from gpt_jax.weights.model_card import model_card
 from gpt_jax.weights.rope_pairs import to_pairs
+from gpt_jax.weights.sampling import NO_SAMPLING, to_gguf
 
 FILE = 'model.gguf'
 # The library's names of what --dtype calls the types, for tensors and for the whole file.
@@ -41,6 +43,8 @@ def export_gguf(
     tokenizer: Tokenizer,
     *,
     dtype: str,
+    credits: Credits = NO_CREDITS,
+    sampling: Mapping[str, Any] = NO_SAMPLING,
 ) -> list[str]:
     """Writes `model.gguf`; arguments, result and errors as of `export_transformers`.
 
@@ -63,6 +67,8 @@ def export_gguf(
     writer.add_type('model')
     writer.add_file_type(gguf.LlamaFileType[file_kind])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    for key, value in {**credits.to_gguf(), **to_gguf(sampling)}.items():
+        _add(writer, key, value)
     for key, value in architectures.from_model(model, architecture=architecture).items():
         _add(writer, f'{architecture}.{key}', value)
     for key, value in _padded(metadata, model.vocab_size).items():
@@ -82,9 +88,9 @@ def export_gguf(
         for name, tensor in tensors:
             writer.write_tensor_data(_convert(gguf, name, tensor, types[name]))
         writer.close()
-    card = model_card(model, tokenizer, architecture=architecture, library='gguf')
-    files.write_text(folder / 'README.md', card)
-    return [FILE, 'README.md']
+    card = model_card(model, tokenizer, architecture=architecture, library='gguf', credits=credits)
+    files.write_text(folder / README, card)
+    return [FILE, README]
 
 
 def _tensors(

@@ -17,6 +17,7 @@ import numpy as np
 from gpt_jax.config_tree import freeze
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import ModelConfig
+from gpt_jax.weights import credits, sampling
 from gpt_jax.weights import gguf_architecture as architectures
 from gpt_jax.weights.gguf_header import ARCHITECTURE, TensorInfo, read_header
 from gpt_jax.weights.gguf_tokenizer import read_tokenizer
@@ -30,7 +31,8 @@ _TOKENIZER = 'tokenizer.ggml.'
 def read(path: pathlib.Path, ignore_keys: Sequence[str] = ()) -> Source:
     """Reads `NAME.gguf` of one of `gguf_architecture.ARCHITECTURES`.
 
-    Only keys below the architecture's name and the tokenizer's have a part in a logit.
+    Only keys below the architecture's name and the tokenizer's have a part in a logit; of the
+    others those of `credits` and `sampling` are taken along.
 
     Raises:
         UserError: the `gguf` library is absent; the file is damaged or one of several parts; a
@@ -67,6 +69,8 @@ def read(path: pathlib.Path, ignore_keys: Sequence[str] = ()) -> Source:
         chat_template=optional_text(
             metadata.get('tokenizer.chat_template'), key=f'{path}: tokenizer.chat_template'
         ),
+        credits=credits.read_gguf(metadata),
+        sampling=sampling.read_gguf(metadata),
     )
 
 

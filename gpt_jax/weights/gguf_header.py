@@ -20,7 +20,7 @@ _VERSIONS = (2, 3)
 _MOST_DIMENSIONS = 4
 _SCALARS = {0: 'B', 1: 'b', 2: 'H', 3: 'h', 4: 'I', 5: 'i', 6: 'f', 7: '?', 10: 'Q', 11: 'q',
             12: 'd'}  # fmt: skip
-_STRING, _ARRAY = 8, 9
+_FLOAT32, _STRING, _ARRAY = 6, 8, 9
 
 
 class TensorInfo(NamedTuple):
@@ -114,7 +114,8 @@ class _Parser:
 
     def _value(self, kind: int) -> Any:
         if kind in _SCALARS:
-            return self._number(_SCALARS[kind])
+            value = self._number(_SCALARS[kind])
+            return as_decimal(value) if kind == _FLOAT32 else value
         if kind == _STRING:
             return self._string()
         if kind != _ARRAY:
@@ -136,6 +137,11 @@ class _Parser:
         if min(shape) < 1:
             raise _TornError(f'{name[:80]} has a dimension of 0')
         return TensorInfo(name, tuple(reversed(shape)), self._number('I'), self._number('Q'))
+
+
+def as_decimal(value: float) -> float:
+    """Returns a float32 as the decimal number that it was written for: 1e-5, not 9.9999997e-06."""
+    return float(str(np.float32(value)))
 
 
 def _check_architecture(found: Any, known: Collection[str], path: pathlib.Path) -> None:

@@ -2,7 +2,7 @@
 
 import pathlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,12 @@ from gpt_jax.parallel import peers
 from gpt_jax.tokenizer import Tokenizer
 from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 from gpt_jax.weights import llama
+from gpt_jax.weights.credits import NO_CREDITS, README, Credits
 from gpt_jax.weights.export import named_tensors
 from gpt_jax.weights.llama2c import BOS, BYTE_PIECES, CONTROL_PIECES, HEADER, parts
 from gpt_jax.weights.model_card import model_card
 from gpt_jax.weights.rope_pairs import to_pairs
+from gpt_jax.weights.sampling import NO_SAMPLING
 from gpt_jax.weights.sentencepiece_pieces import USER_DEFINED, Piece, list_pieces
 
 MODEL, TOKENIZER = 'model.bin', 'tokenizer.bin'
@@ -42,10 +44,12 @@ def export_llama2c(
     tokenizer: Tokenizer,
     *,
     dtype: str,
+    credits: Credits = NO_CREDITS,
+    sampling: Mapping[str, Any] = NO_SAMPLING,
 ) -> list[str]:
     """Writes version 0; arguments, result and errors as of `export_transformers`.
 
-    The format has no place for the tokenizer's chat template.
+    The format has no place for the tokenizer's chat template, nor for `sampling`.
     """
     if dtype != 'float32':
         raise UserError(f'--format llama2c holds float32 only, not {dtype}; add --dtype float32')
@@ -64,9 +68,9 @@ def export_llama2c(
             file.write(np.ascontiguousarray(array, '<f4').data)
     with files.atomic_file(folder / TOKENIZER) as file:
         file.write(_tokenizer_bytes(pieces))
-    card = model_card(model, tokenizer, architecture='llama', library='llama2.c')
-    files.write_text(folder / 'README.md', card)
-    return [MODEL, TOKENIZER, 'README.md']
+    card = model_card(model, tokenizer, architecture='llama', library='llama2.c', credits=credits)
+    files.write_text(folder / README, card)
+    return [MODEL, TOKENIZER, README]
 
 
 def _check_model(model: ModelConfig) -> None:

@@ -1,8 +1,11 @@
 """The README.md of an exported model, with the metadata that the Hugging Face hub reads."""
 
+import yaml
+
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.model.gpt import count_params
 from gpt_jax.tokenizer import Tokenizer
+from gpt_jax.weights.credits import NO_CREDITS, Credits
 
 _USE = {
     'gpt_jax': """```python
@@ -38,7 +41,14 @@ def is_model_card(page: bytes) -> bool:
     return b'\n- gpt_jax\n' in page and page.endswith(_NOTE.encode())
 
 
-def model_card(model: ModelConfig, tokenizer: Tokenizer, *, architecture: str, library: str) -> str:
+def model_card(
+    model: ModelConfig,
+    tokenizer: Tokenizer,
+    *,
+    architecture: str,
+    library: str,
+    credits: Credits = NO_CREDITS,
+) -> str:
     """What the model is and how it is used; what it was trained on is for its owner to add.
 
     Args:
@@ -46,6 +56,7 @@ def model_card(model: ModelConfig, tokenizer: Tokenizer, *, architecture: str, l
       tokenizer: what made the ids.
       architecture: what `library` calls it.
       library: what reads the files: gpt_jax, transformers, gguf or llama2.c.
+      credits: of the weights that the run was made of.
     """
     rows = {
         'architecture': architecture,
@@ -57,14 +68,17 @@ def model_card(model: ModelConfig, tokenizer: Tokenizer, *, architecture: str, l
         'vocabulary': f'{model.vocab_size} tokens ({tokenizer.kind})',
     }
     table = '\n'.join(f'| {name} | {value} |' for name, value in rows.items())
+    metadata = {
+        'library_name': library,
+        'pipeline_tag': 'text-generation',
+        'tags': ['gpt_jax'],
+        **credits.to_card(),
+    }
+    front = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=10_000)
     return f"""---
-library_name: {library}
-pipeline_tag: text-generation
-tags:
-- gpt_jax
----
+{front}---
 
-# A language model
+# {credits.name or 'A language model'}
 
 Trained or adapted with gpt_jax, and exported from it.
 

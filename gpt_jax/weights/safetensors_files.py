@@ -49,7 +49,7 @@ def read(folder: pathlib.Path) -> dict[str, StoredTensor]:
         raise UserError(f'{folder / INDEX} has no weight_map; restore the file')
     for name in weight_map.values():
         # Another folder's file is none of this model's.
-        inside = isinstance(name, str) and name != '..' and '\\' not in name
+        inside = isinstance(name, str) and len(name) < 256 and name != '..' and '\\' not in name
         if not inside or pathlib.PurePath(name).name != name:
             raise UserError(
                 f'{folder / INDEX} lists the file {str(name)[:80]!r}, which must be the name of a '

@@ -12,6 +12,7 @@ import numpy as np
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.tokenizer import Tokenizer
+from gpt_jax.weights.credits import NO_CREDITS, Credits
 from gpt_jax.weights.layout import TABLES, TensorLayout
 
 LARGEST = 2**31 - 1  # whole number of a config
@@ -36,6 +37,8 @@ class Source:
     without_weights: str = ''  # pattern of tensors that hold none, such as causal masks
     tokenizer: Tokenizer | None = None
     chat_template: str | None = None  # what makes text of conversations, in Jinja
+    credits: Credits = NO_CREDITS
+    sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # unchecked
 
     def check(self, shapes: Mapping[str, Sequence[int]]) -> None:
         """Makes sure that each tensor is used exactly once and has the shape that it must have.

@@ -6,7 +6,7 @@ https://github.com/karpathy/minGPT saves `model.pt`, the bare tensors, with the 
 """
 
 import pathlib
-import pickle
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -72,17 +72,25 @@ def read(path: pathlib.Path, ignore_keys: Sequence[str] = ()) -> Source:
 
 
 def _check_state(path: pathlib.Path, state: Any) -> None:
-    """Raises UserError unless these are tensors of floats by name."""
+    """Raises UserError unless these are tensors of floats by name; masks may be of any type."""
     import torch
 
     if not isinstance(state, Mapping) or not state:
         raise UserError(f'{path} holds no tensors by name; it is not of nanoGPT or minGPT')
+    floats = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
     for name, tensor in state.items():
         right = isinstance(tensor, torch.Tensor) and tensor.layout == torch.strided
         if not (isinstance(name, str) and right):
             raise UserError(
                 f'{path} holds {str(name)[:80]!r}, which is no tensor with a name; it is not of '
                 f'nanoGPT or minGPT'
+            )
+        if re.fullmatch(gpt2.WITHOUT_WEIGHTS, name.removeprefix(_COMPILED)):
+            continue
+        if tensor.dtype not in floats or tensor.is_meta:
+            kind = 'without numbers' if tensor.is_meta else f'of {tensor.dtype}'
+            raise UserError(
+                f'{path}: {name[:80]} is a tensor {kind}; convert it to float32 with torch'
             )
 
 
@@ -95,11 +103,11 @@ def _load(path: pathlib.Path) -> Mapping[str, Any]:
         ) from error
     try:
         saved = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
+    except Exception as error:  # a damaged pickle makes torch raise almost any
         reason = ' '.join(str(error).split())[:200]
         raise UserError(
             f'{path} is damaged, or holds more than weights and would have to be executed '
-            f'({reason})'
+            f'({reason or type(error).__name__})'
         ) from error
     if not isinstance(saved, Mapping):
         raise UserError(f'{path} holds no tensors by name; it is not of nanoGPT or minGPT')
@@ -110,8 +118,9 @@ def _tensor(tensor: Any) -> StoredTensor:
     def read() -> np.ndarray:
         import torch
 
+        values = tensor.detach()  # a parameter is no array
         narrow = tensor.dtype in (torch.bfloat16, torch.float16)  # the first is unknown to numpy
-        return (tensor.float() if narrow else tensor).numpy()
+        return (values.float() if narrow else values).numpy()
 
     return StoredTensor(tuple(tensor.shape), read)
 

@@ -14,7 +14,7 @@ from gpt_jax.tokenizer.base import CHAT_TEMPLATE, END_OF_TEXT, TableTokenizer
 from gpt_jax.tokenizer.bpe import BpeTokenizer
 from gpt_jax.tokenizer.bpe_vocabulary import TOKENIZER_JSON, check_pair
 from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
-from gpt_jax.weights import gpt2, llama, native, safetensors_files
+from gpt_jax.weights import credits, gpt2, llama, native, safetensors_files, sampling
 from gpt_jax.weights.layout import TensorLayout
 from gpt_jax.weights.source import Source, optional_text, without_keys
 
@@ -33,7 +33,15 @@ NAMED_TOKENS = (
     'cls_token',
     'mask_token',
 )
-PATTERNS = ('*.json', '*.safetensors', '*.model', '*.jinja', 'vocab.bpe', 'merges.txt')
+PATTERNS = (
+    '*.json',
+    '*.safetensors',
+    '*.model',
+    '*.jinja',
+    'vocab.bpe',
+    'merges.txt',
+    credits.README,
+)
 
 
 class Family(NamedTuple):
@@ -98,6 +106,8 @@ def read(folder: pathlib.Path, ignore_keys: Sequence[str] = ()) -> Source:
         without_weights=without_weights,
         tokenizer=read_tokenizer(folder, config),
         chat_template=_chat_template(folder),
+        credits=credits.read_folder(folder, config),
+        sampling=sampling.read_generation_config(_read_optional(folder / GENERATION_CONFIG)),
     )
 
 
@@ -190,9 +200,12 @@ def _first_id(path: pathlib.Path, settings: dict[str, Any]) -> int | None:
     """The token that a tokenizer.json puts before every text.
 
     Raises:
-        UserError: it puts more there, or something behind a text.
+        UserError: it puts more there, or something behind a text, or the library refuses it.
     """
-    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library has no type of its own
+        raise UserError(f'{path} is damaged ({str(error)[:200]}); fetch it again') from error
     tokenizer.no_padding()
     for text in ('a', '0', '.', ''):
         bare, whole = (

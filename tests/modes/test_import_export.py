@@ -49,6 +49,25 @@ def test_in_and_out(source, workdir, tmp_path):
     assert f'--out={out} is not empty; name a new folder' in refused
 
 
+def test_credits_and_sampling_settings_travel(source, tmp_path):
+    stated = tmp_path / 'stated'
+    shutil.copytree(source, stated)
+    (stated / 'README.md').write_text('---\nlicense: mit\nmodel_name: Foxes\n---\n')
+    sampling = {'do_sample': True, 'temperature': 0.5, 'top_k': 7, 'min_p': 'much'}
+    files.write_json(stated / 'generation_config.json', sampling)
+    workdir, out = tmp_path / 'run', tmp_path / 'out'
+    output = run('--mode=import_weights', f'--source={stated}', f'--workdir={workdir}',
+                 '--config.sample.top_k=9')  # fmt: skip
+    assert f"{stated}: ignoring its sampling setting min_p='much'" in output
+    sample = files.read_json(workdir / 'config.json')['sample']
+    assert (sample['temperature'], sample['top_k'], sample['min_p']) == (0.5, 9, 0.0)
+    run('--mode=export', f'--workdir={workdir}', f'--out={out}', '--config.sample.temperature=0.25')
+    card = (out / 'README.md').read_text()
+    assert '\nlicense: mit\n' in card and '\n# Foxes\n' in card
+    generation = files.read_json(out / 'generation_config.json')
+    assert (generation['temperature'], generation['top_k']) == (0.25, 9)
+
+
 def test_an_imported_run_is_evaluated_wherever_it_lies(workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / 'run')
     refused = run('--mode=evaluate', f'--workdir={workdir}', status=2)

@@ -6,12 +6,14 @@ import math
 import pathlib
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import types
 
 import numpy as np
 import pytest
+from tensorboardX import record_writer
 from tensorboardX.proto import event_pb2
 
 from gpt_jax import object_store
@@ -82,6 +84,54 @@ def test_a_resumed_run_removes_later_rows_and_a_torn_line(tmp_path, torn):
     assert [(row['step'], row['train/loss']) for row in read_rows(tmp_path)] == expected
     assert [(step, value) for step, _, value in read_events(tmp_path)] == expected
     assert not list(tmp_path.rglob('*.tmp*'))
+
+
+DAMAGED_LINES = {
+    'half a row': b'{"step": 2, "train/lo\n',
+    'two rows in one': b'{"step": 2, "train{"step": 2, "train/loss": 3}\n',
+    'bytes': b'\xff\xfe\x00\x80\n',
+    'no object': b'[1, 2]\n"text"\n3\nnull\n',
+    'no step': b'{}\n{"step": null}\n{"step": "2"}\n{"step": NaN}\n{"step": [2]}\n',
+    'deep': b'[' * 100_000 + b'\n',
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGED_LINES)
+def test_damaged_lines_are_left_out_and_removed(tmp_path, damage):
+    write_steps(tmp_path, [1, 2], resume_step=None)
+    first, second = (tmp_path / 'metrics.jsonl').read_bytes().splitlines(keepends=True)
+    (tmp_path / 'metrics.jsonl').write_bytes(first + DAMAGED_LINES[damage] + second)
+    rows = [{'step': 1, 'train/loss': 1.5}, {'step': 2, 'train/loss': 2.5}]
+    assert metrics.read_rows(tmp_path) == rows
+    assert metrics.last_row(tmp_path, 5) == 2
+    write_steps(tmp_path, [3], resume_step=2)
+    assert read_rows(tmp_path) == [*rows, {'step': 3, 'train/loss': 3.5}]
+
+
+def test_a_damaged_event_file_is_continued(tmp_path):
+    random = np.random.default_rng(0)
+    write_steps(tmp_path / 'whole', [1, 2], resume_step=None)
+    [path] = (tmp_path / 'whole' / 'tensorboard').iterdir()
+    whole = path.read_bytes()
+    wrong = b'\xff' * 9  # no event, in a record whose checksums are right
+    record = struct.pack('<Q', len(wrong)) + bytes(4) + wrong
+    damaged = [whole + record + struct.pack('<I', record_writer.masked_crc32c(wrong)), b'']
+    damaged += [random.bytes(200), (2**63).to_bytes(8, 'little') + whole, whole[:9], bytes(300)]
+    for _ in range(20):
+        at = random.integers(len(whole))
+        damaged.append(whole[:at] + random.bytes(1) + whole[at + 1 :])
+    for number, content in enumerate(damaged):
+        workdir = tmp_path / str(number)
+        shutil.copytree(tmp_path / 'whole', workdir)
+        (workdir / 'tensorboard' / path.name).write_bytes(content)
+        write_steps(workdir, [3], resume_step=2)
+        assert read_events(workdir)[-1] == (3, 'train/loss', 3.5)
+
+
+def test_a_folder_in_place_of_the_file_is_one_line(tmp_path):
+    (tmp_path / 'metrics.jsonl').mkdir()
+    with pytest.raises(UserError, match=r'cannot write .*metrics\.jsonl: Is a directory'):
+        metrics.MetricsWriter(tmp_path, ('jsonl',), resume_step=2)
 
 
 def test_an_event_file_that_ends_in_a_torn_record_is_continued(tmp_path):

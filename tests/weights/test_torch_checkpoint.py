@@ -33,6 +33,9 @@ SPOILT = {
         'model': {'lm_head.weight': torch.ones(1)},
         'model_args': dict(n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=8),
     },
+    'whole numbers': {'model': {'a': torch.ones(1, dtype=torch.int64)}, 'model_args': {}},
+    'eight bits': {'model': {'a': torch.ones(1).to(torch.float8_e4m3fn)}, 'model_args': {}},
+    'shapes only': {'model': {'a': torch.ones(1, device='meta')}, 'model_args': {}},
 }
 
 
@@ -42,6 +45,22 @@ def test_what_is_no_checkpoint_is_one_line(saved, tmp_path):
     with pytest.raises(UserError) as error:
         open_source(str(tmp_path / 'ckpt.pt'))
     assert '\n' not in str(error.value)
+
+
+def test_a_damaged_pickle_is_one_line(tmp_path):
+    path = tmp_path / 'ckpt.pt'
+    write_state(path, model_args=ARGS)
+    whole = path.read_bytes()
+    begin = whole.index(b'_rebuild_tensor_v2')  # in the pickle, among what names the tensors
+    refused = 0
+    for at in range(begin, begin + 600, 7):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x15]) + whole[at + 1 :])
+        try:
+            open_source(str(path))
+        except UserError as error:
+            refused += 1
+            assert '\n' not in str(error)
+    assert refused > 10
 
 
 def read_arrays(path):

@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 import tokenizers
 
-from gpt_jax import GPT
+from gpt_jax import GPT, files
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import DType
 from gpt_jax.model.gpt import abstract_params
@@ -481,3 +481,16 @@ def test_no_more_than_a_tensor_is_copied_at_a_time(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert largest < peak < 1.3 * largest
+
+
+@pytest.mark.parametrize(
+    'branch, key, value',
+    [('model', 'unk_token', -1), ('pre_tokenizer', 'add_prefix_space', None)],
+)
+def test_a_tokenizer_that_its_library_refuses_is_one_line(tmp_path, branch, key, value):
+    write_folder(tmp_path, **LLAMA)
+    spec = files.read_json(tmp_path / 'tokenizer.json')
+    spec[branch][key] = value
+    files.write_json(tmp_path / 'tokenizer.json', spec)
+    with pytest.raises(UserError, match=r'tokenizer\.json is damaged \(invalid type'):
+        open_source(str(tmp_path))
