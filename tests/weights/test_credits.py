@@ -51,9 +51,7 @@ def test_a_card_of_the_hub_is_read(tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    'path', ['/home/me/model', './out', 'C:\\out', '', None, 3, ['a'], 'a/b/c']
-)
+@pytest.mark.parametrize('path', ['/abs/model', './out', 'C:\\out', '', None, 3, ['a'], 'a/b/c'])
 def test_a_path_is_no_name(path, tmp_path):
     assert read_folder(tmp_path, {'_name_or_path': path}) == NO_CREDITS
 
