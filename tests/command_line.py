@@ -6,36 +6,38 @@ import subprocess
 import sys
 
 from gpt_jax.checkpoint.manifest import read_document
+from tests.template import ROOT, Command
 
-ROOT = pathlib.Path(__file__).parents[1]
 TINY = 'tests/tiny_config.py'
 # What depends on the clock and not on the numbers.
 TIMED = {'train/tokens_per_second', 'train/data_wait_seconds', 'train/mfu', 'train/memory_gib'}
 
 
-def start(*arguments: str, stderr: int = subprocess.STDOUT, **options) -> subprocess.Popen:
-    """`python -m gpt_jax.main …` from the repository's root, output captured together."""
-    return subprocess.Popen(
-        [sys.executable, '-m', 'gpt_jax.main', *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        **options,
-    )
-
-
-def run(*arguments: str, status: int = 0, **options) -> str:
-    """Runs to the end, checks the exit status, returns the output.
+def run(*arguments: str, status: int = 0, stderr: int = subprocess.STDOUT) -> str:
+    """Runs a command to its end, checks the exit status, returns the output.
 
     With `stderr=PIPE` standard error comes after standard output, not between its lines.
     """
-    process = start(*arguments, **options)
-    output, errors = process.communicate(timeout=300)
-    output += errors or ''
-    assert process.returncode == status, output
-    return output
+    with Command(*arguments, stderr=stderr) as command:
+        command.wait(300)
+        assert command.returncode == status, command.output()
+        return command.output()
+
+
+def run_anew(*arguments: str, status: int = 0, **options) -> str:
+    """Does that in an interpreter of its own, as a shell does."""
+    done = subprocess.run(
+        [sys.executable, '-m', 'gpt_jax.main', *arguments],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        **options,
+    )
+    assert done.returncode == status, done.stdout
+    return done.stdout
 
 
 def rows(workdir: pathlib.Path) -> list[dict]:

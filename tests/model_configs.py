@@ -25,12 +25,19 @@ def make_config(**changes) -> ModelConfig:
     return freeze(config)
 
 
+def _others(name: str, table: type) -> dict[str, dict]:
+    """A row for each entry of a table that is not the default, which has one row for all."""
+    default = getattr(ModelConfig(), name)
+    return {f'{name}={kind}': {name: kind} for kind in table if kind != default}
+
+
 # Each entry of a table once, against the default partners.
 SINGLE = {
-    **{f'position={kind}': dict(position=kind) for kind in PositionKind},
-    **{f'norm={kind}': dict(norm=kind) for kind in NormKind},
-    **{f'norm_placement={kind}': dict(norm_placement=kind) for kind in NormPlacement},
-    **{f'mlp={kind}': dict(mlp=kind) for kind in MLPKind},
+    'default': {},
+    **_others('position', PositionKind),
+    **_others('norm', NormKind),
+    **_others('norm_placement', NormPlacement),
+    **_others('mlp', MLPKind),
     'gqa': dict(num_kv_heads=2),
     'mqa': dict(num_kv_heads=1),
     'head_dim': dict(head_dim=6),

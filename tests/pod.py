@@ -1,15 +1,13 @@
 """Runs of several real processes on this machine, each with its own output."""
 
-import os
 import pathlib
 import socket
-import subprocess
-import tempfile
 import time
 from collections.abc import Sequence
 
 from gpt_jax.parallel import local_pod
 from tests import command_line
+from tests.template import Command
 
 # The learning rate does not depend on the number of steps, so that a run can be made in pieces.
 ARGUMENTS = (
@@ -40,39 +38,27 @@ class Pod:
         with socket.socket() as listener:
             listener.bind(('127.0.0.1', 0))
             coordinator = f'127.0.0.1:{listener.getsockname()[1]}'
-        self._outputs = [tempfile.TemporaryFile('w+') for _ in range(count)]  # noqa: SIM115
         self.processes = []
-        for index, output in enumerate(self._outputs):
-            own = [*arguments, *(each[index] if each else ())]
+        for index in range(count):
             environment = local_pod._environment(devices)
             environment |= environments[index] if environments else {}
+            own = each[index] if each else ()
             flags = local_pod._cluster_flags(coordinator, count, index)
-            # A file, not a pipe: a full pipe would stall the process that nobody reads.
-            process = subprocess.Popen(
-                [os.sys.executable, '-m', 'gpt_jax.main', *own, *flags],
-                cwd=command_line.ROOT,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-            self.processes.append(process)
+            self.processes.append(Command(*arguments, *own, *flags, environment=environment))
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         for process in self.processes:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-        for output in self._outputs:
-            output.close()
+            process.kill()
+        for process in self.processes:
+            with process:
+                process.wait()
 
     def output(self, index: int) -> str:
         """What a process has printed so far."""
-        self._outputs[index].seek(0)
-        return self._outputs[index].read()
+        return self.processes[index].output()
 
     def wait(self, seconds: float = 240) -> list[int]:
         """The exit statuses, when all have ended."""
@@ -90,6 +76,15 @@ class Pod:
             assert not ended, '\n'.join(map(self.output, ended))
             assert time.monotonic() < deadline, 'no progress'
             time.sleep(0.02)
+
+
+def run_pod(shape: str, *arguments: str) -> str:
+    """What `--local_pod=PxD` prints of a run that ends well, without its interpreters' start."""
+    count, devices = local_pod.parse(shape)
+    with Pod(count, devices, *arguments) as pod:
+        outputs = [(index, pod.output(index)) for index, status in enumerate(pod.wait())]
+        assert {process.returncode for process in pod.processes} == {0}, outputs
+    return ''.join(f'[{index}] {line}\n' for index, text in outputs for line in text.splitlines())
 
 
 def assert_same_numbers(rows: list[dict], expected: list[dict], *, relative: float = 1e-5) -> None:

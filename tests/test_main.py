@@ -4,9 +4,9 @@ import io
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -17,7 +17,7 @@ from gpt_jax.errors import UserError
 from gpt_jax.main import main
 from gpt_jax.telemetry import streams
 from gpt_jax.train import session
-from tests.command_line import ROOT, TINY, fingerprints, rows, run, start
+from tests.command_line import ROOT, TINY, Command, fingerprints, rows, run_anew
 from tests.tiny_config import TEXT
 
 
@@ -321,14 +321,11 @@ def test_debug_shows_the_traceback():
 
 def test_a_second_writer_is_refused(tmp_path, capsys):
     arguments = [f'--config={TINY}', f'--workdir={tmp_path}']
-    process = start(*arguments, '--config.train.num_steps=100000')
-    try:
+    with Command(*arguments, '--config.train.num_steps=100000') as other:
         while not (tmp_path / 'config.json').exists():
-            assert process.poll() is None
-        assert f'in use by process {process.pid}' in _error(capsys, *arguments)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+            assert other.poll() is None, other.output()
+            time.sleep(0.01)
+        assert f'in use by process {other.pid}' in _error(capsys, *arguments)
 
 
 def test_full_disk(tmp_path):
@@ -358,8 +355,8 @@ def test_full_disk(tmp_path):
 
 
 def test_runs_as_a_module(tmp_path):
-    assert 'usage:' in run('--help')
-    assert 'error: ' in run('--config=nothing.py', status=2)
+    assert 'usage:' in run_anew('--help')
+    assert 'error: ' in run_anew('--config=nothing.py', status=2)
 
 
 def test_prompt_from_stdin(trained, capsys, monkeypatch):

@@ -110,7 +110,7 @@ def test_no_credentials(s3, tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.endswith('_KEY')}
     environment.pop('AWS_ACCESS_KEY_ID')
     environment |= {'HOME': str(tmp_path), 'AWS_EC2_METADATA_DISABLED': 'true'}
-    output = command_line.run(f'--workdir={s3}/a', status=2, env=environment)
+    output = command_line.run_anew(f'--workdir={s3}/a', status=2, env=environment)
     assert output == (
         f'error: --workdir={s3}/a: the store refused (Unable to locate credentials); check the '
         f'bucket, the credentials and the network\n'

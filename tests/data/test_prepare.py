@@ -1,6 +1,7 @@
 import concurrent.futures
 import dataclasses
 import json
+import os
 import pathlib
 import resource
 import signal
@@ -280,8 +281,18 @@ def test_large_shards_are_hashed_once(prepare_into, write_jsonl, monkeypatch):
     monkeypatch.setattr(locations, 'REMEMBERED_BYTES', 0)
     folder = prepare_into(corpus='jsonl', source=write_jsonl(TEXTS), split='hash:0.2')
     Shards.open(folder, TRAIN)
-    monkeypatch.setattr(ShardInfo, 'content_hash', lambda *_: pytest.fail('hashed again'))
+    hashed, content_hash = [], ShardInfo.content_hash
+
+    def note(shard, folder) -> str:
+        hashed.append(shard.name)
+        return content_hash(shard, folder)
+
+    monkeypatch.setattr(ShardInfo, 'content_hash', note)
     Shards.open(folder, TRAIN)
+    assert not hashed
+    os.utime(folder / f'{TRAIN}-00000.tokens', ns=(0, 0))
+    Shards.open(folder, TRAIN)
+    assert set(hashed) == {f'{TRAIN}-00000'}, 'it may be another file'
 
 
 def test_another_setting_is_another_folder(prepare_into, write_jsonl):

@@ -121,9 +121,21 @@ def test_a_damaged_copy_is_found_and_copied_again(
 def test_a_large_shard_is_hashed_once_until_it_changes(s3, prepared, tmp_path, monkeypatch):
     monkeypatch.setattr(locations, 'REMEMBERED_BYTES', 0)
     remote_shards.publish(prepared, f'{s3}/data', key='--publish')
+    hashed, content_hash = [], remote_shards.ShardInfo.content_hash
+
+    def note(shard, folder) -> str:
+        hashed.append(shard.name)
+        return content_hash(shard, folder)
+
+    monkeypatch.setattr(remote_shards.ShardInfo, 'content_hash', note)
+    folder = open_all(f'{s3}/data', tmp_path)
+    assert hashed
+    hashed.clear()
     open_all(f'{s3}/data', tmp_path)
-    monkeypatch.setattr(remote_shards.ShardInfo, 'content_hash', lambda *_: pytest.fail('hashed'))
+    assert not hashed
+    os.utime(folder / 'train-00000.tokens', ns=(0, 0))
     open_all(f'{s3}/data', tmp_path)
+    assert set(hashed) == {'train-00000'}
 
 
 def test_shards_that_are_not_what_their_manifest_says(s3, prepared, tmp_path):

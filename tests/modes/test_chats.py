@@ -84,6 +84,14 @@ def tune(workdir, source, chats, *arguments: str, variant: str = 'chat') -> int:
     )
 
 
+@pytest.fixture(scope='module')
+def tuned(source, chats, tmp_path_factory):
+    """A run that has learned the answers."""
+    workdir = tmp_path_factory.mktemp('tuned') / 'run'
+    assert tune(workdir, source, chats) == 0
+    return workdir
+
+
 def template_of(workdir) -> str:
     return (workdir / 'tokenizer' / CHAT_TEMPLATE).read_text()
 
@@ -97,9 +105,8 @@ def answer(workdir, *prompts: str, capsys) -> str:
 
 
 @pytest.mark.slow
-def test_answers_are_learned_and_travel(source, chats, tmp_path, capsys):
-    workdir, out = tmp_path / 'run', tmp_path / 'out'
-    assert tune(workdir, source, chats) == 0
+def test_answers_are_learned_and_travel(tuned, tmp_path, capsys):
+    workdir, out = tuned, tmp_path / 'out'
     last = rows(workdir)[-1]
     assert last['eval/loss'] < 0.05 and last['eval/accuracy'] > 0.98
     assert 'eval/bits_per_byte' not in last  # of a part of the text there is no such number
@@ -117,9 +124,8 @@ def test_answers_are_learned_and_travel(source, chats, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_class_answers_and_keeps_the_template(source, chats, tmp_path):
-    assert tune(tmp_path / 'run', source, chats) == 0
-    gpt = GPT.load(tmp_path / 'run')
+def test_the_class_answers_and_keeps_the_template(tuned, tmp_path):
+    gpt = GPT.load(tuned)
     greedy = {'max_new_tokens': 12, 'temperature': 0}
     assert gpt.chat('7. fox?', **greedy) == 'quick'
     conversation = [{'role': 'user', 'content': '8. dog?'}]

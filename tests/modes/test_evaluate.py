@@ -7,8 +7,9 @@ import shutil
 import pytest
 
 from gpt_jax.main import main
-from tests.command_line import TINY, rows, run
+from tests.command_line import TINY, rows
 from tests.evaluate.test_rows import blimp_row, write
+from tests.pod import run_pod
 
 PAIRS = 8
 PIQA = [
@@ -137,12 +138,12 @@ def test_two_processes_and_two_devices(trained, data, tmp_path):
     workdir = tmp_path / 'run'
     shutil.copytree(trained, workdir, ignore=shutil.ignore_patterns('evaluations'))
     arguments = [*ALL_ROWS, f'--workdir={workdir}', f'--task_data={data}', '--config.mesh.data=-1']
-    output = run(*arguments, '--local_pod=2x1')
+    output = run_pod('2x1', *arguments)
     assert '[0] ' in output
     assert '[1] ' not in output, 'one process prints'
     for name, stored in alone.items():
         other = json.loads((workdir / f'evaluations/8/{name}.json').read_text())
         for metric, value in stored['metrics'].items():
             assert other['metrics'][metric] == pytest.approx(value, rel=1e-5), name
-    again = run(*arguments, '--local_pod=2x1')
+    again = run_pod('2x1', *arguments)
     assert 'blimp is done already' in again

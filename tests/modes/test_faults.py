@@ -20,6 +20,7 @@ pytestmark = pytest.mark.slow
 
 LONG = (*ARGUMENTS, '--config.train.num_steps=100000', '--config.eval.every=0')
 SAVING = (*LONG, '--config.checkpoint.save_every=5')
+TEN = ('--config.train.num_steps=10',)
 FAULTY = (*SAVING, '--config=tests/faulty_config.py')  # the last --config counts
 
 
@@ -130,15 +131,22 @@ def _an_empty_step_folder(step: pathlib.Path) -> None:
     step.mkdir()
 
 
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory) -> pathlib.Path:
+    """A run of ten steps, with checkpoints of the fifth and the last."""
+    workdir = tmp_path_factory.mktemp('saved') / 'run'
+    assert main([*SAVING, *TEN, '--config.mesh.data=2', f'--workdir={workdir}']) == 0
+    return workdir
+
+
 @pytest.mark.parametrize('damage', [_a_flipped_bit, _a_truncated_file, _an_empty_step_folder])
-def test_damage_is_found_by_all(damage, tmp_path, table):
+def test_damage_is_found_by_all(damage, saved, tmp_path, table):
     """The newest checkpoint is set aside, and both processes go on from the one before."""
     workdir = tmp_path / 'run'
-    arguments = [*SAVING, '--config.train.num_steps=10', f'--workdir={workdir}']
-    assert main([*arguments, '--config.mesh.data=2']) == 0
+    shutil.copytree(saved, workdir)
     damage(workdir / 'checkpoints/10')
     before = rows(workdir)
-    with Pod(2, 1, *arguments) as pod:
+    with Pod(2, 1, *SAVING, *TEN, f'--workdir={workdir}') as pod:
         assert pod.wait() == [0, 0], '\n'.join(map(pod.output, range(2)))
         assert re.search(r'checkpoints/10 is damaged \(.+\)', pod.output(0))
         assert 'resuming at step 5' in pod.output(0)

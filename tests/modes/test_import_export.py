@@ -9,6 +9,7 @@ import safetensors.numpy
 from gpt_jax import files
 from gpt_jax.checkpoint.manifest import read_document
 from tests.command_line import run
+from tests.pod import run_pod
 from tests.weights.random_source import LLAMA, write_folder
 
 
@@ -99,9 +100,10 @@ def test_bfloat16_out_and_in_again(workdir, tmp_path):
 @pytest.mark.slow
 def test_several_processes(source, workdir, tmp_path):
     """Four devices of two processes hold a part each; the files are those of one device."""
-    pod = ('--local_pod=2x2', '--config.mesh.fsdp=2', '--config.mesh.tensor=2')
+    split = ('--config.mesh.fsdp=2', '--config.mesh.tensor=2')
     made = tmp_path / 'run'
-    output = run('--mode=import_weights', f'--source={source}', f'--workdir={made}', *pod)
+    flags = ('--mode=import_weights', f'--source={source}', f'--workdir={made}', *split)
+    output = run_pod('2x2', *flags)
     assert output.count('See it write') == 1
     for name in ('config.json', 'checkpoints'):
         assert (made / name).exists()
@@ -109,7 +111,7 @@ def test_several_processes(source, workdir, tmp_path):
         read_document(made / 'checkpoints', 0)['leaves']
         == (read_document(workdir / 'checkpoints', 0)['leaves'])
     )
-    run('--mode=export', f'--workdir={made}', f'--out={tmp_path / "out"}', *pod)
+    run_pod('2x2', '--mode=export', f'--workdir={made}', f'--out={tmp_path / "out"}', *split)
     assert tensors(tmp_path / 'out') == tensors(source)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from gpt_jax.main import main
 from tests.command_line import rows, run
-from tests.pod import ARGUMENTS, Pod, assert_same_numbers
+from tests.pod import ARGUMENTS, Pod, assert_same_numbers, run_pod
 
 
 @pytest.fixture(scope='module')
@@ -29,7 +29,7 @@ def test_evaluate_and_generate(single, capfd):
         return capfd.readouterr().out
 
     def ask_pod(*mode: str) -> str:
-        output = run(*mode, f'--workdir={single}', '--local_pod=2x2', stderr=subprocess.PIPE)
+        output = run_pod('2x2', *mode, f'--workdir={single}')
         assert not re.search(r'^\[1\]', output, re.MULTILINE)
         return ''.join(line.removeprefix('[0] ') for line in output.splitlines(keepends=True))
 
@@ -51,7 +51,7 @@ def test_texts_of_weights_that_no_process_has_whole(single, tmp_path):
     split = ('--config.mesh.data=1', '--config.mesh.fsdp=2', '--config.mesh.tensor=2')
     arguments = [*ARGUMENTS, *split, '--config.train.num_steps=4', '--config.sample.every=2']
     workdir = f'--workdir={tmp_path / "run"}'
-    output = run(*arguments, workdir, '--local_pod=2x2', stderr=subprocess.PIPE)
+    output = run_pod('2x2', *arguments, workdir)
     samples = re.findall(r'--- sample at step (\d+)\n(.*?)\n\[0\] ---', output, re.DOTALL)
     assert [step for step, _ in samples] == ['2', '4']
     assert not re.search(r'^\[1\]', output, re.MULTILINE)
@@ -61,7 +61,7 @@ def test_texts_of_weights_that_no_process_has_whole(single, tmp_path):
     alone = run(*generate, stderr=subprocess.PIPE)
     alone = alone[alone.index('--- sample 1') : alone.index(f'({single}')]
     assert len(alone) > 100
-    together = run(*generate, *split, '--local_pod=2x2', stderr=subprocess.PIPE)
+    together = run_pod('2x2', *generate, *split)
     assert alone in ''.join(line.removeprefix('[0] ') for line in together.splitlines(True))
     refused = run(*generate, '--config.mesh.fsdp=3', status=2)
     assert 'config.mesh' in refused and '3' in refused
@@ -73,7 +73,7 @@ def test_texts_of_weights_that_no_process_has_whole(single, tmp_path):
 def test_pmap_over_two_processes(single, tmp_path):
     workdir = tmp_path / 'run'
     arguments = [*ARGUMENTS, '--config.mesh.program=pmap', '--config.train.num_steps=4']
-    output = run(*arguments, '--local_pod=2x2', f'--workdir={workdir}')
+    output = run_pod('2x2', *arguments, f'--workdir={workdir}')
     assert 'data=4, pmap' in output
     assert_same_numbers(rows(workdir), rows(single))
 

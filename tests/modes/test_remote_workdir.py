@@ -11,7 +11,7 @@ import pytest
 from gpt_jax import GPT, object_store
 from gpt_jax.checkpoint.manifest import list_steps, read_document
 from gpt_jax.main import main
-from tests.command_line import TIMED, rows, run, start
+from tests.command_line import TIMED, Command, rows, run
 from tests.pod import ARGUMENTS, Pod
 
 pytestmark = pytest.mark.slow
@@ -64,15 +64,14 @@ def test_killed_and_resumed_with_remote_shards(s3, local, tmp_path, capfd):
         *ARGUMENTS, DEVICES, cache, f'--workdir={workdir}', '--config.data.corpus=shards',
         f'--config.data.source={shards}',
     ]  # fmt: skip
-    process = start(*arguments, '--config.train.num_steps=100000')
     checkpoints = object_store.to_path(workdir, key='') / 'checkpoints'
-    deadline = time.monotonic() + 120
-    while not list_steps(checkpoints):
-        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    process.stdout.close()
+    with Command(*arguments, '--config.train.num_steps=100000') as command:
+        deadline = time.monotonic() + 120
+        while not list_steps(checkpoints):
+            assert command.poll() is None and time.monotonic() < deadline, command.output()
+            time.sleep(0.05)
+        command.kill()
+        assert command.wait() == -signal.SIGKILL
     step = max(list_steps(checkpoints))
     assert {row['step'] for row in remote_rows(workdir)} >= set(range(1, step + 1)), 'rows lost'
     for late in (step for step in list_steps(checkpoints) if step > 6):

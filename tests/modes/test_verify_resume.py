@@ -1,5 +1,6 @@
 """The certificate of an exact resume: given where it is deserved, and refused where not."""
 
+import copy
 import json
 
 import pytest
@@ -27,13 +28,31 @@ def test_certificate(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_certificate_of_a_workdir_in_a_bucket(s3, capsys):
+def test_certificate_of_a_workdir_in_a_bucket(s3, capsys, monkeypatch):
+    """Cut at its first checkpoint, not killed: that is above, and in test_remote_workdir."""
+
+    def train(config, workdir) -> str:
+        capsys.readouterr()
+        command = verify_resume._command(config, workdir)
+        assert main(command[command.index('gpt_jax.main') + 1 :]) == 0
+        return capsys.readouterr().out
+
+    def train_killed(config, workdir, *, steps: int) -> int:
+        config = copy.deepcopy(config)
+        config.train.num_steps = steps // 2
+        train(config, workdir)
+        return steps // 2
+
+    monkeypatch.setattr(verify_resume, '_train', train)
+    monkeypatch.setattr(verify_resume, '_train_killed', train_killed)
     arguments = [f'--config={TINY}:sgd', f'--workdir={s3}/run', '--mode=verify_resume']
-    assert main([*arguments, '--config.mesh.data=2']) == 0
+    arguments += ['--verify_steps=8', '--config.mesh.data=2', '--config.schedule.kind=constant']
+    assert main(arguments) == 0
     assert 'equals the undisturbed one, bit for bit' in capsys.readouterr().out
     workdir = object_store.to_path(f'{s3}/run', key='--workdir')
     certificate = json.loads((workdir / 'verify_resume.json').read_text())
     assert certificate['exact'] and certificate['other_mesh'] == 'fsdp=2'
+    assert certificate['resumed_at_step'] == 4
     assert object_store.list_objects(workdir) == ['verify_resume.json']
 
 

@@ -19,6 +19,7 @@ from gpt_jax.weights import gguf_architecture, open_source
 from gpt_jax.weights.exporters import find_exporter
 from gpt_jax.weights.gguf_export import FILE, export_gguf
 from tests.command_line import run
+from tests.pod import run_pod
 from tests.weights.random_source import (
     GPT2,
     LLAMA,
@@ -194,7 +195,7 @@ def test_stories_from_the_command_line(shared_data, tmp_path):
     first, second = f'--workdir={tmp_path / "first"}', f'--workdir={tmp_path / "second"}'
     run('--mode=import_weights', f'--source={folder / "stories260K.bin"}', first)
     out = tmp_path / 'out'
-    output = run('--mode=export', first, '--format=gguf', f'--out={out}', '--local_pod=2x1')
+    output = run_pod('2x1', '--mode=export', first, '--format=gguf', f'--out={out}')
     assert 'model.gguf, README.md' in output
     output = run('--mode=import_weights', f'--source={out / FILE}', second)
     assert 'begin with <s> (1), end with <s> (1)' in output

@@ -12,7 +12,7 @@ from gpt_jax.weights import open_source
 from tests.command_line import run
 from tests.weights.random_source import logits
 
-NATS_PER_TOKEN = 1.535  # of the TinyStories sample, by the same weights in numpy
+NATS_PER_TOKEN = 1.3243775  # of 60 stories, by the same weights in numpy in float64
 
 
 @pytest.fixture(scope='module')
@@ -52,7 +52,7 @@ def test_logits(stories, workdir):
 def test_loss_on_the_sample(stories, workdir, shared_data, tmp_path):
     """The stories of the sample as documents, each begun by the token that began it in training."""
     [sample] = (shared_data / 'corpora' / 'tinystories_sample').glob('*.txt')
-    texts = sample.read_text(encoding='utf-8').split('<|endoftext|>')[:300]
+    texts = sample.read_text(encoding='utf-8').split('<|endoftext|>')[:60]
     tokenizer = GPT.load(workdir).tokenizer
     ids = [i for text in texts for i in [1, *tokenizer.encode(text.strip())]]
     gpt = GPT.load(workdir)
@@ -63,7 +63,7 @@ def test_loss_on_the_sample(stories, workdir, shared_data, tmp_path):
         scores -= scores.max(-1, keepdims=True)
         chosen = np.take_along_axis(scores, some[:, 1:, None], -1)[..., 0]
         total += (np.log(np.exp(scores).sum(-1)) - chosen).sum()
-    assert total / windows[:, 1:].size == pytest.approx(NATS_PER_TOKEN, abs=5e-4)
+    assert total / windows[:, 1:].size == pytest.approx(NATS_PER_TOKEN, abs=1e-5)
 
 
 def test_library(stories):
