@@ -49,17 +49,19 @@ def relative(path: pathlib.Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-# README
+# The tree of docs/architecture.md
+
+TREE = 'docs/architecture.md'
 
 
-def readme_tree() -> dict[str, bool]:
-    """Path -> whether it is written as a folder, from README's tree.
+def documented_tree() -> dict[str, bool]:
+    """Path -> whether it is written as a folder, from the tree of docs/architecture.md.
 
     The tree is the fenced block with a line that starts with `gpt_jax/`. One entry a line: the
     name first, then two spaces and what it is; two more spaces of indentation are one level
     deeper.
     """
-    blocks = re.findall(r'^```\w*\n(.*?)^```', (ROOT / 'README.md').read_text(), re.M | re.S)
+    blocks = re.findall(r'^```\w*\n(.*?)^```', (ROOT / TREE).read_text(), re.M | re.S)
     block = next(block for block in blocks if re.search(r'^gpt_jax/(\s|$)', block, re.M))
     entries = {}
     folders = []
@@ -71,22 +73,22 @@ def readme_tree() -> dict[str, bool]:
     return entries
 
 
-def test_readme_tree_names_only_what_exists():
+def test_the_tree_names_only_what_exists():
     wrong = [
         path
-        for path, is_folder in readme_tree().items()
+        for path, is_folder in documented_tree().items()
         if not ((ROOT / path).is_dir() if is_folder else (ROOT / path).is_file())
     ]
-    assert not wrong, f'README names {wrong}, which do not exist (folders end with a slash)'
+    assert not wrong, f'{TREE} names {wrong}, which do not exist (folders end with a slash)'
 
 
-def test_readme_tree_is_complete():
+def test_the_tree_is_complete():
     top_level = {path.relative_to(ROOT).parts[0] for path in FILES}
     expected = {name for name in top_level if not name.startswith('.')}
     expected |= {'/'.join(path.relative_to(ROOT).parts[:2]) for path in MODULES}
     expected.discard('gpt_jax/__init__.py')
-    missing = sorted(expected - set(readme_tree()))
-    assert not missing, f'the tree in README lacks {missing}'
+    missing = sorted(expected - set(documented_tree()))
+    assert not missing, f'the tree in {TREE} lacks {missing}'
 
 
 # Files

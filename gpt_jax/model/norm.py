@@ -32,6 +32,11 @@ class _Norm(nn.Module):
         bias_D = None
         if self.centred and self.config.use_bias:
             bias_D = self._vector('bias', nn.initializers.zeros_init(), x.shape[-1])
+        return self._normalize(x, scale_D, bias_D)
+
+    def _normalize(
+        self, x: jax.Array, scale_D: jax.Array, bias_D: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
         kernel = NORM_KERNELS.get(self.kernel)
         run = normalize if kernel is None else kernel.normalize
         return run(x, scale_D, bias_D, epsilon=self.config.norm_epsilon, centred=self.centred)
