@@ -149,7 +149,7 @@ def make_ours(setup: dict[str, Any]) -> tuple[dict[str, str | int], Run]:
         'device': machine['host_cpu'] if on_cpu else machine['device_kind'],
         'software': f'jax {machine["jax"]}',
         'settings': f'{config.model.compute_dtype}{products}, '
-        f'{program.steps_per_call} step(s) a call',
+        f'{program.steps_per_call} step(s) per call',
         'parameters': sum(math.prod(p.shape) for p in jax.tree.leaves(state.params)),
     }
     return about, run

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.config_tree import freeze
+from gpt_jax.errors import UserError
 from gpt_jax.inference.config import SampleConfig
 from gpt_jax.inference.decode import Decoder
 from gpt_jax.model.config import ModelConfig
@@ -84,6 +85,9 @@ def measure_decoding(
       Dicts of `batch_size`, `compile_seconds` (with the first run), `prefill_tokens_per_second`,
       `decode_tokens_per_second`, `ms_per_token` (of one token of all rows), `floor_ms_per_token`
       and `fraction_of_floor` (1: as fast as the memory).
+
+    Raises:
+        UserError: the new tokens are too few to be timed.
     """
     if new_tokens < 2:
         raise ValueError(f'new_tokens={new_tokens} must be at least 2: the first is the prefill')
@@ -106,6 +110,11 @@ def measure_decoding(
         whole = [generate(new_tokens) for _ in range(repeats)]
         prefill, total = statistics.median(first), statistics.median(whole)
         token = (total - prefill) / (new_tokens - 1)
+        if token <= 0:
+            raise UserError(
+                f'--decode_tokens={new_tokens} is too few: {new_tokens} tokens took no longer than '
+                f'the first alone; raise it'
+            )
         floor = _bytes_per_token(decoder, batch_size, prompt_tokens + new_tokens / 2) / bandwidth
         rows.append(
             {

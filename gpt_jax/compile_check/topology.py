@@ -65,7 +65,8 @@ def describe_devices(topology: str, *, num_slices: int = 1) -> Sequence[jax.Devi
         return _describe_gpus(name, shape, num_slices)
     except (ValueError, jax.errors.JaxRuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f'--topology={topology}: {reason}') from error
+        advice = f'; whole hosts make a topology: try {name}:2x2' if name in TPUS else ''
+        raise UserError(f'--topology={topology}: {reason}{advice}') from error
 
 
 def _describe_tpus(name: str, shape: str, num_slices: int) -> Sequence[jax.Device]:

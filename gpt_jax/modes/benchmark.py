@@ -150,7 +150,7 @@ def _measure_decoding(
     )
     table = {
         f'batch {row["batch_size"]}': f'{row["decode_tokens_per_second"]:,.0f} tokens/s, '
-        f'{row["ms_per_token"]:,.3f} ms a token (floor {row["floor_ms_per_token"]:,.3f} ms); '
+        f'{row["ms_per_token"]:,.3f} ms per token (floor {row["floor_ms_per_token"]:,.3f} ms); '
         f'prefill {row["prefill_tokens_per_second"]:,.0f} tokens/s; '
         f'{row["compile_seconds"]:.1f} s to compile'
         for row in rows
@@ -189,9 +189,9 @@ def _training_rows(report: dict[str, Any]) -> dict[str, str]:
         f'of {report["steps_per_group"]} steps ({report["step_ms_min"]:,.2f} to '
         f'{report["step_ms_max"]:,.2f})',
         'tokens': f'{report["tokens_per_second"]:,.0f} a second, '
-        f'{report["tokens_per_step"]:,} a step',
-        'data wait': f'{1e3 * report["data_wait_seconds"]:,.3f} ms a step',
-        'FLOPs': f'{report["model_flops_per_step"]:.4g} a step by formula, '
+        f'{report["tokens_per_step"]:,} per step',
+        'data wait': f'{1e3 * report["data_wait_seconds"]:,.3f} ms per step',
+        'FLOPs': f'{report["model_flops_per_step"]:.4g} per step by formula, '
         f'{report["hardware_flops_per_step"]:.4g} with recomputation',
         'MFU': 'unknown: no published peak for this device',
         'memory': f'{report["peak_memory_bytes"] / 2**20:,.1f} MiB '
@@ -205,7 +205,7 @@ def _training_rows(report: dict[str, Any]) -> dict[str, str]:
     if report['mfu'] is not None:
         rows['MFU'] = (
             f'{report["mfu"]:.2%} of {report["peak_flops"] / 1e12:,.1f} TFLOP/s (dense bfloat16) '
-            f'a device; {report["hfu"]:.2%} with recomputation'
+            f'per device; {report["hfu"]:.2%} with recomputation'
         )
     return rows
 

@@ -66,9 +66,9 @@ def run(
     title += f', {flags.num_slices} slices' if flags.num_slices > 1 else ''
     print('\n'.join([format_table(title, summarize(program, config)), *notes]), flush=True)
     check = check_program(program, config)
-    print(format_table('memory of a device', _memory_rows(check)), flush=True)
+    print(format_table('memory per device', _memory_rows(check)), flush=True)
     if check.traffic is not None:
-        print(format_table('sent by a device in a step', _traffic_rows(check)))
+        print(format_table('sent per device and step', _traffic_rows(check)))
     if check.roofline is not None:
         print(format_table(_ROOFLINE, _roofline_rows(check)), flush=True)
     attempts: list[Attempt] = []
@@ -196,7 +196,7 @@ def _format_attempts(attempts: list[Attempt]) -> str:
     rows = {
         format_overrides(attempt.overrides): f'{_size(attempt.check.peak_bytes)}'
         + (
-            f', at best {1e3 * attempt.check.roofline.step_seconds:,.1f} ms a step'
+            f', at best {1e3 * attempt.check.roofline.step_seconds:,.1f} ms per step'
             if attempt.check.roofline
             else ''
         )

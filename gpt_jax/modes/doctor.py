@@ -57,7 +57,7 @@ def run(
     }
     if mesh.size > 1:
         bandwidth = probe.measure_bandwidth(mesh, megabytes=flags.doctor_megabytes)
-        rows['all-reduce'] = f'{bandwidth.all_reduce / 1e9:.2f} GB/s a device'
-        rows['all-gather'] = f'{bandwidth.all_gather / 1e9:.2f} GB/s a device'
+        rows['all-reduce'] = f'{bandwidth.all_reduce / 1e9:.2f} GB/s per device'
+        rows['all-gather'] = f'{bandwidth.all_gather / 1e9:.2f} GB/s per device'
     print(format_table('all is well', rows))
     return 0

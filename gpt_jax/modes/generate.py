@@ -136,4 +136,4 @@ def _print_streaming(
         shown = ''
         if generation.ended == Ended.END_OF_TEXT and peers.is_primary():
             print('\n(end of text)', end='', file=sys.stderr)
-    print()
+    print(flush=True)  # before what standard error shows next

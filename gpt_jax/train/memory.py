@@ -248,7 +248,7 @@ def out_of_memory_advice(program: Program, config: RunConfig) -> str:
     size = f' ({limit / GIB:.1f} GiB)' if limit else ''
     return (
         f'out of memory on {device.device_kind}{size}: a step needs about '
-        f'{plan.total / GIB:.2f} GiB a device ({plan.describe()}); '
+        f'{plan.total / GIB:.2f} GiB per device ({plan.describe()}); '
         + ('try ' + ', or '.join(advice[:3]) if advice else 'use more devices or a smaller model')
         + ' (estimated; --mode compile_check --topology=… verifies such changes without a device)'
     )

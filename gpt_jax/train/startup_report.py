@@ -1,4 +1,4 @@
-"""What a run really uses, for the table at its start."""
+"""The table at the start of a run: what it really uses."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ _MANY_PASSES = 10  # over a text, after which a model repeats it
 
 
 def summarize(program: Program, config: RunConfig) -> dict[str, str]:
-    """Devices, model, and what was chosen where the config said `auto`."""
+    """Returns the table's rows: devices, model, and the choices where the config said `auto`."""
     model, train, kernels = config.model, config.train, program.model.kernels
     devices = program.mesh.devices.flatten()
     tokens = train.batch_size * model.max_seq_len
@@ -35,7 +35,7 @@ def summarize(program: Program, config: RunConfig) -> dict[str, str]:
         'devices': f'{len(devices)} x {kind}, {jax.process_count()} process(es), '
         f'jax {jax.__version__}',
         'mesh': _describe_mesh(program, config),
-        'parameters': f'{count_params(model):,} (state {held / 2**20:,.1f} MiB a device)',
+        'parameters': f'{count_params(model):,} (state {held / 2**20:,.1f} MiB per device)',
         **part,
         'model': f'{model.num_layers} layers, d_model {model.d_model}, d_ff {model.d_ff}, {heads}, '
         f'vocabulary {model.vocab_size:,} (table {model.padded_vocab_size:,}), '
@@ -48,15 +48,15 @@ def summarize(program: Program, config: RunConfig) -> dict[str, str]:
         'compiler': ', '.join(program.compiler_options) or "XLA's defaults",
         'optimizer': f'{type(config.optimizer).__name__}, learning rate '
         f'{config.optimizer.learning_rate:g} ({config.schedule.kind})',
-        'batch': f'{train.batch_size} x {model.max_seq_len} = {tokens:,} tokens a step, '
-        f'{program.micro_batches} micro-batch(es), {program.steps_per_call} step(s) a call',
+        'batch': f'{train.batch_size} x {model.max_seq_len} = {tokens:,} tokens per step, '
+        f'{program.micro_batches} micro-batch(es), {program.steps_per_call} step(s) per call',
         'work': f'{train.num_steps:,} steps, {train.num_steps * tokens:,} tokens, '
-        f'{train_flops_per_token(model, length=model.max_seq_len) * tokens:.3g} FLOPs a step',
+        f'{train_flops_per_token(model, length=model.max_seq_len) * tokens:.3g} FLOPs per step',
     }
 
 
 def describe_passes(passes: float) -> str:
-    """How often a run reads its training text."""
+    """Describes how often a run reads its training text."""
     number = f'{passes:,.0f}' if passes >= 10 else f'{passes:.2g}'
     return f'{number} {"pass" if number == "1" else "passes"} over your text'
 
@@ -77,14 +77,14 @@ def warn_of_passes(passes: float, *, keys: Sequence[str]) -> None:
 
 
 def _describe_products(model: ModelConfig) -> str:
-    """What is multiplied, where it is not of the compute dtype."""
+    """Names the dtype of products where it is not the compute dtype."""
     if model.matmul_precision == MatmulPrecision.DEFAULT:
         return ''
     return f', products of {model.matmul_precision}'
 
 
 def _describe_part(config: RunConfig, trained: int) -> str:
-    """What is trained where it is not everything."""
+    """Describes what is trained where it is not everything."""
     lora = config.lora
     if lora.rank:
         return f'{trained:,} in adapters of rank {lora.rank} on {", ".join(lora.targets)}'
@@ -92,7 +92,7 @@ def _describe_part(config: RunConfig, trained: int) -> str:
 
 
 def _describe_mesh(program: Program, config: RunConfig) -> str:
-    """The axes that split something, and what they could not split."""
+    """Describes the axes that split something, and what they could not split."""
     mesh = program.mesh
     split = [f'{axis}={size}' for axis, size in mesh.shape.items() if size > 1]
     whole = undivided(abstract_params(config.model), mesh)

@@ -83,7 +83,7 @@ def test_pairs_both_steps(nanogpt, checkout, capfd):
     arguments = [checkout, '--recipe=tiny', '--rounds=3', '--steps=5', override]
     nanogpt.main(arguments)
     printed = capfd.readouterr().out
-    assert 'float32, 2 step(s) a call' in printed
+    assert 'float32, 2 step(s) per call' in printed
     assert f'float32, eager, {2 * 65 * 16:,} parameters' in printed
     rounds = re.findall(r'round \d: ours ([\d.]+) ms, nanoGPT ([\d.]+) ms, others', printed)
     assert len(rounds) == 3
