@@ -85,10 +85,10 @@ RECIPES = {
         peer_vocab_size=65,
         use_bias=False,
     ),
-    '124m': _gpt2('configs/gpt2_124m.py', 12, 12, 768, 32),
-    '350m': _gpt2('configs/gpt2_355m.py', 24, 16, 1024, 16),
-    '774m': _gpt2('configs/gpt2_774m.py', 36, 20, 1280, 8),
-    '1558m': _gpt2('configs/gpt2_1558m.py', 48, 25, 1600, 4),
+    '124m': _gpt2('configs/gpt2.py:124m', 12, 12, 768, 32),
+    '350m': _gpt2('configs/gpt2.py:355m', 24, 16, 1024, 16),
+    '774m': _gpt2('configs/gpt2.py:774m', 36, 20, 1280, 8),
+    '1558m': _gpt2('configs/gpt2.py:1558m', 48, 25, 1600, 4),
 }
 SIZES = ('num_layers', 'num_heads', 'd_model', 'max_seq_len', 'vocab_size')  # of `config.model`
 

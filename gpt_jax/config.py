@@ -194,6 +194,10 @@ def _finalize_tasks(evaluation: EvalConfig, max_seq_len: int) -> None:
         )
 
 
+# Configs that became a variant of another file; their old names load it.
+MOVED_CONFIGS = {f'gpt2_{size}.py': f'gpt2.py:{size}' for size in ('124m', '355m', '774m', '1558m')}
+
+
 def load_config(spec: str) -> RunConfig:
     """The config that `FILE.py` or `FILE.py:variant` describes.
 
@@ -202,6 +206,9 @@ def load_config(spec: str) -> RunConfig:
     """
     name, _, variant = spec.partition(':')
     path = pathlib.Path(name)
+    if path.name in MOVED_CONFIGS and not variant and not path.is_file():
+        file, _, variant = MOVED_CONFIGS[path.name].partition(':')
+        path = path.with_name(file)
     if not path.is_file():
         shipped = [str(each) for each in sorted(pathlib.Path('configs').glob('*.py'))]
         hint = suggest(name, shipped) if shipped else 'the shipped ones are in configs/'

@@ -5,7 +5,7 @@ import pathlib
 import jax
 import pytest
 
-from gpt_jax.config import RunConfig, finalize, load_config
+from gpt_jax.config import MOVED_CONFIGS, RunConfig, finalize, load_config, run_name
 from gpt_jax.config_tree import freeze, from_json, to_json
 from gpt_jax.optim.param_groups import map_with_path
 from gpt_jax.parallel.mesh import MeshConfig, make_mesh
@@ -18,10 +18,10 @@ SPECS = {
     'shakespeare_char:cpu': 66,
     'shakespeare_char:gpu': 66,
     'gpt1': 40478,
-    'gpt2_124m': 50257,
-    'gpt2_355m': 50257,
-    'gpt2_774m': 50257,
-    'gpt2_1558m': 50257,
+    'gpt2:124m': 50257,
+    'gpt2:355m': 50257,
+    'gpt2:774m': 50257,
+    'gpt2:1558m': 50257,
     'gpt3:125m': 50257,
     'gpt3:350m': 50257,
     'gpt3:760m': 50257,
@@ -78,6 +78,13 @@ def test_unknown_variants_are_refused(name):
 @pytest.mark.parametrize('name', sorted({spec.partition(':')[0] for spec in SPECS}))
 def test_a_config_opens_with_the_command_that_runs_it(name):
     assert f'--config configs/{name}.py' in (CONFIGS / f'{name}.py').read_text(encoding='utf-8')
+
+
+@pytest.mark.parametrize(('old', 'new'), MOVED_CONFIGS.items())
+def test_the_old_name_of_a_config_loads_it(old, new):
+    assert to_json(load_config(str(CONFIGS / old))) == to_json(load_config(str(CONFIGS / new)))
+    # The workdir of its runs stays, so that the same command resumes them.
+    assert run_name(f'configs/{old}') == old.removesuffix('.py')
 
 
 def test_a_single_text_is_a_tuple_of_one():

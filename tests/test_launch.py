@@ -167,7 +167,7 @@ def test_commands_name_a_config_a_mode_and_keys_that_exist(place, words):
 @pytest.mark.parametrize('place, words', COMMANDS, ids=[place for place, _ in COMMANDS])
 def test_the_batch_divides_over_the_devices_of_the_command(place, words):
     """On 8 CPU devices; a mesh for 16 is checked with half of its fsdp axis."""
-    config = load_config(str(ROOT / 'configs' / 'gpt2_1558m.py'))
+    config = load_config(str(ROOT / 'configs' / 'gpt2.py:1558m'))
     for word in words:
         if match := re.fullmatch(r'--config\.(mesh\.\w+|train\.grad_accumulation)=(-?\d+)', word):
             branch, name = match[1].split('.')

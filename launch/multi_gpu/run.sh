@@ -8,7 +8,7 @@ stopped=
 trap 'stopped=1; kill -TERM "$run" 2>/dev/null' TERM INT
 arguments=("$@")
 while true; do
-  python -m gpt_jax.main --config configs/gpt2_1558m.py \
+  python -m gpt_jax.main --config configs/gpt2.py:1558m \
     --config.mesh.data=1 --config.mesh.fsdp=-1 --config.train.grad_accumulation=15 \
     --config.data.corpus=text --config.data.source="${DATA:?the folder of the text}" \
     --config.tokenizer.path="${TOKENIZER:?the folder of the tokenizer}" \

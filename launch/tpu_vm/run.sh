@@ -12,7 +12,7 @@ REPOSITORY=${REPOSITORY:-https://github.com/OWNER/gpt_jax.git}
 SHARED=${SHARED:-/mnt/shared}
 
 # 16 chips: the weights in 16 parts, 16 sequences at a time.
-TRAIN="python -m gpt_jax.main --config configs/gpt2_1558m.py --workdir $SHARED/runs/gpt2_1558m \
+TRAIN="python -m gpt_jax.main --config configs/gpt2.py:1558m --workdir $SHARED/runs/gpt2_1558m \
 --config.mesh.data=1 --config.mesh.fsdp=16 --config.train.grad_accumulation=30 \
 --config.data.corpus=text --config.data.source=$SHARED/text \
 --config.data.cache_dir=$SHARED/cache --config.tokenizer.path=$SHARED/tokenizer"
