@@ -32,6 +32,7 @@ _NOT_TEXT = {
     b'PAR1': 'a parquet file (config.data.corpus=parquet)',
     b'\xd0\xcf\x11\xe0': 'an old Office document',
 }
+NEVER_TEXT = (b'%PDF-', b'PK\x03\x04')
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _HEAD_BYTES = 16  # of a file, enough to tell what it is
 
@@ -205,11 +206,13 @@ class TextDecoder:
         After an error the bytes that follow the chunk can be decoded.
 
         Raises:
-            UserError: the bytes are not UTF-8. It names what is read, `name`, and the first such
+            UserError: the bytes are not UTF-8, or those of a PDF or a zip archive. It names what is read, `name`, and the first such
                 byte, counted from the start of the file.
         """
         self._head = (self._head + chunk[:_HEAD_BYTES])[:_HEAD_BYTES]
         self._num_bytes += len(chunk)
+        if self._head.startswith(NEVER_TEXT):  # such a file may be UTF-8 throughout
+            raise _not_utf8(name, 0, head=self._head)
         try:
             text = self._decoder.decode(chunk, final)
         except UnicodeDecodeError as error:

@@ -15,7 +15,7 @@ from gpt_jax import object_store
 from gpt_jax.data import documents
 from gpt_jax.data.config import DataConfig
 from gpt_jax.errors import UserError
-from gpt_jax.files import UTF16_MARKS
+from gpt_jax.files import NEVER_TEXT, UTF16_MARKS
 
 _JSONL_SUFFIXES = ('.jsonl', '.ndjson')
 _BINARY_PROBE_BYTES = 8192
@@ -130,7 +130,8 @@ def looks_binary(path: pathlib.Path) -> bool:
     """
     with open_decompressed(path) as (_, content):
         head = content.read(_BINARY_PROBE_BYTES)
-    return b'\0' in head and not head.startswith(UTF16_MARKS)
+    is_document = head.startswith(NEVER_TEXT)
+    return is_document or (b'\0' in head and not head.startswith(UTF16_MARKS))
 
 
 @contextlib.contextmanager

@@ -131,6 +131,7 @@ def test_a_bad_line_is_named(line, message):
     ('content', 'says'),
     [
         (b'%PDF-1.7\n%\xe2\xe3\xcf\xd3', 'is a PDF and not text'),
+        (b'%PDF-1.4\nall of it ASCII', 'is a PDF and not text'),
         (b'PK\x03\x04\x14\x00\xff', 'is a zip archive .* and not text'),
         (b'\x1f\x8b\x08\x00', r'is compressed by gzip \(its name does not end in .gz\)'),
         ('Grüße'.encode('utf-16'), 'not UTF-8 at byte 0; .*iconv -f UTF-16 -t UTF-8'),
