@@ -8,7 +8,7 @@ sizes once per seed, in turns, and writes the losses to `results/cpu_recipe.json
 draws that file to `docs/figures/cpu_recipe.svg`; it needs matplotlib.
 
     ours     the loss over the whole validation split (the last tenth of the text)
-    nanoGPT  the mean over 20 random batches of the same split, as its `train.py` prints it
+    nanoGPT  the mean over 200 random batches of the same split, as its `train.py` prints it
 """
 
 import argparse
@@ -28,9 +28,9 @@ ROOT = pathlib.Path(pairing.ROOT)
 RESULTS = ROOT / 'benchmarks' / 'results' / 'cpu_recipe.json'
 FIGURE = ROOT / 'docs' / 'figures' / 'cpu_recipe.svg'
 EVERY = 250  # steps between two evaluations, nanoGPT's interval for this data set
-# The command of the README of nanoGPT for a CPU.
+# The command of the README of nanoGPT for a CPU, with batches enough for a steady estimate.
 NANOGPT_FLAGS = [
-    *('--device=cpu', '--compile=False', '--eval_iters=20', '--log_interval=100'),
+    *('--device=cpu', '--compile=False', '--eval_iters=200', '--log_interval=100'),
     *('--block_size=64', '--batch_size=12', '--n_layer=4', '--n_head=4', '--n_embd=128'),
     *('--max_iters=2000', '--lr_decay_iters=2000', '--dropout=0.0'),
 ]

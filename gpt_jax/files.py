@@ -206,8 +206,8 @@ class TextDecoder:
         After an error the bytes that follow the chunk can be decoded.
 
         Raises:
-            UserError: the bytes are not UTF-8, or those of a PDF or a zip archive. It names what is read, `name`, and the first such
-                byte, counted from the start of the file.
+            UserError: the bytes are not UTF-8, or those of a PDF or a zip archive. It names what
+                is read, `name`, and the first bad byte, counted from the start of the file.
         """
         self._head = (self._head + chunk[:_HEAD_BYTES])[:_HEAD_BYTES]
         self._num_bytes += len(chunk)
