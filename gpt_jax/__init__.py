@@ -9,7 +9,7 @@ __all__ = ['GPT']
 
 
 def __getattr__(name: str) -> Any:
-    """`gpt_jax.GPT`, imported when it is first asked for."""
+    """Imports `gpt_jax.GPT` on first access."""
     if name == 'GPT':
         from gpt_jax.api import GPT
 

@@ -1,4 +1,4 @@
-"""The library door: `from gpt_jax import GPT`. The same code as the command line, by hand.
+"""The Python API: `from gpt_jax import GPT`. It runs the same code as the command line.
 
 gpt = GPT(vocab_size=10000, num_layers=6, num_heads=8, d_model=512, d_ff=2048)
 gpt.fit('corpus.txt', steps=1000)
@@ -65,15 +65,15 @@ from gpt_jax.weights.credits import NO_CREDITS
 from gpt_jax.weights.export import check_folder
 from gpt_jax.weights.exporters import find_exporter
 
-LEARNING_RATE = 1e-3  # of `fit`, for weights that begin at random
-FINE_TUNING_RATE = 3e-5  # for weights from elsewhere, as in configs/finetune.py
+LEARNING_RATE = 1e-3  # of `fit`, for random initial weights
+FINE_TUNING_RATE = 3e-5  # for loaded weights, as in configs/finetune.py
 
 
 class GPT:
     """A model with its weights and its tokenizer.
 
     Without a tokenizer it reads bytes, until `fit` trains a byte-level BPE of `vocab_size` on the
-    text. Ids of `vocab_size` that the tokenizer does not have are never drawn.
+    text. Ids below `vocab_size` that the tokenizer does not have are never generated.
     """
 
     def __init__(
@@ -84,16 +84,16 @@ class GPT:
         seed: int = 0,
         **model: Any,
     ):
-        """Makes a model with random weights.
+        """Creates a model with random weights.
 
         Args:
-          vocab_size: rows of the embedding; 0: as many as the tokenizer has.
-          tokenizer: what turns text into ids (`gpt_jax.tokenizer`).
-          seed: of the weights, and of the order of training data.
+          vocab_size: rows of the embedding; 0: the size of the tokenizer.
+          tokenizer: a tokenizer of `gpt_jax.tokenizer`.
+          seed: of the weights and the order of the training data.
           **model: any knob of `gpt_jax.model.config.ModelConfig`.
 
         Raises:
-            UserError: a knob is unknown, or its value cannot work.
+            UserError: a knob is unknown, or its value is invalid.
         """
         _check_names(model, ModelConfig, 'GPT')
         self._own_tokenizer = tokenizer is not None
@@ -103,15 +103,15 @@ class GPT:
         self._set_config(config)
         self._params: Any = None
         self.steps = 0  # training steps taken
-        self._source = ''  # where the weights came from, if from elsewhere
+        self._source = ''  # name of the source of loaded weights
         self._credits = NO_CREDITS
-        # Sequences that `fit` has read of each text (and length and seed), by the hash of these.
+        # Sequences read by `fit`, by a hash of the text, max_seq_len and seed.
         self._seen: dict[str, int] = {}
         self._generator: Generator | None = None
 
     @property
     def module(self) -> nn.Module:
-        """The flax module; it takes parameters in the executed layout (`model/layout.py`)."""
+        """The flax module; it takes parameters in the executed layout (`model/layer_stack.py`)."""
         return self._program.model
 
     @property
@@ -129,11 +129,11 @@ class GPT:
         self._params, self._generator = params, None
 
     def apply(self, tokens: Any) -> Float[Array, 'B L V']:
-        """The logits of the token after each of `tokens` [B, L].
+        """Returns the logits of the token after each of `tokens` [B, L].
 
         Raises:
-            UserError: these are no rows of ids, a token is not in the vocabulary, or more are
-                given than have positions.
+            UserError: these are not rows of ids, a token is not in the vocabulary, or there are
+                more tokens than positions.
         """
         model = self.config.model
         if not isinstance(tokens, jax.core.Tracer):
@@ -160,25 +160,25 @@ class GPT:
     ) -> Evaluation:
         """Trains on a text, or on the file or folder that `text` names.
 
-        The last tenth is kept for validation. AdamW with a cosine schedule and a warm-up of a
-        tenth of the steps, on as many devices as divide `batch_size`. Calling it again goes on
-        with these weights and a new optimizer, in the text where the last call on it ended. Ctrl-C
-        ends it after the step under way: the weights of that step stay, and KeyboardInterrupt is
-        raised.
+        The last tenth is held out for validation. Uses AdamW with a cosine schedule and a warm-up
+        of a tenth of the steps, on as many devices as divide `batch_size`. Another call continues
+        with these weights and a new optimizer, at the place in the text where the last call ended.
+        Ctrl-C ends training after the current step: the model keeps the weights of that step, and
+        KeyboardInterrupt is raised.
 
         Args:
           text: a text, or the name of a file or folder.
-          steps: how many to take.
+          steps: number of training steps.
           batch_size: sequences per step.
-          learning_rate: its peak; by default 1e-3, or 3e-5 for weights from elsewhere.
+          learning_rate: the peak; by default 1e-3, or 3e-5 for loaded weights.
           quiet: show no progress.
 
         Returns:
           The loss on the validation part.
 
         Raises:
-            UserError: the text is shorter than one window of `max_seq_len` tokens, or empty, or is
-                the name of nothing.
+            UserError: the text is shorter than one window of `max_seq_len` tokens, or empty, or
+                looks like the name of a file that does not exist.
         """
         if steps < 1:
             raise UserError(f'steps={steps} must be at least 1')
@@ -216,7 +216,7 @@ class GPT:
             finally:
                 if config.data.cache_dir == str(pathlib.Path(scratch) / 'shards'):
                     config.data = DataConfig(corpus='text', split=config.data.split)
-                    self._set_config(config)  # without the folder of a text that was given as such
+                    self._set_config(config)  # drop the temporary folder of a given string
 
     def generate(
         self,
@@ -226,19 +226,19 @@ class GPT:
         max_new_tokens: int = 0,
         **sampling: Any,
     ) -> str | list[str]:
-        """Continues one prompt or several; returns them with their continuations.
+        """Continues one prompt or several; returns prompts with their continuations.
 
         Args:
-          prompt: where to begin.
-          max_length: most tokens in all, the prompt's included; 0: no such limit.
-          max_new_tokens: most tokens after the prompt; 0: what max_length leaves, else as below.
-            Of both limits the nearer counts.
-          **sampling: any other knob of `gpt_jax.inference.config.SampleConfig`; those not given
-            are the run's, or what the makers of imported weights state. With `num_samples` a list
-            is returned.
+          prompt: a text, or a list of texts.
+          max_length: maximum number of tokens including the prompt; 0: no limit.
+          max_new_tokens: maximum number of new tokens; 0: the rest of max_length, else the default
+            of `sampling`. If both limits are given, the lower one applies.
+          **sampling: other knobs of `gpt_jax.inference.config.SampleConfig`. The defaults are the
+            run's, or those stated by the source of imported weights. With `num_samples` above 1
+            a list is returned.
 
         Raises:
-            UserError: a knob is unknown or impossible, or a prompt is too long.
+            UserError: a knob is unknown or invalid, or a prompt is too long.
         """
         config = self._sampling('generate', max_new_tokens, sampling)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -257,15 +257,15 @@ class GPT:
     def chat(
         self, messages: str | Sequence[Message], *, max_new_tokens: int = 0, **sampling: Any
     ) -> str | list[str]:
-        """Answers a conversation, put into words by the tokenizer's chat template.
+        """Answers a conversation, formatted by the tokenizer's chat template.
 
         Args:
-          messages: objects with `role` and `content`, the latest last; or what the user says.
-          max_new_tokens: most tokens of the answer; 0: as of `generate`.
-          **sampling: as of `generate`.
+          messages: objects with `role` and `content`, the latest last; or one user message.
+          max_new_tokens: maximum number of tokens of the answer; 0: as in `generate`.
+          **sampling: as in `generate`.
 
         Raises:
-            UserError: a knob is impossible, the template refuses the messages, or they are too
+            UserError: a knob is invalid, the template rejects the messages, or they are too
                 long.
         """
         config = self._sampling('chat', max_new_tokens, sampling)
@@ -276,16 +276,16 @@ class GPT:
         return texts[0] if config.num_samples == 1 else texts
 
     def evaluate(self, text: str | os.PathLike, *, batch_size: int = 0) -> Evaluation:
-        """The loss on a text, or on the file that `text` names.
+        """Returns the loss on a text, or on the file that `text` names.
 
         Args:
           text: a text, or the name of a file.
-          batch_size: windows of `max_seq_len` tokens at once, fewer where the text has fewer; 0:
-            as many as `fit` takes sequences.
+          batch_size: maximum number of windows of `max_seq_len` tokens per batch; 0: the batch size
+            of `fit`.
 
         Raises:
-            UserError: the text has fewer than two tokens, or is one word or a path and not a file's
-                name.
+            UserError: the text has fewer than two tokens, or looks like the name of a file that
+                does not exist.
         """
         if batch_size < 0:
             raise UserError(f'batch_size={batch_size} must not be negative')
@@ -300,11 +300,11 @@ class GPT:
     def save(self, folder: str | os.PathLike) -> None:
         """Writes config, tokenizer and weights; `load` and the command line read them.
 
-        A model that was saved in this folder before is replaced, once the new one is whole.
+        A model saved in this folder before is replaced after the new one is written.
 
         Raises:
             UserError: the folder holds a run of the command line, whose optimizer state would be
-                lost, or files that are no model, or cannot be written.
+                lost, or files that are not a model's, or cannot be written.
         """
         run = runs.Run(_workdir(folder), self.config, self.tokenizer, draft=self._draft)
         with runs.lock(run.workdir, key='folder'):
@@ -323,20 +323,20 @@ class GPT:
     def load(
         cls, folder: str | os.PathLike, *, step: int | str = 'latest', weights: str = 'raw'
     ) -> Self:
-        """Reads what `save` wrote, or any run of the command line.
+        """Loads a model written by `save`, or any run of the command line.
 
         Args:
           folder: the run's workdir; also gs:// or s3://.
-          step: which checkpoint: a number, 'latest' or 'best'.
-          weights: 'raw', or 'ema' for their moving average.
+          step: the checkpoint: a number, 'latest' or 'best'.
+          weights: 'raw', or 'ema' for the moving average.
 
         Raises:
-            UserError: there is no such run or checkpoint.
+            UserError: the run or checkpoint does not exist.
         """
         workdir = _workdir(folder)
         config = runs.read_config(workdir, key='folder')
         runs.train_whole(config)
-        # What was chosen for the machine that trained it.
+        # Settings for the machine that trained it.
         config.train, config.eval = TrainConfig(), EvalConfig()
         config.model.attention_kernel = AttentionKernel.AUTO
         tokenizer = runs.read_tokenizer(workdir)
@@ -360,18 +360,18 @@ class GPT:
         ignore_keys: Sequence[str] = (),
         **model: Any,
     ) -> Self:
-        """Takes weights from elsewhere; docs/weights.md lists the formats.
+        """Imports weights of other programs; docs/weights.md lists the formats.
 
         Args:
-          where: a file or folder, a name of the Hugging Face hub, or a run of this project, which
+          where: a file or folder, a name on the Hugging Face hub, or a run of this project, which
             is loaded as by `load`.
-          tokenizer: for sources that bring none; not for runs.
-          ignore_keys: keys of the source's config that change no logit, where the import refuses
-            them; not for runs.
+          tokenizer: for sources without one; not for runs.
+          ignore_keys: keys of the source's config that the import rejects although they change no
+            logit; not for runs.
           **model: knobs that change no parameter, such as `compute_dtype`; not for runs.
 
         Raises:
-            UserError: the source is unknown, damaged, or beyond this model, naming what.
+            UserError: the source is unknown, damaged or not supported; names the reason.
         """
         where = os.path.expanduser(where)
         if object_store.is_remote(where) or (pathlib.Path(where) / runs.CHECKPOINTS).is_dir():
@@ -392,10 +392,10 @@ class GPT:
         return gpt
 
     def export(self, folder: str | os.PathLike, *, format: str = 'hf') -> None:
-        """Writes a folder for other tools: one of the formats of `--mode export`.
+        """Writes a folder for other tools, in one of the formats of `--mode export`.
 
         Raises:
-            UserError: the format is unknown or cannot express the architecture, naming why, or
+            UserError: the format is unknown or does not support the architecture (names why), or
                 the folder is not on this machine, or holds anything but an earlier export.
         """
         exporter = find_exporter(format)
@@ -419,10 +419,10 @@ class GPT:
         return self._generator.generate(prompts, config)
 
     def _sampling(self, where: str, max_new_tokens: int, given: dict[str, Any]) -> SampleConfig:
-        """The knobs that were given to a method, else the run's; one text unless asked for more.
+        """Returns the run's sampling knobs with those given; `num_samples` is 1 unless given.
 
         Raises:
-            UserError: a knob is none.
+            UserError: a knob is unknown.
         """
         _check_names(given, SampleConfig, where)
         config = dataclasses.replace(self._draft.sample, **{'num_samples': 1, **given})
@@ -431,7 +431,7 @@ class GPT:
         return config
 
     def _set_config(self, config: RunConfig) -> None:
-        """Finalizes `config` and rebuilds what depends on it."""
+        """Finalizes `config` and rebuilds the program."""
         # As many devices as divide the batch.
         config.mesh = MeshConfig(data=math.gcd(config.train.batch_size, jax.device_count()))
         self._draft = config
@@ -439,10 +439,10 @@ class GPT:
         self._program = make_program(self.config, make_mesh(self.config.mesh))
 
     def _run(self, folder: pathlib.Path, quiet: bool) -> Evaluation:
-        """Trains on the shards in `folder` from this model's weights and takes the result."""
+        """Trains this model on the shards in `folder`; returns the validation loss."""
         session = Session(self.config, self.tokenizer, folder)
         first, batch_size = self.steps, self.config.train.batch_size
-        # By content: where a text lies may change from call to call.
+        # By content, because the path of a text may change between calls.
         tokens = [shard.sha256 for shard in Manifest.read(folder).splits[TRAIN].shards]
         text = hash_of([tokens, self.config.model.max_seq_len, self.config.seed])
         first_batch = -(-self._seen.get(text, 0) // batch_size)
@@ -467,7 +467,7 @@ class GPT:
 
 
 def _token_rows(tokens: Any) -> np.ndarray:
-    """Rows of ids as an array [B, L]. Raises UserError for anything else."""
+    """Returns rows of ids as an array [B, L]. Raises UserError for anything else."""
     try:
         rows = np.asarray(tokens)
     except ValueError:
@@ -482,17 +482,17 @@ def _token_rows(tokens: Any) -> np.ndarray:
 
 
 def _workdir(folder: str | os.PathLike) -> pathlib.Path:
-    """A folder of a run, on a disk or in an object store. Raises UserError."""
+    """Returns the path of a run, on a disk or in an object store. Raises UserError."""
     workdir = object_store.to_path(folder, key='folder')
     object_store.check_reachable(workdir, key='folder')
     return workdir
 
 
 def _check_names(given: Iterable[str], config: type, where: str) -> None:
-    """Refuses keywords that are not fields of `config`.
+    """Rejects keywords that are not fields of `config`.
 
     Raises:
-        UserError: naming the keyword and the nearest field.
+        UserError: a keyword is unknown; names it and the nearest field.
     """
     known = [field.name for field in dataclasses.fields(config)]
     for name in given:

@@ -1,4 +1,4 @@
-"""The tree of a run's knobs, and what turns a config file into a checked, final tree."""
+"""The tree of a run's knobs, and the functions that load a config file and check it."""
 
 import dataclasses
 import enum
@@ -48,23 +48,23 @@ class LossKernel(enum.StrEnum):
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class TrainConfig:
-    """How long, on how much at a time, and what is reported."""
+    """Settings for the length of the run, the batch, the loss and the reporting."""
 
     batch_size: int = count(32)  # sequences a step, over all devices
     num_steps: int = count(1000)  # length of the run in steps, unless one of the next two is set
     num_tokens: int = whole(0, high=2**53)  # length of the run in training tokens; 0: off
     num_epochs: float = real(0.0, 0, 1e9)  # length of the run in passes over the corpus; 0: off
-    grad_accumulation: int = whole(0)  # micro-batches of a step; 0: by backend and size
+    grad_accumulation: int = whole(0)  # micro-batches per step; 0: by backend and size
     ema_decay: float = fraction(0.0)  # exponential moving average of the weights; 0: off
-    init_from: str = file_path()  # a workdir whose last weights and tokenizer the run begins with
+    init_from: str = file_path()  # a workdir; the run starts with its last weights and tokenizer
     frozen: tuple[str, ...] = ()  # paths of parameters that are not trained, as regexes
     z_loss: float = finite(0.0)  # weight of log(Z)², which keeps the logits from drifting; 0: off
-    max_bad_steps: int = count(10)  # non-finite steps in a row that end the run
+    max_bad_steps: int = count(10)  # consecutive non-finite steps that end the run
     step_timeout: float = real(0.0, 0, 1e9)  # seconds without a step (or its compilation); 0: off
     loss_kernel: LossKernel = LossKernel.AUTO  # auto: the backend's fastest
     loss_chunk_bytes: int = whole(0, high=2**40)  # of float32 logits held at once; 0: by backend
-    steps_per_call: int = whole(0)  # steps of one call of the device; 0: by backend and size
-    deterministic: bool = False  # a GPU run repeats bit for bit, at some cost; others always do
+    steps_per_call: int = whole(0)  # steps per call of the device; 0: by backend and size
+    deterministic: bool = False  # makes GPU runs bit-reproducible, at some cost; others always are
     log_every: int = count(10)  # steps between rows of metrics
     sinks: tuple[str, ...] = ('jsonl', 'tensorboard')  # where metrics go; also: wandb
 
@@ -74,12 +74,12 @@ class EvalConfig:
     """Evaluation on validation windows during training, and by `--mode evaluate`."""
 
     every: int = whole(200)  # steps between evaluations; 0: only at the end
-    batch_size: int = whole(0)  # windows a batch; 0: train.batch_size
+    batch_size: int = whole(0)  # windows per batch; 0: train.batch_size
     batches: int = whole(20)  # validation batches used during training; 0: the whole split
     tasks: tuple[str, ...] = ()  # tasks during training: blimp, lambada, … (evaluate/tasks.py)
-    tasks_every: int = whole(0)  # steps between them; 0: only at the end
-    task_data: str = file_path()  # files and folders with their rows, parted by commas; or hub
-    task_limit: int = whole(0)  # first rows of each, or of each paradigm or subject; 0: all
+    tasks_every: int = whole(0)  # steps between runs of the tasks; 0: only at the end
+    task_data: str = file_path()  # files and folders with their rows, separated by commas; or hub
+    task_limit: int = whole(0)  # maximum rows per task, or per paradigm or subject; 0: all
     stride: int = whole(0)  # tokens between windows of a text in task perplexity; 0: max_seq_len
 
 
@@ -107,15 +107,15 @@ class RunConfig:
 
 
 def finalize(config: RunConfig, *, vocab_size: int, train_tokens: int = 0) -> RunConfig:
-    """A frozen copy with every derived value filled in and every rule checked.
+    """Returns a frozen copy with every derived value filled in and every rule checked.
 
-    `vocab_size` is the tokenizer's; the model takes it unless it sets a larger one of its own.
-    `train_tokens` is the corpus's, for runs that are as long as so many epochs.
+    `vocab_size` is the tokenizer's, used unless the config sets a larger one for the model.
+    `train_tokens` is the number of tokens of the corpus, for `config.train.num_epochs`.
 
     Raises:
         UserError: a value cannot work; the message names its key and the fix.
     """
-    config = from_json(to_json(config), RunConfig)  # a copy whose every value has its type
+    config = from_json(to_json(config), RunConfig)  # a copy with all values of the declared types
     check_domains(config)
     if config.model.vocab_size and config.model.vocab_size < vocab_size:
         raise UserError(
@@ -130,7 +130,7 @@ def finalize(config: RunConfig, *, vocab_size: int, train_tokens: int = 0) -> Ru
 
 
 def call_cadences(config: RunConfig) -> dict[str, int]:
-    """What happens every so many steps (0: never), and so only between two calls, by its key."""
+    """Returns the intervals in steps (0: never) of actions between two device calls, by key."""
     return {
         'config.eval.every': config.eval.every,
         'config.eval.tasks_every': config.eval.tasks_every,
@@ -184,7 +184,7 @@ def _finalize_train(config: RunConfig, train_tokens: int) -> None:
 
 def _finalize_tasks(evaluation: EvalConfig, max_seq_len: int) -> None:
     """Rejects unknown tasks. Their data is checked at start-up."""
-    # A flag gives a tuple of one text, in which names are parted as in --tasks.
+    # A flag gives a tuple of one string, in which commas separate names as in --tasks.
     evaluation.tasks = tuple(name for text in evaluation.tasks for name in text.split(','))
     check_names(evaluation.tasks, key='config.eval.tasks')
     if evaluation.stride > max_seq_len:
@@ -199,7 +199,7 @@ MOVED_CONFIGS = {f'gpt2_{size}.py': f'gpt2.py:{size}' for size in ('124m', '355m
 
 
 def load_config(spec: str) -> RunConfig:
-    """The config that `FILE.py` or `FILE.py:variant` describes.
+    """Loads the config of `FILE.py` or `FILE.py:variant`.
 
     Raises:
         UserError: the file is missing, fails, or has no such variant.
@@ -236,12 +236,12 @@ def load_config(spec: str) -> RunConfig:
 
 
 def unknown_variant(variant: str, known: Iterable[str]) -> UserError:
-    """The error for a config file to raise when it has no such variant."""
+    """Returns the error for a config file to raise if it has no such variant."""
     names = ', '.join(f':{name}' for name in known if name) or 'none'
     return UserError(f'--config: unknown variant :{variant}; this file has {names}')
 
 
 def run_name(spec: str) -> str:
-    """`configs/x.py:variant` -> `x-variant`, the name of the default workdir."""
+    """Returns the name of the default workdir: `configs/x.py:variant` -> `x-variant`."""
     name, _, variant = spec.partition(':')
     return pathlib.Path(name).stem + (f'-{variant}' if variant else '')

@@ -12,20 +12,20 @@ from typing import Any
 from gpt_jax.errors import UserError
 
 INT32_MAX = 2**31 - 1
-# The normal numbers of float32, in which configs are used: beyond them a number is inf or 0 there.
+# The normal numbers of float32, in which config values are used: others become inf or 0 there.
 FLOAT32_MIN, FLOAT32_MAX = 1.2e-38, 3.4e38
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Domain:
-    """The values that a knob takes, and the words for them."""
+    """The values that a knob allows, and their description for errors."""
 
     kind: type  # int, float or str
     rule: str  # completes '<key>=<value> …'
     holds: Callable[[Any], bool]  # False for NaN
 
     def check(self, key: str, value: Any) -> None:
-        """Raises UserError unless `value`, that of `key`, is in the domain."""
+        """Raises UserError unless `value`, the value of `key`, is in the domain."""
         kinds = (int, float) if self.kind is float else self.kind
         has_kind = isinstance(value, kinds) and not isinstance(value, bool)
         if not has_kind or not self.holds(value):
@@ -49,7 +49,7 @@ def count(default: int) -> Any:
 
 
 def seed32(default: int) -> Any:
-    """Declares a seed. jax keeps 32 bits of it: in this range different ones never coincide."""
+    """Declares a seed. jax keeps 32 bits of it, so seeds in this range never coincide."""
     return whole(default, high=2**32 - 1)
 
 
@@ -92,7 +92,7 @@ def check_domains(config: Any, key: str = 'config') -> None:
     """Checks every value of a config tree against the domain that its field declares.
 
     Raises:
-        UserError: a value is outside of its domain, naming the key and the domain.
+        UserError: a value is outside its domain; names the key and the domain.
     """
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), f'{key}.{field.name}'
@@ -104,7 +104,7 @@ def check_domains(config: Any, key: str = 'config') -> None:
 
 
 def _show(value: Any) -> str:
-    """A value for an error: `repr`, which Python refuses for numbers of thousands of digits."""
+    """Returns `repr(value)`, or short text for long integers, for which Python's repr fails."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f'{"-" if value < 0 else ""}2**{value.bit_length() - 1}…'
     return repr(value)
@@ -112,9 +112,9 @@ def _show(value: Any) -> str:
 
 @functools.cache
 def _frozen_class(cls: type) -> type:
-    """A subclass whose fields can be set once, by `__init__`, and which is hashable."""
+    """Returns a hashable subclass whose fields can only be set once, by `__init__`."""
     if cls.__hash__ is not None:
-        return cls  # it is one
+        return cls  # frozen already
 
     def set_once(self, name: str, value: Any) -> None:
         if hasattr(self, name):
@@ -129,7 +129,7 @@ def _frozen_class(cls: type) -> type:
 
 
 def freeze(config: Any) -> Any:
-    """A copy of a config tree that refuses changes; `dataclasses.replace` still works."""
+    """Returns an immutable copy of a config tree; `dataclasses.replace` still works."""
     values = {
         field.name: freeze(value) if dataclasses.is_dataclass(value) else value
         for field in dataclasses.fields(config)
@@ -139,7 +139,7 @@ def freeze(config: Any) -> Any:
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """A config tree as JSON values. The chosen member of a union is stored under `_type`."""
+    """Returns a config tree as JSON values. The chosen member of a union is stored as `_type`."""
     result: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -152,10 +152,10 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def from_json(values: dict[str, Any], cls: type, key: str = 'config') -> Any:
-    """The inverse of `to_json`; keys that are absent keep their defaults.
+    """Builds a config tree from the values of `to_json`; absent keys keep their defaults.
 
     Raises:
-        UserError: a key is unknown or a value has the wrong type, naming it.
+        UserError: a key is unknown or a value has the wrong type; names the key.
     """
     if not isinstance(values, dict):
         raise UserError(f'{key}={_show(values)} must hold the keys of {cls.__name__}')
@@ -171,7 +171,7 @@ def from_json(values: dict[str, Any], cls: type, key: str = 'config') -> Any:
 
 
 def _from_json_value(value: Any, kind: Any, key: str) -> Any:
-    """One value of `from_json`."""
+    """Converts one value for `from_json`."""
     members = _members(kind)
     if members:
         if not isinstance(value, dict):
@@ -202,7 +202,7 @@ def _from_json_value(value: Any, kind: Any, key: str) -> Any:
 
 
 def _from_json_item(item: Any, kind: type) -> Any:
-    """One item of a tuple; a flag gives texts, also of numbers.
+    """Converts one item of a tuple; a flag gives strings, also for numbers.
 
     Raises:
         ValueError: the item has another type.
@@ -215,12 +215,12 @@ def _from_json_item(item: Any, kind: type) -> Any:
 
 
 def _members(kind: Any) -> tuple[type, ...]:
-    """The dataclasses of a union type; empty for any other type."""
+    """Returns the dataclasses of a union type; empty for any other type."""
     return typing.get_args(kind) if isinstance(kind, types.UnionType) else ()
 
 
 def flatten(values: dict[str, Any], prefix: str = 'config') -> dict[str, Any]:
-    """Nested JSON values as `{'config.train.num_steps': …}`."""
+    """Flattens nested JSON values to `{'config.train.num_steps': …}`."""
     flat = {}
     for name, value in values.items():
         key = f'{prefix}.{name}'
@@ -229,7 +229,7 @@ def flatten(values: dict[str, Any], prefix: str = 'config') -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """One line for each key whose value differs between two `to_json` results."""
+    """Returns one line for each key whose value differs between two `to_json` results."""
     old, new = flatten(old), flatten(new)
     return [
         f'{key}: {old.get(key)!r} -> {new.get(key)!r}'
@@ -239,10 +239,10 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def check_key(config: Any, path: str) -> None:
-    """Refuses a dotted path that names no value of a config tree.
+    """Rejects a dotted path that does not name a value of a config tree.
 
     Raises:
-        UserError: naming the first unknown part and the nearest known one, or a branch's knobs.
+        UserError: the path is unknown or a branch; names the nearest key, or the branch's knobs.
     """
     root = config
     for depth, name in enumerate(parts := path.split('.')):
@@ -262,7 +262,7 @@ def check_key(config: Any, path: str) -> None:
 
 
 def _choice_of(root: Any, parts: list[str]) -> str:
-    """How to choose the class of a branch that has several; '' for any other branch."""
+    """Returns advice for choosing the class of a branch with several; '' for other branches."""
     *above, name = parts
     for part in above:
         root = getattr(root, part)
@@ -274,6 +274,6 @@ def _choice_of(root: Any, parts: list[str]) -> str:
 
 
 def suggest(name: str, known: list[str]) -> str:
-    """`did you mean X?`, or what there is when nothing is near."""
+    """Returns `did you mean X?`, or the list of known names if none is similar."""
     near = difflib.get_close_matches(name, known, n=1)
     return f'did you mean {near[0]}?' if near else f'there are {", ".join(known)}'

@@ -2,7 +2,7 @@
 
 
 class UserError(Exception):
-    """Wrong input. The message is one line that names the key or file and says what to do.
+    """An error in the input. The message is one line: the key or file, and what to do.
 
     `gpt_jax.main` prints it without a traceback and exits with status 2; library callers
     catch it like any exception.

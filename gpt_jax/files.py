@@ -1,6 +1,6 @@
-"""Reading and writing small files so that no reader ever sees half of one.
+"""Reading and writing small files, so that no reader ever sees a half-written one.
 
-`TextDecoder` is the one way from bytes to text that a user gives, wherever it comes from.
+All text from users, from any source, is decoded by `TextDecoder`.
 """
 
 import codecs
@@ -18,8 +18,8 @@ from typing import IO, Any
 from gpt_jax import object_store
 from gpt_jax.errors import UserError
 
-_MOVES = 'moves.json'  # of `swap`: what goes, in the order of its numbers, and what comes
-# How files begin that people take for texts.
+_MOVES = 'moves.json'  # of `swap`: the old paths, in the order of their numbers, and the new paths
+# First bytes of files that are often mistaken for text.
 _NOT_TEXT = {
     b'%PDF': 'a PDF',
     b'PK\x03\x04': 'a zip archive (as .docx, .odt and .epub are)',
@@ -34,19 +34,19 @@ _NOT_TEXT = {
 }
 NEVER_TEXT = (b'%PDF-', b'PK\x03\x04')
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_HEAD_BYTES = 16  # of a file, enough to tell what it is
+_HEAD_BYTES = 16  # enough to recognise a kind of file
 
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike, mode: str = 'wb') -> Iterator[IO]:
-    """Opens a temporary neighbour of `path` that replaces it when the block ends without error.
+    """Opens a temporary file next to `path` that replaces it if the block ends without error.
 
-    The bytes are on disk before the name changes, so a crash leaves the old file or the new
-    one. When the block raises, the temporary file is removed and `path` is untouched. In an object
-    store, where an object is written whole, the temporary file is a local one.
+    The bytes are on disk before the name changes, so a crash leaves either the old file or the new
+    one. If the block raises, the temporary file is removed and `path` is unchanged. For an object
+    store, where an object is written whole, the temporary file is local.
 
     Raises:
-        UserError: the file cannot be written (full disk, no permission), naming it.
+        UserError: the file cannot be written (full disk, no permission); names it.
     """
     if object_store.is_remote(path):
         with object_store.whole_object(path, mode) as file:
@@ -75,18 +75,18 @@ def swap(
     *,
     aside: pathlib.Path,
 ) -> None:
-    """Puts new files and folders in place of old ones of the same file system, all or none.
+    """Replaces files and folders by new ones on the same file system, all or none.
 
-    They are written down before the first one moves, so that `undo_swap` puts the old ones back
+    The moves are recorded before the first one, so that `undo_swap` can restore the old files
     after the process was killed.
 
     Args:
-      moves: from where a finished file or folder is to where it belongs.
-      outdated: what goes besides the targets of `moves` that exist.
-      aside: a folder to make for what goes, removed at the end.
+      moves: path of a finished file or folder -> its final path.
+      outdated: paths to remove, in addition to existing targets of `moves`.
+      aside: a folder to create for the old files; removed at the end.
 
     Raises:
-        UserError: a file cannot be moved; the old files are where they were.
+        UserError: a file cannot be moved; the old files are back in place.
     """
     undo_swap(aside)
     old = dict.fromkeys([*outdated, *(path for path in moves.values() if path.exists())])
@@ -105,7 +105,7 @@ def swap(
         if isinstance(error, OSError):
             raise cannot_write(aside.parent, error) from error
         raise
-    (aside / _MOVES).unlink()  # from here on the new files count
+    (aside / _MOVES).unlink()  # from here on the swap is final
     shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -115,11 +115,11 @@ def has_unfinished_swap(aside: pathlib.Path) -> bool:
 
 
 def undo_swap(aside: pathlib.Path) -> None:
-    """Puts back what a `swap` that did not end moved to `aside`, and removes that folder."""
+    """Restores the files that an unfinished `swap` moved to `aside`, and removes that folder."""
     if has_unfinished_swap(aside):
         old, new = read_json(aside / _MOVES)
         kept = [aside / str(number) for number in range(len(old))]
-        if all(path.exists() for path in kept):  # only then did new files take their places
+        if all(path.exists() for path in kept):  # otherwise no new file has been moved
             for path in (aside.parent / name for name in new):
                 if path.is_dir():
                     shutil.rmtree(path)
@@ -135,7 +135,7 @@ def undo_swap(aside: pathlib.Path) -> None:
 
 
 def system_errno(error: BaseException) -> int | None:
-    """The operating system's number of a failure, also where tensorstore only writes it down."""
+    """Returns the errno of a failure, also from the text of a tensorstore error, or None."""
     if isinstance(error, OSError) and error.errno:
         return error.errno
     found = re.search(r"os_error_code='(\d+)'", str(error))
@@ -143,7 +143,7 @@ def system_errno(error: BaseException) -> int | None:
 
 
 def may_be_whole(error: BaseException) -> bool:
-    """Whether a failure to read says nothing about the file: permissions, machine or network."""
+    """Returns whether a failed read leaves the file possibly intact: permissions, network etc."""
     return isinstance(error, PermissionError) or system_errno(error) in {
         errno.EACCES,
         errno.EPERM,
@@ -157,14 +157,14 @@ def may_be_whole(error: BaseException) -> bool:
 
 
 def cannot_read(path: str | os.PathLike, error: BaseException) -> UserError:
-    """The error to show where `may_be_whole`."""
+    """Returns the error to show if `may_be_whole(error)`."""
     return UserError(
         f'cannot read {path}: {_reason(error)}; nothing was changed: mend that, and try again'
     )
 
 
 def cannot_write(path: str | os.PathLike, error: BaseException) -> UserError:
-    """The error to show when writing `path` failed: the file, the reason and the fix."""
+    """Returns the error to show if writing `path` failed: the file, the reason and the fix."""
     return UserError(
         f'cannot write {path}: {_reason(error)}; free some space or choose another folder'
     )
@@ -189,9 +189,9 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 class TextDecoder:
-    """The decoder of a file or a stream of UTF-8, which is given its bytes chunk by chunk.
+    """An incremental decoder of a UTF-8 file or stream.
 
-    A byte-order mark at the start is dropped. All else is kept as it is, line ends included.
+    A byte-order mark at the start is dropped. Everything else is kept, line ends included.
     """
 
     def __init__(self):
@@ -201,9 +201,9 @@ class TextDecoder:
         self._begun = False
 
     def decode(self, chunk: bytes, *, name: str | os.PathLike, final: bool = False) -> str:
-        """Returns the text of the next bytes; characters may span chunks unless it is `final`.
+        """Returns the text of the next chunk. Characters may span chunks, except the `final` one.
 
-        After an error the bytes that follow the chunk can be decoded.
+        After an error, decoding can go on with the next chunk.
 
         Raises:
             UserError: the bytes are not UTF-8, or those of a PDF or a zip archive. It names what
@@ -255,7 +255,7 @@ def read_text(path: str | os.PathLike) -> str:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """The value stored in a JSON file.
+    """Returns the value stored in a JSON file.
 
     Raises:
         UserError: the file is missing, is not UTF-8 or is not JSON.
@@ -268,6 +268,6 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def sha256_of(path: str | os.PathLike) -> str:
-    """The SHA-256 of a file's contents, in hexadecimal."""
+    """Returns the SHA-256 of a file's contents, in hexadecimal."""
     with open(path, 'rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()

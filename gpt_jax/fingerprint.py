@@ -1,4 +1,4 @@
-"""A 32-bit fingerprint of every array in a tree: what a checkpoint is checked against."""
+"""32-bit fingerprints of the arrays in a tree, by which checkpoints are verified."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by path, `params/blocks/attention/query/kernel`, in tree order."""
+    """Returns the leaves of a tree by path, `params/blocks/attention/query/kernel`, in order."""
     pairs = jax.tree_util.tree_leaves_with_path(tree)
     named = {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in pairs}
     if len(named) != len(pairs):
@@ -16,11 +16,11 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 
 def fingerprint_leaves(tree: Any) -> dict[str, int]:
-    """The fingerprint of each leaf by path: equal for equal bits, however the leaf is sharded.
+    """Returns the fingerprint of each leaf by path; it does not depend on the sharding.
 
     A leaf's fingerprint is the sum modulo 2^32 over its elements of a hash of (bits, position).
-    For one position the hash is a bijection, so a change within one element never goes
-    unnoticed; any other change, such as swapped elements, does with probability 2^-32.
+    For one position the hash is a bijection, so a change of one element is always detected. Any
+    other change, such as swapped elements, is missed with probability 2^-32.
     """
     named = named_leaves(tree)
     sums = jax.device_get(_fingerprints(list(named.values())))
@@ -39,13 +39,13 @@ def _fingerprint(x: jax.Array) -> jax.Array:
     for axis, size in enumerate(bits.shape):
         index = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
         position = position * jnp.uint32(size % 2**32) + index
-    # Multiplying bits by the position would be cheaper, but weights whose low bits are zero
-    # (bfloat16 values, powers of two) could then be swapped at a distance unseen.
+    # Multiplying bits by the position would be cheaper, but would miss swaps at some distances of
+    # weights whose low bits are zero (bfloat16 values, powers of two).
     return jnp.sum(_mix(bits ^ _mix(position)), dtype=jnp.uint32)
 
 
 def _bits(x: jax.Array) -> jax.Array:
-    """The bits of each element as uint32; 64-bit elements are two, on a new last axis."""
+    """Returns the bits of each element as uint32; as two, on a new last axis, for 64 bits."""
     if x.dtype == jnp.bool_:
         return x.astype(jnp.uint32)
     unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
@@ -53,10 +53,10 @@ def _bits(x: jax.Array) -> jax.Array:
 
 
 def _mix(x: jax.Array) -> jax.Array:
-    """A bijection of uint32 in which every bit of the input reaches every bit of the output.
+    """Applies a bijection of uint32 in which every input bit affects every output bit.
 
     The finaliser of MurmurHash3 (https://github.com/aappleby/smhasher) after an offset, because
-    the finaliser leaves 0 as it is.
+    the finaliser maps 0 to 0.
     """
     x = x + jnp.uint32(0x9E3779B9)
     x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)

@@ -1,4 +1,4 @@
-"""The command line: flags -> config -> mode. Every wrong input is one line and exit status 2."""
+"""The command line: flags -> config -> mode. Wrong input gives one line and exit status 2."""
 
 import re
 import sys
@@ -35,7 +35,7 @@ USAGE = """usage: python -m gpt_jax.main --config FILE.py[:variant] [--workdir D
 
 Modes:
 """
-OWN_ERRORS = 'INVALID_ARGUMENT|RESOURCE_EXHAUSTED'  # of XLA, that no other process causes
+OWN_ERRORS = 'INVALID_ARGUMENT|RESOURCE_EXHAUSTED'  # XLA errors with a local cause
 
 
 def main(argv: Sequence[str]) -> int:
@@ -67,14 +67,14 @@ def main(argv: Sequence[str]) -> int:
             raise
         status = 1
         if isinstance(error, jax.errors.JaxRuntimeError) and not re.match(OWN_ERRORS, str(error)):
-            peers.wait_to_be_ended()  # most likely another process is gone: its name comes
-            status = peers.LOST  # else a device or the network failed: that may be over
+            peers.wait_to_be_ended()  # most likely another process is lost; the reason follows
+            status = peers.LOST  # else a device or the network failed, perhaps temporarily
         traceback.print_exc()
         return _end(status, f'{type(error).__name__}: {error}'.partition('\n')[0])
 
 
 def _end(status: int, reason: str) -> int:
-    """The exit status; in a run of several processes the others are told and this one ends."""
+    """Returns the exit status; with several processes, tells the others and ends this one."""
     if peers.num_processes() > 1:
         peers.fail(status, reason)
     return status
@@ -89,7 +89,7 @@ def _main(argv: list[str], *, debug: bool) -> int:
         return 0
     runtime.allow_open_files()
     runtime.check_xla_flags()
-    # A training run goes on without a reader; anything else has nothing left to do.
+    # Training goes on if the reader of the output is gone; other modes end.
     _, wanted = _take(argv, 'mode')
     streams.end_without_reader(sys.stdout, ends=wanted not in ('', 'train'))
     argv, pod = _take(argv, 'local_pod')
@@ -110,7 +110,7 @@ def _main(argv: list[str], *, debug: bool) -> int:
     object_store.check_reachable(folder, key='--workdir')
     if spec:
         config = load_config(spec)
-    elif name == 'import_weights':  # makes the run that the others read
+    elif name == 'import_weights':  # creates the run, so there is none to read
         config = RunConfig()
     else:
         config = run.read_draft(folder)
@@ -124,13 +124,13 @@ def _main(argv: list[str], *, debug: bool) -> int:
         pretrained.adopt_run(flags.config, folder, overrides, fresh=fresh)
     with peers.only_primary_prints():
         status = mode.run(flags, flags.config, folder, overrides)
-        sys.stdout.flush()  # here, so that a reader who is gone is noticed
+        sys.stdout.flush()  # notice here if the reader is gone
     peers.leave(status)
     return status
 
 
 def _help(argv: list[str]) -> str:
-    """The usage; the flags of --mode, or of all modes; the knobs, with the values of --config."""
+    """Returns the usage, the flags of --mode or of all modes, and the knobs of --config."""
     argv, name = _take(argv, 'mode')
     if name and name not in MODES:
         raise UserError(f'--mode={name} is not a mode; {suggest(name, [*MODES])}')
@@ -154,7 +154,7 @@ def _take(argv: list[str], name: str) -> tuple[list[str], str]:
 
 
 def _parse(flags: absl_flags.FlagValues, config: RunConfig, argv: list[str]) -> None:
-    """Puts the mode's flags, and `config` with the `--config.*` overrides, into `flags`."""
+    """Parses the mode's flags, and the `--config.*` overrides of `config`, into `flags`."""
     for argument in argv:
         if match := re.match(r'--?(?:no)?config\.([^=]*)', argument):
             check_key(config, match[1])

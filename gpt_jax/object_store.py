@@ -1,9 +1,9 @@
-"""Folders in an object store, gs:// and s3://: what is another thing there than on a disk.
+"""Folders in an object store (gs:// and s3://), and the operations that differ from a disk.
 
-A path there is an `epath.Path`, which reads and lists like a `pathlib.Path`, through gcsfs and
-s3fs. An object appears whole or not at all, but there are no folders to make, no renaming, no
-appending and no locks; the functions here are for these. Credentials, regions and endpoints are
-those of the stores' own clients: https://gcsfs.readthedocs.io and https://s3fs.readthedocs.io.
+A path in a store is an `epath.Path`, which reads and lists like a `pathlib.Path`, through gcsfs
+and s3fs. An object is written whole or not at all. Stores have no creation of folders, renaming,
+appending or locks; the functions here replace these. Credentials, regions and endpoints are those
+of the stores' own clients: https://gcsfs.readthedocs.io and https://s3fs.readthedocs.io.
 """
 
 import contextlib
@@ -18,24 +18,24 @@ from typing import IO, Any
 
 from gpt_jax.errors import UserError
 
-# Scheme -> the package that reads it, and the extra of pyproject.toml that brings it.
+# Scheme -> the package that reads it, and the extra of pyproject.toml that installs it.
 STORES = {'gs': ('gcsfs', 'gcs'), 's3': ('s3fs', 's3')}
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-    """Whether a path is in an object store, not on a disk."""
+    """Returns whether a path is in an object store."""
     return '://' in os.fspath(path)
 
 
 def to_path(name: str | os.PathLike, *, key: str) -> pathlib.Path:
-    """A path of a disk or of an object store; nothing is read.
+    """Returns a path on a disk or in an object store; reads nothing.
 
     Args:
-      name: what the user wrote.
-      key: what it was given for, such as '--workdir', for errors.
+      name: the user's input.
+      key: its flag or config key, such as '--workdir', for errors.
 
     Raises:
-        UserError: the store is of another kind, its package is missing, or no folder is named.
+        UserError: the kind of store is unknown, its package is missing, or no folder is named.
     """
     _refuse_nul(name, key)
     if not is_remote(name):
@@ -54,21 +54,21 @@ def to_path(name: str | os.PathLike, *, key: str) -> pathlib.Path:
     import fsspec
     from etils import epath
 
-    # Its failures are raised, and shown once.
+    # Its failures are raised; logged too, they would be shown twice.
     logging.getLogger(package).setLevel(logging.CRITICAL)
-    # Other processes write there too, so no listing may be kept: read by clients made later.
+    # Other processes write too, so clients, which read this when created, must not cache listings.
     fsspec.config.conf.setdefault(scheme, {}).setdefault('use_listings_cache', False)
     return epath.Path(f'{scheme}://{rest.rstrip("/")}')
 
 
 def _refuse_nul(name: str | os.PathLike, key: str) -> None:
-    """Raises UserError for a path with a NUL byte, which no system call takes."""
+    """Raises UserError for a path with a NUL byte, which system calls reject."""
     if '\0' in os.fspath(name):
         raise UserError(f'{key}={os.fspath(name)!r} has a NUL byte; remove it')
 
 
 def local_path(name: str | os.PathLike, *, key: str) -> pathlib.Path:
-    """A path of a disk. Raises UserError for one of an object store."""
+    """Returns a path on a disk. Raises UserError for a path in an object store."""
     _refuse_nul(name, key)
     if is_remote(name):
         raise UserError(f'{key}={name}: name a folder of this machine, and copy it from there')
@@ -76,10 +76,10 @@ def local_path(name: str | os.PathLike, *, key: str) -> pathlib.Path:
 
 
 def check_reachable(path: pathlib.Path, *, key: str) -> None:
-    """Refuses a path in a bucket that is not there or may not be read; a disk is not looked at.
+    """Rejects a path in a bucket that does not exist or is not readable; ignores disks.
 
     Raises:
-        UserError: naming the bucket and what its store said.
+        UserError: the bucket is not reachable; names it and the store's reason.
     """
     if not is_remote(path):
         return
@@ -87,7 +87,7 @@ def check_reachable(path: pathlib.Path, *, key: str) -> None:
     bucket = rest.partition('/')[0]
     try:
         found = _client(path).exists(f'{scheme}://{bucket}') or path.exists()
-    except Exception as error:  # each client has exceptions of its own
+    except Exception as error:  # each client raises its own exceptions
         raise UserError(f'{key}={path}: {unreachable(error)}') from error
     if not found:
         raise UserError(
@@ -97,18 +97,19 @@ def check_reachable(path: pathlib.Path, *, key: str) -> None:
 
 
 def unreachable(error: Exception) -> str:
-    """What to tell of a store that did not answer as it should: its own reason and the fix."""
+    """Returns an error text for a failed request to a store: the store's reason and the fix."""
     reason = ' '.join(str(error).split()) or type(error).__name__
     return f'the store refused ({reason[:200]}); check the bucket, the credentials and the network'
 
 
 @contextlib.contextmanager
 def naming_failures(path: str | os.PathLike, *, may_be_absent: bool = True) -> Iterator[None]:
-    """Turns what the client of a store raises into one line; on a disk it does nothing.
+    """Turns exceptions of a store's client into a one-line error; does nothing on a disk.
 
     Raises:
-        UserError: naming the path.
-        FileNotFoundError: as it is, if the path `may_be_absent`; otherwise the bucket is.
+        UserError: the client raised; names the path.
+        FileNotFoundError: unchanged if `may_be_absent`; otherwise it means that the bucket is
+            missing and becomes a UserError.
     """
     try:
         yield
@@ -122,10 +123,10 @@ def naming_failures(path: str | os.PathLike, *, may_be_absent: bool = True) -> I
 
 @contextlib.contextmanager
 def whole_object(path: pathlib.Path, mode: str) -> Iterator[IO]:
-    """Opens a local file that becomes the object `path` when the block ends without error.
+    """Opens a local file that becomes the object `path` if the block ends without error.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the object cannot be written.
     """
     with tempfile.TemporaryDirectory(prefix='gpt_jax-') as folder:
         temporary = pathlib.Path(folder) / 'object'
@@ -135,11 +136,11 @@ def whole_object(path: pathlib.Path, mode: str) -> Iterator[IO]:
 
 
 def read_bytes(path: pathlib.Path) -> bytes:
-    """The content of a file or an object, of which one version is read though others are written.
+    """Returns the content of a file or of one version of an object, even during a write.
 
     Raises:
         UserError: the store does not answer.
-        OSError: as for a file: it is not there.
+        OSError: the file or object cannot be read, for example because it does not exist.
     """
     if not is_remote(path):
         return path.read_bytes()
@@ -176,7 +177,7 @@ def upload_folder(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def list_objects(folder: pathlib.Path) -> list[str]:
-    """The objects below a folder, by their names in it; [] if there is none. Raises UserError."""
+    """Returns the relative names of all objects below a folder, perhaps []. Raises UserError."""
     with naming_failures(folder, may_be_absent=False):
         root = os.fspath(folder).partition('://')[2] + '/'
         found = _client(folder).find(os.fspath(folder))
@@ -184,7 +185,7 @@ def list_objects(folder: pathlib.Path) -> list[str]:
 
 
 def list_names(folder: pathlib.Path) -> list[str]:
-    """What is directly in a folder, objects and folders; [] if there is none. Raises UserError."""
+    """Returns the names of objects and folders in a folder, perhaps []. Raises UserError."""
     with naming_failures(folder), contextlib.suppress(FileNotFoundError):
         found = _client(folder).ls(os.fspath(folder), detail=False)
         return sorted(name.rstrip('/').rpartition('/')[2] for name in found)
@@ -192,7 +193,7 @@ def list_names(folder: pathlib.Path) -> list[str]:
 
 
 def remove(path: pathlib.Path) -> None:
-    """Deletes an object, if it is there. Raises UserError."""
+    """Deletes an object if it exists. Raises UserError."""
     with naming_failures(path), contextlib.suppress(FileNotFoundError):
         _client(path).rm_file(os.fspath(path))
 
@@ -219,10 +220,10 @@ def move_folder(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def kvstore(folder: pathlib.Path) -> dict[str, Any]:
-    """The folder as tensorstore names it, with the endpoint that the other clients use.
+    """Returns tensorstore's spec of a folder, with the endpoint of the other clients.
 
-    https://google.github.io/tensorstore/kvstore/s3 and …/kvstore/gcs; credentials are found by
-    tensorstore. For gs:// its variable TENSORSTORE_GCS_HTTP_URL names another endpoint.
+    See https://google.github.io/tensorstore/kvstore/s3 and …/kvstore/gcs. tensorstore finds the
+    credentials itself. For gs:// its variable TENSORSTORE_GCS_HTTP_URL sets another endpoint.
     """
     scheme, _, rest = os.fspath(folder).partition('://')
     bucket, _, prefix = rest.partition('/')
@@ -235,13 +236,13 @@ def kvstore(folder: pathlib.Path) -> dict[str, Any]:
             spec |= {'endpoint': endpoint, 'aws_region': region or 'us-east-1'}
         elif region:
             spec['aws_region'] = region
-        if 'AWS_ACCESS_KEY_ID' in environment:  # else a chain, which prints what it does not find
+        if 'AWS_ACCESS_KEY_ID' in environment:  # the default chain of providers prints each failure
             spec['aws_credentials'] = {'type': 'environment'}
     return spec
 
 
 def _client(path: pathlib.Path) -> Any:
-    """The fsspec file system of a path."""
+    """Returns the fsspec file system of a path."""
     import fsspec
 
     return fsspec.filesystem(os.fspath(path).partition('://')[0])

@@ -1,4 +1,4 @@
-"""A run made of weights that exist: which of its knobs are the source's."""
+"""Configuration of a run that starts from existing weights, whose source fixes many knobs."""
 
 import pathlib
 from collections.abc import Mapping
@@ -20,23 +20,23 @@ from gpt_jax.tokenizer.base import END_OF_TEXT, TableTokenizer
 from gpt_jax.tokenizer.chat_template import with_template
 from gpt_jax.weights import Source
 
-# How a model is computed, which changes neither a parameter nor, but for rounding, a logit.
+# Knobs of the computation, which change no parameter and, except for rounding, no logit.
 COMPUTATION = ('attention_kernel', 'compute_dtype', 'matmul_precision', 'scan_layers', 'remat')
-# The knobs of the model that whoever trains from given weights may choose.
+# Knobs of the model that may be changed when training from given weights.
 FREE = (*COMPUTATION, 'dropout', 'attention_dropout', 'init_std', 'param_dtype')
 
 
 def adopt(source: Source, config: RunConfig, chosen: Mapping[str, Any]) -> TableTokenizer:
-    """Makes `config` the source's in place; returns the tokenizer.
+    """Sets the model, tokenizer and sampling of `config` to the source's; returns the tokenizer.
 
     Args:
       source: an opened source.
-      config: the config of the run to be.
-      chosen: what the user set, by key below config: 'model.param_dtype'.
+      config: the config of the new run, changed in place.
+      chosen: the user's overrides, by key below config: 'model.param_dtype'.
 
     Raises:
-        UserError: the user set something that only the source decides, or there is no tokenizer,
-            or it has more ids than the model.
+        UserError: the user set a knob that is fixed by the source, or there is no tokenizer, or
+            it has more ids than the model.
     """
     model = {key[6:]: value for key, value in chosen.items() if key.startswith('model.')}
     free = _free(source.model)
@@ -51,12 +51,12 @@ def adopt(source: Source, config: RunConfig, chosen: Mapping[str, Any]) -> Table
     for name, value in values.items():
         setattr(config.model, name, value)
     tokenizer = _tokenizer(source, config, chosen)
-    template = source.chat_template or tokenizer.chat_template  # some files hold an empty one
+    template = source.chat_template or tokenizer.chat_template  # some files have an empty template
     tokenizer = tokenizer.with_chat(template=template)
     tokenizer = with_template(tokenizer, chosen.get('data.chat_template', ''))
     size = config.model.vocab_size
     if tokenizer.vocab_size == size + 1 and tokenizer.special_tokens.get(END_OF_TEXT) == size:
-        # It was added to a vocabulary that has none of that name.
+        # The token was added to a vocabulary without one of that name; the model has no row for it.
         eot_id = None if tokenizer.eot_id == size else tokenizer.eot_id
         tokenizer = tokenizer.with_ends(bos_id=tokenizer.bos_id, eot_id=None)
         tokenizer = tokenizer.with_ends(bos_id=tokenizer.bos_id, eot_id=eot_id)
@@ -73,7 +73,7 @@ def adopt(source: Source, config: RunConfig, chosen: Mapping[str, Any]) -> Table
 def _adopt_sampling(source: Source, config: SampleConfig, chosen: Mapping[str, Any]) -> None:
     """Sets the knobs that the source states and the user left at their defaults.
 
-    A value that cannot be is ignored with a line that says so: no weight depends on it.
+    Invalid values are ignored with a printed line, because no weight depends on them.
     """
     default = SampleConfig()
     for name, value in source.sampling.items():
@@ -93,18 +93,18 @@ def _adopt_sampling(source: Source, config: SampleConfig, chosen: Mapping[str, A
 def adopt_run(
     config: RunConfig, workdir: pathlib.Path, chosen: Mapping[str, Any], *, fresh: bool
 ) -> None:
-    """Gives `config` the architecture and the tokenizer of `config.train.init_from`, in place.
+    """Sets the architecture and the tokenizer of `config` to those of `config.train.init_from`.
 
-    A run that has saved a checkpoint holds both itself: its source may be gone.
+    If the run has saved a checkpoint, both are read from it, because the source may be gone.
 
     Args:
-      config: the config of the run to be.
+      config: the config of the new run, changed in place.
       workdir: its folder.
-      chosen: what the user set, by key below config.
-      fresh: the run begins anew, whatever its folder holds.
+      chosen: the user's overrides, by key below config.
+      fresh: whether to ignore checkpoints in `workdir`.
 
     Raises:
-        UserError: there is no run, or `config` asks for another architecture.
+        UserError: the source is not a run, or `config` asks for another architecture.
     """
     folder = object_store.to_path(config.train.init_from, key='config.train.init_from')
     if not fresh and list_steps(workdir / runs.CHECKPOINTS):
@@ -130,9 +130,9 @@ def adopt_run(
 
 
 def keep_tokenizer(tokenizer: TableTokenizer, data: DataConfig) -> TokenizerConfig:
-    """The config that prepares data with a run's tokenizer, of which the cache gets a copy.
+    """Copies a run's tokenizer to the cache; returns the config for preparing data with it.
 
-    The copy's name depends on nothing but the tokenizer, so that the config is the same again.
+    The copy's name depends only on the tokenizer, so the same tokenizer gives the same config.
     """
     content = [tokenizer.fingerprint(), tokenizer.chat_template, dict(tokenizer.named_tokens)]
     kept = locations.cache_folder(data) / 'tokenizers' / hash_of(content)[:16]
@@ -142,12 +142,12 @@ def keep_tokenizer(tokenizer: TableTokenizer, data: DataConfig) -> TokenizerConf
 
 
 def _free(model: ModelConfig) -> tuple[str, ...]:
-    """The knobs that weights of this architecture leave open."""
+    """Returns the knobs that may be changed for weights of this architecture."""
     return FREE if model.position == PositionKind.LEARNED else (*FREE, 'max_seq_len')
 
 
 def _tokenizer(source: Source, config: RunConfig, chosen: Mapping[str, Any]) -> TableTokenizer:
-    """The user's, else the source's."""
+    """Returns the user's tokenizer, else the source's."""
     if {'tokenizer.kind', 'tokenizer.path'} & set(chosen):
         return make_tokenizer(config.tokenizer, tuple)
     if source.tokenizer is None:

@@ -1,4 +1,4 @@
-"""A run's folder: its config, its tokenizer, its lock, and its weights for other uses."""
+"""The folder of a run: its config, tokenizer and lock, its data, and access to its weights."""
 
 import contextlib
 import dataclasses
@@ -52,27 +52,27 @@ CONFIG, DERIVED, TOKENIZER, CHECKPOINTS, PROVENANCE, LOCK = (
     'provenance.json',
     'lock',
 )
-# Knobs that `finalize` derives from others where they are 0, with the value that it gives them.
-# Not model.vocab_size, which modes that read no data need.
+# Knobs that `finalize` derives from others if they are 0, with the derived value. Without
+# model.vocab_size, which modes that read no data need.
 DERIVATIONS: dict[str, Callable[[RunConfig], int]] = {
     'model.num_kv_heads': lambda config: config.model.num_heads,
     'model.d_ff': lambda config: 4 * config.model.d_model,
     'model.head_dim': lambda config: config.model.d_model // config.model.num_heads,
     'eval.batch_size': lambda config: config.train.batch_size,
 }
-STAGING, REPLACED = '.saving', '.replaced'  # of `save_weights`, while it works
-NO_CONTENT = {'lost+found', '.DS_Store'}  # what systems put into a folder that is empty
-LEASE = 'lease'  # in place of the lock on a disk that has none
+STAGING, REPLACED = '.saving', '.replaced'  # temporary folders of `save_weights`
+NO_CONTENT = {'lost+found', '.DS_Store'}  # created by operating systems in empty folders
+LEASE = 'lease'  # replaces the lock on a disk without file locks
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a workdir holds besides its checkpoints."""
+    """A workdir with its config and tokenizer."""
 
     workdir: pathlib.Path
     config: RunConfig
     tokenizer: Tokenizer
-    draft: RunConfig | None = None  # what `config` was finalized from, where that is known
+    draft: RunConfig | None = None  # the config before `finalize`, if known
 
     @property
     def checkpoints(self) -> pathlib.Path:
@@ -81,13 +81,13 @@ class Run:
 
 
 def read_config(workdir: pathlib.Path, *, key: str = '--workdir') -> RunConfig:
-    """The config that a run was started with; `key` is what the caller calls the folder.
+    """Reads the config that a run was started with; `key` names the folder in errors.
 
     Raises:
-        UserError: the folder is no run, or its config is damaged.
+        UserError: the folder is not a run, or its config is damaged.
     """
     if files.has_unfinished_swap(workdir / REPLACED):
-        with lock(workdir, key=key):  # undoes it
+        with lock(workdir, key=key):  # locking undoes the swap
             pass
     if not (workdir / CONFIG).is_file():
         raise UserError(f'{key}={workdir} holds no run: it has no {CONFIG}; train one first')
@@ -99,12 +99,12 @@ def read_config(workdir: pathlib.Path, *, key: str = '--workdir') -> RunConfig:
 
 
 def read_draft(workdir: pathlib.Path) -> RunConfig:
-    """The config of a run with its derived values 0 again, so that overrides change them too.
+    """Reads the config of a run with derived values reset to 0, so that they follow overrides.
 
-    A run that did not write which ones these are has them where the value is the derived one.
+    If the run has no list of its derived values, those equal to the derived value are reset.
 
     Raises:
-        UserError: the folder is no run, or its config is damaged.
+        UserError: the folder is not a run, or its config is damaged.
     """
     config = read_config(workdir)
     derived = [key for key, derive in DERIVATIONS.items() if _get(config, key) == derive(config)]
@@ -125,12 +125,12 @@ def _get(config: RunConfig, key: str) -> Any:
 
 
 def train_whole(config: RunConfig) -> None:
-    """Makes `config` that of a whole model, which the weights of any run are once restored."""
+    """Turns LoRA and freezing off in `config`, because `restore_weights` returns merged weights."""
     config.lora, config.train.frozen = LoraConfig(), ()
 
 
 def read_tokenizer(workdir: pathlib.Path) -> Tokenizer:
-    """The tokenizer that a run was trained with."""
+    """Reads the tokenizer that a run was trained with."""
     if not object_store.is_remote(workdir):
         return tokenizer.load(workdir / TOKENIZER)
     with tempfile.TemporaryDirectory(prefix='gpt_jax-') as folder:
@@ -140,9 +140,9 @@ def read_tokenizer(workdir: pathlib.Path) -> Tokenizer:
 
 
 def save_run(run: Run, *, overrides: dict[str, Any], origin: Any = None) -> None:
-    """Writes what `read_config` and `read_tokenizer` read, and where the run came from.
+    """Writes the files for `read_config` and `read_tokenizer`, and the provenance of the run.
 
-    One process writes, for all. `origin` says whose weights the run began with.
+    The first process writes for all. `origin` describes the run that provided initial weights.
     """
     if not peers.is_primary():
         return
@@ -160,12 +160,11 @@ def save_run(run: Run, *, overrides: dict[str, Any], origin: Any = None) -> None
 def save_weights(
     run: Run, *, step: int, params: Any, meta: Mapping[str, Any], overrides: dict[str, Any]
 ) -> None:
-    """Makes weights the run's only checkpoint, in place of the checkpoints that it has.
+    """Replaces all checkpoints of the run by one with these weights. Collective.
 
-    Everything is written beside what it replaces; only when it is whole do the two change places,
-    so a failure leaves the old run. Files that are not the run's stay. An object store cannot
-    rename: there the old checkpoints go after the new one is written, or before it where both have
-    the same step. Collective.
+    Everything is first written to a temporary folder and then swapped in, so a failure leaves the
+    old run intact. Other files in the folder are kept. An object store cannot rename: there the old
+    checkpoints are deleted after the new one is written, or before it if both have the same step.
 
     Raises:
         UserError: a file cannot be written.
@@ -201,7 +200,7 @@ def save_weights(
 
 @contextlib.contextmanager
 def _local_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """`path`, or for one in an object store a local folder that is then copied there."""
+    """Yields `path`, or for an object store a local folder that is uploaded at the end."""
     if not object_store.is_remote(path):
         yield path
         return
@@ -209,20 +208,20 @@ def _local_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
         yield pathlib.Path(folder)
         object_store.upload_folder(pathlib.Path(folder), path)
         for name in set(object_store.list_objects(path)) - set(os.listdir(folder)):
-            object_store.remove(path / name)  # of the run that was there before
+            object_store.remove(path / name)  # left by an earlier run
 
 
 def read_metrics(workdir: pathlib.Path, names: Sequence[str]) -> dict[tuple[int, str], float]:
-    """Some metrics of `metrics.jsonl` by step and name; torn or damaged lines are left out."""
+    """Reads some metrics of `metrics.jsonl` by step and name; skips damaged lines."""
     rows = read_rows(workdir)
     return {(row['step'], name): row[name] for row in rows for name in names if name in row}
 
 
 def check_processes(config: RunConfig, workdir: pathlib.Path) -> None:
-    """Refuses processes that would run something else than the others.
+    """Checks that all processes have the same code, config and workdir.
 
     Raises:
-        UserError: naming the process and what it has else.
+        UserError: a process differs; names it and the difference.
     """
     if peers.num_processes() == 1:
         return
@@ -232,10 +231,10 @@ def check_processes(config: RunConfig, workdir: pathlib.Path) -> None:
 
 
 def check_data(folder: pathlib.Path, tokenizer: Tokenizer, config: DataConfig) -> None:
-    """Refuses processes that would read other batches than the others.
+    """Checks that all processes have the same tokenizer and data.
 
     Raises:
-        UserError: naming the process.
+        UserError: a process differs; names it.
     """
     if peers.num_processes() == 1:
         return
@@ -250,12 +249,12 @@ def check_data(folder: pathlib.Path, tokenizer: Tokenizer, config: DataConfig) -
 
 
 def prepare_data(config: RunConfig) -> pathlib.Path:
-    """`prepare`, once for each file system: the other processes wait for the one that does it.
+    """Calls `prepare` on one process per file system; the other processes wait for it.
 
-    However long that takes: no barrier is open meanwhile, and a lost process still ends the run.
+    The wait has no time limit, because it uses no barrier. A lost process still ends the run.
 
     Raises:
-        UserError: as `prepare`, on every process.
+        UserError: `prepare` failed; raised on every process.
     """
     if peers.num_processes() == 1:
         return prepare(config.data, config.tokenizer)
@@ -275,7 +274,7 @@ def prepare_data(config: RunConfig) -> pathlib.Path:
 
 
 def _wait_for_data(leaders: set[int], make_progress: Callable[..., Progress]) -> None:
-    """Returns when all of `leaders` have prepared their data. Raises UserError if one could not."""
+    """Waits until all of `leaders` have prepared their data. Raises UserError if one failed."""
     began = time.monotonic()
     with make_progress(0, unit='s', description='waiting for data') as progress:
         while True:
@@ -291,12 +290,12 @@ def _wait_for_data(leaders: set[int], make_progress: Callable[..., Progress]) ->
 
 
 def check_ours(workdir: pathlib.Path, *, key: str = '--workdir') -> None:
-    """Refuses a folder with files that are not a run's: a run would replace some of them.
+    """Rejects a folder with files that are not a run's, because a run might overwrite them.
 
-    A run has its config, or at least the lock of a process that ended before writing it.
+    A run has a config, or at least the lock of a process that ended before writing the config.
 
     Raises:
-        UserError: naming the folder and one of its files; `key` is what the caller calls it.
+        UserError: the folder is not a run; names it, as `key`, and one of its files.
     """
     if object_store.is_remote(workdir):
         names = set(object_store.list_names(workdir))
@@ -311,7 +310,7 @@ def check_ours(workdir: pathlib.Path, *, key: str = '--workdir') -> None:
 
 
 def _is_run(workdir: pathlib.Path, names: set[str]) -> bool:
-    """Whether a folder with these names is one that a run has written to."""
+    """Returns whether a folder with these names was written by a run."""
     if CONFIG in names:
         with contextlib.suppress(OSError, ValueError, RecursionError):
             config = json.loads(object_store.read_bytes(workdir / CONFIG))
@@ -326,16 +325,15 @@ def _is_run(workdir: pathlib.Path, names: set[str]) -> bool:
 
 @contextlib.contextmanager
 def lock(workdir: pathlib.Path, *, key: str = '--workdir') -> Iterator[None]:
-    """Holds a workdir for one writer; the lock goes with the process.
+    """Locks a workdir for one writer; the lock ends with the process.
 
-    A folder in which nothing was written, because the run was refused, is removed again. Of the
-    processes of one run the first holds the lock for all. An object store and some network disks
-    have no locks: there it is a lease (`parallel/lease.py`). `key` is what the caller calls the
-    folder.
+    If nothing was written, because the run was rejected, the folder is removed again. The first
+    process of a run holds the lock for all. Object stores and some network disks have no locks;
+    there a lease is used (`parallel/lease.py`). `key` names the folder in errors.
 
     Raises:
-        UserError: another process writes there, the folder holds something else than a run, or it
-            cannot be made.
+        UserError: another process holds the lock, the folder has files that are not a run's, or it
+            cannot be created.
     """
     if not peers.is_primary():
         yield
@@ -357,12 +355,12 @@ def lock(workdir: pathlib.Path, *, key: str = '--workdir') -> Iterator[None]:
         file.flush()
         try:
             with contextlib.nullcontext() if has_locks else lease.hold(workdir / LEASE):
-                # Of a process that was killed.
+                # Clean up after a killed process.
                 files.undo_swap(workdir / REPLACED)
                 shutil.rmtree(workdir / STAGING, ignore_errors=True)
                 yield
         finally:
-            with contextlib.suppress(OSError):  # not empty, or not there
+            with contextlib.suppress(OSError):  # not empty, or missing
                 (workdir / CHECKPOINTS).rmdir()
             with contextlib.suppress(OSError):
                 if os.listdir(workdir) == [LOCK]:
@@ -371,7 +369,7 @@ def lock(workdir: pathlib.Path, *, key: str = '--workdir') -> Iterator[None]:
 
 
 def _lock_file(file: IO, workdir: pathlib.Path, *, key: str) -> bool:
-    """Locks the open file of a workdir; False where the disk has no locks.
+    """Locks the open lock file of a workdir; returns False if the disk has no locks.
 
     Raises:
         UserError: another process holds the lock.
@@ -397,15 +395,15 @@ def _lock_file(file: IO, workdir: pathlib.Path, *, key: str) -> bool:
 def restore_weights(
     run: Run, *, step: int | str, weights: str, abstract: Any = None
 ) -> tuple[int, Any]:
-    """The step and the model's parameters (stored layout) of a checkpoint, adapters merged.
+    """Restores a checkpoint; returns its step and parameters (stored layout, adapters merged).
 
     Args:
       step: a number, 'latest' or 'best'.
       weights: 'raw' or 'ema'.
-      abstract: shapes with shardings to restore onto; by default the first device.
+      abstract: shapes with shardings of the result; by default all on the first device.
 
     Raises:
-        UserError: there is no such checkpoint, or the run keeps no average.
+        UserError: the checkpoint does not exist, or the run has no moving average.
     """
     trained_by = read_config(run.workdir)
     if weights == 'ema' and not trained_by.train.ema_decay:
@@ -428,7 +426,7 @@ def restore_weights(
 
 
 def is_training(meta: Mapping[str, Any]) -> bool:
-    """Whether the checkpoint with this meta can be trained on, or holds weights alone."""
+    """Returns whether the checkpoint with this meta can be resumed; others hold weights only."""
     return 'tokenizer' in meta
 
 
@@ -436,13 +434,13 @@ def read_credits(run: Run, step: int) -> Credits:
     """Returns the credits of a checkpoint's weights; older checkpoints have none.
 
     Raises:
-        UserError: they were written by another version of this program.
+        UserError: the credits were written by another version of this program.
     """
     return from_json(read_document(run.checkpoints, step)['meta'].get('credits') or {}, Credits)
 
 
 def weights_hash(run: Run, step: int) -> str:
-    """One hash of the weights in a checkpoint, from the fingerprints that it was saved with."""
+    """Returns a hash of the weights in a checkpoint, from their stored fingerprints."""
     leaves = read_document(run.checkpoints, step)['leaves']
     return hash_of(
         {
@@ -454,9 +452,9 @@ def weights_hash(run: Run, step: int) -> str:
 
 
 def _abstract_parts(trainable: Trainable, abstract: Any) -> tuple[Any, Any]:
-    """Where to restore what a run trained and its base: as `abstract` says, adapters to everywhere.
+    """Returns shapes and shardings of a run's trained part and its base.
 
-    The adapters of LoRA are small, and merged at once.
+    Uses the shardings of `abstract`; LoRA adapters, which are small, are replicated.
     """
     parts = jax.eval_shape(trainable.split, abstract, jax.random.key(0))
     given = fingerprint.named_leaves(abstract)
@@ -472,7 +470,7 @@ def _abstract_parts(trainable: Trainable, abstract: Any) -> tuple[Any, Any]:
 
 
 def git_commit() -> str:
-    """The commit of the code that runs, '+' appended when files differ; '' outside git."""
+    """Returns the commit of this code, with a '+' if files differ from it; '' outside git."""
     git = ['git', '-C', str(pathlib.Path(__file__).parent)]
     try:
         commit = subprocess.run(

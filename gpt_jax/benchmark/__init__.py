@@ -1,1 +1,1 @@
-"""Measurements of the real programs: how fast a config trains and generates here."""
+"""Measurements of the real programs: the speed of training and generation."""

@@ -1,7 +1,7 @@
-"""How fast a model generates here, and how near that is to what the memory allows.
+"""The speed of generation, compared with the limit set by the memory bandwidth.
 
-A token of a batch needs all weights once and the keys and values of all rows: reading them is the
-floor of its time.
+Each decoding step reads all weights once, and the keys and values of all rows. The time to read
+them is the floor.
 """
 
 import concurrent.futures
@@ -22,18 +22,18 @@ from gpt_jax.inference.decode import Decoder
 from gpt_jax.model.config import ModelConfig
 
 READ_BYTES = 2**28
-READS = 8  # in one call, of a device that takes calls slowly
+READS = 8  # per call on accelerators, where a call is slow to start
 
 
 def read_bandwidth(repeats: int = 5) -> float:
-    """Bytes per second that the default device reads: the best of some runs over one array.
+    """Measures the read bandwidth of the default device in bytes per second, the best of some runs.
 
-    XLA reduces on one thread of a CPU; there NumPy reads on all of them. On a CPU a call reads
-    once: the shorter it is, the more likely one of them is not interrupted by other processes.
+    On a CPU, XLA reduces on one thread, so NumPy reads on all of them instead. There a call reads
+    once: the shorter the call, the more likely it is not interrupted by other processes.
     """
     on_cpu = jax.default_backend() == 'cpu'
     read = _read_on_threads() if on_cpu else _read_on_device()
-    read()  # compile, and touch the memory
+    read()  # warm-up: compile, and touch the memory
     reads, calls = (1, READS * repeats) if on_cpu else (READS, repeats)
     return READ_BYTES * reads / min(_seconds(read) for _ in range(calls))
 
@@ -41,7 +41,7 @@ def read_bandwidth(repeats: int = 5) -> float:
 def _read_on_device() -> Callable[[], Any]:
     @jax.jit
     def read(x: jax.Array) -> jax.Array:
-        # Each maximum depends on the one before, so that none is left out.
+        # Each maximum depends on the previous one, so that XLA removes none.
         return jax.lax.fori_loop(0, READS, lambda _, largest: jnp.max(x - largest), x[0])
 
     x = jnp.zeros(READ_BYTES // 4, jnp.float32)
@@ -55,8 +55,8 @@ def _read_on_threads() -> Callable[[], Any]:
     pool = concurrent.futures.ThreadPoolExecutor(threads)
 
     def read_part(part: np.ndarray) -> None:
-        # BLAS reads several rows at a time, which is a fifth faster than one stream (a maximum, a
-        # sum), and holds no lock of the interpreter.
+        # BLAS reads several rows at a time, which is 20 % faster than one stream (a maximum, a
+        # sum), and it releases the GIL.
         np.ones(len(part), np.float32) @ part
 
     return lambda: list(pool.map(read_part, parts))
@@ -71,27 +71,27 @@ def measure_decoding(
     new_tokens: int,
     repeats: int,
 ) -> list[dict[str, float]]:
-    """Greedy generation by the real Decoder; one row of results a batch size.
+    """Times greedy generation by the real Decoder; returns one row of results per batch size.
 
     Args:
-      config: of a finalized model.
-      params: its weights, in the stored layout.
-      batch_sizes: texts at a time.
-      prompt_tokens: length of each prompt, of random ids.
-      new_tokens: drawn after each, at least 2.
-      repeats: of each measurement; medians are returned, compilation is outside of them.
+      config: finalized config of the model.
+      params: the weights, in the stored layout.
+      batch_sizes: texts per batch.
+      prompt_tokens: length of each prompt of random ids.
+      new_tokens: tokens to generate after each prompt, at least 2.
+      repeats: runs per measurement; results are medians and exclude compilation.
 
     Returns:
       Dicts of `batch_size`, `compile_seconds` (with the first run), `prefill_tokens_per_second`,
-      `decode_tokens_per_second`, `ms_per_token` (of one token of all rows), `floor_ms_per_token`
-      and `fraction_of_floor` (1: as fast as the memory).
+      `decode_tokens_per_second`, `ms_per_token` (one token in every row), `floor_ms_per_token`
+      and `fraction_of_floor` (1: limited by the memory bandwidth alone).
 
     Raises:
-        UserError: the new tokens are too few to be timed.
+        UserError: `new_tokens` is too small to be timed.
     """
     if new_tokens < 2:
         raise ValueError(f'new_tokens={new_tokens} must be at least 2: the first is the prefill')
-    # The end-of-text id is none of the model's: no text ends early.
+    # An end-of-text id outside the vocabulary: no text ends early.
     decoder = Decoder(
         freeze(config), params, vocab_size=config.vocab_size, eot_id=config.vocab_size
     )
@@ -131,11 +131,11 @@ def measure_decoding(
 
 
 def _bytes_per_token(decoder: Decoder, batch_size: int, length: float) -> float:
-    """What drawing one token a row must read: weights, and the cache of `length` tokens a row."""
+    """Returns the bytes read per decoding step: weights, and a cache of `length` tokens per row."""
     c, params = decoder.config, decoder.params
     matrices = {name: leaf for name, leaf in params.items() if name != 'position'}
     if not c.tie_embeddings:
-        del matrices['embedding']  # of which single rows are read, as of the positions
+        del matrices['embedding']  # only single rows of it are read, as of the positions
     leaves = jax.tree.leaves(matrices)
     itemsize = params['embedding']['table'].dtype.itemsize
     cache = 2 * c.num_layers * c.num_kv_heads * c.head_dim * itemsize * length * batch_size

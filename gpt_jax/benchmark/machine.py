@@ -1,4 +1,4 @@
-"""What a measurement was made with, so that the next one can be compared with it."""
+"""The machine and versions of a measurement, so that measurements can be compared."""
 
 import datetime
 import os
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 
 def describe_machine(mesh: Mesh) -> dict[str, Any]:
-    """The date, versions, devices and host."""
+    """Returns the date, versions, devices and host."""
     return {
         'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
         'python': platform.python_version(),
@@ -28,14 +28,14 @@ def describe_machine(mesh: Mesh) -> dict[str, Any]:
 
 
 def _usable_cores() -> int:
-    """Cores that this process may use, which is not always all of them."""
+    """Returns the number of cores that this process may use, perhaps not all of the machine."""
     if hasattr(os, 'sched_getaffinity'):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _cpu_model() -> str:
-    """The processor's name, where the system tells it."""
+    """Returns the name of the processor, if the system provides it."""
     cpuinfo = pathlib.Path('/proc/cpuinfo')
     if cpuinfo.is_file():
         for line in cpuinfo.read_text().splitlines():

@@ -1,6 +1,6 @@
-"""Where a step's time goes: a trace of a few steps, and its kernels sorted into groups.
+"""A breakdown of the time of a step: a trace of a few steps, with kernels sorted into groups.
 
-A trace names HLO instructions; the compiled module's text says where in the model each came from
+A trace names HLO instructions. The compiled module's text maps each to its place in the model
 (`jit(train_step)/jvp(GPT.hidden)/blocks/layer_0/mlp/up/dot_general`). A fusion counts as its
 root, so a residual sum that was fused into a norm counts as that norm.
 """
@@ -19,7 +19,7 @@ import jax
 from gpt_jax import files
 from gpt_jax.errors import UserError
 
-# The first pattern found in 'OP_NAME INSTRUCTION KERNEL' decides; what matches none is 'other'.
+# The first pattern found in 'OP_NAME INSTRUCTION KERNEL' decides; without a match it is 'other'.
 GROUPS: tuple[tuple[str, str], ...] = (
     ('communication', r'nccl|all-?reduce|all-?gather|reduce-?scatter|all-?to-?all|collective'),
     ('optimizer', r'/(optimizer|clip)/'),  # its matrix products too: Muon has some
@@ -40,53 +40,53 @@ GROUPS: tuple[tuple[str, str], ...] = (
 )
 OTHER, GAPS = 'other', 'gaps'
 
-# Where a platform's kernels stand in a trace: the plane of the first device, and its lines.
+# Location of a platform's kernels in a trace: the plane of the first device, prefix of lines.
 DEVICE_LINES = {
     'cpu': ('/host:CPU', ''),
     'gpu': ('/device:GPU:0', 'Stream'),
     'tpu': ('/device:TPU:0', 'XLA Ops'),
 }
-# Instructions that only contain others.
+# Instructions that only contain other instructions.
 CONTROL_FLOW = re.compile(r' (while|conditional|call)\(')
 INSTRUCTION = re.compile(r'\s*(?:ROOT )?%?([\w.-]+) = ')
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Event:
-    """A kernel that ran."""
+    """One execution of a kernel."""
 
     kernel: str  # its name in the trace
-    instruction: str  # the HLO instruction that it belongs to; '' when the trace does not say
+    instruction: str  # its HLO instruction; '' if the trace does not say
     start: float  # nanoseconds
     end: float
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Kernel:
-    """All runs of one kernel for one operation, the layers taken together."""
+    """All executions of one kernel for one operation, summed over layers."""
 
     name: str
     group: str
-    operation: str  # where in the model, '' when unknown
-    count: float  # a step
-    milliseconds: float  # a step
+    operation: str  # path in the model, '' if unknown
+    count: float  # per step
+    milliseconds: float  # per step
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Profile:
-    """Where the time of a step goes; the groups add up to the step."""
+    """The breakdown of the time of a step; the groups add up to the step."""
 
     step_ms: float
-    groups: dict[str, float]  # milliseconds a step, the largest first
+    groups: dict[str, float]  # milliseconds per step, the largest first
     kernels: list[Kernel]  # the longest first
 
 
 @contextlib.contextmanager
 def exact_names() -> Iterator[None]:
-    """What is compiled within carries the names of this source.
+    """Makes programs compiled in this context carry the names of the current source.
 
-    Otherwise the persistent cache may return the same operations under the names that they had
-    when they were first compiled.
+    Otherwise the persistent cache may return the same operations with the names from when they
+    were first compiled.
     """
     key = 'jax_compilation_cache_include_metadata_in_key'
     before = getattr(jax.config, key)
@@ -98,33 +98,33 @@ def exact_names() -> Iterator[None]:
 
 
 def record(folder: pathlib.Path, run: Callable[[], Any]) -> pathlib.Path:
-    """Traces `run()` into `folder`; returns the file that `read_events` takes.
+    """Traces `run()` into `folder`; returns the file for `read_events`.
 
     Raises:
-        UserError: the folder cannot be made.
+        UserError: the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise files.cannot_write(folder, error) from error
     options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0  # python's own calls would slow down what is measured
+    options.python_tracer_level = 0  # tracing Python calls would slow down the run
     with jax.profiler.trace(folder, profiler_options=options):
         run()
     return max(folder.rglob('*.xplane.pb'), key=lambda path: path.stat().st_mtime)
 
 
 def read_events(path: pathlib.Path, *, platform: str) -> list[Event]:
-    """The kernels of the first device in a trace.
+    """Returns the kernels of the first device in a trace.
 
     Raises:
-        UserError: there are none.
+        UserError: the trace has no kernels.
     """
     plane_name, line_prefix = DEVICE_LINES[platform]
     data = jax.profiler.ProfileData.from_file(str(path))
     with warnings.catch_warnings():
-        # jaxlib 0.12 warns when it makes the type of `event.stats`, and aborts where a warning is
-        # an error.
+        # jaxlib 0.12 warns when it creates the type of `event.stats`, and aborts if warnings are
+        # errors.
         warnings.simplefilter('ignore', DeprecationWarning)
         traced = [
             (event, dict(event.stats))
@@ -135,15 +135,15 @@ def read_events(path: pathlib.Path, *, platform: str) -> list[Event]:
             for event in line.events
             if event.duration_ns > 0
         ]
-    # On a CPU a kernel may only begin its work and leave it to other threads: a mark of its own,
-    # tied to it by number, says when all of it was done.
+    # On a CPU a kernel may only start its work and leave it to other threads. Then a separate
+    # event, linked by number, marks the end of all of it.
     done = {
         stats.get('_c'): event.start_ns for event, stats in traced if event.name.startswith('end: ')
     }
     events = [
         _event(event, stats, done.get(stats.get('_p'), 0.0))
         for event, stats in traced
-        # The threads of a CPU share one plane, with all devices and what is no kernel.
+        # On a CPU one plane holds all threads, all devices, and events that are not kernels.
         if platform != 'cpu' or ('hlo_op' in stats and not stats.get('device_ordinal'))
     ]
     if not events:
@@ -152,7 +152,7 @@ def read_events(path: pathlib.Path, *, platform: str) -> list[Event]:
 
 
 def _event(event: Any, stats: dict[str, Any], done: float) -> Event:
-    kernel = re.split(r' = ', event.name)[0].lstrip('%')  # a TPU's are whole instructions
+    kernel = re.split(r' = ', event.name)[0].lstrip('%')  # on a TPU, a whole instruction
     return Event(
         kernel=kernel,
         instruction=str(stats.get('hlo_op', '')),
@@ -162,7 +162,7 @@ def _event(event: Any, stats: dict[str, Any], done: float) -> Event:
 
 
 def read_instructions(module: str) -> dict[str, str | None]:
-    """HLO instruction -> its op_name ('' without one), None for control flow.
+    """Returns HLO instruction -> its op_name ('' if it has none), None for control flow.
 
     `module` is the text of a compiled module.
     """
@@ -178,12 +178,12 @@ def read_instructions(module: str) -> dict[str, str | None]:
 def summarize(
     events: Iterable[Event], instructions: dict[str, str | None], *, steps: int
 ) -> Profile:
-    """Sorts the time from the first event to the last, in which `steps` steps ran.
+    """Sorts the time from the first event to the last, in which `steps` steps ran, into groups.
 
-    Moments in which several kernels run are split evenly between them; those in which none runs
-    are the gaps.
+    Time in which several kernels run is split evenly between them; time in which none runs is
+    the gaps.
     """
-    # A kernel is named after its instruction, with other punctuation, where nothing else tells.
+    # If the trace names no instruction, the kernel is named after it, with other punctuation.
     by_kernel = {_plain(name): name for name in instructions}
     located = []
     for event in events:
@@ -212,14 +212,14 @@ def summarize(
 
 
 def classify(op_name: str, instruction: str, kernel: str) -> str:
-    """The group of a kernel, by `GROUPS`."""
+    """Returns the group of a kernel, by `GROUPS`."""
     subject = f'{op_name} {instruction} {kernel}'
     matches = (group for group, pattern in GROUPS if re.search(pattern, subject, re.IGNORECASE))
     return next(matches, OTHER)
 
 
 def _share(events: list[Event]) -> tuple[list[float], float, float]:
-    """Each event's part of the time from first to last, the gaps, and that whole time."""
+    """Returns each event's share of the time from first to last, the gaps, and the whole time."""
     moments = [(event.start, 1, i) for i, event in enumerate(events)]
     moments += [(event.end, 0, i) for i, event in enumerate(events)]
     moments.sort()
@@ -244,22 +244,22 @@ def _plain(name: str) -> str:
 
 
 def _stem(kernel: str) -> str:
-    """A kernel's name without the number that tells it from its likes."""
+    """Strips the number at the end of a kernel's name, which tells copies of it apart."""
     return re.sub(r'[._]\d+$', '', kernel)
 
 
 def _location(op_name: str) -> str:
-    """Where in the model, for all layers alike: without the jitted function and the numbers."""
+    """Returns the path in the model, without the jitted function and the numbers of layers."""
     return re.sub(r'layer_\d+', 'layer_*', re.sub(r'^jit\(\w+\)/', '', op_name))
 
 
 def _shorten(text: str, width: int) -> str:
-    """The end of a text, which says the most of where an operation comes from."""
+    """Returns the end of a text, which is the most specific part of an operation's path."""
     return text if len(text) <= width else '…' + text[1 - width :]
 
 
 def format_profile(profile: Profile, *, rows: int = 12) -> str:
-    """The table of groups, and that of the `rows` longest kernels."""
+    """Formats the table of groups, and the table of the `rows` longest kernels."""
     share = 100 / profile.step_ms
     lines = ['    ms/step   share  group']
     lines += [f'  {ms:9.3f}  {ms * share:5.1f}%  {name}' for name, ms in profile.groups.items()]

@@ -1,4 +1,4 @@
-"""Where the time between the start of the process and the first training step goes."""
+"""The time from the start of the process to the first training step, by phase."""
 
 import os
 import pathlib
@@ -8,11 +8,11 @@ _IMPORTED = time.perf_counter()
 
 
 class StartUp:
-    """Consecutive phases from the start of the process on.
+    """Consecutive phases since the start of the process.
 
     Attributes:
-      since: what the first phase begins with.
-      seconds: how long each phase took, in order.
+      since: the event at which the first phase begins.
+      seconds: the duration of each phase, in order.
     """
 
     def __init__(self):
@@ -22,23 +22,23 @@ class StartUp:
         self._last = _IMPORTED if age is None else time.perf_counter() - age
 
     def mark(self, phase: str) -> None:
-        """Ends `phase`, which began where the one before it ended."""
+        """Ends `phase`, which began when the previous one ended."""
         now = time.perf_counter()
         self.seconds[phase] = now - self._last
         self._last = now
 
     @property
     def total(self) -> float:
-        """Seconds up to the last mark."""
+        """The seconds up to the last mark."""
         return sum(self.seconds.values())
 
 
 def process_age() -> float | None:
-    """Seconds since this process started, to a hundredth; None where the system has no /proc."""
+    """Returns the seconds since this process started, to 0.01 s; None without /proc."""
     stat = pathlib.Path('/proc/self/stat')
     if not stat.is_file():
         return None
-    # proc_pid_stat(5): the second field may hold spaces; `starttime` is the 22nd, in ticks since
+    # proc_pid_stat(5): the second field may contain spaces; `starttime` is the 22nd, in ticks since
     # the machine started.
     start_ticks = int(stat.read_text().rpartition(')')[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - start_ticks / os.sysconf('SC_CLK_TCK')

@@ -1,4 +1,4 @@
-"""How fast a program trains: the same calls as the training loop's, timed in groups of steps."""
+"""The speed of training: the calls of the training loop, timed in groups of steps."""
 
 import itertools
 import math
@@ -33,7 +33,7 @@ FORMULAS = {
 def synthetic_batches(
     config: RunConfig, *, process_count: int = 1
 ) -> Iterator[dict[str, np.ndarray]]:
-    """One batch of random tokens, for ever: the rows of one of the processes that share it."""
+    """Returns an endless iterator over one batch of random tokens, with one process's rows."""
     rows = config.train.batch_size // process_count
     shape = (rows, config.model.max_seq_len + 1)
     random = np.random.default_rng(config.seed)
@@ -44,11 +44,11 @@ def synthetic_batches(
 
 
 class TrainingBenchmark:
-    """A program that has made its first step.
+    """A compiled program after its first call, ready to be timed.
 
     Attributes:
       compiled: the executable that every step runs.
-      compilation: what compiling it took.
+      compilation: the seconds to trace and to compile it, and the outcome of the cache.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class TrainingBenchmark:
         *,
         start_up: StartUp | None = None,
     ):
-        """Initialises, compiles the call of a step or several once, and makes the first one."""
+        """Initialises the state, compiles the call of one or several steps, and runs it once."""
         self._program, self._config, self._batches = program, config, batches
         self._start_up = start_up = start_up or StartUp()
         self._state = jax.block_until_ready(program.init(jax.random.key(config.seed)))
@@ -82,11 +82,11 @@ class TrainingBenchmark:
         start_up.mark('first call')
 
     def whole_calls(self, steps: int) -> int:
-        """`steps`, rounded up to whole calls of the device."""
+        """Returns `steps`, rounded up to whole calls of the device."""
         return math.ceil(steps / self._program.steps_per_call) * self._program.steps_per_call
 
     def run(self, steps: int) -> tuple[float, float]:
-        """Runs `steps` steps in whole calls; the seconds until done, and those waiting for data."""
+        """Runs `steps` steps in whole calls; returns the seconds in all and those spent on data."""
         waited = 0.0
         began = time.perf_counter()
         for number in range(0, steps, self._program.steps_per_call):
@@ -96,7 +96,7 @@ class TrainingBenchmark:
             previous = self._metrics
             with jax.profiler.StepTraceAnnotation('train', step_num=number):
                 self._state, self._metrics = self._program.advance(self._state, batches)
-            jax.device_get(previous)  # as the loop does: the host is one call ahead, not more
+            jax.device_get(previous)  # as in the loop, the host is at most one call ahead
         jax.block_until_ready((self._state, self._metrics))
         return time.perf_counter() - began, waited
 
@@ -104,9 +104,9 @@ class TrainingBenchmark:
         return list(itertools.islice(self._batches, self._program.steps_per_call))
 
     def measure(self, *, warmup: int, groups: int, steps: int) -> dict[str, Any]:
-        """Times `groups` groups of `steps` steps after `warmup` steps; the results by name.
+        """Times `groups` groups of `steps` steps after `warmup` steps; returns results by name.
 
-        Both are rounded up to whole calls.
+        Steps and warm-up are rounded up to whole calls.
         """
         warmup, steps = self.whole_calls(warmup), self.whole_calls(steps)
         self.run(warmup)
@@ -141,9 +141,9 @@ class TrainingBenchmark:
 def flops(
     config: RunConfig, program: Program, *, tokens: int, seconds: float
 ) -> dict[str, float | None]:
-    """FLOPs of a step of `tokens` tokens, and how much of the devices' peak that uses.
+    """Returns the FLOPs of a step of `tokens` tokens, and their fraction of the devices' peak.
 
-    The utilisations are None where the peak is unknown, as on a CPU.
+    The fractions (MFU, HFU) are None if the peak is unknown, as on a CPU.
     """
     length = config.model.max_seq_len
     model = tokens * train_flops_per_token(config.model, length=length)
@@ -160,12 +160,12 @@ def flops(
 
 
 def peak_memory(program: Program, compiled: jax.stages.Compiled) -> tuple[int, str]:
-    """The most memory that a device held, in bytes, and who says so."""
+    """Returns the peak memory of a device in bytes, and the source of the number."""
     devices = [device for device in program.mesh.devices.flat if device in jax.local_devices()]
     statistics_of = [device.memory_stats() or {} for device in devices]
     if all('peak_bytes_in_use' in each for each in statistics_of):
         return max(each['peak_bytes_in_use'] for each in statistics_of), 'device.memory_stats()'
-    if devices[0].platform == 'cpu':  # XLA's plan for a CPU leaves out what its libraries allocate
+    if devices[0].platform == 'cpu':  # XLA's plan for a CPU omits allocations of its libraries
         kibibytes = sys.platform != 'darwin'  # getrusage(2)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if kibibytes else 1)
         return peak, 'peak resident set of the whole process'
@@ -175,7 +175,7 @@ def peak_memory(program: Program, compiled: jax.stages.Compiled) -> tuple[int, s
 
 
 def _cache_outcome(events: list[str]) -> str:
-    """Whether the executable came from the persistent cache: 'hit', 'miss' or 'off'."""
+    """Returns the outcome of the persistent cache: 'hit', 'miss' or 'off'."""
     if not jax.config.jax_compilation_cache_dir:
         return 'off'
     return 'hit' if CACHE_HIT in events else 'miss'

@@ -1,6 +1,6 @@
 """Checkpoints: named trees of arrays and some JSON, verified when read.
 
-`Checkpointer` saves and restores; `manifest` is the document beside the arrays, `disk` and
+`Checkpointer` saves and restores. `manifest` is the document stored with the arrays. `disk` and
 `bucket` write and read the arrays.
 """
 

@@ -1,14 +1,13 @@
 """Checkpoints in an object store: written and read by tensorstore, each process its own part.
 
-orbax, which keeps those on disks, cannot write to s3:// (0.12.8), and in no store are there folders
-to rename. Here a step is
+orbax, used on disks, cannot write to s3:// (0.12.8), and object stores cannot rename folders. The
+layout of a step is
 
     <step>/<item>/<path of the array>/   a zarr array; a chunk is a device's shard or a part of it
     <step>/meta/metadata                 the document, as on a disk
 
-and the document is written last, when the arrays of all processes are there. A step without it
-was never finished: nobody reads it and the next writer removes it. `disk` has the same
-names.
+The document is written last, after the arrays of all processes. A step without a document is
+unfinished: readers skip it and the next writer removes it. `disk` defines the same names.
 """
 
 import dataclasses
@@ -30,10 +29,10 @@ from gpt_jax.checkpoint.manifest import DAMAGED, DamagedError, document_path, li
 from gpt_jax.errors import UserError
 from gpt_jax.parallel import peers
 
-# For the slowest process to come; one that is lost is noticed long before.
+# The wait for the slowest process; the loss of a process is noticed long before.
 BARRIER_SECONDS = 3600
-CHUNK_BYTES = 2**26  # at most, of an object: many at once are faster, and s3:// ends at 5 GiB
-# How tensorstore begins what is no news of the data: the network, the credentials, the quota.
+CHUNK_BYTES = 2**26  # maximum per object: parallel writes are faster, and s3:// allows 5 GiB
+# Codes of tensorstore errors that do not mean damage: network, credentials, quota.
 _REFUSED = re.compile(
     '^(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|PERMISSION_DENIED|RESOURCE_EXHAUSTED'
     '|UNAUTHENTICATED|UNAVAILABLE|UNKNOWN)'
@@ -43,14 +42,14 @@ _COMPRESSOR = {'id': 'zstd', 'level': 1}
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Step:
-    """What a preservation policy looks at."""
+    """A checkpoint as a preservation policy needs it."""
 
     step: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Part:
-    """What this process has of an array: the shards of which it holds the first copy."""
+    """The part of an array that this process writes: shards of which it has the first replica."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -59,7 +58,7 @@ class _Part:
 
 
 class Writer:
-    """Saves steps, in the background if asked to; all processes must call it in the same order."""
+    """A writer of steps, perhaps in the background. All processes make the same calls in order."""
 
     def __init__(
         self,
@@ -69,7 +68,7 @@ class Writer:
         asynchronous: bool,
         read_only: bool,
     ):
-        del read_only  # who may not write calls nothing that does
+        del read_only  # a reader calls no method that writes
         self._folder, self._preservation = folder, preservation
         self._asynchronous = asynchronous
         self._thread: threading.Thread | None = None
@@ -78,15 +77,15 @@ class Writer:
     def save(
         self, step: int, trees: Mapping[str, Mapping[str, jax.Array]], sealed: Mapping[str, Any]
     ) -> None:
-        """Copies the arrays to the host, so that they may be donated, and begins to write them.
+        """Copies the arrays to the host, so that they may be donated, and starts writing them.
 
         Args:
-          step: its number; nothing of it is in the store.
+          step: its number, not in the store yet.
           trees: item -> path in it -> array.
-          sealed: the document, written when all arrays are.
+          sealed: the document, written after all arrays.
 
         Raises:
-            UserError: the save before failed.
+            UserError: the previous save failed.
         """
         self.wait()
         for array in jax.tree.leaves(dict(trees)):
@@ -107,7 +106,7 @@ class Writer:
             self.wait()
 
     def wait(self) -> None:
-        """Returns when the last save is in the store. Raises UserError if it failed."""
+        """Waits until the last save is in the store. Raises UserError if it failed."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -122,7 +121,7 @@ class Writer:
         self.wait()
 
     def delete(self, step: int) -> None:
-        """Removes a step, its document first. All processes wait for the one that does it."""
+        """Removes a step, its document first. All processes wait until the first has done it."""
         if peers.is_primary():
             delete_step(self._folder, step)
         peers.barrier('delete checkpoint', seconds=BARRIER_SECONDS)
@@ -130,7 +129,7 @@ class Writer:
     def _run(self, write: Callable[[], None]) -> None:
         try:
             write()
-        except Exception as error:  # shown where the next save or the end of the run waits for it
+        except Exception as error:  # raised by the next `wait`
             self._error = error
 
     def _write(self, step: int, parts: Mapping[str, _Part], sealed: Mapping[str, Any]) -> None:
@@ -162,13 +161,13 @@ class Writer:
 
 
 def delete_step(folder: pathlib.Path, step: int) -> None:
-    """Removes a step, its document first: half of it is never taken for a checkpoint."""
+    """Removes a step, its document first, so that the rest is not taken for a checkpoint."""
     object_store.remove(document_path(folder, step))
     object_store.remove_folder(folder / str(step))
 
 
 def remove_all(folder: pathlib.Path, *, but: int | None = None) -> None:
-    """Deletes every checkpoint, damaged ones included, except step `but`; other objects stay."""
+    """Deletes every checkpoint, damaged ones included, except step `but`; keeps other objects."""
     for step in list_steps(folder):
         if step != but:
             delete_step(folder, step)
@@ -178,7 +177,7 @@ def remove_all(folder: pathlib.Path, *, but: int | None = None) -> None:
 
 
 def list_damaged(folder: pathlib.Path) -> list[str]:
-    """The steps in the folder of those set aside; [] if it is not there."""
+    """Returns the names of the damaged steps in their folder; [] if it does not exist."""
     return object_store.list_names(folder)
 
 
@@ -190,7 +189,7 @@ def remove_unfinished(folder: pathlib.Path) -> None:
 
 
 def set_aside(folder: pathlib.Path, step: int, target: pathlib.Path) -> pathlib.Path:
-    """Moves a damaged step to `target`, or where that is taken to that name and a +."""
+    """Moves a damaged step to `target`, with a + appended while the name is taken."""
     while object_store.list_objects(target):
         target = target.with_name(f'{target.name}+')
     object_store.move_folder(folder / str(step), target)
@@ -200,18 +199,18 @@ def set_aside(folder: pathlib.Path, step: int, target: pathlib.Path) -> pathlib.
 def read_item(
     folder: pathlib.Path, tree: Mapping[str, jax.ShapeDtypeStruct]
 ) -> dict[str, jax.Array]:
-    """Reads the arrays of one item, of each what the devices of this process want.
+    """Reads the arrays of one item, only the shards of this process's devices.
 
     Args:
-      folder: of the item in a step.
+      folder: the item's folder in a step.
       tree: path -> shape, dtype and sharding.
 
     Raises:
-        DamagedError: an array is missing or is not one.
-        UserError: the store does not answer, which says nothing of the array.
+        DamagedError: an array is missing or invalid.
+        UserError: the store does not answer; the array may be intact.
     """
     try:
-        # What is finished never changes, so a chunk that two devices want is asked for once.
+        # Finished steps never change, so a chunk that two devices need is fetched once.
         opened = {
             name: ts.open(_spec(folder / name) | {'recheck_cached_data': 'open'}, open=True)
             for name in tree
@@ -219,7 +218,7 @@ def read_item(
         reads = {name: _begin_reads(opened[name].result(), leaf) for name, leaf in tree.items()}
         return {name: _assemble(reads[name], leaf) for name, leaf in tree.items()}
     except (jax.errors.JaxRuntimeError, MemoryError):
-        raise  # too little memory says nothing about the objects
+        raise  # out of memory does not mean damaged
     except Exception as error:  # tensorstore raises ValueError and others
         if _REFUSED.search(str(error)):
             raise UserError(f'{folder}: {object_store.unreachable(error)}') from error
@@ -231,8 +230,8 @@ def _spec(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _to_host(array: jax.Array) -> _Part:
-    """A copy of what this process is to write; of shards that several hold, the first one's."""
-    # What every process has for itself, the first one writes.
+    """Copies the part of an array that this process writes: the first replica of each shard."""
+    # An array that is local to each process is written by the first process.
     mine = peers.is_primary() or not array.is_fully_addressable
     shards = [x for x in array.addressable_shards if mine and x.replica_id == 0]
     return _Part(
@@ -244,7 +243,7 @@ def _to_host(array: jax.Array) -> _Part:
 
 
 def _chunk_shape(shard: Sequence[int], itemsize: int) -> tuple[int, ...]:
-    """The shape of a shard, cut evenly from its first axis on until it has `CHUNK_BYTES`."""
+    """Returns the shape of a shard, split evenly from its first axis on to fit `CHUNK_BYTES`."""
     chunk = list(shard)
     for axis, size in enumerate(shard):
         parts = 1
@@ -256,9 +255,9 @@ def _chunk_shape(shard: Sequence[int], itemsize: int) -> tuple[int, ...]:
 
 
 def _open_to_write(folder: pathlib.Path, part: _Part) -> ts.Future:
-    """Opens an array of which no chunk has parts of two shards: no two processes write the same.
+    """Opens an array whose chunks never span shards, so no two processes write the same chunk.
 
-    One process writes what describes it; the others know it without looking.
+    The first process writes the metadata; the others assume it.
     """
     primary = peers.is_primary()
     return ts.open(
@@ -273,7 +272,7 @@ def _open_to_write(folder: pathlib.Path, part: _Part) -> ts.Future:
 
 
 def _begin_reads(store: ts.TensorStore, leaf: jax.ShapeDtypeStruct) -> dict[Any, ts.Future]:
-    """Starts to read each part that a device of this process wants, once."""
+    """Starts to read each slice that the devices of this process need, once."""
     if store.shape != leaf.shape or store.dtype.numpy_dtype != leaf.dtype:
         raise DamagedError(f'an array has shape {store.shape} and dtype {store.dtype.name}')
     wanted = leaf.sharding.addressable_devices_indices_map(leaf.shape)
@@ -288,5 +287,5 @@ def _assemble(reads: Mapping[Any, ts.Future], leaf: jax.ShapeDtypeStruct) -> jax
 
 
 def _key(index: Sequence[slice]) -> tuple[tuple[int | None, int | None], ...]:
-    """A part of an array as a key: slices are none before Python 3.12."""
+    """Returns a hashable key for slices, which are not hashable before Python 3.12."""
     return tuple((part.start, part.stop) for part in index)

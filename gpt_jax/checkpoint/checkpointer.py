@@ -1,15 +1,15 @@
 """Checkpoints: named trees of arrays and some JSON, saved in the background, verified when read.
 
-One checkpoint is a folder `<step>` with the arrays of each tree and a document: the caller's meta,
-and what is needed to verify the arrays. `disk` and `bucket` write and read
-them, on a disk and in an object store.
+A checkpoint is a folder `<step>` with the arrays of each tree and a document. The document holds
+the caller's meta and the fingerprints of the arrays. `disk` and `bucket` write and read
+checkpoints on a disk and in an object store.
 
-orbax notices a truncated array file but not a flipped bit, and counts an empty folder as the
-latest step; therefore everything read here is compared with the document.
+orbax detects a truncated array file but not a flipped bit, and counts an empty folder as the
+latest step. Therefore everything read here is compared with the document.
 
-In a run of several processes all of them call the same methods in the same order. Each writes and
-reads its part of the arrays and verifies all of it; the first alone moves and deletes, and what
-one finds damaged is damaged for all.
+In a run of several processes, all call the same methods in the same order. Each writes and reads
+its part of the arrays and verifies the whole arrays. Only the first process moves and deletes. A
+checkpoint that is damaged for one process is damaged for all.
 """
 
 import contextlib
@@ -49,10 +49,10 @@ from gpt_jax.parallel import peers
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class CheckpointConfig:
-    """When to save, and which checkpoints stay."""
+    """Settings for when to save, and which checkpoints to keep."""
 
     save_every: int = whole(500)  # steps between checkpoints; 0 saves only when the run ends
-    keep_last: int = count(2)  # the newest checkpoints that stay
+    keep_last: int = count(2)  # number of newest checkpoints to keep
     keep_every: int = whole(0)  # also keep the steps that are multiples of this; 0 keeps none
     keep_best: bool = True  # also keep the checkpoint with the lowest evaluation loss
     asynchronous: bool = True  # write while training goes on
@@ -60,7 +60,7 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Restored:
-    """What `Checkpointer.restore` returns: the trees in the structure that was asked for."""
+    """The result of `Checkpointer.restore`, with trees in the requested structure."""
 
     step: int
     items: dict[str, Any]
@@ -70,7 +70,8 @@ class Restored:
 class Checkpointer(contextlib.AbstractContextManager):
     """The checkpoints in one folder. A context manager: leaving it waits for the last save.
 
-    One writer at a time; any number of readers (`read_only=True`), which move and delete nothing.
+    A folder may have one writer at a time, and any number of readers (`read_only=True`). Readers
+    move and delete nothing.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Checkpointer(contextlib.AbstractContextManager):
         """Opens the folder; a writer creates it and removes what an interrupted save left.
 
         Raises:
-          UserError: a value of `config` is impossible, or the folder cannot be written.
+          UserError: a value of `config` is invalid, or the folder cannot be written.
         """
         if object_store.is_remote(folder):
             self.folder, self._store = folder, bucket
@@ -93,7 +94,7 @@ class Checkpointer(contextlib.AbstractContextManager):
         self.config = config or CheckpointConfig()
         self._read_only = read_only
         self._report = report
-        self._losses: dict[int, float | None] = {}  # by step, the one being written included
+        self._losses: dict[int, float | None] = {}  # by step, including the one being written
         check_domains(self.config, 'config.checkpoint')
         with self._naming_failures():
             self._writer = self._open()
@@ -112,17 +113,17 @@ class Checkpointer(contextlib.AbstractContextManager):
         """Saves named trees; returns once they are copied to the host, so they may be donated.
 
         Args:
-          step: updates done. A step saved before with the same bits is left as it is; one with
-            other bits is replaced.
+          step: number of updates done. If this step is already saved, it is kept if it has the
+            same bits and replaced otherwise.
           items: name -> tree of arrays; a tree without leaves (such as EMA switched off) is fine.
-          meta: what belongs to the arrays and is JSON: the position in the data, the config.
-          eval_loss: what `keep_best` compares, in nats; None, NaN or infinity is never the best.
+          meta: JSON stored with the arrays, such as the position in the data and the config.
+          eval_loss: in nats, for `keep_best`; None, NaN or infinity is never the best.
 
         Returns:
-          False if the same checkpoint was there already.
+          False if the same checkpoint already exists.
 
         Raises:
-          UserError: this save or the one before, still being written, failed (full disk). Older
+          UserError: this save, or the previous one in the background, failed (full disk). Older
             checkpoints are intact and the half-written one is removed.
         """
         self.wait()
@@ -132,7 +133,7 @@ class Checkpointer(contextlib.AbstractContextManager):
         if step in list_steps(self.folder):
             documents = read_documents(self.folder)
             saved = step in documents and documents[step]['leaves'] == document['leaves']
-        saved = peers.gather('checkpoint', saved)[0]  # nobody writes before all have looked
+        saved = peers.gather('checkpoint', saved)[0]  # no process writes before all have read
         if saved:
             return False
         if saved is not None:
@@ -154,7 +155,7 @@ class Checkpointer(contextlib.AbstractContextManager):
         self._losses[step] = eval_loss if math.isfinite(eval_loss) else None
 
     def discard_after(self, step: int) -> None:
-        """Deletes the checkpoints after `step`, which must be there. Raises UserError."""
+        """Deletes the checkpoints after `step`. Raises UserError if `step` does not exist."""
         self.wait()
         step = self._find(step)
         for later in peers.gather('steps', list_steps(self.folder))[0]:
@@ -163,7 +164,7 @@ class Checkpointer(contextlib.AbstractContextManager):
                     self._writer.delete(later)
 
     def wait(self) -> None:
-        """Returns when the last save is on disk. Raises UserError if it failed."""
+        """Waits until the last save is on disk. Raises UserError if it failed."""
         with self._naming_failures():
             self._writer.wait()
 
@@ -173,9 +174,9 @@ class Checkpointer(contextlib.AbstractContextManager):
         self._writer.close()
 
     def clear(self, *, but: int | None = None) -> None:
-        """Deletes every checkpoint, damaged ones included, except step `but`: a fresh start.
+        """Deletes every checkpoint, damaged ones included, except step `but`.
 
-        Other files of the folder stay.
+        Other files of the folder are kept.
         """
         self.wait()
         self._writer.close()
@@ -186,21 +187,21 @@ class Checkpointer(contextlib.AbstractContextManager):
             self._writer = self._open()
 
     def steps(self) -> list[int]:
-        """The finished checkpoints whose document is intact, oldest first."""
+        """Returns the finished checkpoints with an intact document, oldest first."""
         return sorted(read_documents(self.folder))
 
     def best_step(self) -> int | None:
-        """The step with the lowest evaluation loss, the latest among equals; None without one."""
+        """Returns the step with the lowest evaluation loss, the latest of equals, or None."""
         return lowest_loss(read_losses(self.folder))
 
     def meta(self, step: int | str = 'latest') -> dict[str, Any] | None:
-        """The meta of a step, read without its arrays; None if there is no checkpoint.
+        """Returns the meta of a step without reading its arrays; None if there is no checkpoint.
 
         Args:
           step: a number, 'latest' or 'best'.
 
         Raises:
-          UserError: the step is not there or its document is damaged.
+          UserError: the step does not exist or its document is damaged.
         """
         documents = read_documents(self.folder)
         if step == 'latest':
@@ -217,17 +218,17 @@ class Checkpointer(contextlib.AbstractContextManager):
 
         Args:
           abstract_items: name -> tree of ShapeDtypeStruct (or arrays) to restore into. Each leaf
-            goes to its `sharding`, whatever the devices it was saved from; to the first device
-            when it has none.
-          step: 'latest' tries the newest first; a damaged one is moved to `damaged/` with a line
-            to `report`, and the one before is tried. A number or 'best' is that step or an error.
+            is restored with its `sharding`, independent of the devices it was saved from; without
+            one, on the first device.
+          step: 'latest' tries the newest first. A damaged checkpoint is moved to `damaged/` with a
+            line to `report`, and the previous one is tried. A number or 'best' is that step only.
 
         Returns:
-          None if nothing was ever saved here and `step` is 'latest'.
+          None if there is no checkpoint and `step` is 'latest'.
 
         Raises:
-          UserError: no checkpoint is readable; the step asked for is missing or damaged; the
-            arrays have other shapes or dtypes than asked for.
+          UserError: no checkpoint is readable; the requested step is missing or damaged; or the
+            arrays have other shapes or dtypes than requested.
         """
         self.wait()
         if step != 'latest':
@@ -239,7 +240,7 @@ class Checkpointer(contextlib.AbstractContextManager):
                     f'checkpoint {self.folder / str(found)} is damaged ({error})', but=found
                 ) from error
         damaged = self._store.list_damaged(self.folder / DAMAGED)
-        # Of a folder that is written to meanwhile each process may see another one.
+        # While another run writes to the folder, processes may see different steps.
         steps = peers.gather('steps', list_steps(self.folder))[0]
         for found in sorted(steps, reverse=True):
             try:
@@ -269,13 +270,13 @@ class Checkpointer(contextlib.AbstractContextManager):
         return Restored(step, items, document['meta'])
 
     def _find(self, step: int | str) -> int:
-        """The number of a step that is there. Raises UserError."""
+        """Returns the number of an existing step. Raises UserError."""
         if step == 'best':
             best = self.best_step()
             if best is None:
                 raise self._unavailable(f'no checkpoint in {self.folder} has an evaluation loss')
             return best
-        # Longer numbers are no steps, and Python reads none of thousands of digits.
+        # Longer numbers are not steps, and Python does not parse thousands of digits.
         if not str(step).isdecimal() or len(str(step)) > len(str(INT32_MAX)):
             raise UserError(f'the step must be a number, latest or best, not {step!r:.40}')
         if int(step) not in list_steps(self.folder):
@@ -287,7 +288,7 @@ class Checkpointer(contextlib.AbstractContextManager):
         return UserError(f'{problem}; available: {", ".join(steps) or "none"}')
 
     def _set_aside(self, step: int, reason: str) -> None:
-        """Moves a damaged step out of the way, to where it can be looked at."""
+        """Moves a damaged step to `damaged/`, where it can be examined."""
         source = self.folder / str(step)
         if self._read_only:
             self._report(f'checkpoint {source} is damaged ({reason}); trying the one before')
@@ -317,27 +318,27 @@ class Checkpointer(contextlib.AbstractContextManager):
         )
 
     def _reopen(self) -> None:
-        """Makes orbax forget what it remembers of the folder; removes half-written steps."""
-        with contextlib.suppress(Exception):  # the failure that brought us here, once more
+        """Clears what orbax has cached about the folder; removes half-written steps."""
+        with contextlib.suppress(Exception):  # raises the original failure again
             self._writer.close()
         self._writer = self._open()
 
     @contextlib.contextmanager
     def _naming_failures(self) -> Iterator[None]:
-        """Turns a failed write into a UserError, with the folder as it was before the save."""
+        """Turns a failed write into a UserError, and restores the folder to before the save."""
         try:
             yield
         except Exception as error:
             if files.system_errno(error) is None:
                 raise
-            if peers.num_processes() == 1:  # others would have to reopen too; this one ends
+            if peers.num_processes() == 1:  # with several, all would have to reopen; this one ends
                 with contextlib.suppress(OSError):
                     self._reopen()
             raise files.cannot_write(self.folder, error) from error
 
 
 class _LowestLoss:
-    """Preserves the checkpoint with the lowest evaluation loss (orbax's PreservationPolicy)."""
+    """An orbax PreservationPolicy that keeps the checkpoint with the lowest evaluation loss."""
 
     def __init__(self, losses: Mapping[int, float | None]):
         self._losses = losses
@@ -348,7 +349,7 @@ class _LowestLoss:
 
 
 def _agreed(read: Callable[[], Any]) -> Any:
-    """What `read()` returns; raises DamagedError on every process if it raised it on one."""
+    """Returns `read()`; raises DamagedError on every process if it is raised on one."""
     value = problem = None
     try:
         value = read()

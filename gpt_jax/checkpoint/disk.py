@@ -3,8 +3,8 @@
     <step>/<item>/   one named tree: the arrays by path, so that any subset of items can be read
     <step>/meta/     the document
 
-The trees are stored flat: optax's tuples, None and empty states come from the tree to restore into.
-`bucket` has the same names for object stores.
+The trees are stored flat; optax's tuples, None and empty states come from the tree to restore
+into. `bucket` defines the same names for object stores.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from gpt_jax.checkpoint.manifest import DAMAGED, META, DamagedError, list_steps
 
 
 class Writer:
-    """Saves steps, in the background if asked to; all processes must call it in the same order."""
+    """A writer of steps, perhaps in the background. All processes make the same calls in order."""
 
     def __init__(
         self,
@@ -41,10 +41,10 @@ class Writer:
             create=not read_only,
             read_only=read_only,
             enable_async_checkpointing=asynchronous,
-            # Made in the background, a folder that cannot be made lets all other threads wait.
+            # In the background, a folder that cannot be created blocks all other threads.
             async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
             preservation_policy=preservation,
-            lightweight_initialize=True,  # the documents say what orbax would read from metrics
+            lightweight_initialize=True,  # losses come from the documents, not from orbax metrics
         )
         self._manager = ocp.CheckpointManager(folder, options=options)
 
@@ -54,17 +54,17 @@ class Writer:
         """Returns once the arrays are copied to the host.
 
         Args:
-          step: its number; there is nothing of that name.
+          step: its number, not in the folder yet.
           trees: item -> path in it -> array.
           sealed: the document.
         """
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         args = ocp.args.Composite(**items, **{META: ocp.args.JsonSave(sealed)})
-        # force: orbax would apply a cadence of its own.
+        # force: without it, orbax applies its own save interval.
         self._manager.save(step, args=args, force=True)
 
     def wait(self) -> None:
-        """Returns when the last save is on disk. Raises what it failed with."""
+        """Waits until the last save is on disk. Raises the error of a failed save."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
@@ -77,19 +77,19 @@ class Writer:
 
 
 def remove_all(folder: pathlib.Path, *, but: int | None = None) -> None:
-    """Deletes every checkpoint, damaged ones included, except step `but`; other files stay."""
+    """Deletes every checkpoint, damaged ones included, except step `but`; keeps other files."""
     for step in list_steps(folder):
         if step != but and (folder / str(step)).is_dir():
             shutil.rmtree(folder / str(step))
     for path in (folder / DAMAGED).glob('*'):
         if path.is_dir() and path.name.rstrip('+').isdecimal():
             shutil.rmtree(path)
-    with contextlib.suppress(OSError):  # not there, or with files that are not ours
+    with contextlib.suppress(OSError):  # missing, or holding files of others
         (folder / DAMAGED).rmdir()
 
 
 def remove_unfinished(folder: pathlib.Path) -> None:
-    """Removes what was being written when a save failed or its process died."""
+    """Removes the half-written steps of saves that failed or whose process died."""
     for _ in range(10):
         unfinished = list(folder.glob('*.orbax-checkpoint-tmp*'))
         if not unfinished:
@@ -100,7 +100,7 @@ def remove_unfinished(folder: pathlib.Path) -> None:
 
 
 def set_aside(folder: pathlib.Path, step: int, target: pathlib.Path) -> pathlib.Path:
-    """Moves a damaged step to `target`, or where that is taken to that name and a +."""
+    """Moves a damaged step to `target`, with a + appended while the name is taken."""
     target.parent.mkdir(exist_ok=True)
     while target.exists():
         target = target.with_name(f'{target.name}+')
@@ -108,23 +108,23 @@ def set_aside(folder: pathlib.Path, step: int, target: pathlib.Path) -> pathlib.
 
 
 def list_damaged(folder: pathlib.Path) -> list[str]:
-    """The steps in the folder of those set aside; [] if it is not there."""
+    """Returns the names of the damaged steps in their folder; [] if it does not exist."""
     return sorted(path.name for path in folder.glob('*'))
 
 
 def read_item(folder: pathlib.Path, tree: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
     """Reads one named tree.
 
-    By orbax's handler and not its manager, which has a barrier where one that failed never comes.
+    Uses orbax's handler, because its manager has a barrier that a failed process never reaches.
 
     Raises:
-      DamagedError: it is not what was saved.
-      UserError: this machine does not let it be read, which says nothing about the files.
+      DamagedError: the tree is not what was saved.
+      UserError: this machine cannot read the files; they may be intact.
     """
     try:
         return ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(tree))
     except (jax.errors.JaxRuntimeError, MemoryError):
-        raise  # too little memory says nothing about the files
+        raise  # out of memory does not mean damaged
     except Exception as error:  # orbax and tensorstore raise many kinds
         if files.may_be_whole(error):
             raise files.cannot_read(folder, error) from error
@@ -133,14 +133,14 @@ def read_item(folder: pathlib.Path, tree: dict[str, jax.ShapeDtypeStruct]) -> di
 
 @functools.cache
 def _silence_orbax() -> None:
-    """Keeps orbax from writing to the terminal: its failures are raised, and shown once."""
+    """Keeps orbax from printing errors, which are also raised and would be shown twice."""
 
     def show(unraisable: Any, shown_by: Callable[[Any], Any] = sys.unraisablehook) -> None:
-        # When one array cannot be written, orbax leaves before tensorstore is done with the others.
+        # If one array cannot be written, orbax closes before tensorstore is done with the others.
         if str(unraisable.exc_value) != 'Event loop is closed':
             shown_by(unraisable)
 
-    for name in ('absl', 'asyncio'):  # the second reports tasks of orbax that nobody waited for
+    for name in ('absl', 'asyncio'):  # asyncio reports orbax tasks that were never awaited
         logging.getLogger(name).addFilter(
             lambda record: 'orbax' not in record.pathname + record.getMessage()
         )

@@ -1,7 +1,7 @@
-"""Checkpoints on disk: where the steps are, and the document against which each is verified.
+"""The steps in a folder of checkpoints, and the document against which each is verified.
 
 The document is JSON: the caller's meta, the evaluation loss, and the shape, dtype and
-fingerprint of every array by path, sealed with a SHA-256 of its own.
+fingerprint of every array by path. It is stored with its SHA-256.
 """
 
 import contextlib
@@ -18,18 +18,18 @@ import jax.numpy as jnp
 from gpt_jax import files, fingerprint, object_store
 from gpt_jax.errors import UserError
 
-DAMAGED = 'damaged'  # sub-folder that keeps the steps that could not be read
+DAMAGED = 'damaged'  # sub-folder for damaged steps
 META = 'meta'  # the sub-folder of a step that holds its document
 
 
 class DamagedError(Exception):
-    """A checkpoint is not what was saved; the message says what is wrong with it."""
+    """An error for a checkpoint that is not what was saved. The message says what is wrong."""
 
 
 def make_document(
     leaves: Mapping[str, jax.Array], *, meta: Mapping[str, Any], eval_loss: float | None
 ) -> dict[str, Any]:
-    """The document of arrays by path, exactly as `read_document` will return it."""
+    """Returns the document of arrays by path, exactly as `read_document` will return it."""
     values = fingerprint.fingerprint_leaves(dict(leaves))
     is_known = eval_loss is not None and math.isfinite(eval_loss)
     document = {
@@ -40,25 +40,25 @@ def make_document(
         },
         'meta': dict(meta),
     }
-    return json.loads(json.dumps(document))  # lists for tuples, strings for keys
+    return json.loads(json.dumps(document))  # JSON makes tuples lists and keys strings
 
 
 def seal(document: Mapping[str, Any]) -> dict[str, Any]:
-    """What to store: the document with its hash."""
+    """Returns the document with its hash, ready to store."""
     return {'document': document, 'sha256': _hash(document)}
 
 
 def document_path(folder: pathlib.Path, step: int | str) -> pathlib.Path:
-    """Where the document of a step is: where orbax's JsonSave puts it."""
+    """Returns the path of a step's document, the one that orbax's JsonSave uses."""
     return folder / str(step) / META / 'metadata'
 
 
 def read_document(folder: pathlib.Path, step: int) -> dict[str, Any]:
-    """The document of a step.
+    """Reads the document of a step.
 
     Raises:
-      DamagedError: it is missing or is not what was saved.
-      UserError: this machine may not or cannot read it, or the object store does not answer.
+      DamagedError: the document is missing or is not what was saved.
+      UserError: this machine cannot read it, or the object store does not answer.
     """
     path = document_path(folder, step)
     try:
@@ -76,9 +76,10 @@ def read_document(folder: pathlib.Path, step: int) -> dict[str, Any]:
 
 
 def list_steps(folder: pathlib.Path) -> list[int]:
-    """The finished checkpoints in a folder, damaged or not, oldest first.
+    """Returns the finished checkpoints in a folder, damaged or not, oldest first.
 
-    On a disk a step is finished when it has its name, in an object store when it has its document.
+    On a disk a step is finished once it has its final name, in an object store once it has its
+    document.
     """
     if object_store.is_remote(folder):
         names = filter(str.isdecimal, object_store.list_names(folder))
@@ -90,7 +91,7 @@ def list_steps(folder: pathlib.Path) -> list[int]:
 
 
 def read_documents(folder: pathlib.Path) -> dict[int, dict[str, Any]]:
-    """The documents in a folder that are intact, by step, oldest first."""
+    """Returns the intact documents in a folder by step, oldest first."""
     documents = {}
     for step in list_steps(folder):
         with contextlib.suppress(DamagedError):
@@ -99,12 +100,12 @@ def read_documents(folder: pathlib.Path) -> dict[int, dict[str, Any]]:
 
 
 def read_losses(folder: pathlib.Path) -> dict[int, float | None]:
-    """The evaluation losses in a folder, by step; None where it was not evaluated."""
+    """Returns the evaluation losses in a folder by step; None if a step was not evaluated."""
     return {step: document['eval_loss'] for step, document in read_documents(folder).items()}
 
 
 def lowest_loss(losses: Mapping[int, float | None]) -> int | None:
-    """The step with the lowest loss, the latest among equals; None if no loss is known."""
+    """Returns the step with the lowest loss, the latest of equals; None if no loss is known."""
     known = {step: loss for step, loss in losses.items() if loss is not None}
     return min(known, key=lambda step: (known[step], -step), default=None)
 
@@ -112,12 +113,12 @@ def lowest_loss(losses: Mapping[int, float | None]) -> int | None:
 def check_structure(
     document: Mapping[str, Any], targets: Mapping[str, jax.ShapeDtypeStruct], *, where: str
 ) -> None:
-    """Compares the arrays that were saved with those to restore into.
+    """Compares the saved arrays with those to restore into.
 
-    Items of which no array is wanted are not compared.
+    Items that are not restored are not compared.
 
     Raises:
-      UserError: the first array that differs in name, shape or dtype.
+      UserError: an array differs in name, shape or dtype; names the first.
     """
     fix = 'go back to the settings it was made with, or start over with --fresh'
     saved = document['leaves']
@@ -141,14 +142,14 @@ def check_structure(
 
 
 def check_fingerprints(document: Mapping[str, Any], items: Mapping[str, Any]) -> None:
-    """Compares arrays that were read with what was saved. Raises DamagedError at a difference."""
+    """Checks arrays against the saved fingerprints. Raises DamagedError if one differs."""
     for name, value in fingerprint.fingerprint_leaves(items).items():
         if value != document['leaves'][name]['fingerprint']:
             raise DamagedError(f'{name} is not what was saved')
 
 
 def by_item(leaves: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """`{'params/a/b': x}` as `{'params': {'a/b': x}}`."""
+    """Groups `{'params/a/b': x}` as `{'params': {'a/b': x}}`."""
     items: dict[str, dict[str, Any]] = {}
     for name, leaf in leaves.items():
         item, _, key = name.partition('/')
@@ -157,7 +158,7 @@ def by_item(leaves: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def to_array(name: str, leaf: Any) -> jax.Array:
-    """A leaf as it will be saved: Python numbers and numpy arrays become jax arrays.
+    """Returns a leaf as it is saved: Python numbers and numpy arrays become jax arrays.
 
     Raises TypeError for a numpy dtype that jax would narrow, such as int64.
     """
@@ -168,7 +169,7 @@ def to_array(name: str, leaf: Any) -> jax.Array:
 
 
 def to_abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    """A leaf to restore into; on the first device if it does not say where."""
+    """Returns a leaf to restore into, on the first device if it has no sharding."""
     leaf = leaf if hasattr(leaf, 'dtype') else jnp.array(leaf)
     sharding = getattr(leaf, 'sharding', None)
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -1,1 +1,1 @@
-"""The real training step compiled for devices that are only described: does it fit, how fast."""
+"""Compilation of the real training step for described devices: its memory and fastest time."""

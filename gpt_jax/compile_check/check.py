@@ -1,4 +1,4 @@
-"""Compiling a run's step for described devices, and what XLA says of it."""
+"""Compilation of a run's step for described devices, and its memory, traffic and roofline."""
 
 import contextlib
 import dataclasses
@@ -35,34 +35,34 @@ _SIZE = r'([\d.]+)([KMGT]?)B?'
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Check:
-    """One compilation of the step. Bytes are those of one device."""
+    """One compilation of the step. Bytes are per device."""
 
     fits: bool
-    limit_bytes: float  # what a program may use
-    peak_bytes: float | None  # None: XLA refused and did not say
+    limit_bytes: float  # available to a program
+    peak_bytes: float | None  # None: XLA ran out of memory and did not say
     parameters: float
     optimizer_state: float
     gradients: float
     logits: float
-    activations: float | None  # and workspace: what remains of XLA's temporaries
+    activations: float | None  # the rest of XLA's temporaries, workspace included
     code: float | None
     estimated_peak_bytes: float  # by the formula of train/memory.py
     compile_seconds: float
-    message: str  # XLA's, where it refused
+    message: str  # XLA's error if it ran out of memory, else ''
     traffic: StepTraffic | None
     roofline: Roofline | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """Overrides that the formula proposed, compiled."""
+    """Overrides proposed by the formula, and the result of compiling them."""
 
     overrides: Overrides
     check: Check
 
 
 def abstract_batches(program: Program, config: RunConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """What one call of the device reads, as shapes: `[B, L+1]`, stacked for several steps."""
+    """Returns the shapes of the batch of one call: `[B, L+1]`, stacked for several steps."""
     steps = program.steps_per_call
     rows = (config.train.batch_size, config.model.max_seq_len + 1)
     shape = rows if steps == 1 else (steps, *rows)
@@ -72,13 +72,13 @@ def abstract_batches(program: Program, config: RunConfig) -> dict[str, jax.Shape
 
 
 def lower_step(program: Program, config: RunConfig) -> jax.stages.Lowered:
-    """The call that a run makes, lowered from shapes alone."""
+    """Lowers the call that a run makes, from shapes alone."""
     step = program.train_step if program.steps_per_call == 1 else program.train_steps
     return step.lower(program.abstract_state, abstract_batches(program, config))
 
 
 def check_program(program: Program, config: RunConfig) -> Check:
-    """Compiles the step of a program whose mesh may be of described devices."""
+    """Compiles the step of a program; the devices of its mesh may be described ones."""
     devices = list(program.mesh.devices.flat)
     limit = memory_limit(devices[0]) or float('inf')
     plan = estimate_memory(program, config)
@@ -115,14 +115,14 @@ def check_program(program: Program, config: RunConfig) -> Check:
             model_parts=parts('mlp', program.mesh),
         )
     return Check(
-        fits=devices[0].platform == 'tpu' or peak <= limit,  # a TPU's compiler refuses the rest
+        fits=devices[0].platform == 'tpu' or peak <= limit,  # TPU: it compiled, so it fits
         limit_bytes=limit,
         peak_bytes=peak,
         parameters=plan.parameters,
         optimizer_state=plan.optimizer_state,
         gradients=gradients,
         logits=logits,
-        # With what the chip's tiles add to the arguments.
+        # Plus the padding of the arguments to the chip's tiles.
         activations=temporary - logits - gradients + max(0, held - state),
         code=code,
         estimated_peak_bytes=plan.total,
@@ -135,7 +135,7 @@ def check_program(program: Program, config: RunConfig) -> Check:
 
 @contextlib.contextmanager
 def _kept_out_of_the_cache() -> Iterator[None]:
-    """Keeps what is compiled inside out of the persistent cache: nothing here could read it."""
+    """Disables writes to the persistent cache, because this machine could not use the entries."""
     name = 'jax_persistent_cache_min_compile_time_secs'
     before = getattr(jax.config, name)
     jax.config.update(name, float('inf'))
@@ -146,7 +146,7 @@ def _kept_out_of_the_cache() -> Iterator[None]:
 
 
 def _refused(message: str, plan: MemoryPlan, limit: float, seconds: float) -> Check:
-    """The check of a step that XLA would not compile for want of memory."""
+    """Returns the check of a step for which XLA ran out of memory."""
     line = message.strip().splitlines()[0]
     available = re.search(rf'available HBM \({_SIZE}\)|of {_SIZE} hbm', message)
     needed = re.search(rf'\({_SIZE}\) exceeds|Used {_SIZE} of', message)
@@ -186,14 +186,14 @@ def find_fitting(
     most: int,
     report: Callable[[Overrides], None],
 ) -> list[Attempt]:
-    """Compiles overrides that may make the step fit: of every family the mildest that do.
+    """Compiles overrides that may make the step fit, the mildest of each family first.
 
-    What the formula thought to fit and does not is followed by the next of its family.
+    If overrides that fit by the formula do not fit when compiled, the next of the family follow.
 
     Args:
-      limit: bytes that a program may use of a device.
-      most: compilations to make.
-      report: is told of each before it begins.
+      limit: bytes that a program may use per device.
+      most: the maximum number of compilations.
+      report: called with the overrides before each compilation.
     """
     attempts: list[Attempt] = []
     for family in memory_savers(program, config):
@@ -210,5 +210,5 @@ def find_fitting(
 
 
 def build(config: RunConfig, devices: Sequence[jax.Device]) -> Program:
-    """The program of a finalized config on described devices."""
+    """Builds the program of a finalized config on described devices."""
     return make_program(config, make_mesh(config.mesh, devices))

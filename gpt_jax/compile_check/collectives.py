@@ -1,9 +1,9 @@
-"""What a compiled step sends over the interconnect, read from its HLO text.
+"""The bytes that a compiled step sends over the interconnect, read from its HLO text.
 
 XLA's cost analysis counts the body of a loop once, so loops are multiplied here by their trip
-count. A collective that a TPU overlaps with computation stands in the text several times under one
-channel: where it begins, in each fusion that goes on with it, perhaps inside a loop, and where it
-ends. It is counted as often as the rarest of these runs.
+count. A collective that a TPU overlaps with computation appears several times with one channel:
+at its start, in each fusion that continues it, perhaps inside a loop, and at its end. It is
+counted as often as the one of these that runs least.
 """
 
 import collections
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 KINDS = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
-BETWEEN_SLICES = 'between slices'  # what TPU slices hand to the data centre's network
+BETWEEN_SLICES = 'between slices'  # what TPU slices send over the data centre's network
 
 _OPCODES = '|'.join([*(f'{kind}(?:-start)?' for kind in KINDS), 'send'])
 _COLLECTIVE = re.compile(rf'^\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ({_OPCODES})\(')
@@ -32,36 +32,36 @@ _LISTED = re.compile(r'replica_groups=\{(\{[\d,{} ]*\})\}')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Traffic:
-    """One kind of collective over a step; bytes are those that one device sends."""
+    """One kind of collective in a step; bytes are sent per device."""
 
     kind: str  # of KINDS, or BETWEEN_SLICES
     calls: int
     sent_bytes: float
-    network_bytes: float  # of these, in collectives whose members are not all in one slice or node
+    network_bytes: float  # of these, in collectives that span slices or nodes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepTraffic:
-    """All that a step sends."""
+    """All collectives of a step."""
 
     traffic: tuple[Traffic, ...]
-    unknown_loops: int  # loops whose length is not in the text; their bodies count once
+    unknown_loops: int  # loops without a known trip count; their bodies count once
 
     def interconnect_bytes(self) -> float:
-        """What a device sends within its slice or node."""
+        """Returns the bytes that a device sends within its slice or node."""
         return sum(each.sent_bytes - each.network_bytes for each in self.traffic)
 
     def network_bytes(self) -> float:
-        """What a device sends to other slices or nodes."""
+        """Returns the bytes that a device sends to other slices or nodes."""
         return sum(each.network_bytes for each in self.traffic)
 
 
 def read_traffic(hlo: str, *, slices: Sequence[int], steps: int = 1) -> StepTraffic:
-    """Reads a compiled module of so many steps; returns what one of them sends.
+    """Reads a compiled module of `steps` steps; returns the traffic of one step.
 
-    Bytes are those of ring algorithms over `n` members (Thakur et al. 2005): a gather or a
-    scatter of S bytes in all sends S (n-1)/n, a reduction to all sends twice that, an exchange
-    S (n-1)/n of a device's own S bytes, a permutation all of them.
+    Bytes are those of ring algorithms over `n` members (Thakur et al. 2005). An all-gather or
+    reduce-scatter of S bytes in all sends S (n-1)/n, an all-reduce twice that. An all-to-all sends
+    S (n-1)/n of a device's own S bytes, a permutation all S.
 
     Args:
       hlo: `compiled.as_text()`.
@@ -109,7 +109,7 @@ def read_traffic(hlo: str, *, slices: Sequence[int], steps: int = 1) -> StepTraf
 
 
 class _Module:
-    """The computations of a module, by name, and how often each runs in a step."""
+    """The computations of a module by name, and the number of times that each runs."""
 
     def __init__(self, hlo: str):
         self.computations: dict[str, list[str]] = {}
@@ -131,9 +131,9 @@ class _Module:
                 for callee, times in self._calls(caller, line):
                     self._callers[callee].append((caller, times))
 
-    @functools.cache  # noqa: B019 (a module lives as long as it is read)
+    @functools.cache  # noqa: B019 (a module is only alive while it is read)
     def times(self, computation: str) -> float:
-        """How often a computation runs in one step."""
+        """Returns the number of times that a computation runs."""
         if computation == self.entry:
             return 1
         return sum(times * self.times(caller) for caller, times in self._callers[computation])
@@ -148,7 +148,7 @@ class _Module:
                 yield callee.strip(), 1
 
     def _trips(self, caller: str, line: str) -> float:
-        """The trip count of a while: what XLA noted, or what its condition compares with."""
+        """Returns the trip count of a while, as annotated by XLA or from its condition."""
         known = re.search(r'known_trip_count\D+(\d+)', line)
         if known:
             return int(known[1])
@@ -168,7 +168,7 @@ class _Module:
     def _start_and_step(
         self, caller: str, line: str, called: dict[str, str], condition: list[str], counter: str
     ) -> tuple[int, int]:
-        """What a loop's counter starts with and grows by: 0 and 1 where the text does not say."""
+        """Returns the start and increment of a loop's counter, by default 0 and 1."""
         element = next(
             (
                 re.search(r'index=(\d+)', each)
@@ -200,7 +200,7 @@ def _constants(lines: list[str]) -> dict[str, int]:
 
 
 def _operands(lines: list[str], name: str, opcode: str) -> list[str]:
-    """The operands of the instruction `name`, if it is an `opcode`."""
+    """Returns the operands of the instruction `name`, if it is an `opcode`."""
     for line in lines:
         if re.match(rf'\s+(?:ROOT )?%?{re.escape(name)} = ', line):
             inside = line.partition(f' {opcode}(')[2].partition(')')[0]
@@ -209,7 +209,7 @@ def _operands(lines: list[str], name: str, opcode: str) -> list[str]:
 
 
 def _sizes(shape: str) -> list[float]:
-    """Bytes of each array of a type, but for the scalars that an asynchronous start returns."""
+    """Returns the bytes of each array of a type, without the scalars of an asynchronous start."""
     sizes = []
     for dtype, dimensions in _ARRAY.findall(shape):
         if dtype == 'u32' and not dimensions:
@@ -220,10 +220,10 @@ def _sizes(shape: str) -> list[float]:
 
 
 def _sent_bytes(opcode: str, shape: str, members: int, *, scattered: bool) -> float:
-    """What a device sends in a collective of so many members that returns `shape`."""
+    """Returns the bytes that a device sends in a collective that returns `shape`."""
     n, total = members, sum(_sizes(shape))
     kind = opcode.removesuffix('-start')
-    if opcode == 'all-gather-start':  # returns its operands too
+    if opcode == 'all-gather-start':  # also returns its operands
         total *= n / (n + 1)
     if opcode == 'collective-permute-start':
         total /= 2
@@ -237,7 +237,7 @@ def _sent_bytes(opcode: str, shape: str, members: int, *, scattered: bool) -> fl
 
 
 def _groups(line: str, partitions: int) -> list[list[int]]:
-    """The members of each group of a collective, in any of the forms that XLA prints."""
+    """Returns the members of each group of a collective, from any of XLA's formats."""
     if pairs := re.search(r'source_target_pairs=\{(.*?)\}\}', line):
         return [list(map(int, pair.split(','))) for pair in re.findall(r'\{([\d,]+)', pairs[1])]
     if mesh := _MESH.search(line):

@@ -1,7 +1,7 @@
-"""How fast a step could be at best: the larger of what computing, memory and links must take.
+"""A roofline estimate of the fastest possible step: the longest of compute, memory and links.
 
-An estimate from published peaks (Williams et al. 2009, https://doi.org/10.1145/1498765.1498785):
-nothing has run, and a real step is slower.
+The estimate uses published peaks (Williams et al. 2009, https://doi.org/10.1145/1498765.1498785).
+Nothing is run, and a real step is slower.
 """
 
 import dataclasses
@@ -18,17 +18,17 @@ from gpt_jax.train.memory import MemoryPlan
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Roofline:
-    """Seconds of a step for each resource, and what follows if they overlap perfectly."""
+    """Seconds per step for each resource, and the speed if they overlap perfectly."""
 
     compute_seconds: float
     memory_seconds: float
-    interconnect_seconds: float | None  # None: the chip's links are not in the table
+    interconnect_seconds: float | None  # None: unknown bandwidth
     network_seconds: float | None
     step_seconds: float  # the largest of them
     serial_seconds: float  # their sum: nothing overlaps
     tokens_per_second: float
     mfu: float  # model FLOPs only; recomputation does not count as use
-    bound: str  # the resource that decides
+    bound: str  # the resource that takes longest
 
 
 def estimate_step(
@@ -41,16 +41,16 @@ def estimate_step(
     micro_batches: int,
     model_parts: int,
 ) -> Roofline:
-    """The roofline of a step.
+    """Estimates the roofline of a step.
 
-    FLOPs are those of `model/flops.py`, with what remat computes again. Memory traffic counts the
-    state read and written once, the gradients written and read for each micro-batch, the weights
-    in the compute dtype read for the forward and the backward pass (and once more where remat
-    computes their products again), and the plan's activations written and read once.
+    FLOPs are those of `train/flops.py`, including recomputation. Memory traffic is the state read
+    and written once, and per micro-batch: the gradients written and read; the weights in the
+    compute dtype read for the forward and backward pass (once more if remat recomputes their
+    products); and the plan's activations written and read once.
 
     Args:
       plan: bytes of one micro-batch on one device.
-      model_parts: how many devices hold a weight's parts when it is used (tensor parallelism).
+      model_parts: devices over which a weight is sharded when it is used (tensor parallelism).
     """
     train, model = config.train, config.model
     tokens, length = train.batch_size * model.max_seq_len, model.max_seq_len
@@ -80,7 +80,7 @@ def estimate_step(
 
 
 def _weight_bytes(config: RunConfig) -> float:
-    """All weights in the dtype that products read."""
+    """Returns the bytes of all weights of matrix products, in the compute dtype."""
     flops_per_weight = 6
     weights = train_flops_per_token(config.model, length=0) / flops_per_weight
     return weights * jnp.dtype(config.model.compute_dtype).itemsize

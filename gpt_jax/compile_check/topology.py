@@ -1,4 +1,4 @@
-"""Devices that are only described: what XLA compiles for, without any of them here."""
+"""Descriptions of devices, for which XLA compiles without having any of them."""
 
 import importlib.util
 import os
@@ -10,22 +10,22 @@ from jax.experimental import topologies
 
 from gpt_jax.errors import UserError
 
-# By the name in `--topology`: more that libtpu must be told of the chip.
+# Extra options of libtpu by the name in `--topology`.
 TPUS: dict[str, dict[str, str]] = {
     'v4': {'chip_config_name': 'megacore'},  # its two cores are one device
     'v5e': {},
     'v5p': {},
     'v6e': {},
 }
-# Several processes may compile at once; and what libtpu asks about the machine that it is on, and
-# complains of, does not matter.
+# Several processes may compile at once. The rest answers libtpu's questions about its own machine,
+# which does not matter here.
 LIBTPU_ENVIRONMENT = {
     'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
     'TPU_SKIP_MDS_QUERY': '1',
     'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
     'TPU_WORKER_HOSTNAMES': 'localhost',
 }
-# What XLA's CUDA backend must be told of a GPU, as it describes one that is there
+# The description of a GPU for XLA's CUDA backend, in the format of XLA's own
 # (xla/stream_executor/device_description.proto, xla/tools/hlo_opt/gpu_specs).
 H100 = """
 gpu_device_info {
@@ -48,10 +48,10 @@ FORMS = 'v5e:4x4 (also v4, v5p, v6e) or h100:8 (a node), h100:2x8 (nodes x GPUs)
 
 
 def describe_devices(topology: str, *, num_slices: int = 1) -> Sequence[jax.Device]:
-    """The devices of `v5e:16x16`, times `num_slices`, or of `h100:2x8`; nothing runs on them.
+    """Returns the devices of, say, `v5e:16x16` times `num_slices`, or `h100:2x8`; none can run.
 
     Raises:
-        UserError: there is no such topology, or the compiler for it is not installed.
+        UserError: the topology is unknown, or the compiler for it is not installed.
     """
     match = re.fullmatch(r'(\w+):(\d+(?:x\d+)*)', topology)
     if match is None or (match[1] not in TPUS and match[1] not in GPUS):
@@ -90,7 +90,7 @@ def _describe_gpus(name: str, shape: str, num_slices: int) -> Sequence[jax.Devic
     if len(sizes) > 2:
         raise UserError(f'--topology={name}:{shape}: write {name}:8, or {name}:2x8 for two nodes')
     nodes, gpus = (['1', *sizes])[-2:]
-    os.environ.setdefault('JAX_SKIP_CUDA_CONSTRAINTS_CHECK', '1')  # there is no driver to ask
+    os.environ.setdefault('JAX_SKIP_CUDA_CONSTRAINTS_CHECK', '1')  # the check would need a driver
     described = topologies.get_topology_desc(
         platform='cuda', target_config=GPUS[name], topology=f'1x{nodes}x{gpus}'
     )
@@ -106,7 +106,7 @@ def _require(module: str, *, extra: str) -> None:
 
 
 def slices_of(devices: Sequence[jax.Device]) -> list[int]:
-    """The slice or node of each device: within it the links are fast."""
-    if devices[0].platform == 'tpu':  # a single slice does not number itself
+    """Returns the slice or node of each device, within which links are fast."""
+    if devices[0].platform == 'tpu':  # without an index if there is one slice
         return [getattr(device, 'slice_index', 0) for device in devices]
     return [device.process_index for device in devices]

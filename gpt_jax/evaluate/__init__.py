@@ -1,4 +1,4 @@
-"""How good a model is: its loss on windows of tokens, and its accuracy in tasks."""
+"""Evaluation of a model: its loss on windows of tokens, and its accuracy in tasks."""
 
 from gpt_jax.evaluate.windows import Evaluation, evaluate
 

@@ -1,8 +1,8 @@
 """A model for EleutherAI's lm-evaluation-harness (`pip install lm-eval`), and running it.
 
-The harness brings prompts, splits into requests and metrics; scores come from `scoring.Scorer`,
-so a run on a mesh is evaluated on its mesh. What a class of `lm_eval.api.model.LM` must do is
-said there.
+The harness provides the prompts, the requests and the metrics. Scores come from
+`scoring.Scorer`, so a run on a mesh is evaluated on its mesh. `lm_eval.api.model.LM` documents
+the interface.
 """
 
 import dataclasses
@@ -14,21 +14,21 @@ from gpt_jax.evaluate.scoring import Encoded, Scorer, beginning_of_text
 
 try:
     from lm_eval.api.model import TemplateLM
-except ImportError:  # an optional package: making a model says so
+except ImportError:  # an optional package: HarnessModel raises if it is missing
     TemplateLM = object
 
 # Continues prompts: (prompts, knobs of `SampleConfig`) -> texts.
 Generate = Callable[[Sequence[str], dict[str, Any]], list[str]]
 DEFAULT_NEW_TOKENS = 256  # lm-evaluation-harness's
-# How tokens are drawn, in the words of the harness and of `SampleConfig`.
+# Sampling settings that the harness and `SampleConfig` name alike.
 DRAWING = ('temperature', 'top_k', 'top_p', 'min_p', 'repetition_penalty')
 
 
 class HarnessModel(TemplateLM):
-    """Weights behind the interface of the harness. All processes of a run call it alike."""
+    """A model with the interface of the harness. All processes of a run make the same calls."""
 
     def __init__(self, scorer: Scorer, params: Any, generate: Generate):
-        """Takes what scores, the weights to score with, and what continues texts.
+        """Takes a scorer, the weights to score with, and a function that continues prompts.
 
         Raises:
             UserError: lm-eval is not installed.
@@ -37,29 +37,29 @@ class HarnessModel(TemplateLM):
             raise UserError('lm-evaluation-harness is not installed: pip install lm-eval')
         super().__init__()
         self._params, self._generate = params, generate
-        self._scorer = dataclasses.replace(scorer, stride=0)  # as the harness moves its windows
+        self._scorer = dataclasses.replace(scorer, stride=0)  # the harness's windows do not overlap
         self._tokenizer = scorer.tokenizer
 
     @property
     def eot_token_id(self) -> int:
-        """What ends a text."""
+        """The end-of-text id, else the id that a text starts after."""
         eot_id = self._tokenizer.eot_id
         return self.prefix_token_id if eot_id is None else eot_id
 
     @property
     def prefix_token_id(self) -> int:
-        """What a text without a context starts after."""
+        """The id that a text without a context starts after."""
         return beginning_of_text(self._tokenizer)
 
     @property
     def tokenizer_name(self) -> str:
-        """Names the tokenizer in the harness's cache of requests."""
+        """The tokenizer's name in the harness's cache of requests."""
         return self._tokenizer.fingerprint()
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
-        """The ids, after the beginning-of-text id if the tokenizer has one."""
+        """Returns the ids, after the beginning-of-text id if the tokenizer has one."""
         bos_id = self._tokenizer.bos_id
         before = [] if bos_id is None or add_special_tokens is False else [bos_id]
         return before + self._tokenizer.encode(string)
@@ -78,7 +78,7 @@ class HarnessModel(TemplateLM):
         return results
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list:
-        """The log-likelihood of each whole text."""
+        """Returns the log-likelihood of each whole text."""
         del disable_tqdm
         texts = [request.args[0] for request in requests]
         ids = [self._tokenizer.encode(text) for text in texts]
@@ -90,13 +90,13 @@ class HarnessModel(TemplateLM):
         return values
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Continues each context up to one of its stop strings, greedily unless it says not to.
+        """Continues each context up to one of its stop strings, greedily by default.
 
-        A context that leaves no room for the new tokens loses its beginning. Each batch draws
-        with a seed of its own, so that a context which is asked for again gets another text.
+        A context that leaves no room for the new tokens loses its beginning. Each batch has its
+        own seed, so that a repeated context gets a different text.
 
         Raises:
-            UserError: texts are to be drawn in a way that there is not.
+            UserError: a request asks for an unsupported way of sampling.
         """
         from lm_eval.models.utils import normalize_gen_kwargs
 
@@ -120,7 +120,7 @@ class HarnessModel(TemplateLM):
         return texts
 
     def _fit(self, context: str, new_tokens: int) -> str:
-        """The end of a context that leaves room for `new_tokens`, or half of what there is."""
+        """Returns the end of a context that leaves room for `new_tokens` (or half)."""
         length = self._scorer.max_seq_len
         room = length - new_tokens if new_tokens < length else length // 2
         ids = self.tok_encode(context)
@@ -132,7 +132,7 @@ class HarnessModel(TemplateLM):
 
 
 def _sampling(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What the harness asks for as knobs of `SampleConfig`."""
+    """Converts the generation settings of the harness to fields of `SampleConfig`."""
     temperature = float(settings.get('temperature', 0.0))
     names = DRAWING if temperature else ('repetition_penalty',)
     sampling = {name: settings[name] for name in names if settings.get(name) is not None}
@@ -150,11 +150,11 @@ def _sampling(settings: Mapping[str, Any]) -> dict[str, Any]:
 def run_tasks(
     model: HarnessModel, names: Sequence[str], *, definitions: str = '', limit: int = 0
 ) -> tuple[str, dict[str, Any]]:
-    """The harness's table of `names`, and its results as JSON.
+    """Runs the tasks `names`; returns the harness's table and its results as JSON.
 
     Args:
-      definitions: a folder with task files (YAML) besides the harness's own.
-      limit: only the first so many rows of each task; 0: all.
+      definitions: a folder with task files (YAML), in addition to the harness's own.
+      limit: the maximum number of rows per task; 0: all.
 
     Raises:
         UserError: there is no such task, or its rows cannot be loaded.
@@ -171,7 +171,7 @@ def run_tasks(
             )
     try:
         manager.load(list(names))
-    except Exception as error:  # whatever the loader of that data set raises
+    except Exception as error:  # the loader of a data set may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f'--harness={",".join(names)} cannot be loaded: {reason}') from error
     results = lm_eval.simple_evaluate(

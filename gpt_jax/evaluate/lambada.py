@@ -1,8 +1,8 @@
-"""LAMBADA (Paperno et al. 2016): the last word of a passage that only the whole passage tells.
+"""LAMBADA (Paperno et al. 2016): predicting the last word of a passage.
 
-In OpenAI's form, as lm-evaluation-harness has it (`lambada_openai`): the text is split at its
-last space, the target is the space and the word. `acc` counts the words whose every token is the
-model's most likely one, `perplexity` is that of whole words.
+The data are OpenAI's version, as in lm-evaluation-harness (`lambada_openai`). The text is split
+at its last space; the target is the space and the word. `acc` is the fraction of words whose
+every token is the model's most likely one. `perplexity` is per word.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from gpt_jax.evaluate.task import Metric, Question, Result, Row, exponential, me
 
 
 def question(row: Row) -> Question:
-    """The passage without its last word, and that word."""
+    """Returns the request to score the last word of a passage after the rest of it."""
     passage, space, word = row['text'].rpartition(' ')
     if not space:
         raise ValueError('the text is a single word')
@@ -20,7 +20,7 @@ def question(row: Row) -> Question:
 
 
 def summarize(questions: Sequence[Question], scores: Sequence[Sequence[Score]]) -> Result:
-    """Accuracy and perplexity of the last words."""
+    """Returns the accuracy and perplexity of the last words."""
     words = [score for row in scores for score in row]
     surprise: Metric = mean([-word.log_likelihood for word in words])
     return Result(

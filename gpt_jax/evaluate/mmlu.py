@@ -1,7 +1,7 @@
 """MMLU (Hendrycks et al. 2021): 57 subjects of four choices, zero-shot.
 
-As lm-evaluation-harness has it (`mmlu`): the choices stand in the prompt and the answer is a
-letter; the number of a category and of all is over its rows.
+As in lm-evaluation-harness (`mmlu`), the prompt lists the choices and the answer is a letter. The
+accuracy of a category, and of everything, is over its rows.
 """
 
 import math
@@ -83,7 +83,7 @@ LETTERS = 'ABCD'
 
 
 def question(row: Row) -> Question:
-    """A question with its choices, introduced by its subject."""
+    """Returns a question with its choices, introduced by its subject."""
     subject = row['subject']
     lines = [
         'The following are multiple choice questions (with answers) about '
@@ -97,12 +97,12 @@ def question(row: Row) -> Question:
 
 
 def summarize(questions: Sequence[Question], scores: Sequence[Sequence[Score]]) -> Result:
-    """Accuracy by subject and category."""
+    """Returns the accuracy by subject and category."""
     return accuracy_by_group(questions, scores, combine=_pool)
 
 
 def _pool(metrics: Sequence[Metric], sizes: Sequence[int]) -> Metric:
-    """The mean over the rows of all groups, its error from the variance within them."""
+    """Returns the mean over the rows of all groups; its error is from the variance within them."""
     total = sum(sizes)
     value = sum(metric.value * size for metric, size in zip(metrics, sizes, strict=True)) / total
     squares = sum(

@@ -1,4 +1,4 @@
-"""Multiple choice by log-likelihood: the likeliest answer is the model's.
+"""Multiple choice by log-likelihood: the model's answer is the likeliest choice.
 
 Prompts, choices and both accuracies are those of EleutherAI's lm-evaluation-harness 0.4
 (`lm_eval/tasks/<name>`, `ConfigurableTask.process_results`), zero-shot.
@@ -19,7 +19,7 @@ Scores = Sequence[Sequence[Score]]
 def ask(
     prompt: str, choices: Sequence[str], gold: int, groups: dict[str, str] | None = None
 ) -> Question:
-    """A question whose answers follow one prompt, each after a space."""
+    """Returns a question whose answers follow one prompt, each after a space."""
     if not 0 <= gold < len(choices):
         raise ValueError(f'the right answer is number {gold} of {len(choices)}')
     requests = tuple(Request(prompt, f' {choice}') for choice in choices)
@@ -29,11 +29,11 @@ def ask(
 def answers(
     questions: Sequence[Question], scores: Scores, *, normalized: bool = True
 ) -> dict[str, np.ndarray]:
-    """Whether each answer is right: `acc`, and `acc_norm` where it is asked for.
+    """Returns 1 for each right answer and 0 for each wrong one: `acc`, and `acc_norm` if asked.
 
-    `acc` takes the likeliest answer, `acc_norm` the likeliest a character: the log-likelihood is
-    divided by the characters (not bytes, not tokens) of the choice, the space before it left out.
-    The first of equals is taken.
+    `acc` takes the likeliest choice. `acc_norm` takes the likeliest per character: the
+    log-likelihood is divided by the number of characters (not bytes, not tokens) of the choice
+    without the space before it. Ties go to the first choice.
     """
     right: dict[str, list[float]] = {'acc': []}
     if normalized:
@@ -49,13 +49,13 @@ def answers(
 
 
 def accuracies(questions: Sequence[Question], scores: Scores) -> Result:
-    """`acc` and `acc_norm` over all rows."""
+    """Returns `acc` and `acc_norm` over all rows."""
     right = answers(questions, scores)
     return Result(rows=len(questions), metrics={name: mean(x) for name, x in right.items()})
 
 
 def accuracy(questions: Sequence[Question], scores: Scores) -> Result:
-    """`acc` alone, where the choices are of one length or stand in the prompt."""
+    """Returns `acc` alone, for choices of similar length or in the prompt."""
     right = answers(questions, scores, normalized=False)
     return Result(rows=len(questions), metrics={'acc': mean(right['acc'])})
 
@@ -66,9 +66,9 @@ def accuracy_by_group(
     *,
     combine: Callable[[Sequence[Metric], Sequence[int]], Metric],
 ) -> Result:
-    """`acc` of each of the smallest groups; of all others, and of all rows, what `combine` makes.
+    """Returns `acc` of each smallest group; for larger groups and all rows, `combine` of these.
 
-    `combine` gets the numbers and the sizes of the smallest groups that are in it.
+    `combine` gets the metrics and the sizes of the smallest groups in the larger one.
     """
     right = answers(questions, scores, normalized=False)['acc']
     members: dict[str, list[int]] = {}
@@ -97,7 +97,7 @@ def accuracy_by_group(
 
 
 def hellaswag(row: Row) -> Question:
-    """Zellers et al. 2019: how does it go on?"""
+    """Returns a question of HellaSwag (Zellers et al. 2019): the right ending of a text."""
     context = f'{row["ctx_a"]} {row["ctx_b"].capitalize()}'
     endings = [_clean_wikihow(ending) for ending in row['endings']]
     prompt = _clean_wikihow(f'{row["activity_label"]}: {context}')
@@ -105,40 +105,40 @@ def hellaswag(row: Row) -> Question:
 
 
 def piqa(row: Row) -> Question:
-    """Bisk et al. 2020: which of two ways works?"""
+    """Returns a question of PIQA (Bisk et al. 2020): which of two ways works."""
     prompt = f'Question: {row["goal"]}\nAnswer:'
     return ask(prompt, [row['sol1'], row['sol2']], int(row['label']))
 
 
 def arc(row: Row) -> Question:
-    """Clark et al. 2018: grade-school science."""
+    """Returns a question of ARC (Clark et al. 2018): grade-school science."""
     question, choices, gold = _ai2_question(row, 'question')
     return ask(f'Question: {question}\nAnswer:', choices, gold)
 
 
 def openbookqa(row: Row) -> Question:
-    """Mihaylov et al. 2018: elementary science, without the book."""
+    """Returns a question of OpenBookQA (Mihaylov et al. 2018): science, without the book."""
     question, choices, gold = _ai2_question(row, 'question_stem')
     return ask(question, choices, gold)
 
 
 def sciq(row: Row) -> Question:
-    """Welbl et al. 2017: science, after the paragraph that holds the answer."""
+    """Returns a question of SciQ (Welbl et al. 2017): science, with a supporting paragraph."""
     prompt = f'{row["support"].lstrip()}\nQuestion: {row["question"]}\nAnswer:'
     names = ('distractor1', 'distractor2', 'distractor3', 'correct_answer')
     return ask(prompt, [row[name] for name in names], 3)
 
 
 def boolq(row: Row) -> Question:
-    """Clark et al. 2019: yes or no, after a paragraph (in SuperGLUE's form)."""
+    """Returns a question of BoolQ (Clark et al. 2019): yes or no (SuperGLUE's version)."""
     prompt = f'{row["passage"]}\nQuestion: {row["question"]}?\nAnswer:'
     return ask(prompt, ['no', 'yes'], int(row['label']))
 
 
 def winogrande(row: Row) -> Question:
-    """Sakaguchi et al. 2020: which name makes the rest of the sentence likelier?
+    """Returns a question of WinoGrande (Sakaguchi et al. 2020): the name that fits the blank.
 
-    Partial evaluation (Trinh and Le 2018): the contexts differ, the continuation is one.
+    Partial evaluation (Trinh and Le 2018): the contexts differ, the continuation is the same.
     """
     sentence = row['sentence']
     blank = sentence.index('_')
@@ -149,13 +149,13 @@ def winogrande(row: Row) -> Question:
 
 
 def _clean_wikihow(text: str) -> str:
-    """HellaSwag's text without the marks that WikiHow left in it."""
+    """Removes the WikiHow markup from a text of HellaSwag."""
     text = text.strip().replace(' [title]', '. ')
     return re.sub(r'\[.*?\]', '', text).replace('  ', ' ')
 
 
 def _ai2_question(row: Row, name: str) -> tuple[str, list[str], int]:
-    """Question, choices and the number of the right one, in the hub's form or in AI2's own."""
+    """Returns the question, the choices and the right index, from the hub's or AI2's format."""
     if isinstance(row['question' if 'question' in row else name], str):
         question, choices = row[name], row['choices']
         texts, labels = list(choices['text']), list(choices['label'])

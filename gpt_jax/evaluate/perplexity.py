@@ -1,9 +1,9 @@
-"""The perplexity of texts, each token predicted once, with as much before it as the model reads.
+"""The perplexity of texts; each token is predicted once.
 
-A text is scored after the beginning-of-text token; what is longer than the context in windows
-that move on by `config.eval.stride` tokens. Tokens say nothing across tokenizers: the word and
-byte perplexities divide the same log-likelihood by what is in the text, words being what white
-space parts (lm-evaluation-harness, `loglikelihood_rolling`).
+A text is scored after the beginning-of-text token. A text longer than the context is scored in
+windows that advance by `config.eval.stride` tokens. Perplexity per token is not comparable across
+tokenizers; per word and per byte, the same log-likelihood is divided by the words or bytes of the
+text. Words are separated by white space (lm-evaluation-harness, `loglikelihood_rolling`).
 """
 
 import math
@@ -15,7 +15,7 @@ from gpt_jax.evaluate.task import Metric, Question, Result, Row, exponential, ra
 
 
 def question(row: Row) -> Question:
-    """A whole text; an empty one has nothing to score, and one word, as the harness counts."""
+    """Returns the request to score a text; none if it is empty, which counts as one word."""
     text = row['text']
     if not isinstance(text, str):
         raise ValueError(f'its text is {text!r}')
@@ -23,7 +23,7 @@ def question(row: Row) -> Question:
 
 
 def summarize(questions: Sequence[Question], scores: Sequence[Sequence[Score]]) -> Result:
-    """Perplexities over all texts together; errors take the windows for independent."""
+    """Returns the perplexities of all texts together; errors assume independent windows."""
     windows = [window for row in scores for score in row for window in score.windows]
     texts = [''.join(each.continuation for each in question.requests) for question in questions]
     counts = {

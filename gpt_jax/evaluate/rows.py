@@ -11,16 +11,16 @@ from gpt_jax.data.input_files import files_below, is_jsonl, open_decompressed
 from gpt_jax.errors import UserError
 from gpt_jax.evaluate.task import Hub, Task
 
-HUB = 'hub'  # as a place: the Hugging Face hub
-_OTHER_FILES = ('models_summary.jsonl',)  # of BLiMP's archive: scores of the paper's models
+HUB = 'hub'  # the value of --task_data for the Hugging Face hub
+_OTHER_FILES = ('models_summary.jsonl',)  # in BLiMP's archive; holds no rows
 _ARCHIVES = ('.tar', '.tar.xz', '.tar.gz', '.tar.bz2', '.tgz')
 
 
 def read_rows(name: str, task: Task, places: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """The rows of the task `name` and where each stands.
+    """Yields each row of the task `name` after its place, such as the file and line.
 
     Args:
-      places: files, folders and archives; of a folder what is called like the task. Or
+      places: files, archives and folders, of which the files named after the task are read; or
         'hub' alone.
 
     Raises:
@@ -34,7 +34,7 @@ def read_rows(name: str, task: Task, places: Sequence[str]) -> Iterator[tuple[st
 
 
 def _find(name: str, task: Task, places: Sequence[str]) -> list[pathlib.Path]:
-    """The files that hold the task."""
+    """Returns the files that hold the rows of the task."""
     hub = f', or {HUB} for {task.hub.path} of the Hugging Face hub' if task.hub else ''
     wanted = f'a file {name}*.jsonl{" or .txt" if task.texts else " or .parquet"}'
     if not places:
@@ -66,7 +66,7 @@ def _find(name: str, task: Task, places: Sequence[str]) -> list[pathlib.Path]:
 
 
 def _is_called(name: str, parts: Iterable[str]) -> bool:
-    """Whether one of the folders or the file begins like the task: ARC-Easy-Test.jsonl."""
+    """Returns whether the name of a folder or file starts with the task's: ARC-Easy-Test.jsonl."""
     return any(part.lower().replace('-', '_').startswith(name) for part in parts)
 
 
@@ -94,7 +94,7 @@ def _read_file(path: pathlib.Path, *, texts: bool) -> Iterator[tuple[str, Any]]:
 
 
 def _read_archive(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
-    """The rows of every .jsonl file in a tar archive, in the order of their names."""
+    """Yields the rows of every .jsonl file in a tar archive, sorted by file name."""
     try:
         with tarfile.open(path) as archive:
             for member in sorted(archive.getmembers(), key=lambda member: member.name):
@@ -129,10 +129,10 @@ def _read_parquet(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
 
 
 def _read_hub(name: str, hub: Hub | None) -> Iterator[tuple[str, Any]]:
-    """The task as `datasets` loads it.
+    """Yields the rows of the task, loaded by `datasets`.
 
     Raises:
-        UserError: it is not there, or cannot be loaded.
+        UserError: the hub does not have the task, or it cannot be loaded.
     """
     if hub is None:
         raise UserError(f'the hub has no {name}; give --task_data a file or a folder')
@@ -148,6 +148,6 @@ def _read_hub(name: str, hub: Hub | None) -> Iterator[tuple[str, Any]]:
             rows = datasets.load_dataset(hub.path, configuration, split=hub.split)
             for number, row in enumerate(rows, start=1):
                 yield f'{hub.path} {configuration or ""}, row {number}', row
-    except Exception as error:  # whatever the loader of that data set raises
+    except Exception as error:  # the loader of a data set may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f'cannot load {hub.path} for {name}: {reason}') from error

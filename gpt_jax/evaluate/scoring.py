@@ -1,8 +1,8 @@
-"""Log-likelihoods of continuations given contexts: what every task is made of.
+"""Log-likelihoods of continuations given contexts, from which every task is scored.
 
-Texts become windows of tokens, windows of about one length share a batch, and a batch is split
-over the mesh. Padding stands behind the text, where causal attention never looks, and weighs
-nothing, so a score depends on its own text alone. The definitions are those of EleutherAI's
+Texts become windows of tokens. Windows of similar length share a batch, and a batch is sharded
+over the mesh. Padding follows the text, where causal attention does not see it, and has weight 0.
+So a score depends on its own text alone. The definitions are those of EleutherAI's
 lm-evaluation-harness (`lm_eval/api/model.py`, `lm_eval/models/huggingface.py`).
 """
 
@@ -17,21 +17,21 @@ from gpt_jax.errors import UserError
 from gpt_jax.evaluate.windows import one_behind
 from gpt_jax.tokenizer import Tokenizer
 
-LEAST_LENGTH = 16  # the first rung of the ladder of lengths; each has a program of its own
+LEAST_LENGTH = 16  # the smallest padded length; each is compiled once
 
 
 class Request(NamedTuple):
-    """A text to score after another. The space between two words belongs to the continuation."""
+    """A text to score after a context. The space between them belongs to the continuation."""
 
-    context: str  # '': the beginning of a text
+    context: str  # '': the continuation begins a text
     continuation: str
 
 
 class Score(NamedTuple):
-    """What the model thinks of a continuation."""
+    """The score of a continuation, as sums over its windows."""
 
-    windows: tuple[tuple[float, int], ...]  # log-likelihood in nats, and tokens, of each
-    greedy: bool  # every token is the one that the model finds most likely
+    windows: tuple[tuple[float, int], ...]  # log-likelihood in nats, number of tokens
+    greedy: bool  # every token is the argmax
 
     @property
     def log_likelihood(self) -> float:
@@ -40,31 +40,31 @@ class Score(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Tokens of the continuation."""
+        """The number of tokens of the continuation."""
         return sum(count for _, count in self.windows)
 
 
 class Encoded(NamedTuple):
-    """A request as ids; both parts have at least one."""
+    """A request as token ids, at least one in each part."""
 
     context: np.ndarray
     continuation: np.ndarray
 
     @classmethod
     def of(cls, context: Sequence[int], continuation: Sequence[int]) -> 'Encoded':
-        """The request with these ids."""
+        """Returns the request with these ids."""
         return cls(np.array(context, np.int32), np.array(continuation, np.int32))
 
 
 class Window(NamedTuple):
-    """Ids `[2 … max_seq_len + 1]`, of which the last `scored` count."""
+    """Between 2 and max_seq_len + 1 ids, of which the last `scored` are scored."""
 
     ids: np.ndarray
     scored: int
 
 
 def beginning_of_text(tokenizer: Tokenizer) -> int:
-    """The id that a text starts after: the beginning-of-text id, else the end-of-text id.
+    """Returns the id that a text starts after: the beginning-of-text, else the end-of-text id.
 
     Raises:
         UserError: the tokenizer has neither.
@@ -79,15 +79,15 @@ def beginning_of_text(tokenizer: Tokenizer) -> int:
 
 
 def encode_requests(tokenizer: Tokenizer, requests: Sequence[Request]) -> list[Encoded]:
-    """The ids of contexts and continuations, cut where the whole text is cut.
+    """Encodes contexts and continuations.
 
-    Context and continuation are encoded as one text, so that the border has the tokens that the
-    model has seen in training; the continuation is what follows the ids of the context alone.
-    Spaces at the end of a context go to the continuation, with whose first word they make a
-    token. A tokenizer with a beginning-of-text id gets it before each context.
+    Context and continuation are encoded as one text, so that the tokens at the border are those
+    seen in training. The continuation is what follows the ids of the context alone. Spaces at the
+    end of a context go to the continuation, because they form a token with its first word. If the
+    tokenizer has a beginning-of-text id, each context starts with it.
 
     Raises:
-        UserError: a continuation has no token of its own.
+        UserError: a continuation adds no token to its context.
     """
     pairs = []
     for context, continuation in requests:
@@ -111,12 +111,12 @@ def encode_requests(tokenizer: Tokenizer, requests: Sequence[Request]) -> list[E
 
 
 def cut_windows(encoded: Encoded, *, length: int, stride: int) -> Iterator[Window]:
-    """The windows that score each token of the continuation once.
+    """Yields windows that score each token of the continuation once.
 
-    One window where the continuation is at most `length` tokens; a context that does not fit
-    loses its beginning. A longer continuation has a first window of `length` tokens after one of
-    context, then windows that move on by `stride`: with `length` they have as little overlap as
-    can be, with less each token sees more of what stands before it.
+    A continuation of at most `length` tokens is one window; a context that does not fit loses its
+    beginning. A longer continuation has a first window of `length` tokens after one token of
+    context, then windows that advance by `stride`. With a stride of `length` windows overlap
+    least; with a smaller one each token has more context.
     """
     ids = np.concatenate(encoded)
     done, step = len(encoded.context), length
@@ -127,7 +127,7 @@ def cut_windows(encoded: Encoded, *, length: int, stride: int) -> Iterator[Windo
 
 
 def next_rung(number: int, *, least: int) -> int:
-    """The first of `least`, twice that, … that is not below `number`."""
+    """Returns the first of `least`, 2 * `least`, 4 * `least`, … that is at least `number`."""
     rung = least
     while rung < number:
         rung *= 2
@@ -136,20 +136,20 @@ def next_rung(number: int, *, least: int) -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scorer:
-    """A model's tokenizer and compiled step, ready to score with any weights of its shape.
+    """A scorer of requests with any weights of the model for which its step is compiled.
 
-    `score_step(params, batch)` returns for each row of `tokens` [B, L+1] the sums over the
-    `loss_mask` [B, L] of `log_likelihood` and of `correct`, whole on every process.
+    `score_step(params, batch)` returns `log_likelihood` and `correct` for each row of `tokens`
+    [B, L+1], summed over the `loss_mask` [B, L]. They are replicated on every process.
     """
 
     score_step: Callable[[Any, dict], Any]
-    place: Callable[[dict[str, np.ndarray]], dict]  # this process's rows onto its devices
-    row_share: tuple[int, int]  # which share of each batch is this process's: index, count
+    place: Callable[[dict[str, np.ndarray]], dict]  # puts this process's rows on its devices
+    row_share: tuple[int, int]  # (index, count) of this process's share of a batch
     tokenizer: Tokenizer
-    batch_size: int  # windows of the full length in a batch; of shorter ones there are more
+    batch_size: int  # windows of the full length per batch; more if they are shorter
     max_seq_len: int
     length_parts: int = 1  # devices that share a sequence
-    stride: int = 0  # tokens from one window of a long text to the next; 0: max_seq_len
+    stride: int = 0  # tokens between windows of a long text; 0: max_seq_len
 
     def score(
         self,
@@ -158,9 +158,9 @@ class Scorer:
         *,
         advance: Callable[[int], None] = lambda done: None,
     ) -> list[Score]:
-        """The score of each request; all processes of a run call it alike.
+        """Returns the score of each request; all processes of a run must make the same call.
 
-        `advance` hears how many requests are done, rounded down, after every batch.
+        After every batch, `advance` is called with the number of finished requests, rounded down.
         """
         return self.score_encoded(
             params, encode_requests(self.tokenizer, requests), advance=advance
@@ -173,7 +173,7 @@ class Scorer:
         *,
         advance: Callable[[int], None] = lambda done: None,
     ) -> list[Score]:
-        """`score` of requests that are ids already."""
+        """Returns the score of each request, as `score` does, from token ids."""
         cut = functools.partial(
             cut_windows, length=self.max_seq_len, stride=self.stride or self.max_seq_len
         )
@@ -200,10 +200,10 @@ class Scorer:
         return scores
 
     def _batches(self, windows: Sequence[Window]) -> Iterator[tuple[list[int], int, int]]:
-        """Which windows go together, their padded length, and the rows of the batch.
+        """Yields for each batch the indices of its windows, their padded length, and its rows.
 
-        Long windows first: what does not fit the memory fails at once. All batches of a length
-        have the same number of rows, so that each length is compiled once.
+        Long windows come first, so that running out of memory happens at once. All batches of a
+        length have the same number of rows, so that each length is compiled once.
         """
         rungs: dict[int, list[int]] = {}
         for index, window in enumerate(windows):
@@ -218,14 +218,14 @@ class Scorer:
                 yield indices[first : first + rows], length, rows
 
     def _rung(self, length: int) -> int:
-        """Where a length stands on the ladder LEAST_LENGTH, twice that, … and max_seq_len."""
+        """Returns the padded length: LEAST_LENGTH, 2 * LEAST_LENGTH, …, at most max_seq_len."""
         rung = next_rung(length, least=LEAST_LENGTH * self.length_parts)
         return min(rung, self.max_seq_len)
 
     def _batch(
         self, windows: Sequence[Window], indices: Sequence[int], length: int, rows: int
     ) -> dict[str, Any]:
-        """This process's rows of a batch, on its devices."""
+        """Returns this process's rows of a batch, on its devices."""
         index, count = self.row_share
         size = rows // count
         tokens = np.zeros((size, length + 1), np.int32)

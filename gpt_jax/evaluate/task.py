@@ -1,4 +1,4 @@
-"""A task measures accuracy: questions made from rows, and a result from their scores."""
+"""Tasks, which make questions from rows and a result from the scores of these questions."""
 
 import dataclasses
 import math
@@ -13,16 +13,16 @@ Row = Mapping[str, Any]
 
 
 class Question(NamedTuple):
-    """One row of a task as what to score."""
+    """A row of a task as requests to score."""
 
     requests: tuple[Request, ...]
-    choices: tuple[str, ...] = ()  # the answers to choose from, as their lengths are counted
-    gold: int = 0  # the right one
-    groups: Mapping[str, str] = {}  # the parts of the task that it is in, the smallest first
+    choices: tuple[str, ...] = ()  # the answers; `acc_norm` divides by their lengths
+    gold: int = 0  # index of the right one
+    groups: Mapping[str, str] = {}  # kind of group: name; the smallest group first
 
 
 class Metric(NamedTuple):
-    """A number and its standard error; nan where there is none."""
+    """A number and its standard error, which is nan if unknown."""
 
     value: float
     stderr: float
@@ -30,14 +30,14 @@ class Metric(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-    """A task's numbers: over all its rows, and by group."""
+    """The metrics of a task, over all rows and by group."""
 
     rows: int
     metrics: dict[str, Metric]
     tables: dict[str, dict[str, dict[str, Metric]]] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Values by name, standard errors under `<name>_stderr`; nan is null."""
+        """Returns values by name, with standard errors as `<name>_stderr`; nan becomes null."""
         return {
             'rows': self.rows,
             'metrics': flatten(self.metrics),
@@ -49,7 +49,7 @@ class Result:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> 'Result':
-        """The inverse of `to_json`."""
+        """Returns the result that `to_json` was called on."""
         return cls(
             rows=stored['rows'],
             metrics=_unflatten(stored['metrics']),
@@ -61,10 +61,10 @@ class Result:
 
 
 class Hub(NamedTuple):
-    """Where the Hugging Face hub has a task's rows."""
+    """The location of a task's rows on the Hugging Face hub."""
 
     path: str
-    configuration: str | None  # '*': all there are, together
+    configuration: str | None  # '*': all configurations together
     split: str
 
 
@@ -74,14 +74,14 @@ class Task:
 
     question: Callable[[Row], Question]
     summarize: Callable[[Sequence[Question], Sequence[Sequence[Score]]], Result]
-    fields: str  # what a row has, for people
+    fields: str  # the fields of a row, for error messages
     hub: Hub | None = None
     in_files: bool = False  # its rows may be spread over several files
     texts: bool = False  # a .txt file is one row, with the field `text`
 
 
 def flatten(metrics: Mapping[str, Metric]) -> dict[str, float | None]:
-    """`{'acc': 0.5, 'acc_stderr': 0.1}`; None for what is not a number."""
+    """Returns metrics as `{'acc': 0.5, 'acc_stderr': 0.1}`; nan and inf become None."""
     flat = {}
     for name, (value, stderr) in metrics.items():
         flat |= {name: value, f'{name}_stderr': stderr}
@@ -89,10 +89,10 @@ def flatten(metrics: Mapping[str, Metric]) -> dict[str, float | None]:
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Metric:
-    """Sum over sum, with the standard error of a ratio of means over independent samples.
+    """Returns sum over sum, with the standard error of a ratio of means of independent samples.
 
-    Cochran 1977, Sampling Techniques, 2.11 and 6.3. With denominators of 1 it is the mean and
-    the sample deviation over the root of the count.
+    Cochran 1977, Sampling Techniques, 2.11 and 6.3. With denominators of 1 it is the mean, and
+    the sample standard deviation divided by the square root of the count.
     """
     n, d = np.asarray(numerators, float), np.asarray(denominators, float)
     value = float(n.sum() / d.sum())
@@ -103,12 +103,12 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Metric:
 
 
 def mean(values: Sequence[float]) -> Metric:
-    """The mean of independent samples."""
+    """Returns the mean of independent samples."""
     return ratio(values, np.ones(len(values)))
 
 
 def exponential(metric: Metric) -> Metric:
-    """A number's exponential, its error to first order; inf beyond what a float holds."""
+    """Returns the exponential, with its error to first order; inf if a float overflows."""
     value = math.exp(metric.value) if metric.value < 700 else math.inf
     return Metric(value, value * metric.stderr)
 

@@ -1,4 +1,4 @@
-"""Loading the rows of tasks, running them, and finding results that are stored already."""
+"""Loading the rows of tasks, running the tasks, and storing their results."""
 
 import dataclasses
 import pathlib
@@ -26,15 +26,15 @@ class LoadedTask:
 
     @property
     def num_requests(self) -> int:
-        """How many continuations there are to score."""
+        """The number of continuations to score."""
         return sum(len(question.requests) for question in self.questions)
 
     def fingerprint(self) -> str:
-        """A hash of everything that is asked and of the right answers."""
+        """Returns a hash of all questions and their right answers."""
         return hash_of([self.name, self.questions])
 
     def check(self, tokenizer: Tokenizer) -> None:
-        """Raises a UserError where the tokenizer cannot encode what is asked."""
+        """Raises a UserError if the tokenizer cannot encode the questions."""
         try:
             encode_requests(tokenizer, self._requests())
         except UserError as error:
@@ -47,7 +47,7 @@ class LoadedTask:
         *,
         advance: Callable[[int], None] = lambda done: None,
     ) -> Result:
-        """The result of a model; all processes of a run call it alike, and all get it."""
+        """Returns the result of a model; all processes must make the same call, and all get it."""
         scores = iter(scorer.score(params, self._requests(), advance=advance))
         grouped = [[next(scores) for _ in question.requests] for question in self.questions]
         return TASKS[self.name].summarize(self.questions, grouped)
@@ -57,16 +57,15 @@ class LoadedTask:
 
 
 def load(names: Sequence[str], *, data: str, limit: int = 0) -> list[LoadedTask]:
-    """The tasks `names`, with their rows.
+    """Loads the tasks `names` with their rows.
 
     Args:
-      data: files and folders parted by commas, or 'hub' (`rows.read_rows`).
-      limit: only the first so many rows of each, or of each of its smallest groups (a paradigm
-        of BLiMP, a subject of MMLU), as lm-evaluation-harness limits; 0: all.
+      data: files and folders separated by commas, or 'hub' (`rows.read_rows`).
+      limit: the maximum number of rows per task, or per smallest group (a paradigm of BLiMP, a
+        subject of MMLU), as in lm-evaluation-harness; 0: all.
 
     Raises:
-        UserError: the rows are not there, or not what they should be, or the processes of this
-            run have different ones.
+        UserError: the rows are missing or malformed, or differ between processes of this run.
     """
     places = [place for place in data.split(',') if place]
     loaded = []
@@ -94,7 +93,7 @@ def _ask(name: str, task: Task, row: Row, place: str) -> Question:
 
 
 def _first(questions: Sequence[Question], limit: int) -> Sequence[Question]:
-    """The first `limit` of each smallest group; 0: all."""
+    """Returns the first `limit` questions of each smallest group; 0: all."""
     if not limit:
         return questions
     seen: Counter[str] = Counter()
@@ -108,17 +107,17 @@ def _first(questions: Sequence[Question], limit: int) -> Sequence[Question]:
 
 
 class Results:
-    """The results of one checkpoint of a run, a file a task, each under what it was made of.
+    """The stored results of one checkpoint, one file per task, with a hash of their inputs.
 
     The first process reads and writes for all.
     """
 
     def __init__(self, folder: pathlib.Path, about: Mapping[str, Any]):
-        """`about` is what every result depends on: weights, tokenizer, settings."""
+        """Takes in `about` the inputs of every result: weights, tokenizer, settings."""
         self.folder, self._about = folder, dict(about)
 
     def find(self, task: LoadedTask) -> Result | None:
-        """The stored result of the same task, weights and settings; None if there is none.
+        """Returns the stored result of the same task, weights and settings, or None.
 
         Raises:
             UserError: the file is damaged.

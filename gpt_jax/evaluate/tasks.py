@@ -1,4 +1,4 @@
-"""The table of tasks that `--tasks` and `config.eval.tasks` choose from."""
+"""The tasks that `--tasks` and `config.eval.tasks` can name."""
 
 import functools
 from collections.abc import Sequence
@@ -76,10 +76,10 @@ TASKS: dict[str, Task] = {
 
 
 def check_names(names: Sequence[str], *, key: str) -> None:
-    """Refuses a name that is no task, or comes twice.
+    """Rejects unknown and repeated names of tasks.
 
     Raises:
-        UserError: naming `key` and the tasks.
+        UserError: a name is unknown or repeated; the error names `key` and the tasks.
     """
     for index, name in enumerate(names):
         if name not in TASKS:

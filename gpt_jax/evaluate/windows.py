@@ -1,4 +1,4 @@
-"""The loss over token windows, given the step that sums a batch's losses."""
+"""The loss over windows of tokens, from a step that returns the sums of a batch."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -10,19 +10,19 @@ import numpy as np
 class Evaluation(NamedTuple):
     """The model's loss on a text."""
 
-    loss: float  # nats a token
+    loss: float  # nats per token
     perplexity: float
-    bits_per_byte: float | None  # total bits over the text's UTF-8 bytes, where these are known
+    bits_per_byte: float | None  # None if the number of UTF-8 bytes is unknown
     accuracy: float
     tokens: int
 
     def describe(self) -> str:
-        """The loss, and what else it says of the text."""
+        """Formats the loss, the perplexity and, if known, the bits per byte."""
         bits = f', {self.bits_per_byte:.4f} bits per byte' if self.bits_per_byte is not None else ''
         return f'{self.loss:.4f} (perplexity {self.perplexity:.2f}{bits})'
 
     def row(self) -> dict[str, float]:
-        """The numbers under the names that `eval.json` and `metrics.jsonl` use; no NaN."""
+        """Returns the numbers by their names in `eval.json` and `metrics.jsonl`, without NaN."""
         numbers = {name: value for name, value in self._asdict().items() if value is not None}
         return {name: value for name, value in numbers.items() if not math.isnan(value)}
 
@@ -34,10 +34,10 @@ def evaluate(
     *,
     bytes_per_token: float | None,
 ) -> Evaluation:
-    """Means over every unmasked target token of `batches`; NaN if there is none.
+    """Returns means over every unmasked target token of `batches`; NaN if there is none.
 
     `eval_step(params, batch)` returns sums with `cross_entropy`, `correct` and `weight`. The sums
-    are added in float64 on the host, in order, so the result is the same on every run.
+    are added in float64 on the host, in order, so the result is reproducible.
     """
     totals = np.zeros(3)
     for sums in one_behind(eval_step(params, batch) for batch in batches):
@@ -54,7 +54,7 @@ def evaluate(
 
 
 def one_behind(results: Iterable[Any]) -> Iterator[Any]:
-    """The results one late, so that the next is under way on the device while one is read."""
+    """Yields results one late, so that the device computes the next while one is read."""
     previous = None
     for result in results:
         if previous is not None:

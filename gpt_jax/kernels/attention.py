@@ -1,7 +1,7 @@
 """The attention kernels, and the choice of one for a backend.
 
-A kernel states its obstacles. Asking for it by name where one holds is an error, never a silent
-fallback. 'xla' names the plain attention of the network, which can express everything.
+Each kernel lists its obstacles. Requesting a kernel by name where an obstacle holds is an error,
+never a silent fallback. 'xla' is the plain attention of the network, which supports everything.
 """
 
 from collections.abc import Callable
@@ -21,15 +21,15 @@ AUTO, PLAIN = 'auto', 'xla'
 
 
 class ScoreKernel(NamedTuple):
-    """A kernel, the reasons why it cannot run, and the calls that it leaves to the plain one."""
+    """A kernel, the reasons why it cannot run, and the calls that it supports."""
 
     attend: Callable[..., jax.Array]  # (q_BLHK, k_BSGK, v_BSGK, ScoreOptions) -> out_BLHK
     obstacles: Callable[..., dict[str, bool]] = lambda config, *, backend, segments: {}
     takes: Callable[..., bool] = lambda options, *, queries, keys: True
-    splits_sequence: bool = False  # runs where devices share a sequence, and only there
+    splits_sequence: bool = False  # requires sequences that are sharded over devices
 
 
-# `auto` takes the first without an obstacle, or else the plain attention.
+# `auto` takes the first without an obstacle, or else plain attention.
 ATTENTION_KERNELS = {
     'cudnn': ScoreKernel(attend_cudnn, cudnn_obstacles),
     'splash': ScoreKernel(attend_splash, splash_obstacles),
@@ -41,7 +41,7 @@ ATTENTION_KERNELS = {
 def find_kernel(
     name: str, options: ScoreOptions, *, queries: int, keys: int
 ) -> Callable[..., jax.Array] | None:
-    """Returns the function of a kernel, or None where the plain attention computes this call."""
+    """Returns the function of a kernel, or None if plain attention must compute this call."""
     kernel = ATTENTION_KERNELS.get(name)
     if kernel is None or not kernel.takes(options, queries=queries, keys=keys):
         return None
@@ -51,11 +51,11 @@ def find_kernel(
 def kernel_obstacle(
     name: str, config: AttentionConfig, *, backend: str, segments: bool, context: int = 1
 ) -> str:
-    """Returns why a kernel cannot run `config` on `backend`, or '' if it can.
+    """Returns the reason why a kernel cannot run `config` on `backend`, or '' if it can.
 
     Args:
-      segments: documents of a sequence are kept apart.
-      context: number of devices that share a sequence.
+      segments: packed documents do not attend to each other.
+      context: number of devices that a sequence is sharded over.
     """
     kernel = ATTENTION_KERNELS.get(name)
     splits = kernel is not None and kernel.splits_sequence
@@ -78,11 +78,11 @@ def choose_kernel(
     """Returns the name of the kernel that `config` gets on `backend` ('cpu', 'gpu', 'tpu').
 
     Args:
-      segments: documents of a sequence are kept apart.
-      context: number of devices that share a sequence.
+      segments: packed documents do not attend to each other.
+      context: number of devices that a sequence is sharded over.
 
     Raises:
-        UserError: the kernel was asked for by name and cannot run.
+        UserError: the kernel was requested by name and cannot run.
     """
     asked = config.attention_kernel
     for name in [*ATTENTION_KERNELS, PLAIN] if asked == AUTO else [asked]:

@@ -1,12 +1,12 @@
-"""Attention on CPUs: blocks of queries, each against the keys that one of them may see.
+"""Attention on CPUs: blocks of queries, each with the keys that any of them sees.
 
-Of the score matrix of causal attention one half is masked, and without a fused kernel it costs as
-much as the other. In four blocks three eighths of it are left out; a window leaves out more.
+A causal mask hides half of the score matrix. Without a fused kernel that half costs as much as the
+other. Four blocks skip three eighths of the matrix; a window skips more.
 
-XLA's CPU products read the second matrix of `a @ b` by rows. The gradients are written so that
-only queries, keys, values and their gradients are transposed for that, never scores, and so that
-each matrix of scores is read as few times as it can be (Dao et al. 2022, appendix B.4,
-https://arxiv.org/abs/2205.14135). This takes 0.7 to 0.9 of the time of autodiff's.
+XLA's CPU products read the second matrix of `a @ b` by rows. So the gradients transpose only
+queries, keys, values and their gradients, never scores. They also read each matrix of scores as few
+times as possible (Dao et al. 2022, appendix B.4, https://arxiv.org/abs/2205.14135). This takes 0.7
+to 0.9 of the time of autodiff.
 """
 
 import functools
@@ -22,14 +22,14 @@ from gpt_jax.kernels.dropout import dropout
 from gpt_jax.kernels.matmul_cpu import stored
 from gpt_jax.kernels.scores import AttentionMask, ScoreOptions, hide_masked, soften
 
-BLOCKS = 4  # more leave out little more, and are more to compile
+BLOCKS = 4  # more blocks skip little more and take longer to compile
 LEAST_BLOCK = 64  # queries; smaller products are slow
 
 
 class _Kept(NamedTuple):
-    """What a block of queries keeps for its gradient; weights are `exponentials * inverse`."""
+    """The residuals of a block of queries for its gradient; weights: `exponentials * inverse`."""
 
-    capped_BGRLS: Float[Array, 'B G R L S'] | None  # scores, where there is a soft cap
+    capped_BGRLS: Float[Array, 'B G R L S'] | None  # scores; None without a soft cap
     exponentials_BGRLS: Float[Array, 'B G R L S']
     dropped_BGRLS: Float[Array, 'B G R L S']  # the same after dropout
     inverse_BGRL1: Float[Array, 'B G R L 1']  # of the sum of the exponentials
@@ -42,10 +42,10 @@ def attend_blocked(
     v_BSGK: Float[Array, 'B S G K'],
     options: ScoreOptions,
 ) -> Float[Array, 'B L H K']:
-    """Computes attention without most of what the mask hides; dropout masks are the plain ones.
+    """Computes attention without most masked scores; dropout masks equal plain attention's.
 
     Raises:
-        ValueError: the mask is not causal alone, or there is a cache; see `blocked_takes`.
+        ValueError: there are segments, padding or a cache; see `blocked_takes`.
     """
     B, L, H, K = q_BLHK.shape
     G = k_BSGK.shape[2]
@@ -63,7 +63,7 @@ def attend_blocked(
 
 
 def blocked_takes(options: ScoreOptions, *, queries: int, keys: int) -> bool:
-    """Returns whether the blocks cover this call: packed documents and caches are not."""
+    """Returns whether the blocks support this call: no packed documents, padding or cache."""
     return options.is_causal_only and queries == keys
 
 
@@ -112,7 +112,7 @@ def _backward(static, saved, dout_BGRLK):
     for (queries, keys), kept in zip(_blocks(k_BGSK.shape[2], window), blocks, strict=True):
         block_q, block_dout = q_BGRLK[:, :, :, queries], dout_BGRLK[:, :, :, queries]
         dout_f32 = block_dout.astype(jnp.float32)
-        # Of the weights' normalisation: the same for all keys of a query, and so after dropout.
+        # The gradient of the softmax's sum: equal for all keys of a query, dropout or not.
         shared_BGRL1 = (dout_f32 * kept.out_BGRLK).sum(-1, keepdims=True)
         dweights_BGRLS = _multiply(block_dout, v_BGKS[..., keys])
         dscores_BGRLS = (
@@ -135,7 +135,7 @@ _attend.defvjp(_forward, _backward)
 
 
 def _blocks(length: int, window: int) -> list[tuple[slice, slice]]:
-    """Blocks of queries, each with the keys that one of them may see."""
+    """Returns blocks of queries, each with the keys that any of them sees."""
     size = max(LEAST_BLOCK, -(-length // BLOCKS))
     if 2 * size > length:
         size = length
@@ -149,7 +149,7 @@ def _blocks(length: int, window: int) -> list[tuple[slice, slice]]:
 
 
 def _multiply(a_BGRLX: jax.Array, b_BGXY: jax.Array) -> Float[Array, 'B G R L Y']:
-    """The product for each row and group of heads, accumulated in float32."""
+    """Computes the product for each row and group of heads, accumulated in float32."""
     B, G, R, L, X = a_BGRLX.shape
     product_BGNY = jax.lax.dot_general(
         a_BGRLX.reshape(B, G, R * L, X),
@@ -161,14 +161,14 @@ def _multiply(a_BGRLX: jax.Array, b_BGXY: jax.Array) -> Float[Array, 'B G R L Y'
 
 
 def _sum_queries(a_BGRLK: jax.Array, b_BGRLS: jax.Array) -> Float[Array, 'B G K S']:
-    """The product over the queries of all heads of a group: what reaches a key from them."""
+    """Computes the product over all queries of a group of heads: a gradient per key."""
     B, G, R, L, K = a_BGRLK.shape
     a_BGKN = stored(a_BGRLK.reshape(B, G, R * L, K).mT)
     return _multiply(a_BGKN[:, :, None], b_BGRLS.reshape(B, G, R * L, -1))[:, :, 0]
 
 
 def blocked_obstacles(config: AttentionConfig, *, backend: str, segments: bool) -> dict[str, bool]:
-    """Why it would not be better than the reference, or could not be equal to it."""
+    """Returns the reasons not to use blocks (slower, or not equal), and whether each holds."""
     generator = jax.config.jax_default_prng_impl
     return {
         f'the backend is {backend}': backend != 'cpu',

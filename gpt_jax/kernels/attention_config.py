@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 
 @runtime_checkable
 class AttentionConfig(Protocol):
-    """A `ModelConfig`, as far as the kernels ask for it."""
+    """The fields of `ModelConfig` that the attention kernels read."""
 
     attention_kernel: str
     attention_soft_cap: float

@@ -13,13 +13,13 @@ def attend_cudnn(
     v_BSGK: Float[Array, 'B S G K'],
     options: ScoreOptions,
 ) -> Float[Array, 'B L H K']:
-    """Causal attention, sliding windows, GQA and MQA in bfloat16; the scores never reach memory.
+    """Computes causal or windowed attention, GQA and MQA, in bfloat16; scores stay on the chip.
 
-    XLA partitions it over batch and heads by itself. Segments and slopes would only go in as a
-    dense `[B, H, L, S]` bias, which is what a fused kernel is there to avoid.
+    XLA partitions it over batch and heads by itself. Segments and slopes would need a dense
+    `[B, H, L, S]` bias in memory, which a fused kernel exists to avoid.
 
     Raises:
-        ValueError: something that the kernel would ignore was asked for.
+        ValueError: an option was given that the kernel would ignore.
     """
     if options.soft_cap or options.slopes_H is not None or options.drops:
         raise ValueError('cudnn attention has no soft cap, no score slopes and no dropout')
@@ -37,7 +37,7 @@ def attend_cudnn(
 
 
 def cudnn_obstacles(config: AttentionConfig, *, backend: str, segments: bool) -> dict[str, bool]:
-    """Each reason why cuDNN cannot run, and whether it holds for `config` on `backend`."""
+    """Returns the reasons why cuDNN cannot run, and whether each holds."""
     return {
         f'the backend is {backend}, not gpu': backend != 'gpu',
         'config.model.compute_dtype is not bfloat16': config.compute_dtype != 'bfloat16',

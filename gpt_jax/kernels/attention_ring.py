@@ -1,17 +1,17 @@
-"""Attention of sequences that are split over devices: ring attention.
+"""Ring attention, for sequences that are sharded over devices.
 
-Liu et al. 2023, https://arxiv.org/abs/2310.01889. Queries stay where they are; keys and values
-go round the devices that hold the parts of a sequence, and each device adds up what its queries
-see of them (the online softmax of FlashAttention, Dao et al. 2022,
-https://arxiv.org/abs/2205.14135). No device ever holds more than its own part of the keys and
-one that is on its way, nor more scores than those of its queries and KEY_BLOCK keys; the
-backward pass sends the keys round once more, with their gradients, instead of keeping either.
+Liu et al. 2023, https://arxiv.org/abs/2310.01889. Queries stay on their device. Keys and values go
+round the devices that share a sequence. Each device accumulates the attention of its queries (the
+online softmax of FlashAttention, Dao et al. 2022, https://arxiv.org/abs/2205.14135). A device
+holds at most its own part of the keys and one part in transit, and the scores of its queries and
+KEY_BLOCK keys. The backward pass sends the keys round again, with their gradients, instead of
+keeping them.
 
-Parts are consecutive pieces of the sequence, so causality lets the first device look at one part
-and the last at all of them. Blocks that nothing sees are skipped, which saves energy but not
-time: every round lasts as long as its busiest device. Twice the work of a perfectly balanced
-ring is the price of leaving tokens in their order. A window does save time, and traffic: the
-ring ends where no query sees further back.
+Parts are consecutive pieces of the sequence. Because of the causal mask, the first device sees one
+part and the last device sees all. Fully masked blocks are skipped, which saves energy but not time:
+every round lasts as long as its busiest device. Keeping tokens in order thus costs twice the time
+of a perfectly balanced ring. A window does save time and traffic: the ring stops after the last
+part that any query sees.
 """
 
 import functools
@@ -28,7 +28,7 @@ from gpt_jax.kernels.dropout import bernoulli_block
 from gpt_jax.kernels.scores import MASKED, ScoreOptions, soften
 from gpt_jax.kernels.shard_map import mesh_axes, part_index, shard_map
 
-KEY_BLOCK = 512  # keys whose scores stand in memory at a time, at most
+KEY_BLOCK = 512  # keys whose scores are in memory at a time, at most
 
 
 def attend_ring(
@@ -37,22 +37,22 @@ def attend_ring(
     v_BSGK: Float[Array, 'B S G K'],
     options: ScoreOptions,
 ) -> Float[Array, 'B L H K']:
-    """Computes all but attention to a cache; dropout masks are the plain ones bit for bit.
+    """Computes attention without a cache; dropout masks equal plain attention's bit for bit.
 
-    Softmax and sums are in float32. The result is split like the queries. Where nothing splits
-    the sequence it is a ring of one.
+    Softmax and sums are in float32. The result is sharded like the queries. A sequence that is not
+    sharded gets a ring of one device.
 
     Raises:
         ValueError: padding or a cache was given.
-        UserError: dropout with keys of another generator than threefry.
+        UserError: dropout got a key of a generator other than threefry.
     """
     B, L, H, _ = q_BLHK.shape
     mask = options.mask
-    if mask.first_slot_B is not None or k_BSGK.shape[1] != L:  # every cache has the former
+    if mask.first_slot_B is not None or k_BSGK.shape[1] != L:  # every cache has first_slot_B
         raise ValueError('ring attention takes no padding and no cache')
     G = k_BSGK.shape[2]
     kv_heads = 'kv_heads'
-    if mesh_axes('heads', H) != mesh_axes('kv_heads', G):  # a device would lack its queries' keys
+    if mesh_axes('heads', H) != mesh_axes('kv_heads', G):  # a device would lack keys it needs
         k_BSGK, v_BSGK = (jnp.repeat(x, H // G, axis=2) for x in (k_BSGK, v_BSGK))
         kv_heads = 'heads'
     arrays = {'q_BLHK': q_BLHK, 'k_BSGK': k_BSGK, 'v_BSGK': v_BSGK}
@@ -84,9 +84,9 @@ def attend_ring(
 
 
 class Ring(NamedTuple):
-    """What the devices of a ring agree on, all static."""
+    """The static options that the devices of a ring share."""
 
-    axes: tuple[str, ...]  # of the mesh, that the sequence is split over
+    axes: tuple[str, ...]  # of the mesh, that the sequence is sharded over
     batch_axes: tuple[str, ...]
     heads_axes: tuple[str, ...]
     whole: tuple[int, int, int, int]  # B, H, L, S of all devices together
@@ -96,16 +96,16 @@ class Ring(NamedTuple):
 
     @property
     def parts(self) -> int:
-        """How many parts the sequence has."""
+        """The number of parts of the sequence."""
         return jax.lax.axis_size(self.axes) if self.axes else 1
 
     def rounds(self, length: int) -> int:
-        """After how many parts, of `length` tokens, no query sees further back."""
+        """Returns the number of parts, of `length` tokens, that the queries of one part see."""
         reach = -(-(self.window - 1) // length) if self.window else self.parts
         return min(self.parts, 1 + reach)
 
     def pass_on(self, tree: Any, steps: int = 1) -> Any:
-        """What the device `steps` before this one on the ring has."""
+        """Sends `tree` to the device `steps` ahead on the ring; returns the tree it receives."""
         if not self.axes:
             return tree
         to = [(i, (i + steps) % self.parts) for i in range(self.parts)]
@@ -113,7 +113,7 @@ class Ring(NamedTuple):
 
 
 class Stay(NamedTuple):
-    """What stays on its device: the queries and what belongs to them."""
+    """The arrays that stay on their device: the queries and what belongs to them."""
 
     q_BLHK: Float[Array, 'B L H K']
     segment_ids_BL: Int[Array, 'B L'] | None
@@ -122,7 +122,7 @@ class Stay(NamedTuple):
 
 
 class Travel(NamedTuple):
-    """What goes round: the keys and what belongs to them."""
+    """The arrays that go round the ring: the keys and what belongs to them."""
 
     k_BSGK: Float[Array, 'B S G K']
     v_BSGK: Float[Array, 'B S G K']
@@ -130,7 +130,7 @@ class Travel(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """The online softmax of a device's queries over the keys that came by so far."""
+    """The online softmax of a device's queries over the keys received so far."""
 
     peak_BGRL: Float[Array, 'B G R L']  # the largest score
     total_BGRL: Float[Array, 'B G R L']  # of exp(score - peak)
@@ -146,7 +146,7 @@ def _attend_on_one_device(
     slopes_H: Float[Array, 'H'] | None = None,
     dropout_key: Key[Array, ''] | None = None,
 ) -> Float[Array, 'B L H K']:
-    """Attention of a device's queries to the keys of the whole ring."""
+    """Computes the attention of a device's queries to the keys of the whole ring."""
     stay = Stay(q_BLHK, segment_ids_BL, slopes_H, dropout_key)
     return _attend(ring, stay, Travel(k_BSGK, v_BSGK, segment_ids_BL))
 
@@ -157,7 +157,7 @@ def _attend(ring: Ring, stay: Stay, travel: Travel) -> Float[Array, 'B L H K']:
 
 
 def _forward(ring: Ring, stay: Stay, travel: Travel) -> tuple[jax.Array, Any]:
-    """The result, and what the backward pass needs: nothing that grows with the ring."""
+    """Returns the output and the residuals, whose size does not grow with the ring."""
     B, L, H, K = stay.q_BLHK.shape
     G = travel.k_BSGK.shape[2]
 
@@ -173,8 +173,8 @@ def _forward(ring: Ring, stay: Stay, travel: Travel) -> tuple[jax.Array, Any]:
         )
         return sums, companions
 
-    # A row that a block hides from its query has the peak MASKED until a visible key shrinks what
-    # it added to nothing; the query's own key always comes.
+    # Until a query meets a visible key, its peak is MASKED and masked keys count. The first visible
+    # key shrinks their sums to an exact 0; every query sees at least its own key.
     zero_BGRL = jnp.zeros((B, G, H // G, L), jnp.float32)
     sums = Sums(zero_BGRL + MASKED, zero_BGRL, jnp.zeros((*zero_BGRL.shape, K), jnp.float32))
     # See `_go_round` for the barriers.
@@ -189,11 +189,11 @@ def _forward(ring: Ring, stay: Stay, travel: Travel) -> tuple[jax.Array, Any]:
 
 
 def _backward(ring: Ring, kept: Any, dout_BLHK: jax.Array) -> tuple[Stay, Travel]:
-    """The keys go round again, their gradients with them and home at the end.
+    """Sends the keys round again with their gradients, which end on the device of their keys.
 
     With the weights w = exp(score - log_total), d score = w * (d w - sum of w * d w over all
-    keys), where the sum is the product of the result and its gradient, dropout or not. That is
-    the gradient of what `_weigh` returns for a block, under the cotangents (dout, -that sum).
+    keys). The sum equals the product of the output and its gradient, dropout or not. So d score is
+    the gradient of `_weigh` for a block, with the cotangents (dout, -that sum).
     """
     stay, travel, out_BLHK, log_total_BGRL = kept
     origin, dout_BLHK = jax.lax.optimization_barrier((jnp.int32(0), dout_BLHK))
@@ -249,13 +249,13 @@ def _go_round(
     companions: Any = (),
     origin: jax.Array,
 ) -> tuple[Any, Any]:
-    """`visit` of every block of keys that the device's queries see some of.
+    """Calls `visit` for every block of keys of which the device's queries see any.
 
     `visit(sums, companions, block, first_key)` returns new sums, which stay, and companions:
     arrays that go round with the keys and are cut into blocks like them. `origin` is the slot of
-    the first key: a zero that waits for an array of this call (`optimization_barrier`). Else a
-    scan over the layers finds that masks depend on nothing that changes, and keeps those of all
-    blocks from outside of its loop.
+    the first key: a zero tied to an array of this call by an `optimization_barrier`. Without it
+    the masks are loop-invariant in a scan over the layers. The scan would then compute those of all
+    blocks outside of its loop and keep them.
     """
     length = travel.k_BSGK.shape[1]
     size = max(size for size in range(1, min(length, KEY_BLOCK) + 1) if length % size == 0)
@@ -291,7 +291,7 @@ def _go_round(
 
     def go_on(carry: Any, step: jax.Array) -> tuple[Any, None]:
         here, sums, companions = carry
-        coming = ring.pass_on(here)  # needs none of the results, so it can go on meanwhile
+        coming = ring.pass_on(here)  # independent of the results, so it overlaps with the work
         sums, companions = visit_part(here, sums, companions, step)
         return (coming, sums, ring.pass_on(companions)), None
 
@@ -306,7 +306,7 @@ def _go_round(
 def _scores(
     ring: Ring, stay: Stay, block: Travel, first_key: jax.Array
 ) -> Float[Array, 'B G R L S']:
-    """Scores of a block of keys in float32; MASKED where a query may not look."""
+    """Computes the scores of a block of keys in float32; MASKED where the mask hides a key."""
     B, L, H, K = stay.q_BLHK.shape
     S, G = block.k_BSGK.shape[1:3]
     q_BLGRK = stay.q_BLHK.reshape(B, L, G, H // G, K)
@@ -338,7 +338,7 @@ def _weigh(
     scores_BGRLS: Float[Array, 'B G R L S'],
     reference_BGRL: Float[Array, 'B G R L'],
 ) -> tuple[Float[Array, 'B G R L K'], Float[Array, 'B G R L']]:
-    """Sums of the block's values, and of its weights exp(score - reference) before dropout."""
+    """Sums the block's weighted values, and its weights exp(score - reference) before dropout."""
     weights_BGRLS = jnp.exp(scores_BGRLS - reference_BGRL[..., None])
     total_BGRL = weights_BGRLS.sum(-1)
     if stay.dropout_key is not None:
@@ -355,7 +355,7 @@ def _weigh(
 def _drop(
     ring: Ring, stay: Stay, weights_BGRLS: Float[Array, 'B G R L S'], first_key: jax.Array
 ) -> Float[Array, 'B G R L S']:
-    """Dropout of a block of weights, with the mask that the whole matrix of them would have."""
+    """Drops weights of a block; the mask equals the same block of the full matrix's mask."""
     B, G, R, L, S = weights_BGRLS.shape
     start = (
         part_index(ring.batch_axes) * B,

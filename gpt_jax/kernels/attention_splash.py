@@ -1,7 +1,7 @@
 """Attention on TPUs: splash attention, block-sparse flash attention in Pallas.
 
 `jax.experimental.pallas.ops.tpu.splash_attention`; the algorithm is FlashAttention (Dao et al.
-2022, https://arxiv.org/abs/2205.14135), with blocks that the mask empties left out.
+2022, https://arxiv.org/abs/2205.14135), which skips fully masked blocks.
 """
 
 import functools
@@ -16,7 +16,7 @@ from gpt_jax.kernels.attention_config import AttentionConfig
 from gpt_jax.kernels.scores import ScoreOptions
 from gpt_jax.kernels.shard_map import mesh_axes, shard_map
 
-LANES = 128  # lengths are padded to a multiple of it
+LANES = 128  # lengths are padded to a multiple of this
 BLOCKS = (512, 256, 128)  # the largest that divides the length is taken
 
 
@@ -28,13 +28,13 @@ def attend_splash(
     *,
     interpret: bool = False,
 ) -> Float[Array, 'B L H K']:
-    """Causal attention, windows, soft cap, segments, GQA and MQA; the scores never reach memory.
+    """Computes causal attention with windows, soft cap, segments, GQA and MQA.
 
-    On a mesh each device attends for its own sequences and heads. `interpret` runs the kernel
-    in Python on any backend, for tests.
+    Scores never reach memory. On a mesh each device computes its own sequences and heads.
+    `interpret` runs the kernel in Python on any backend, for tests.
 
     Raises:
-        ValueError: something that the kernel would ignore was asked for.
+        ValueError: an option was given that the kernel would ignore.
     """
     if options.slopes_H is not None or options.drops:
         raise ValueError('splash attention has no score slopes and no dropout')
@@ -43,7 +43,7 @@ def attend_splash(
         raise ValueError('splash attention takes no padding and no cache')
     H, G = q_BLHK.shape[2], k_BSGK.shape[2]
     kv_heads = 'kv_heads'
-    if mesh_axes('heads', H) != mesh_axes('kv_heads', G):  # a device would lack its queries' keys
+    if mesh_axes('heads', H) != mesh_axes('kv_heads', G):  # a device would lack keys it needs
         k_BSGK, v_BSGK = (jnp.repeat(x, H // G, axis=2) for x in (k_BSGK, v_BSGK))
         kv_heads = 'heads'
     arrays = [q_BLHK, k_BSGK, v_BSGK]
@@ -70,7 +70,7 @@ def _attend_on_one_device(
     soft_cap: float,
     interpret: bool,
 ) -> Float[Array, 'B L H K']:
-    """The kernel over a batch. Padding stands behind every real query, which sees none of it."""
+    """Runs the kernel over a batch. Padding comes after all real queries, which do not see it."""
     L, H, K = q_BLHK.shape[1:]
     padding = -L % LANES
     length = L + padding
@@ -99,15 +99,15 @@ def _attend_on_one_device(
 
 
 def _block_sizes(length: int) -> splash.BlockSizes:
-    """Square blocks for all three kernels: forward, and the gradients of queries and of keys."""
+    """Returns square blocks for all three kernels: forward, gradient of queries, and of keys."""
     block = next(block for block in BLOCKS if length % block == 0)
     names = ('q', 'kv', 'kv_compute', 'q_dkv', 'kv_dkv', 'kv_dkv_compute', 'q_dq', 'kv_dq')
     return splash.BlockSizes(**{f'block_{name}': block for name in names})
 
 
 def splash_obstacles(config: AttentionConfig, *, backend: str, segments: bool) -> dict[str, bool]:
-    """Each reason why splash cannot run, and whether it holds for `config` on `backend`."""
-    del segments  # it has them
+    """Returns the reasons why splash cannot run, and whether each holds."""
+    del segments  # supported
     return {
         f'the backend is {backend}, not tpu': backend != 'tpu',
         'config.model.position is alibi': config.position == 'alibi',

@@ -1,8 +1,8 @@
-"""Dropout, also of a part of an array that no device holds whole.
+"""Dropout, also for a block of an array that is sharded over devices.
 
-The bits are those that the whole array would get, wherever it is cut, so that what dropout keeps
-does not depend on the mesh. Threefry makes this possible: the bits of an entry follow from the
-key and the entry's flat index alone (Salmon et al. 2011, https://doi.org/10.1145/2063384.2063405).
+A block gets the bits that it has in the full array, so the mask does not depend on the mesh.
+Threefry makes this possible: the bits of an entry depend only on the key and on the entry's flat
+index (Salmon et al. 2011, https://doi.org/10.1145/2063384.2063405).
 """
 
 from collections.abc import Sequence
@@ -28,13 +28,13 @@ def dropout(
 ) -> Float[Array, '...']:
     """Zeroes entries with probability `rate` and scales the rest; without a key, does nothing.
 
-    The mask is drawn for the whole batch, whose rows are the first dimension. Where `x` is a block
-    of a larger array, the mask equals the same block of the larger array's mask.
+    The mask is drawn for the whole batch, whose rows are the first dimension. If `x` is a block of
+    a larger array, the mask equals the same block of the larger array's mask.
 
     Args:
       key: None: no dropout.
-      start: index of the block's first entry in the larger array, without the rows.
-      whole: shape of the larger array, without the rows.
+      start: index of the block's first entry in the larger array, without the batch dimension.
+      whole: shape of the larger array, without the batch dimension.
     """
     if key is None or rate == 0.0:
         return x
@@ -62,13 +62,13 @@ def bernoulli_block(
     start: Sequence[int | jax.Array],
     whole: Sequence[int],
 ) -> Bool[Array, '...']:
-    """`jax.random.bernoulli(key, p, whole)` from index `start` on, in this `shape`.
+    """Returns the block of `jax.random.bernoulli(key, p, whole)` at `start`, of this `shape`.
 
     Draws the block's bits only. Equal bit for bit under `jax_threefry_partitionable`, JAX's
     default.
 
     Raises:
-        UserError: the key is not threefry's.
+        UserError: the key is of a generator other than threefry.
     """
     implementation = jax.random.key_impl(key)
     if implementation != 'threefry2x32':
@@ -79,7 +79,7 @@ def bernoulli_block(
     low, high = _flat_index(shape, start=start, whole=whole)
     key_words = jax.random.key_data(key)
     words = threefry2x32_p.bind(key_words[0], key_words[1], high, low)
-    # Equal weight for each of the 2**23 fractions of a float32 in [1, 2), as in `jax.random`.
+    # Each of the 2**23 float32 numbers in [1, 2) is equally likely, as in `jax.random`.
     fraction = (words[0] ^ words[1]) >> 9 | jnp.uint32(0x3F800000)
     return jax.lax.bitcast_convert_type(fraction, jnp.float32) - 1.0 < jnp.float32(p)
 
@@ -87,7 +87,7 @@ def bernoulli_block(
 def _flat_index(
     shape: Sequence[int], *, start: Sequence[int | jax.Array], whole: Sequence[int]
 ) -> tuple[UInt32[Array, '...'], UInt32[Array, '...']]:
-    """Where each entry of a block stands in the `whole` array: the low and high 32 bits."""
+    """Returns each entry's flat index in the `whole` array, as its low and high 32 bits."""
     ndim, size = len(shape), 1
     low = high = jnp.zeros((1,) * ndim, jnp.uint32)
     for axis, (length, first, extent) in enumerate(zip(shape, start, whole, strict=True)):

@@ -9,10 +9,10 @@ from gpt_jax.kernels.loss_triton import softmax_triton, triton_obstacles
 
 
 class SoftmaxKernel(NamedTuple):
-    """A kernel, what it asks of its input, and each reason why it cannot run."""
+    """A kernel, the dtype of its logits, and the reasons why it cannot run."""
 
-    softmax: Callable[..., Any]  # losses and gradients, as `softmax_xla` returns them
-    float32_logits: bool  # else they have the dtype of the hidden states
+    softmax: Callable[..., Any]  # losses and gradients, like `softmax_xla`
+    float32_logits: bool  # False: logits have the dtype of the hidden states
     obstacles: Callable[..., dict[str, bool]]
 
 
@@ -28,10 +28,10 @@ def choose_loss_kernel(asked: str, *, backend: str, vocab_parts: int = 1) -> str
 
     Args:
       asked: a name, or 'auto'.
-      vocab_parts: number of devices that the output table's rows are split over.
+      vocab_parts: number of devices that the output table's rows are sharded over.
 
     Raises:
-        UserError: the kernel was asked for by name and cannot run.
+        UserError: the kernel was requested by name and cannot run.
     """
     for kernel in LOSS_KERNELS if asked == 'auto' else [asked]:
         obstacles = LOSS_KERNELS[kernel].obstacles(backend=backend, vocab_parts=vocab_parts)

@@ -1,4 +1,4 @@
-"""From a chunk's logits to its losses and their gradient: the reference, in XLA operations."""
+"""The losses of a chunk's logits and their gradient: the reference, in XLA operations."""
 
 from typing import NamedTuple
 
@@ -8,17 +8,17 @@ from jaxtyping import Array, Float, Int
 
 
 class LossOptions(NamedTuple):
-    """What the loss needs to know of the model and the run, all static."""
+    """The static options of the loss."""
 
     vocab_size: int  # table rows beyond it are padding
     soft_cap: float = 0.0
     z_loss: float = 0.0
     chunk_bytes: int = 2**27
-    kernel: str = 'xla'  # of `kernels.loss`
+    kernel: str = 'xla'  # a key of LOSS_KERNELS in `kernels.loss`
 
 
 class TokenLosses(NamedTuple):
-    """One number a token, not weighted."""
+    """One number per token, not weighted."""
 
     nll_M: Float[Array, 'M']  # -log p(target)
     log_z_M: Float[Array, 'M']  # log of the sum over the vocabulary of exp(logit)
@@ -34,10 +34,10 @@ def softmax_xla(
     gradients: bool = True,
     vocab_axes: tuple[str, ...] = (),
 ) -> tuple[TokenLosses, Float[Array, 'M V'] | None]:
-    """The losses of `M` tokens, and d(weighted sum of cross entropy and z-loss) / d(logits).
+    """Returns losses of `M` tokens, and d(weighted sum of cross entropy and z-loss) / d(logits).
 
-    `raw_MV` are the products with the table, before the soft cap; with `vocab_axes` those with
-    this device's part of it, and the devices of these mesh axes have the others.
+    `raw_MV` is the product with the output table, before the soft cap. `vocab_axes` are the mesh
+    axes that the table's rows are sharded over; `raw_MV` is then that of this device's shard.
     """
     V = raw_MV.shape[1]
     first = jax.lax.axis_index(vocab_axes) * V if vocab_axes else 0

@@ -1,8 +1,8 @@
-"""The same as `loss_softmax` in two passes over the logits: a Pallas kernel for NVIDIA GPUs.
+"""The losses and gradients of `loss_softmax` in two passes: a Pallas kernel for NVIDIA GPUs.
 
-One program a token: the first pass takes the maximum and the sum of the softmax online (Milakov
-and Gimelshein 2018, https://arxiv.org/abs/1805.02867), the second writes the gradient over the
-logits. XLA makes three passes, and a second array.
+One program per token. The first pass computes the maximum and the sum of the softmax online
+(Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867). The second overwrites the logits
+with their gradient. XLA makes three passes and allocates a second array.
 """
 
 import functools
@@ -29,12 +29,12 @@ def softmax_triton(
     vocab_axes: tuple[str, ...] = (),
     interpret: bool = False,
 ) -> tuple[TokenLosses, Float[Array, 'M V']]:
-    """`softmax_xla` with gradients, in the dtype of the logits; they are overwritten.
+    """Computes `softmax_xla` with gradients in the dtype of the logits; overwrites the logits.
 
-    Sums run in float32. `interpret` runs the kernel in Python on any backend, for tests.
+    Sums are in float32. `interpret` runs the kernel in Python on any backend, for tests.
 
     Raises:
-        ValueError: the devices of `vocab_axes` hold other parts of the vocabulary.
+        ValueError: the vocabulary is sharded (`vocab_axes` is not empty).
     """
     if vocab_axes:
         raise ValueError('the kernel sums over a whole vocabulary')
@@ -45,7 +45,7 @@ def softmax_triton(
 def _call_kernel(options, interpret, raw_MV, targets_M, weights_M):
     M, V = raw_MV.shape
     block = min(BLOCK, pl.next_power_of_2(V))
-    # A row of whole blocks: what lies beyond the logits is masked.
+    # The row is rounded up to whole blocks; entries beyond the logits are masked.
     row = pl.BlockSpec((None, pl.cdiv(V, block) * block), lambda m: (m, 0))
     token = pl.BlockSpec((1,), lambda m: (m,))
     number = jax.ShapeDtypeStruct((M,), jnp.float32)
@@ -66,11 +66,11 @@ def _call_kernel(options, interpret, raw_MV, targets_M, weights_M):
 def _kernel(
     options, block, V, raw_ref, target_ref, weight_ref, dlogits_ref, nll_ref, log_z_ref, correct_ref
 ):
-    """One token. `V` counts the table's rows, `options.vocab_size` those that are not padding."""
+    """Processes one token. `V` counts all rows of the table, `options.vocab_size` the real ones."""
     target, weight, cap = target_ref[0], weight_ref[0], options.soft_cap
 
     def logits(i):
-        """The vocabulary entries of block i and their capped logits."""
+        """Returns the vocabulary entries of block i and their capped logits."""
         entries = i * block + jnp.arange(block)
         x = plgpu.load(
             raw_ref.at[pl.ds(i * block, block)],
@@ -114,7 +114,7 @@ def _kernel(
 
 
 def triton_obstacles(*, backend: str, vocab_parts: int) -> dict[str, bool]:
-    """Each reason why the kernel cannot run, and whether it holds."""
+    """Returns the reasons why the kernel cannot run, and whether each holds."""
     return {
         f'the backend is {backend}, not gpu': backend != 'gpu',
         f'the vocabulary is split over {vocab_parts} devices': vocab_parts > 1,

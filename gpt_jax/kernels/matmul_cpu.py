@@ -1,11 +1,10 @@
-"""`x @ kernel`, with gradients written as a CPU multiplies fastest.
+"""`x @ kernel`, with gradients in the form that is fastest on CPUs.
 
-XLA's CPU products read the second matrix of `a @ b` row by row. Where a gradient asks for it
-column by column, or for a result that is taller than wide, they run at half to four fifths of
-their speed: there the transposition is made first, as a copy that costs less. YNNPACK's, which
-take operands of bfloat16, read the second matrix in either order but the first by rows only. Other
-backends fold transpositions into their products for nothing, and a kernel that is split over
-devices would be gathered once more for its copy: both get the plain form.
+XLA's CPU products read the second matrix of `a @ b` by rows. A gradient that reads it by columns,
+or whose result is taller than wide, runs at half to four fifths of full speed. A transposed copy
+costs less, so it is made first. YNNPACK, which multiplies bfloat16, reads the second matrix in
+either order but the first by rows only. Other backends transpose within the product at no cost, and
+a sharded kernel would be gathered once more for its copy. Both use the plain form.
 """
 
 import functools
@@ -22,10 +21,10 @@ stored = jax.lax.optimization_barrier  # else XLA folds the transposition into t
 def matmul(
     x: Float[Array, '... I'], kernel_IO: Float[Array, 'I O'], operands: Any = None
 ) -> Float[Array, '... O']:
-    """`x @ kernel`, in the dtype of both; accumulated as the backend does.
+    """Computes `x @ kernel` in the dtype of both; the backend chooses the accumulator.
 
-    Both are rounded to the dtype `operands` first, if one is given, and in the gradients' products
-    so is the gradient.
+    If `operands` is given, both are first rounded to that dtype. In the backward pass the incoming
+    gradient is rounded the same way.
     """
     return _forward(x, kernel_IO, operands)[0]
 

@@ -12,7 +12,7 @@ AUTO, PLAIN = 'auto', 'xla'
 
 
 class NormConfig(Protocol):
-    """A `ModelConfig`, as far as the choice asks for it."""
+    """The field of `ModelConfig` that the choice reads."""
 
     norm_kernel: str
 
@@ -20,11 +20,11 @@ class NormConfig(Protocol):
 class NormalizeKernel(NamedTuple):
     """A kernel, and the backend that it needs."""
 
-    normalize: Callable[..., tuple[jax.Array, jax.Array]]  # the signature of `model.norm`'s
+    normalize: Callable[..., tuple[jax.Array, jax.Array]]  # like `model.norm.normalize`
     backend: str
 
 
-# `auto` takes the first that runs, or else the plain norm.
+# `auto` takes the first that can run, or else the plain norm.
 NORM_KERNELS = {'triton': NormalizeKernel(normalize_triton, 'gpu')}
 
 
@@ -32,7 +32,7 @@ def choose_norm_kernel(config: NormConfig, *, backend: str) -> str:
     """Returns the name of the kernel that `config` gets on `backend` ('cpu', 'gpu', 'tpu').
 
     Raises:
-        UserError: the kernel was asked for by name and cannot run.
+        UserError: the kernel was requested by name and cannot run.
     """
     asked = config.norm_kernel
     for name in NORM_KERNELS if asked == AUTO else [asked]:

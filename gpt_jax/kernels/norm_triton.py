@@ -1,9 +1,9 @@
 """LayerNorm and RMSNorm in one pass forward and one backward: Pallas kernels for NVIDIA GPUs.
 
-XLA makes three passes of the backward computation and keeps a float32 array between them. Here a
-program of the backward kernel walks over its rows once: it writes the gradient of each row, adds
-the gradient of the residual stream to it, and accumulates its share of the gradients of scale and
-bias, which XLA sums over the programs.
+XLA makes three passes for the backward computation and keeps a float32 array between them. Here
+each program of the backward kernel reads its rows once. It writes the gradient of each row plus
+that of the residual stream, and accumulates a partial gradient of scale and bias. XLA sums these
+over the programs.
 """
 
 import functools
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from gpt_jax.kernels.shard_map import mesh_axes, shard_map
 
-TILE = 4096  # numbers that a program holds of one array at once
+TILE = 4096  # elements of each array that a program holds at once
 ROWS_PER_PROGRAM = 64  # of the backward kernel
 WARPS = 8
 
@@ -38,7 +38,7 @@ def normalize_triton(
     centred: bool,
     interpret: bool = False,
 ) -> tuple[Float[Array, '... D'], Float[Array, '... D']]:
-    """Normalizes as `model.norm.normalize` does; each device works on its own rows.
+    """Normalizes like `model.norm.normalize`; each device computes its own rows.
 
     `interpret` runs the kernels in Python on any backend, for tests.
     """
@@ -118,7 +118,7 @@ def _call_backward(options, axes, x, dy, residual, scale_D, mean, inverse):
 
 
 class _Tile:
-    """Rows and columns that a program works on at once; columns are padded to a power of 2."""
+    """The rows and columns that a program holds at once; columns are padded to a power of 2."""
 
     def __init__(self, D: int):
         self.D, self.columns = D, pl.next_power_of_2(D)

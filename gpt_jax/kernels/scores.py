@@ -1,4 +1,4 @@
-"""The rules of attention scores: which keys a query sees, and what changes its scores."""
+"""Masks and options of attention scores."""
 
 import flax.struct
 import jax
@@ -10,12 +10,12 @@ MASKED = -1e30  # a score that softmax turns into an exact 0
 
 @flax.struct.dataclass
 class AttentionMask:
-    """The keys that a query may see: those at or before its own slot, less those excluded below.
+    """The keys that a query sees: those at or before its own slot, except as the fields exclude.
 
-    A slot is an index into the keys. Without a cache queries stand in slots 0 … L-1.
+    A slot is an index into the keys. Without a cache queries are in slots 0 … L-1.
     """
 
-    first_query_slot: int | Int[Array, ''] = 0  # where this call's queries begin in the cache
+    first_query_slot: int | Int[Array, ''] = 0  # slot of this call's first query
     segment_ids_BS: Int[Array, 'B S'] | None = None  # attention stays within equal ids
     first_slot_B: Int[Array, 'B'] | None = None  # keys before it are padding
 
@@ -48,12 +48,12 @@ class ScoreOptions:
 
     @property
     def drops(self) -> bool:
-        """True if weights are dropped."""
+        """True if dropout is on."""
         return self.dropout_key is not None and self.dropout_rate > 0
 
     @property
     def is_causal_only(self) -> bool:
-        """True if neither documents nor padding hide keys."""
+        """True if the mask has no segments and no padding."""
         return self.mask.segment_ids_BS is None and self.mask.first_slot_B is None
 
 
@@ -64,7 +64,7 @@ def hide_masked(
     window: int,
     slopes_H: Float[Array, 'H'] | None,
 ) -> Float[Array, 'B G R L S']:
-    """Subtracts the penalty of distance from the scores and replaces masked ones by `MASKED`."""
+    """Subtracts ALiBi's penalty from the scores and replaces masked ones by `MASKED`."""
     _, G, R, L, S = scores_BGRLS.shape
     if slopes_H is not None:
         distance_LS = mask.first_query_slot + jnp.arange(L)[:, None] - jnp.arange(S)[None, :]

@@ -1,8 +1,8 @@
-"""Running a function on each device's own part of its arrays, by logical axis names.
+"""`shard_map` by logical axis names: runs a function on each device's shard of its arrays.
 
-XLA cannot split a Pallas kernel over devices: on a mesh it must be called per device. The names
-are mapped by flax's logical axis rules and the mesh is the one that the program runs under
-(`jax.set_mesh`), so the model knows no mesh axis by name.
+XLA cannot partition a Pallas kernel, so on a mesh it must be called per device. Flax's logical axis
+rules map the names to axes of the current mesh (`jax.set_mesh`). So the model does not depend on
+the names of mesh axes.
 """
 
 import math
@@ -15,10 +15,10 @@ from jax.sharding import AxisType, PartitionSpec
 
 
 def mesh_axes(name: str | None, size: int) -> tuple[str, ...]:
-    """What a dimension of this logical name is split over; (): every device has all of it.
+    """Returns the mesh axes that a dimension of this logical name is sharded over; (): replicated.
 
-    A size that the devices do not divide stays whole. Without a mesh, and inside a function that
-    runs per device already, nothing is split.
+    A size that is not divisible by the number of devices is replicated. So is every dimension
+    without a mesh, and inside a function that already runs per device.
     """
     mesh = jax.sharding.get_abstract_mesh()
     axes = nn.logical_to_mesh_axes((name,))[0] or ()
@@ -30,14 +30,14 @@ def mesh_axes(name: str | None, size: int) -> tuple[str, ...]:
 
 
 def part_index(axes: tuple[str, ...]) -> int | jax.Array:
-    """Which part of a dimension split over `axes` this device has, inside a per-device call."""
+    """Returns the index of this device's shard of a dimension over `axes`, in a per-device call."""
     return jax.lax.axis_index(axes) if axes else 0
 
 
 def batch_part() -> tuple[int | jax.Array, int]:
-    """Which part of the batch a function has that is mapped over an axis 'batch', and of how many.
+    """Returns (index, count) of this replica's share of the batch, under a mapped axis 'batch'.
 
-    That is what `jax.pmap(axis_name='batch')` does; elsewhere arrays are whole: part 0 of 1.
+    `jax.pmap(axis_name='batch')` maps it. Elsewhere arrays are whole: (0, 1).
     """
     if 'batch' not in jax.sharding.get_abstract_mesh().axis_names:
         return 0, 1
@@ -50,12 +50,12 @@ def shard_map(
     axes: Sequence[PartitionSpec],
     out_axes: Any,
 ) -> Any:
-    """`function(*arrays)`, each device working on its part of the named dimensions.
+    """Calls `function(*arrays)` on each device's shards of the named dimensions.
 
-    `axes` has the logical names of each array's dimensions (None: never split), `out_axes` those
-    of the result or of each of its leaves: names of the arguments', others are mesh axes.
-    Without a mesh, with one device, and inside a function that runs per device already, this is a
-    plain call.
+    `axes` has the logical names of each array's dimensions (None: replicated). `out_axes` has the
+    names for the result, or for each of its leaves. A name there that no argument has is a mesh
+    axis. Without a mesh, with one device, or inside a function that already runs per device, this
+    is a plain call.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or AxisType.Manual in mesh.axis_types:

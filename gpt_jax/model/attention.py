@@ -21,7 +21,7 @@ from gpt_jax.model.position import POSITIONS
 
 @flax.struct.dataclass
 class AttentionContext:
-    """What every layer's attention shares in one call of the model."""
+    """The positions and the mask that all layers share in one call of the model."""
 
     positions_BL: Int[Array, 'B L']
     mask: AttentionMask
@@ -46,7 +46,7 @@ class GroupedQueryAttention(nn.Module):
         cache: LayerCache | None = None,
         dropout_key: Key[Array, ''] | None = None,
     ) -> tuple[Float[Array, '... D'], LayerCache | None]:
-        """`[..., D] -> [..., D]`, and the layer's cache with this call's keys and values."""
+        """Returns `[..., D] -> [..., D]` and the layer's cache with this call's keys and values."""
         c = self.config
         heads = functools.partial(self._heads, x, context)
         q_BLHK = heads('query', c.num_heads, 'heads')
@@ -79,7 +79,7 @@ class GroupedQueryAttention(nn.Module):
         return output(out_BLHK.reshape(*x.shape[:-1], -1)), cache
 
     def _heads(self, x, context, name: str, count: int, axis: str) -> jax.Array:
-        """A projection of `x` to `[B, L, count, K]`."""
+        """Projects `x` to `[B, L, count, K]`."""
         c = self.config
         axes = ('embed', axis, 'head_dim')
         bias = c.use_bias or c.qkv_bias
@@ -96,7 +96,7 @@ def attend(
     """Computes softmax attention of `H` query heads over `G` key/value heads.
 
     Products run in the input's dtype and accumulate in float32, as does the softmax. The score
-    matrix `[B, H, L, S]` is materialised; `kernels` has faster ways.
+    matrix `[B, H, L, S]` is materialised; `gpt_jax.kernels` has faster versions.
     """
     B, L, H, K = q_BLHK.shape
     G = k_BSGK.shape[2]

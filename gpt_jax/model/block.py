@@ -27,7 +27,7 @@ class Block(nn.Module):
         cache: LayerCache | None = None,
         dropout_key: Key[Array, ''] | None = None,
     ) -> tuple[Float[Array, '... D'], LayerCache | None]:
-        """`[..., D] -> [..., D]`, and the layer's cache."""
+        """Returns `[..., D] -> [..., D]` and the layer's cache."""
         c = self.config
         pre = c.norm_placement != NormPlacement.POST
         keys = [None] * 3 if dropout_key is None else jax.random.split(dropout_key, 3)
@@ -46,7 +46,7 @@ class Block(nn.Module):
         return self._join(x, dropout(h, c.dropout, keys[2]), 'mlp'), cache
 
     def _join(self, x: jax.Array, branch: jax.Array, name: str) -> jax.Array:
-        """The residual sum, with the norms that stand behind a branch."""
+        """Adds a branch to the residual stream; applies the norms that come after the branch."""
         c = self.config
         if c.norm_placement == NormPlacement.POST:
             return self._norm(f'{name}_norm')(x + branch)[0]

@@ -1,4 +1,4 @@
-"""The key/value cache: what attention keeps of the tokens that it has seen."""
+"""The key/value cache for decoding: keys and values of earlier tokens."""
 
 import flax.struct
 import jax
@@ -10,10 +10,10 @@ from gpt_jax.model.config import ModelConfig
 
 @flax.struct.dataclass
 class LayerCache:
-    """Keys and values of one layer; what stands beyond the cache's length is never seen.
+    """Keys and values of one layer; slots beyond the cache's length are masked.
 
-    Heads stand before slots, as the batched products of attention read them: otherwise XLA
-    transposes the whole cache for every token.
+    Heads come before slots, because the batched products of attention read them in this order.
+    Otherwise XLA transposes the whole cache for every token.
     """
 
     key_BGSK: Float[Array, 'B G S K']
@@ -30,7 +30,7 @@ class LayerCache:
         return self.value_BGSK.swapaxes(1, 2)
 
     def write(self, k_BLGK: jax.Array, v_BLGK: jax.Array, slot: jax.Array) -> 'LayerCache':
-        """The cache with `L` new keys and values from `slot` on."""
+        """Returns the cache with `L` new keys and values from `slot` on."""
         start = (0, 0, slot, 0)
         return LayerCache(
             key_BGSK=jax.lax.dynamic_update_slice(self.key_BGSK, k_BLGK.swapaxes(1, 2), start),
@@ -42,9 +42,9 @@ class LayerCache:
 class KVCache:
     """The cache of a batch. Prompts of different lengths are padded on the left.
 
-    Row `b` holds its tokens in slots `first_slot_B[b]` … `length - 1`, so that every row writes
-    its next token into the same slot and token `i` of a row has position `i` whatever the padding.
-    Setting `length` back forgets the tokens from there on.
+    Row `b` holds its tokens in slots `first_slot_B[b]` … `length - 1`. So every row writes its
+    next token into the same slot, and token `i` of a row has position `i` whatever the padding.
+    Lowering `length` drops the tokens after it.
     """
 
     layers: tuple[LayerCache, ...]
@@ -52,7 +52,7 @@ class KVCache:
     first_slot_B: Int[Array, 'B']
 
     def grow(self, slots: int) -> 'KVCache':
-        """The same with room for `slots` tokens; slots are added behind."""
+        """Returns the cache with room for `slots` tokens; empty slots are added at the end."""
 
         def pad(x_BGSK: jax.Array) -> jax.Array:
             return jnp.pad(x_BGSK, ((0, 0), (0, 0), (0, slots - x_BGSK.shape[2]), (0, 0)))
@@ -61,7 +61,7 @@ class KVCache:
 
 
 def make_cache(config: ModelConfig, *, first_slot_B: Int[Array, 'B'], slots: int) -> KVCache:
-    """An empty cache of `slots` slots in the compute dtype; `first_slot_B` is the padding."""
+    """Returns an empty cache in the compute dtype; row b has `first_slot_B[b]` padding slots."""
     shape = (first_slot_B.shape[0], config.num_kv_heads, slots, config.head_dim)
     zeros = jnp.zeros(shape, jnp.dtype(config.compute_dtype))
     layers = tuple(LayerCache(zeros, zeros) for _ in range(config.num_layers))

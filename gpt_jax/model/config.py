@@ -1,4 +1,4 @@
-"""The model's knobs and the legend of its dimensions.
+"""The model's configuration and the legend of its dimensions.
 
 Arrays in model, loss and inference end in their dimensions (`x_BLD`, `q_BLHK`):
 
@@ -6,7 +6,7 @@ Arrays in model, loss and inference end in their dimensions (`x_BLD`, `q_BLHK`):
     H query heads  G key/value heads                 K head_dim     V vocabulary   N layers
 
 Blocks work on activations `[..., D]`: `[B, L, D]`, or `[B*L, D]` when the model is built flat
-(`GPT.flat`), which spares the matrix products a transposition on CPU and GPU.
+(`GPT.flat`), which avoids a transposition in the matrix products on CPU and GPU.
 """
 
 import dataclasses
@@ -98,7 +98,7 @@ class Kernels(NamedTuple):
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class ModelConfig:
-    """What the network is. `finalize_model` fills the derived values and checks the rest."""
+    """The architecture of the network; `finalize_model` checks it and fills derived values."""
 
     vocab_size: int = whole(0, high=2**31 - VOCAB_MULTIPLE)  # logical size; 0: the tokenizer's
     max_seq_len: int = count(1024)  # context length in tokens
@@ -117,7 +117,7 @@ class ModelConfig:
     position: PositionKind = PositionKind.LEARNED
     rope_base: float = positive(10000.0)  # wavelength base of rotary positions
     rope_scaling: float = positive(1.0)  # positions are divided by this (linear interpolation)
-    rope_original_seq_len: int = whole(0)  # > 0: rope_scaling spares waves shorter (Llama 3.1)
+    rope_original_seq_len: int = whole(0)  # > 0: rope_scaling skips short waves (Llama 3.1)
     rope_low_freq_factor: float = positive(1.0)  # waves longer than original / this are scaled
     rope_high_freq_factor: float = positive(4.0)  # waves shorter than original / this are unchanged
     norm: NormKind = NormKind.LAYERNORM
@@ -135,10 +135,10 @@ class ModelConfig:
     scale_residual_init: bool = True  # GPT-2: residual projections start at init_std / sqrt(2N)
     param_dtype: DType = DType.FLOAT32
     compute_dtype: DType = DType.FLOAT32  # of activations and products
-    # bfloat16: linear layers round what they multiply to it; their sums stay in compute_dtype.
+    # bfloat16: linear layers round their operands to it; sums stay in compute_dtype.
     matmul_precision: MatmulPrecision = MatmulPrecision.DEFAULT
     scan_layers: ScanLayers = ScanLayers.AUTO  # one compiled layer, looped; auto: on TPU
-    remat: Remat = Remat.NONE  # what a layer keeps for its backward pass: model/remat.py
+    remat: Remat = Remat.NONE  # activations kept for the backward pass: model/remat.py
 
     @property
     def padded_vocab_size(self) -> int:
@@ -146,7 +146,7 @@ class ModelConfig:
         return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
     def window(self, layer: int) -> int:
-        """The sliding window of a layer in tokens (0: the whole context)."""
+        """Returns the sliding window of a layer in tokens (0: the whole context)."""
         return self.window_pattern[layer % len(self.window_pattern)] if self.window_pattern else 0
 
 

@@ -25,7 +25,7 @@ from gpt_jax.model.remat import remat_policy
 
 
 class Period(nn.Module):
-    """The layers that one step of the scan over layers holds."""
+    """The layers in one iteration of the scan over layers."""
 
     config: ModelConfig
     kernels: Kernels
@@ -60,10 +60,10 @@ class Period(nn.Module):
 class GPT(nn.Module):
     """A decoder-only transformer (Radford et al. 2018, 2019).
 
-    Takes parameters in the executed layout (`layout.to_executed`); `init_params` makes them in
+    Takes parameters in the executed layout (`layer_stack.to_executed`); `init_params` makes them in
     the stored one. `scan` loops over the periods of layers instead of unrolling them (a single
-    period has no loop), `flat` merges batch and sequence between the attentions; neither changes
-    the result.
+    period has no loop). `flat` merges batch and sequence outside attention. Neither changes the
+    result.
     """
 
     config: ModelConfig
@@ -103,7 +103,7 @@ class GPT(nn.Module):
         cache: KVCache | None = None,
         dropout_key: Key[Array, ''] | None = None,
     ) -> tuple[Float[Array, 'B L V'], KVCache | None]:
-        """Float32 logits of each next token, and the cache when one was given."""
+        """Returns float32 logits of each next token, and the cache when one was given."""
         x_BLD, cache = self.hidden(
             tokens_BL, segment_ids_BL=segment_ids_BL, cache=cache, dropout_key=dropout_key
         )
@@ -117,7 +117,7 @@ class GPT(nn.Module):
         cache: KVCache | None = None,
         dropout_key: Key[Array, ''] | None = None,
     ) -> tuple[Float[Array, 'B L D'], KVCache | None]:
-        """What the output layer reads. Dropout is on exactly when it gets a key."""
+        """Computes the input of the output layer; dropout is on exactly when a key is given."""
         c = self.config
         B, L = tokens_BL.shape
         positions_BL = default_positions(B, L)
@@ -126,7 +126,7 @@ class GPT(nn.Module):
             mask = AttentionMask(first_query_slot=cache.length, first_slot_B=cache.first_slot_B)
             positions_BL = jnp.clip(
                 positions_BL + cache.length - cache.first_slot_B[:, None], 0, c.max_seq_len - 1
-            )  # padding and drafts may stand outside; nothing that counts sees them
+            )  # positions of padding and drafts may be out of range, but they are masked
         x = self.embedding(tokens_BL).astype(jnp.dtype(c.compute_dtype))
         if POSITIONS[c.position].embed is not None:
             x = self.position(x, positions_BL)
@@ -150,7 +150,7 @@ class GPT(nn.Module):
         return x.reshape(B, L, c.d_model), cache
 
     def logits(self, x: Float[Array, '... D']) -> Float[Array, '... V']:
-        """Float32 logits over the logical vocabulary: the table's padding is cut off."""
+        """Returns float32 logits over the logical vocabulary, without the table's padding."""
         c = self.config
         table = (self.embedding if c.tie_embeddings else self.output).table
         logits = jax.lax.dot_general(
@@ -165,7 +165,7 @@ class GPT(nn.Module):
 
 
 class Table(nn.Module):
-    """One learned row for each token; rows are padded to a multiple of VOCAB_MULTIPLE."""
+    """A learned row for each token; their number is padded to a multiple of VOCAB_MULTIPLE."""
 
     config: ModelConfig
 
@@ -176,26 +176,26 @@ class Table(nn.Module):
         self.table = self.param('table', init, shape, jnp.dtype(c.param_dtype))
 
     def __call__(self, ids: Int[Array, '...']) -> Float[Array, '... D']:
-        """The rows of `ids`."""
+        """Returns the rows of `ids`."""
         return look_up(self.table, ids, 'vocab')
 
 
 def init_params(config: ModelConfig, key: Key[Array, '']) -> dict[str, Any]:
-    """Fresh parameters in the stored layout, boxed with their logical axes.
+    """Returns new parameters in the stored layout, boxed with their logical axes.
 
     `flax.linen.unbox` gives the arrays, `flax.linen.get_partition_spec` the axes. One layer is
-    compiled and looped, so that large models initialise as quickly as small ones.
+    compiled and run in a loop, so that compilation takes no longer for large models.
     """
     model = GPT(dataclasses.replace(config, window_pattern=()), scan=True)
     params = model.init(key, jnp.zeros((1, 1), jnp.int32))['params']
-    if config.num_layers == 1:  # without a loop over the layers nothing has named their axis
+    if config.num_layers == 1:  # without a scan over the layers, flax has not named their axis
         blocks = add_axis(params['blocks'], 0, {nn.PARTITION_NAME: 'layers'})
         params = {**params, 'blocks': blocks}
     return to_stored(params, num_layers=config.num_layers)
 
 
 def abstract_params(config: ModelConfig) -> dict[str, Any]:
-    """What `init_params` makes as shapes, boxed with their logical axes; traced once a config."""
+    """Returns the shapes of `init_params`, boxed with their logical axes; cached per config."""
     return _abstract_params(freeze(config))
 
 
@@ -205,12 +205,12 @@ def _abstract_params(config: ModelConfig) -> dict[str, Any]:
 
 
 def output_table(params: dict[str, Any]) -> jax.Array:
-    """The `[V, D]` rows that the logits are products with (padding rows included)."""
+    """Returns the `[V, D]` table of the output layer, with its padding rows."""
     return params['output' if 'output' in params else 'embedding']['table']
 
 
 def count_params(config: ModelConfig) -> int:
-    """Learned numbers, without the padding rows of the tables."""
+    """Returns the number of parameters, without the padding rows of the tables."""
     params = nn.unbox(abstract_params(config))
     padding = (config.padded_vocab_size - config.vocab_size) * config.d_model
     tables = 1 if config.tie_embeddings else 2

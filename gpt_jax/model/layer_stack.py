@@ -2,8 +2,8 @@
 
 Stored (state, optimizer, checkpoints, golden files): `blocks/attention/…`, every leaf stacked
 over the `N` layers. Executed: `blocks/layer_j/…` for the `P` layers of one period, stacked over
-the `N/P` periods that `lax.scan` walks; a window pattern makes its length the period, and
-unrolled execution is one period of all `N` layers, without the leading dimension.
+the `N/P` periods that `lax.scan` iterates over. The period is the length of the window pattern.
+Unrolled execution is one period of all `N` layers, without the leading dimension.
 """
 
 from typing import Any
@@ -15,17 +15,17 @@ from gpt_jax.model.config import ModelConfig
 
 
 def layers_per_period(config: ModelConfig, *, scan: bool) -> int:
-    """`P`: how many different layers the executed program holds."""
+    """Returns `P`, the number of layers in one period of the executed program."""
     return max(1, len(config.window_pattern)) if scan else config.num_layers
 
 
 def to_executed(params: dict[str, Any], *, period: int) -> dict[str, Any]:
-    """Stored -> executed. Works on arrays and on boxed (`nn.Partitioned`) leaves alike."""
+    """Converts stored to executed; leaves are arrays or boxed (`nn.Partitioned`)."""
 
     def layer(leaf: jax.Array, j: int) -> jax.Array:
         return leaf[j] if leaf.shape[0] == period else leaf[j::period]
 
-    if 'blocks' not in params:  # a part of the parameters: none of the blocks'
+    if 'blocks' not in params:  # a subset of the parameters, without those of the blocks
         return params
     blocks = {
         f'layer_{j}': jax.tree.map(lambda leaf, j=j: layer(leaf, j), params['blocks'])
@@ -35,7 +35,7 @@ def to_executed(params: dict[str, Any], *, period: int) -> dict[str, Any]:
 
 
 def to_stored(params: dict[str, Any], *, num_layers: int) -> dict[str, Any]:
-    """Executed -> stored; also turns gradients into the stored layout."""
+    """Converts executed to stored, for parameters and for gradients."""
     if 'blocks' not in params:
         return params
     blocks = params['blocks']

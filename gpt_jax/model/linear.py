@@ -16,8 +16,8 @@ OPERANDS = {MatmulPrecision.DEFAULT: None, MatmulPrecision.BFLOAT16: jnp.bfloat1
 class Linear(nn.Module):
     """`x @ kernel + bias` between groups of dimensions, run as one two-dimensional product.
 
-    The kernel is stored with its dimensions apart (`[D, H, K]`), so that a mesh axis can own
-    whole heads; the product sees them merged (`[D, H*K]`), which is what matrix units want.
+    The kernel is stored with separate dimensions (`[D, H, K]`), so that whole heads can be sharded
+    over a mesh axis. They are merged for the product (`[D, H*K]`), which suits matrix units.
     """
 
     config: ModelConfig
@@ -29,7 +29,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, '... I']) -> Float[Array, '... O']:
-        """`[..., prod(inputs)] -> [..., prod(outputs)]`."""
+        """Maps `[..., prod(inputs)]` to `[..., prod(outputs)]`."""
         c = self.config
         std = c.init_std
         if self.residual and c.scale_residual_init:
@@ -59,7 +59,7 @@ class Linear(nn.Module):
 def look_up(
     table_ND: Float[Array, 'N D'], ids: Int[Array, '...'], axis: str
 ) -> Float[Array, '... D']:
-    """The rows `ids` of a table whose first dimension has the logical name `axis`."""
-    # Devices may store a part of each row: they gather the table, not what was looked up.
+    """Returns the rows `ids` of a table whose first dimension has the logical name `axis`."""
+    # Rows may be sharded along D: this gathers the table, not the activations.
     table_ND = nn.with_logical_constraint(table_ND, (axis, 'activation'))
     return jnp.take(table_ND, ids, axis=0)

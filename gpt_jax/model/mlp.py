@@ -15,23 +15,23 @@ from gpt_jax.model.linear import Linear
 
 
 class Activation(NamedTuple):
-    """What stands between the two products, and whether a third one gates it."""
+    """The nonlinearity of an MLP; `gated` if a third product multiplies it."""
 
     function: Callable[[jax.Array], jax.Array]
     gated: bool
 
     def __call__(self, up: Float[Array, '...'], gate: Float[Array, '...'] | None = None):
-        """`function(up)`, or `function(gate) * up` when gated."""
+        """Returns `function(up)`, or `function(gate) * up` when gated."""
         return self.function(gate) * up if self.gated else self.function(up)
 
 
 def squared_relu(x: Float[Array, '...']) -> Float[Array, '...']:
-    """`max(x, 0)²`; So et al. 2021 (Primer), https://arxiv.org/abs/2109.08668."""
+    """Computes `max(x, 0)²`; So et al. 2021 (Primer), https://arxiv.org/abs/2109.08668."""
     return jax.nn.relu(x) ** 2
 
 
 def exact_gelu(x: Float[Array, '...']) -> Float[Array, '...']:
-    """`x * Phi(x)` by `erf`, like PyTorch's; XLA's `erfc` costs twice as much."""
+    """Computes `x * Phi(x)` by `erf`, like PyTorch; XLA's `erfc` costs twice as much."""
     return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
@@ -48,10 +48,10 @@ MLPS = {
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def in_float32(function: Callable[..., jax.Array], *inputs: jax.Array) -> jax.Array:
-    """`function(*inputs)`, elementwise and in float32, rounded once to the inputs' dtype.
+    """Computes an elementwise function in float32, rounded once to the inputs' dtype.
 
-    The backward pass keeps the inputs alone and computes the rest again, which costs less than
-    reading it.
+    Only the inputs are kept for the backward pass. It recomputes the rest, which costs less than
+    reading it from memory.
     """
     return function(*(x.astype(jnp.float32) for x in inputs)).astype(inputs[0].dtype)
 
@@ -75,7 +75,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, '... D']) -> Float[Array, '... D']:
-        """`[..., D] -> [..., D]`, through `[..., F]`."""
+        """Maps `[..., D]` to `[..., F]` and back to `[..., D]`."""
         c = self.config
         activation = MLPS[c.mlp]
         widen = functools.partial(Linear, c, (c.d_model,), (c.d_ff,), ('embed', 'mlp'))

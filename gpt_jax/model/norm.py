@@ -12,7 +12,7 @@ from gpt_jax.model.config import ModelConfig, NormKernel, NormKind
 
 
 class _Norm(nn.Module):
-    """A learned scale, and a bias where the class has one, of rows with equal statistics."""
+    """Base of the norms: normalizes rows, then applies a learned scale and, if centred, a bias."""
 
     config: ModelConfig
     kernel: NormKernel = NormKernel.XLA
@@ -24,9 +24,9 @@ class _Norm(nn.Module):
     def __call__(
         self, x: Float[Array, '... D']
     ) -> tuple[Float[Array, '... D'], Float[Array, '... D']]:
-        """The normalized `x` in its dtype, and `x` itself for the residual stream.
+        """Returns the normalized `x` in its dtype, and `x` itself for the residual stream.
 
-        In the backward pass kernels add the gradients of the two.
+        Kernels add up the gradients of the two in their backward pass.
         """
         scale_D = self._vector('scale', nn.initializers.ones_init(), x.shape[-1])
         bias_D = None
@@ -70,7 +70,7 @@ def normalize(
     epsilon: float,
     centred: bool,
 ) -> tuple[Float[Array, '... D'], Float[Array, '... D']]:
-    """The rows of `x` normalized, scaled and shifted in float32, and `x` itself."""
+    """Returns the rows of `x` normalized, scaled and shifted in float32, and `x` itself."""
     y = x.astype(jnp.float32)
     if centred:
         y = y - y.mean(-1, keepdims=True)

@@ -1,7 +1,7 @@
-"""How the model knows where a token stands: four encodings and none.
+"""Position encodings: learned, sinusoidal, RoPE, ALiBi and none.
 
-An encoding acts in one of three places: it adds to the token embeddings, turns queries and
-keys, or lowers the attention scores with distance. `POSITIONS` says which.
+An encoding acts in one of three places: it adds to the token embeddings, rotates queries and
+keys, or lowers attention scores with distance. `POSITIONS` lists the place of each.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from gpt_jax.model.linear import look_up
 
 
 class LearnedPosition(nn.Module):
-    """Adds one learned vector a position (GPT-1, GPT-2)."""
+    """A learned vector per position, added to the token embeddings (GPT-1, GPT-2)."""
 
     config: ModelConfig
 
@@ -26,7 +26,7 @@ class LearnedPosition(nn.Module):
     def __call__(
         self, x_BLD: Float[Array, 'B L D'], positions_BL: Int[Array, 'B L']
     ) -> Float[Array, 'B L D']:
-        """The token embeddings with the positions' vectors added."""
+        """Returns the token embeddings plus the vectors of their positions."""
         c = self.config
         normal = nn.initializers.normal(c.init_std)
         init = nn.with_logical_partitioning(normal, ('positions', 'embed'))
@@ -35,14 +35,17 @@ class LearnedPosition(nn.Module):
 
 
 class SinusoidalPosition(nn.Module):
-    """Adds fixed sines and cosines; Vaswani et al. 2017, https://arxiv.org/abs/1706.03762."""
+    """Fixed sines and cosines, added to the token embeddings.
+
+    Vaswani et al. 2017, https://arxiv.org/abs/1706.03762.
+    """
 
     config: ModelConfig
 
     def __call__(
         self, x_BLD: Float[Array, 'B L D'], positions_BL: Int[Array, 'B L']
     ) -> Float[Array, 'B L D']:
-        """The token embeddings with the positions' waves added."""
+        """Returns the token embeddings plus the sines and cosines of their positions."""
         half = self.config.d_model // 2
         frequencies = (10000.0 ** (-np.arange(half) / half)).astype(np.float32)
         angles = positions_BL[..., None].astype(jnp.float32) * frequencies[None, None, :]
@@ -52,7 +55,7 @@ class SinusoidalPosition(nn.Module):
 def rotate(
     config: ModelConfig, x_BLHK: Float[Array, 'B L H K'], positions_BL: Int[Array, 'B L']
 ) -> Float[Array, 'B L H K']:
-    """Turns the pairs `(i, i + K/2)` of queries or keys by angles that grow with the position.
+    """Rotates the pairs `(i, i + K/2)` of queries or keys by angles that grow with the position.
 
     Su et al. 2021, https://arxiv.org/abs/2104.09864.
     """
@@ -65,12 +68,12 @@ def rotate(
 
 
 def rope_frequencies(config: ModelConfig) -> np.ndarray:
-    """The angle that each pair of a head turns by from one position to the next, float32 [K/2].
+    """Returns the angle per position by which each pair of a head is rotated, float32 [K/2].
 
-    Scaling slows all of them down (Chen et al. 2023, https://arxiv.org/abs/2306.15595). With
-    `rope_original_seq_len` only waves that are long against that context are slowed in full and
-    short ones are left alone, with a ramp between (Llama 3.1: Grattafiori et al. 2024,
-    https://arxiv.org/abs/2407.21783).
+    Scaling divides all of them (Chen et al. 2023, https://arxiv.org/abs/2306.15595). With
+    `rope_original_seq_len` it divides those of long waves and leaves those of short waves
+    unchanged, relative to that context, and interpolates between them (Llama 3.1: Grattafiori et
+    al. 2024, https://arxiv.org/abs/2407.21783).
     """
     c = config
     half = c.head_dim // 2
@@ -85,7 +88,7 @@ def rope_frequencies(config: ModelConfig) -> np.ndarray:
 
 
 def alibi_slopes(config: ModelConfig) -> Float[Array, 'H']:
-    """What each head subtracts from a score per token of distance, steeper from head to head.
+    """Returns the amount that each head subtracts from a score per token of distance.
 
     Press et al. 2021, https://arxiv.org/abs/2108.12409, with its rule for head counts that are
     not a power of two.
@@ -101,7 +104,7 @@ def alibi_slopes(config: ModelConfig) -> Float[Array, 'H']:
 
 
 class Position(NamedTuple):
-    """Where an encoding acts; None: nowhere."""
+    """The functions of an encoding, by the place where they act; None: not there."""
 
     embed: type[nn.Module] | None = None  # on the token embeddings
     rotate: Callable[..., jax.Array] | None = None  # on queries and keys
@@ -118,5 +121,5 @@ POSITIONS = {
 
 
 def default_positions(batch: int, length: int) -> Int[Array, 'B L']:
-    """0, 1, 2 … in every row."""
+    """Returns 0, 1, 2 … in every row."""
     return jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32)[None], (batch, length))

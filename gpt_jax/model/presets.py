@@ -16,8 +16,8 @@ _GPT1 = {
 }
 # Radford et al. 2019. The defaults of ModelConfig are GPT-2's.
 _GPT2 = {'vocab_size': 50257, 'max_seq_len': 1024}
-# Brown et al. 2020, https://arxiv.org/abs/2005.14165, table 2.1, with dense attention in all
-# layers where the paper alternates with banded ones.
+# Brown et al. 2020, https://arxiv.org/abs/2005.14165, table 2.1, but with dense attention in all
+# layers; the paper alternates dense and banded attention.
 _GPT3 = {'vocab_size': 50257, 'max_seq_len': 2048}
 # Grattafiori et al. 2024, https://arxiv.org/abs/2407.21783.
 _LLAMA = {
@@ -47,7 +47,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     'gpt3_125m': _GPT3 | _size(12, 12, 768),
     'gpt3_350m': _GPT3 | _size(24, 16, 1024),
     'gpt3_760m': _GPT3 | _size(24, 16, 1536),
-    # The paper's table has 24 heads of 128 for d_model 2048; 16 are what 2048 / 128 gives.
+    # The paper's table has 24 heads of 128 for d_model 2048, but 2048 / 128 is 16.
     'gpt3_1300m': _GPT3 | _size(24, 16, 2048),
     'llama3_1b': _LLAMA
     | _size(16, 32, 2048)
@@ -58,7 +58,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         'd_ff': 8192,
         'rope_base': 500000.0,
     },
-    # What small models are trained with today: rotary positions, RMSNorm, query-key norm,
+    # Common choices for small models today: rotary positions, RMSNorm, query-key norm,
     # squared ReLU, an untied output with a soft cap, no biases.
     'modern_124m': _size(12, 6, 768)
     | {

@@ -1,14 +1,15 @@
-"""What a layer keeps for its backward pass; the rest is computed again (rematerialised).
+"""Rematerialisation: layers keep some activations for the backward pass and recompute the rest.
 
-Chen et al. 2016, https://arxiv.org/abs/1604.06174. `none` keeps all that autodiff asks for. GPT-2
-124M, 8 x 1024 tokens, bfloat16, compiled for one TPU v5e with splash attention and scanned
-layers; the last column counts the products that run once more, of a layer's forward and backward:
+Chen et al. 2016, https://arxiv.org/abs/1604.06174. `none` keeps everything that autodiff needs.
+The table is for GPT-2 124M, 8 x 1024 tokens, bfloat16, compiled for one TPU v5e with splash
+attention and scanned layers. The last column is the share of the products of a layer's forward and
+backward pass that are recomputed:
 
-    remat               temporaries   runs again                             products
+    remat               temporaries   recomputed                             products
     none                  8,703 MiB   nothing                                       0
     dots_and_attention    3,089 MiB   norms, activation functions, positions        0
-    dots                  2,930 MiB   these and the attention over the scores       0
-    attention             1,831 MiB   everything but the latter                  22 %
+    dots                  2,930 MiB   the above and attention over the scores       0
+    attention             1,831 MiB   everything but attention over the scores   22 %
     full                  1,384 MiB   everything                                 22 %
 
 For an H100 with XLA's attention, unrolled: 10,440, 3,006, 2,885, 1,950 and 1,637 MiB.
@@ -20,8 +21,8 @@ import jax
 
 from gpt_jax.model.config import Remat
 
-# Names given by `checkpoint_name`: a Linear's own, and 'attention' for what a score kernel returns
-# together with its softmax statistics.
+# Names given by `checkpoint_name`: that of a Linear, and 'attention' for the output of an
+# attention kernel together with its softmax statistics.
 DOTS = ('query', 'key', 'value', 'output', 'up', 'gate', 'down')
 REMAT_KEEPS: dict[Remat, tuple[str, ...]] = {
     Remat.FULL: (),
@@ -29,17 +30,17 @@ REMAT_KEEPS: dict[Remat, tuple[str, ...]] = {
     Remat.DOTS: DOTS,
     Remat.DOTS_AND_ATTENTION: (*DOTS, 'attention'),
 }
-# cuDNN's statistics stay inside its custom derivative, where only the primitive can be named.
+# cuDNN's statistics stay inside its custom derivative, so they are found by their primitive.
 CUDNN_ATTENTION = 'dot_product_attention_fwd_wrapper'
 
 
 def kept_products(remat: Remat) -> bool:
-    """Whether no product with weights runs again in the backward pass."""
+    """Returns whether the backward pass recomputes no product with weights."""
     return remat == Remat.NONE or set(DOTS) <= set(REMAT_KEEPS[remat])
 
 
 def remat_policy(remat: Remat) -> Callable[..., bool]:
-    """Whether `jax.checkpoint` keeps the result of a primitive; all of them need the inputs."""
+    """Returns the policy of `jax.checkpoint`; the inputs of a layer are always kept."""
     names = REMAT_KEEPS[remat]
     is_named = jax.checkpoint_policies.save_only_these_names(*names)
 

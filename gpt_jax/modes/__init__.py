@@ -1,4 +1,4 @@
-"""What the command line can do, a file each: `define_flags(flags)` and `run(...) -> status`."""
+"""The modes of the command line, one per file: `define_flags(flags)`, `run(...) -> status`."""
 
 from types import ModuleType
 
@@ -33,7 +33,7 @@ MODES: dict[str, ModuleType] = {
 
 
 def describe(name: str) -> str:
-    """A mode for `--help`: the first line of its docstring, and its flags."""
+    """Returns a mode's text for `--help`: the first line of its docstring, and its flags."""
     flags = absl_flags.FlagValues()
     MODES[name].define_flags(flags)
     title = help.describe_mode(name, MODES[name].__doc__.splitlines()[0])

@@ -30,11 +30,11 @@ from gpt_jax.train.program import Program, make_program
 from gpt_jax.train.session import Session
 from gpt_jax.train.startup_report import summarize
 
-KERNELS_KEPT = 50  # of a profile, in the JSON
+KERNELS_KEPT = 50  # kernels of a profile in the JSON, the longest ones
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
-    """How long to measure, on what, and where results go."""
+    """Defines flags for the length, data and outputs of the measurement."""
     counts = {
         'benchmark_warmup': (3, 'steps before the first that is timed'),
         'benchmark_groups': (5, 'groups of steps; the median over them is the result'),
@@ -81,7 +81,7 @@ def run(
     workdir: pathlib.Path,
     overrides: dict[str, Any],
 ) -> int:
-    """Measures, prints, and writes the JSON; nothing is written but what a flag names."""
+    """Measures and prints; writes only the files that a flag names."""
     if flags.profile and flags.benchmark_decode:
         raise UserError('--profile traces training steps; leave it out with --benchmark_decode')
     if flags.profile and object_store.is_remote(flags.profile_dir or workdir):
@@ -110,7 +110,7 @@ def _measure_training(
     start_up: StartUp,
     workdir: pathlib.Path,
 ) -> dict[str, Any]:
-    """Times the step, prints the result, and traces it if asked to."""
+    """Times the step, prints the result, and traces it with --profile."""
     training = TrainingBenchmark(program, config, batches, start_up=start_up)
     report = training.measure(
         warmup=flags.benchmark_warmup,
@@ -120,7 +120,7 @@ def _measure_training(
     print(format_table('training', _training_rows(report)), flush=True)
     report['data'] = 'pipeline' if flags.benchmark_data else 'random tokens'
     if flags.profile:
-        del training  # and its state: what is traced is compiled for that
+        del training  # frees its state; tracing compiles its own program
         folder = pathlib.Path(flags.profile_dir or workdir / 'profile')
         report['profile'] = _profile(config, program.mesh, batches, folder, flags.profile_steps)
     return report
@@ -162,7 +162,7 @@ def _measure_decoding(
 def _open(
     config: RunConfig, start_up: StartUp, *, data: bool
 ) -> tuple[RunConfig, Program, Iterator[dict[str, np.ndarray]]]:
-    """The finalized config, its program, and what to train it on."""
+    """Returns the finalized config, its program, and its training batches."""
     jax.devices()
     start_up.mark('devices')
     if data:
@@ -183,7 +183,7 @@ def _open(
 
 
 def _training_rows(report: dict[str, Any]) -> dict[str, str]:
-    """What the terminal shows of a report."""
+    """Returns the rows of a report to print."""
     rows = {
         'step': f'{report["step_ms"]:,.2f} ms, median of {len(report["step_ms_groups"])} groups '
         f'of {report["steps_per_group"]} steps ({report["step_ms_min"]:,.2f} to '
@@ -217,7 +217,7 @@ def _profile(
     folder: pathlib.Path,
     steps: int,
 ) -> dict[str, Any]:
-    """Traces some steps, prints where their time goes, and returns it for the JSON."""
+    """Traces some steps; prints the breakdown of their time and returns it for the JSON."""
     with profile.exact_names():
         training = TrainingBenchmark(make_program(config, mesh, traced=True), config, batches)
     steps = training.whole_calls(steps)

@@ -1,4 +1,4 @@
-"""Compile the real training step for devices that are not here: does it fit, how fast at best."""
+"""Compile the real training step for devices you do not have: memory, traffic, fastest step."""
 
 import dataclasses
 import pathlib
@@ -23,11 +23,11 @@ from gpt_jax.telemetry.report import format_table
 from gpt_jax.train.memory import Overrides, format_overrides
 from gpt_jax.train.startup_report import summarize
 
-DOES_NOT_FIT = 2  # exit status: something to change
+DOES_NOT_FIT = 2  # exit status
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
-    """For which devices, and where results go."""
+    """Defines flags for the devices, the search and the output."""
     absl_flags.DEFINE_string('topology', '', f'the devices: {FORMS}', flag_values=flags)
     absl_flags.DEFINE_integer(
         'num_slices',
@@ -54,10 +54,10 @@ def run(
     workdir: pathlib.Path,
     overrides: dict[str, Any],
 ) -> int:
-    """Compiles, prints, and writes the JSON; the exit status is 0 if the step fits."""
+    """Compiles, prints, and writes the JSON; returns exit status 0 if the step fits."""
     if not flags.topology:
         raise UserError(f'--mode compile_check needs --topology: {FORMS}')
-    jax.config.update('jax_platforms', 'cpu')  # an accelerator that is here stays untouched
+    jax.config.update('jax_platforms', 'cpu')  # leave the accelerators of this machine alone
     devices = describe_devices(flags.topology, num_slices=flags.num_slices)
     notes = _adapt(config, devices[0], num_slices=flags.num_slices)
     config = finalize(config, vocab_size=known_vocab_size(config))
@@ -98,10 +98,10 @@ def run(
 
 
 def _adapt(config: RunConfig, device: jax.Device, *, num_slices: int) -> list[str]:
-    """Sets what the topology decides; returns what the reader must know of it.
+    """Adapts the config to the topology; returns notes to print.
 
     Raises:
-        UserError: the run has the pmap program.
+        UserError: the config asks for the pmap program.
     """
     if config.mesh.program == ProgramKind.PMAP:
         raise UserError(
@@ -131,7 +131,7 @@ def _size(size: float | None) -> str:
 
 
 def _memory_rows(check: Check) -> dict[str, str]:
-    """The verdict and its parts."""
+    """Returns whether the step fits, and the parts of its memory."""
     verdict = 'fits' if check.fits else 'DOES NOT FIT'
     rows = {
         'verdict': f'{verdict}: {_size(check.peak_bytes)} of {_size(check.limit_bytes)}',
@@ -189,7 +189,7 @@ def _roofline_rows(check: Check) -> dict[str, str]:
 
 
 def _format_attempts(attempts: list[Attempt]) -> str:
-    """What was tried, and the lines to copy."""
+    """Formats the overrides that fit, to be copied."""
     found = [attempt for attempt in attempts if attempt.check.fits]
     if not found:
         return 'nothing that was tried fits: use more devices, or a smaller model'

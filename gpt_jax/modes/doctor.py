@@ -1,4 +1,4 @@
-"""Check the devices, hosts and folders of a run before it is paid for: differences, bandwidth."""
+"""Check the devices, hosts and folders of a run before it starts: differences, bandwidth."""
 
 import pathlib
 import socket
@@ -16,7 +16,7 @@ from gpt_jax.telemetry.report import format_table
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
-    """How much to move."""
+    """Defines the flag for the size of the bandwidth test."""
     absl_flags.DEFINE_integer(
         'doctor_megabytes',
         16,
@@ -33,7 +33,7 @@ def run(
     workdir: pathlib.Path,
     overrides: dict[str, Any],
 ) -> int:
-    """Prints a table; what is wrong ends it in one line that names the process."""
+    """Checks everything and prints a table; an error is one line that names the process."""
     finalize(config, vocab_size=1)
     runtime.initialize(config.runtime)
     runs.check_processes(config, workdir)

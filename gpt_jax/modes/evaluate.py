@@ -33,11 +33,11 @@ from gpt_jax.telemetry.report import format_columns, format_table
 from gpt_jax.train.program import Program, make_program
 from gpt_jax.train.session import evaluate_shards, make_scorer
 
-RESULTS = 'evaluations'  # the folder in the workdir, with one a checkpoint
+RESULTS = 'evaluations'  # folder in the workdir, with a folder per checkpoint
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
-    """What to measure on."""
+    """Defines flags for the weights and the data to measure on."""
     saved_weights.define_flags(flags)
     absl_flags.DEFINE_string('text', '', 'a text file to measure on', flag_values=flags)
     absl_flags.DEFINE_enum(
@@ -75,7 +75,7 @@ def run(
     workdir: pathlib.Path,
     overrides: dict[str, Any],
 ) -> int:
-    """Prints tables; writes `eval.json`, or a file a task in `evaluations/<step>`."""
+    """Prints tables; writes `eval.json`, or one file per task in `evaluations/<step>`."""
     if len([name for name in ('tasks', 'harness', 'text') if flags[name].value]) > 1:
         raise UserError('give one of --tasks, --harness and --text')
     if flags['split'].present and (flags.tasks or flags.harness or flags.text):
@@ -124,10 +124,10 @@ def run(
 
 
 def _check_data(opened: runs.Run, step: int, overrides: dict[str, Any]) -> None:
-    """Refuses the default corpus for weights that were not trained on it.
+    """Rejects the default corpus for weights that were not trained on it.
 
     Raises:
-        UserError: the weights came from elsewhere and no data is named.
+        UserError: the weights were imported and no data is named.
     """
     trained = runs.is_training(read_document(opened.checkpoints, step)['meta'])
     named = any(key.startswith('data.') for key in overrides)
@@ -139,9 +139,9 @@ def _check_data(opened: runs.Run, step: int, overrides: dict[str, Any]) -> None:
 
 
 def _with_own_tokenizer(opened: runs.Run) -> RunConfig:
-    """The config to prepare data by: what it names by paths may be there no more.
+    """Returns the config for preparing data, with the tokenizer and template kept in the run.
 
-    The tokenizer that the run keeps has the chat template too.
+    The paths in the config may no longer exist.
     """
     config = opened.config
     if not config.tokenizer.path:
@@ -160,10 +160,10 @@ def _run_tasks(
     folder: pathlib.Path,
     again: bool,
 ) -> dict[str, Result]:
-    """The result of each task, run unless one of the same weights and settings is there."""
+    """Returns the result of each task; stored results for the same inputs are reused."""
     config = opened.config
     scorer = make_scorer(program, config, opened.tokenizer)
-    limit = config.eval.task_limit  # a part never replaces the result of all rows
+    limit = config.eval.task_limit  # a limited result never replaces a full one
     stored = task_runs.Results(
         folder.with_name(f'{folder.name}-limit-{limit}') if limit else folder,
         {
@@ -192,7 +192,7 @@ def _run_tasks(
 
 
 def format_results(title: str, results: dict[str, Result]) -> str:
-    """One table of all results, then those by group."""
+    """Formats a table of all results, then the tables by group."""
 
     def cells(metrics: dict[str, Metric], *first: str) -> list[list[str]]:
         return [
@@ -222,8 +222,8 @@ def _run_harness(
     *,
     folder: pathlib.Path,
 ) -> None:
-    """Lets lm-evaluation-harness run its own tasks on the model."""
-    from gpt_jax.evaluate import harness  # imports the harness, which takes seconds
+    """Runs tasks of lm-evaluation-harness on the model."""
+    from gpt_jax.evaluate import harness  # takes seconds to import
 
     config = opened.config
 

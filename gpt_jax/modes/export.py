@@ -17,7 +17,7 @@ from gpt_jax.weights.exporters import EXPORTERS, StoredType, find_exporter
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
-    """Where to, and as what."""
+    """Defines flags for the weights, the folder, the format and the dtype."""
     saved_weights.define_flags(flags)
     absl_flags.DEFINE_string(
         'format', 'hf', f'what to write: {", ".join(EXPORTERS)}', flag_values=flags
@@ -38,7 +38,7 @@ def run(
     workdir: pathlib.Path,
     overrides: dict[str, Any],
 ) -> int:
-    """Writes the folder and prints what is in it."""
+    """Writes the folder and prints the names of its files."""
     if not flags.out:
         raise UserError('--mode export needs --out DIR, the folder to write')
     exporter = find_exporter(flags.format)

@@ -34,7 +34,7 @@ SAMPLE_FLAGS = {
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
-    """The prompt, and shortcuts for `--config.sample.*`."""
+    """Defines flags for the prompt, and shortcuts for `--config.sample.*`."""
     saved_weights.define_flags(flags)
     absl_flags.DEFINE_multi_string(
         'prompt', None, 'text to continue, - reads stdin; may be repeated', flag_values=flags
@@ -56,7 +56,7 @@ def run(
     workdir: pathlib.Path,
     overrides: dict[str, Any],
 ) -> int:
-    """Generates and prints; the text of a single sample appears as it is drawn."""
+    """Generates and prints; a single sample is printed while it is generated."""
     for name in SAMPLE_FLAGS:
         value = flags[name].value
         if value is not None:
@@ -81,7 +81,7 @@ def run(
             print(f'--- sample {index + 1}')
             prompt = '' if flags.chat else _marked(generation.prompt)
             print(prompt + generation.text)
-    if not peers.is_primary():  # standard output is silent there, standard error is not
+    if not peers.is_primary():  # only standard output is silenced there
         return 0
     if sampling.draft_tokens:
         print(f'({generator.statistics})', file=sys.stderr)
@@ -90,7 +90,7 @@ def run(
 
 
 def read_prompts(flags: absl_flags.FlagValues, sampling: SampleConfig) -> list[str]:
-    """What to continue: the flags, else `config.sample.prompt`."""
+    """Returns the prompts of the flags, else `config.sample.prompt`."""
     if flags.prompt is not None and flags.prompt_file is not None:
         raise UserError('give either --prompt or --prompt_file')
     if flags.prompt_file is not None:
@@ -113,12 +113,12 @@ def _read_input() -> str:
 
 
 def _ask(prompt: str, tokenizer: Tokenizer) -> list[int]:
-    """The ids of a conversation that begins with one message of the user's."""
+    """Returns the ids of a conversation that begins with one message of the user."""
     return chat_template.encode_prompt([{'role': 'user', 'content': prompt}], tokenizer)
 
 
 def _marked(prompt: str) -> str:
-    """Returns the prompt in bold on a terminal, which tells it from what the model wrote."""
+    """Returns the prompt, in bold on a terminal to tell it from the generated text."""
     if not sys.stdout.isatty() or os.environ.get('NO_COLOR') or os.environ.get('TERM') == 'dumb':
         return prompt
     return f'\033[1m{prompt}\033[0m'
@@ -127,13 +127,13 @@ def _marked(prompt: str) -> str:
 def _print_streaming(
     generator: Generator, prompts: Sequence[Prompt], sampling: SampleConfig, *, echo: bool
 ) -> None:
-    """Prints one text while it is written; with `echo` after its prompt."""
+    """Prints one text while it is generated, after its prompt if `echo`."""
     shown = (
         _marked(prompts[0]) if echo else ''
-    )  # with the first piece: one that is refused is not shown
+    )  # shown with the first piece, so that a rejected prompt is not printed
     for [(piece, generation)] in generator.stream(prompts, sampling):
         print(shown + piece, end='', flush=True)
         shown = ''
         if generation.ended == Ended.END_OF_TEXT and peers.is_primary():
             print('\n(end of text)', end='', file=sys.stderr)
-    print(flush=True)  # before what standard error shows next
+    print(flush=True)  # flush before standard error is written

@@ -1,4 +1,4 @@
-"""Make a run of weights from elsewhere: transformers, llama.cpp, llama2.c, nanoGPT, minGPT."""
+"""Make a run from weights of other tools: transformers, llama.cpp, llama2.c, nanoGPT, minGPT."""
 
 import pathlib
 from typing import Any
@@ -21,7 +21,7 @@ from gpt_jax.weights import load_params, open_source
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
-    """Where the weights are."""
+    """Defines flags for the source of the weights."""
     absl_flags.DEFINE_string(
         'source', '', 'a file, a folder, or a name of the Hugging Face hub', flag_values=flags
     )
@@ -39,7 +39,7 @@ def run(
     workdir: pathlib.Path,
     overrides: dict[str, Any],
 ) -> int:
-    """Writes the workdir, whose checkpoint of step 0 is the source's weights."""
+    """Writes the workdir; its checkpoint of step 0 holds the weights of the source."""
     if not flags.source:
         raise UserError('--mode import_weights needs --source FILE, FOLDER or NAME')
     runtime.initialize(config.runtime)

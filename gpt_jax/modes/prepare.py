@@ -1,4 +1,4 @@
-"""Turn the corpus into token shards, which training then reads; done by train when missing."""
+"""Turn the corpus into token shards for training; train does this if they are missing."""
 
 import pathlib
 from typing import Any
@@ -16,7 +16,7 @@ from gpt_jax.telemetry.report import format_table
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
-    """Where else to put the shards; `--config.data.*` and `--config.tokenizer.*` say the rest."""
+    """Defines the flag for publishing; `--config.data.*` and `--config.tokenizer.*` do the rest."""
     absl_flags.DEFINE_string(
         'publish', '', 'a folder gs://… or s3://… to copy the shards to', flag_values=flags
     )
@@ -28,9 +28,9 @@ def run(
     workdir: pathlib.Path,
     overrides: dict[str, Any],
 ) -> int:
-    """Prepares the data of `config` and prints what there is."""
+    """Prepares the data of `config` and prints the size of each split."""
     finalize(config, vocab_size=1)
-    if flags.publish:  # refused before the work, if it must be
+    if flags.publish:  # fail before the work
         remote_shards.target_folder(flags.publish, key='--publish')
     folder = runs.prepare_data(config)
     tokenizer = make_run_tokenizer(folder, config.tokenizer)

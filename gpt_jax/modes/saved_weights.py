@@ -1,4 +1,4 @@
-"""What the modes that use a trained run share: which of its weights, and opening it."""
+"""Code shared by the modes that use a trained run: its flags, and opening the run."""
 
 import pathlib
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from gpt_jax.tokenizer.chat_template import with_template
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
-    """Which weights of the run."""
+    """Defines flags for the checkpoint and its weights."""
     absl_flags.DEFINE_string(
         'step', 'latest', 'checkpoint to use: a step, latest or best', flag_values=flags
     )
@@ -31,18 +31,18 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 
 
 def open_run(config: RunConfig, workdir: pathlib.Path, overrides: Mapping[str, Any]) -> runs.Run:
-    """The run in `workdir`, under `config` for all but its architecture.
+    """Opens the run in `workdir` with its own architecture and otherwise with `config`.
 
-    Of the model, `overrides` may choose how it is computed; of the tokenizer, the chat template.
+    `overrides` may change how the model is computed, and the chat template of the tokenizer.
 
     Raises:
-        UserError: the folder is no run, or `overrides` asks for another architecture or for a chat
-            template that is none.
+        UserError: the folder is not a run, or `overrides` asks for another architecture or for
+            an invalid chat template.
     """
     trained = runs.read_config(workdir)
     for name, value in _chosen(config.model, trained.model, overrides, workdir).items():
         setattr(trained.model, name, value)
-    config.model, config.train.ema_decay = trained.model, 0.0  # nothing is averaged any more
+    config.model, config.train.ema_decay = trained.model, 0.0  # no averaging without training
     runs.train_whole(config)
     template = overrides.get('data.chat_template', '')
     tokenizer = with_template(runs.read_tokenizer(workdir), template)
@@ -54,7 +54,7 @@ def open_run(config: RunConfig, workdir: pathlib.Path, overrides: Mapping[str, A
 def _chosen(
     ours: ModelConfig, trained: ModelConfig, overrides: Mapping[str, Any], workdir: pathlib.Path
 ) -> dict[str, Any]:
-    """The knobs of the model that `overrides` gives another value than the run has."""
+    """Returns the knobs of the model whose values in `overrides` differ from the run's."""
     names = {key.split('.')[1] for key in overrides if key.startswith('model.')}
     chosen = {name: getattr(ours, name) for name in sorted(names)}
     chosen = {name: value for name, value in chosen.items() if value != getattr(trained, name)}
@@ -68,12 +68,12 @@ def _chosen(
 
 
 def split_weights(config: RunConfig, overrides: Mapping[str, Any]) -> Any | None:
-    """The weights' shapes with their parts, where the mesh of `config` splits them; else None.
+    """Returns the shapes and shardings of the weights; None if they are replicated.
 
-    A mesh that came with the run, and does not fit the devices here, counts for nothing.
+    The mesh of the run's own config is ignored if it does not fit the devices of this machine.
 
     Raises:
-        UserError: the mesh was asked for by `overrides`, and does not fit the devices.
+        UserError: the mesh is set in `overrides`, and does not fit the devices.
     """
     try:
         mesh = make_mesh(config.mesh)

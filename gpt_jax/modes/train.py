@@ -37,12 +37,12 @@ from gpt_jax.train.watchdog import Watchdog
 
 UNFINISHED = 75  # exit status EX_TEMPFAIL: saved, run me again
 INTERRUPTED = 130  # the shell's status for Ctrl-C
-# Changing one of these would give a step another batch than it had.
+# Changing one of these changes the batch of a step.
 DATA_KEYS = ('config.train.batch_size', 'config.model.max_seq_len', 'config.seed', 'config.data.')
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
-    """How to begin."""
+    """Defines flags for starting over and going back."""
     absl_flags.DEFINE_boolean(
         'fresh', False, 'delete the checkpoints of the workdir and start over', flag_values=flags
     )
@@ -62,10 +62,10 @@ def run(
     workdir: pathlib.Path,
     overrides: dict[str, Any],
 ) -> int:
-    """Trains to the end of the run, or until told to stop."""
+    """Trains to the end of the run, or until a stop signal; returns the exit status."""
     if flags.fresh and flags.resume_step is not None:
         raise UserError('--fresh and --resume_step exclude each other; leave one out')
-    draft = finalize(config, vocab_size=1)  # what can be refused early is
+    draft = finalize(config, vocab_size=1)  # fail fast, before any data is read
     _check_length(config, overrides)
     if VALIDATION not in filled_splits(config.data):
         raise UserError(
@@ -116,7 +116,7 @@ def _train(
     stop: StopAgreement,
     overrides: dict[str, Any],
 ) -> loop.Outcome:
-    """Restores, shows what will run, and runs the loop."""
+    """Restores the state, prints the summary of the run, and runs the loop."""
     config, workdir = session.config, this_run.workdir
     meta = {
         'config': to_json(config),
@@ -143,7 +143,7 @@ def _train(
     _warn_of_warmup(config)
     restored = checkpointer.restore(_items(session.program.abstract_state))
     start = 0 if restored is None else restored.step
-    # A run that was stopped, or that failed in its last evaluation, makes up for it.
+    # If the run stopped before the evaluation of this step was done, do it now.
     evaluate_first = (
         bool(config.train.init_from)
         if restored is None
@@ -242,7 +242,7 @@ def _train(
 
 
 def _warn_of_warmup(config: RunConfig) -> None:
-    """Prints the learning rate that is reached where the run ends in its warm-up."""
+    """Warns if the run ends before its warm-up does."""
     steps, warmup = config.train.num_steps, config.schedule.warmup_steps
     if warmup >= steps:
         reached = config.optimizer.learning_rate * steps / (warmup + 1)
@@ -256,7 +256,7 @@ def _warn_of_warmup(config: RunConfig) -> None:
 def _warn_of_lost_rows(
     config: RunConfig, before: Mapping[str, Any], workdir: pathlib.Path, start: int
 ) -> None:
-    """Prints which rows of `metrics.jsonl` up to the restored step are missing at its end."""
+    """Warns if the last rows of `metrics.jsonl` before the restored step are missing."""
     every = before['train']['log_every']
     expected = start - start % every
     if not expected or 'jsonl' not in config.train.sinks or not peers.is_primary():
@@ -271,7 +271,7 @@ def _warn_of_lost_rows(
 
 
 def _length_key(config: RunConfig) -> str:
-    """What decides how long the run is: the others follow from it."""
+    """Returns the key that sets the length of the run; the others follow from it."""
     keys = [key for key in ('num_epochs', 'num_tokens') if getattr(config.train, key)]
     return f'train.{(keys or ["num_steps"])[0]}'
 
@@ -287,13 +287,13 @@ def _check_length(config: RunConfig, overrides: Mapping[str, Any]) -> None:
 
 
 def _begin(session: Session) -> tuple[TrainState, dict[str, Any] | None, dict[str, Any] | None]:
-    """The state of step 0, and where its weights come from with their credits, if from a run."""
+    """Returns the state of step 0; for weights of another run, also their origin and credits."""
     folder = session.config.train.init_from
     if not folder:
         return session.init(), None, None
     path = object_store.to_path(folder, key='config.train.init_from')
     source = runs.Run(path, runs.read_config(path), session.tokenizer)
-    # Read as they were saved, then cast to this run's config.model.param_dtype.
+    # Restore in the saved dtype, then cast to this run's config.model.param_dtype.
     ours, theirs = session.program.abstract_params, source.config.model.param_dtype
     saved = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, theirs, sharding=leaf.sharding), ours
@@ -307,7 +307,7 @@ def _begin(session: Session) -> tuple[TrainState, dict[str, Any] | None, dict[st
 
 
 def _items(state: TrainState) -> dict[str, Any]:
-    """The state by name, so that the weights can be read without the optimizer's state."""
+    """Returns the state by name, so that the weights can be read without the optimizer state."""
     return {name: getattr(state, name) for name in state.__dataclass_fields__}
 
 
@@ -315,7 +315,7 @@ def _check_resumable(saved: dict[str, Any], meta: dict[str, Any], workdir: pathl
     """Prints what changed since the checkpoint.
 
     Raises:
-        UserError: the data or the tokenizer changed, so this would be another run.
+        UserError: the data or the tokenizer changed, so resuming would not be exact.
     """
     changes = differences(saved['config'], meta['config'])
     if saved['tokenizer'] != meta['tokenizer']:

@@ -1,9 +1,9 @@
-"""Prove on this machine that a killed run goes on exactly: kill one, resume it, compare.
+"""Prove on this machine that a killed run resumes exactly: kill one, resume it, compare.
 
-Trains a few steps undisturbed, then the same with a SIGKILL in the middle and a resume, each in a
-process of its own, and compares every loss and every bit of the final state. Where there are
-several devices the killed run also goes on on another mesh, and how far its numbers are from the
-others, which only the order of sums decides, is reported.
+Trains a few steps undisturbed, then the same steps with a SIGKILL in the middle and a resume. Each
+part is a process of its own. Compares every loss and every bit of the final state. With several
+devices, the killed run is also resumed on another mesh. There only the order of sums differs; the
+largest relative difference of the metrics is reported.
 """
 
 import copy
@@ -30,22 +30,22 @@ from gpt_jax.parallel import consistency, peers
 from gpt_jax.telemetry.report import format_table
 
 CERTIFICATE = 'verify_resume.json'
-DIFFERENT = 1  # exit status: the resumed run has other numbers
+DIFFERENT = 1  # exit status: the resumed run differs
 ATTEMPTS = 5  # to kill a run between its first checkpoint and its end
-# Metrics that the numbers decide, not the clock.
+# Metrics that do not depend on the clock.
 COMPARED = ('train/loss', 'train/grad_norm', 'train/param_norm')
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What a run of the comparison left."""
+    """The metrics and final state of a run of the comparison."""
 
     metrics: dict[tuple[int, str], float]
-    leaves: dict[str, int]  # the fingerprint of every array of the last checkpoint
+    leaves: dict[str, int]  # fingerprint of each array of the last checkpoint
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
-    """How long to train."""
+    """Defines the flag for the number of steps."""
     absl_flags.DEFINE_integer(
         'verify_steps',
         20,
@@ -62,7 +62,7 @@ def run(
     workdir: pathlib.Path,
     overrides: dict[str, Any],
 ) -> int:
-    """Prints a table and writes the certificate; the exit status is 1 if anything differs."""
+    """Prints a table and writes the certificate; returns exit status 1 if anything differs."""
     if peers.num_processes() > 1:
         raise UserError(
             '--mode=verify_resume starts the processes that it needs; run it without --local_pod, '
@@ -108,7 +108,7 @@ def run(
 
 
 def _short(config: RunConfig, steps: int) -> RunConfig:
-    """The run, but short, with one checkpoint on the way and a row of metrics a step."""
+    """Returns a short version of the run: one checkpoint half-way, metrics at every step."""
     config = copy.deepcopy(config)
     train = config.train
     train.num_steps, train.num_tokens, train.num_epochs = steps, 0, 0.0
@@ -121,7 +121,7 @@ def _short(config: RunConfig, steps: int) -> RunConfig:
 
 
 def _other_mesh(config: RunConfig, *, devices: int) -> RunConfig | None:
-    """The run with its weights split over all devices, or whole on each where they were split."""
+    """Returns the run with its weights sharded, or replicated if they were sharded."""
     if devices == 1:
         return None
     config = copy.deepcopy(config)
@@ -138,10 +138,10 @@ def _command(config: RunConfig, workdir: pathlib.Path) -> list[str]:
 
 
 def _train(config: RunConfig, workdir: pathlib.Path) -> str:
-    """Trains to the end in a process of its own; returns what it printed.
+    """Trains to the end in a new process; returns its standard output.
 
     Raises:
-        UserError: it failed.
+        UserError: the process failed.
     """
     done = subprocess.run(_command(config, workdir), capture_output=True, text=True)
     if done.returncode:
@@ -151,7 +151,7 @@ def _train(config: RunConfig, workdir: pathlib.Path) -> str:
 
 
 def _train_killed(config: RunConfig, workdir: pathlib.Path, *, steps: int) -> int:
-    """Trains until the first checkpoint is there, kills the process, returns the step it was at.
+    """Trains until the first checkpoint exists, kills the process, returns its last step.
 
     Raises:
         UserError: the run ended before it could be killed.
@@ -199,7 +199,7 @@ def _read(workdir: pathlib.Path, steps: int) -> Trained:
 
 
 def _compare(undisturbed: Trained, resumed: Trained) -> dict[str, Any]:
-    """Hashes of both, and what differs between them."""
+    """Returns hashes of both final states, and the differences."""
     if undisturbed.metrics.keys() != resumed.metrics.keys():
         raise UserError('the resumed run has rows of metrics for other steps than the undisturbed')
     differences = [
@@ -225,7 +225,7 @@ def _other_mesh_row(certificate: dict[str, Any]) -> dict[str, str]:
 
 
 def _table_row(output: str, name: str) -> str:
-    """A row of the table that a run prints at its start."""
+    """Returns a row of the table that a run prints at its start."""
     found = re.search(rf'^  {name} +(.+)$', output, re.MULTILINE)
     return found[1] if found else ''
 

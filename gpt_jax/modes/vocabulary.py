@@ -1,4 +1,4 @@
-"""How many tokens there will be, as far as it is known without the data."""
+"""The size of the vocabulary, if it is known without the data."""
 
 from gpt_jax.config import RunConfig
 from gpt_jax.errors import UserError
@@ -7,10 +7,10 @@ from gpt_jax.tokenizer.byte import ByteTokenizer
 
 
 def known_vocab_size(config: RunConfig) -> int:
-    """The model's or the tokenizer's, for a mode that reads no data.
+    """Returns the model's or tokenizer's vocabulary size, for modes that read no data.
 
     Raises:
-        UserError: it depends on the data.
+        UserError: the size depends on the data.
     """
     size = config.model.vocab_size or config.tokenizer.vocab_size
     if size:

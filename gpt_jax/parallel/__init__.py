@@ -1,1 +1,1 @@
-"""Where arrays live: the device mesh and the rules that map logical axes onto it."""
+"""Device mesh, sharding rules, and coordination of the processes of a run."""

@@ -1,7 +1,7 @@
-"""One line instead of a core dump, where XLA ends the process and the reason is known.
+"""Handler of SIGABRT that prints one line instead of a core dump when XLA aborts the process.
 
-jax's C++ client calls `abort` when it cannot join the other processes or when the coordinator is
-gone. No Python exception is raised and no Python signal handler runs, so the handler is C's.
+jax's C++ client calls `abort` when it cannot join the other processes or loses the coordinator.
+No Python exception is raised and no Python signal handler runs, so the handler is set in C.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ _installed: list = []  # a handler must outlive the C library's pointer to it
 
 
 def install(message: Callable[[], str | None], *, status: int) -> None:
-    """From now on `abort` writes `message()`, unless it is None, and exits with `status`."""
+    """Makes `abort` write `message()`, unless it is None, and exit with `status`."""
 
     def handle(_: int) -> None:
         try:
@@ -32,7 +32,7 @@ def install(message: Callable[[], str | None], *, status: int) -> None:
 
 @contextlib.contextmanager
 def installed(message: Callable[[], str | None], *, status: int) -> Iterator[None]:
-    """`install` while the block runs; `abort` dumps again afterwards."""
+    """Installs the handler while the block runs, then restores the default."""
     install(message, status=status)
     try:
         yield

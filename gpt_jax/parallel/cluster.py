@@ -1,7 +1,7 @@
-"""Which processes make up a run, and how this one joins them.
+"""Discovery of the processes of a run, and joining them with `jax.distributed`.
 
-Where they are comes from flags, from the environment of a Kubernetes Indexed Job or JobSet, or
-from what jax detects by itself: TPU pods, GKE, SLURM, Open MPI. Joining is `jax.distributed`'s.
+The cluster is described by flags, by the environment of a Kubernetes Indexed Job or JobSet, or by
+a scheduler that jax detects: TPU pods, GKE, SLURM, Open MPI.
 """
 
 import contextlib
@@ -27,20 +27,20 @@ MOST_PROCESSES = 999_999
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """The processes of a run."""
+    """The processes of a run, as seen from one of them."""
 
     coordinator: str  # HOST:PORT, where process 0 listens
     num_processes: int
     process_id: int
     local_device_ids: tuple[int, ...] | None = None  # None: all devices of the host
-    num_hosts: int = 1  # as far as the environment tells
+    num_hosts: int = 1  # 1 if the environment does not say
 
 
 def from_flags(given: Mapping[str, str]) -> Cluster | None:
-    """The cluster that `--coordinator --num_processes --process_id` describe; None without them.
+    """Returns the cluster of `--coordinator --num_processes --process_id`; None without them.
 
     Raises:
-        UserError: one of them is missing or impossible.
+        UserError: one of them is missing or invalid.
     """
     if not any(given.values()):
         return None
@@ -54,17 +54,17 @@ def from_flags(given: Mapping[str, str]) -> Cluster | None:
 
 
 def from_environment(environment: Mapping[str, str], *, timeout: int) -> Cluster | None:
-    """The cluster that a scheduler describes; None for a process on its own.
+    """Returns the cluster that a scheduler describes; None for a single process.
 
     `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` (or an Indexed Job's
-    `JOB_COMPLETION_INDEX`) come first, then what jax detects.
+    `JOB_COMPLETION_INDEX`) take precedence over jax's own detection.
 
     Args:
       environment: `os.environ`.
       timeout: seconds that jax may wait for the name of a TPU pod's first host.
 
     Raises:
-        UserError: the variables are incomplete or impossible.
+        UserError: the variables are incomplete or invalid.
     """
     names = {
         'coordinator': 'JAX_COORDINATOR_ADDRESS',
@@ -86,18 +86,18 @@ def from_environment(environment: Mapping[str, str], *, timeout: int) -> Cluster
 
 
 def connect(cluster: Cluster, *, connect_timeout: int, heartbeat_timeout: int) -> None:
-    """Joins the other processes; must come before anything that starts a backend.
+    """Joins the other processes; must be called before any backend starts.
 
-    After it `jax.devices()` are those of all processes. SIGTERM keeps its usual effect: jax's
-    preemption service, which swallows it, stays off.
+    Afterwards `jax.devices()` lists the devices of all processes. SIGTERM keeps its usual effect:
+    jax's preemption service, which swallows it, stays off.
 
     Args:
       cluster: the processes.
       connect_timeout: seconds to wait for all of them.
-      heartbeat_timeout: seconds of silence after which a process counts as lost.
+      heartbeat_timeout: seconds without a heartbeat after which a process counts as lost.
 
     Raises:
-        UserError: the coordinator's address cannot work, or the processes did not come.
+        UserError: the coordinator's address is unusable, or processes did not join in time.
     """
     host = cluster.coordinator.rpartition(':')[0]
     if cluster.num_hosts > 1 and _is_loopback(host):
@@ -109,7 +109,7 @@ def connect(cluster: Cluster, *, connect_timeout: int, heartbeat_timeout: int) -
     if cluster.process_id == 0:
         _require_free_port(cluster.coordinator)
     jax.config.update('jax_enable_preemption_service', False)
-    # Without it the processes that are left are ended before they can say who was lost.
+    # Otherwise jax ends the surviving processes before they can report which one was lost.
     jax.config.update('jax_enable_recoverability', True)
     began = time.monotonic()
 
@@ -129,7 +129,7 @@ def connect(cluster: Cluster, *, connect_timeout: int, heartbeat_timeout: int) -
                 cluster.process_id,
                 local_device_ids=cluster.local_device_ids,
                 cluster_detection_method='deactivate',
-                # The service gives up first: it knows who is missing.
+                # The service must time out first: it knows which processes are missing.
                 initialization_timeout=connect_timeout + 5,
                 heartbeat_timeout_seconds=heartbeat_timeout,
             )
@@ -139,7 +139,7 @@ def connect(cluster: Cluster, *, connect_timeout: int, heartbeat_timeout: int) -
 
 
 def explain_failure(cluster: Cluster, output: str, waited: float) -> str:
-    """What went wrong with joining, by what XLA wrote about it."""
+    """Returns why joining failed, judging by XLA's output."""
     if 'newer incarnation' in output or 'ALREADY_EXISTS' in output:
         return (
             f'another process has the same id {cluster.process_id}; give every process its own '
@@ -161,7 +161,11 @@ def explain_failure(cluster: Cluster, output: str, waited: float) -> str:
 
 
 def _checked(given: Mapping[str, str], *, names: Mapping[str, str]) -> Cluster:
-    """A cluster of texts; `names` are what errors call the three fields."""
+    """Returns a cluster from strings, validated; `names` maps the fields to names for errors.
+
+    Raises:
+        UserError: a value is invalid.
+    """
     for field in ('num_processes', 'process_id'):
         if not given[field].isdecimal() or len(given[field]) > len(str(MOST_PROCESSES)):
             raise UserError(
@@ -184,8 +188,12 @@ def _checked(given: Mapping[str, str], *, names: Mapping[str, str]) -> Cluster:
 
 
 def _detected(environment: Mapping[str, str], *, timeout: int) -> Cluster | None:
-    """What jax's own detection finds."""
-    from jax._src.clusters import ClusterEnv  # not public, but what jax.distributed itself asks
+    """Returns the cluster that jax detects; None if there is none.
+
+    Raises:
+        UserError: jax cannot parse the environment.
+    """
+    from jax._src.clusters import ClusterEnv  # private, but jax.distributed uses it too
 
     try:
         coordinator, count, index, devices = ClusterEnv.auto_detect_unset_distributed_params(
@@ -210,7 +218,7 @@ def _detected(environment: Mapping[str, str], *, timeout: int) -> Cluster | None
 
 
 def _several(cluster: Cluster | None) -> Cluster | None:
-    """A process that is alone needs no one to join."""
+    """Returns the cluster, or None if it has a single process, which has nothing to join."""
     return cluster if cluster is not None and cluster.num_processes > 1 else None
 
 
@@ -234,7 +242,7 @@ def _num_hosts(environment: Mapping[str, str]) -> int:
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether a name or address is the machine itself; a name that is unknown is not."""
+    """Returns whether a host is a loopback address; False for a name that does not resolve."""
     try:
         address = socket.getaddrinfo(host.strip('[]'), None)[0][4][0]
         return ipaddress.ip_address(address.partition('%')[0]).is_loopback
@@ -243,7 +251,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _require_free_port(coordinator: str) -> None:
-    """Refuses a port where process 0 cannot listen: jax's service ends in a segmentation fault."""
+    """Raises UserError if process 0 cannot listen on the port: jax's service would segfault."""
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     with socket.socket(family) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -261,7 +269,7 @@ def _require_free_port(coordinator: str) -> None:
 
 @contextlib.contextmanager
 def _register_timeout(seconds: int) -> Iterator[None]:
-    """Lets the coordinator's service give up after `seconds`: only it says who is missing.
+    """Sets the coordinator service's registration timeout: only the service names who is missing.
 
     `jax.distributed.initialize` has no argument for it.
     """
@@ -279,9 +287,9 @@ def _register_timeout(seconds: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _captured_stderr() -> Iterator:
-    """Keeps what C++ writes to the terminal; yields what reads it and lets the rest through.
+    """Captures stderr, including C++ output; yields a function that ends it and returns the text.
 
-    jax raises nothing when joining fails: XLA writes the reason there and aborts.
+    jax raises nothing when joining fails: XLA writes the reason to stderr and aborts.
     """
     sys.stderr.flush()
     with tempfile.TemporaryFile() as file:

@@ -1,4 +1,4 @@
-"""Whether all processes of a run run the same thing; nothing in jax notices when they do not."""
+"""Comparison of code, versions and data across the processes of a run; jax has no such check."""
 
 import collections
 import hashlib
@@ -14,7 +14,7 @@ LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'gra
 
 
 def code_facts() -> dict[str, str]:
-    """What the code is: a hash of this package's files, and the versions below it."""
+    """Returns a hash of this package's files, and the versions of Python and the libraries."""
     root = pathlib.Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(root.rglob('*.py')):
@@ -25,14 +25,14 @@ def code_facts() -> dict[str, str]:
 
 
 def check(name: str, facts: Mapping[str, str]) -> list[dict[str, str]]:
-    """Compares the facts of all processes, and returns them; all must call it.
+    """Compares the facts of all processes, and returns them. Collective.
 
     Args:
-      name: of the comparison, for the error when a process does not come.
-      facts: what must be the same everywhere, by the name that an error gives it.
+      name: the comparison's name, for the error when a process does not take part.
+      facts: values that must be equal on all processes, by their names for errors.
 
     Raises:
-        UserError: a process differs; the same line on all of them.
+        UserError: a process differs; the message is the same on all of them.
     """
     everyone = peers.gather(name, dict(facts))
     problems = find_odd(everyone)
@@ -42,13 +42,13 @@ def check(name: str, facts: Mapping[str, str]) -> list[dict[str, str]]:
 
 
 def find_odd(facts: Sequence[Mapping[str, str]]) -> list[str]:
-    """A line for each fact in which processes differ, naming those that most others contradict."""
+    """Returns a line for each fact that differs, naming the processes that are in the minority."""
     lines = []
     for key in facts[0]:
         values = [each.get(key, 'none') for each in facts]
         if len(set(values)) == 1:
             continue
-        # Among equally frequent ones that of the first process, which is the one that writes.
+        # Ties go to the value of process 0, which is the one that writes.
         usual = collections.Counter(values).most_common(1)[0][0]
         odd = [f'{i} has {value}' for i, value in enumerate(values) if value != usual]
         lines.append(

@@ -1,4 +1,4 @@
-"""Which processes of a run see the same folder: those whose files are the same files."""
+"""Detection of the processes of a run that share a folder, by its files."""
 
 import contextlib
 import pathlib
@@ -9,13 +9,13 @@ from gpt_jax.parallel import peers
 
 
 def leaders(folder: pathlib.Path) -> list[int]:
-    """For each process the first process that shares its `folder`; all must call it.
+    """Returns, for each process, the first process that shares its `folder`. Collective.
 
-    Each leaves a file there and looks whose it finds, so it does not matter what kind of disk it
-    is, and that two hosts have folders of the same name.
+    Each process writes a file there and lists the files it sees. This works on any kind of disk,
+    and when hosts have separate folders of the same name.
 
     Raises:
-        UserError: the folder cannot be written here.
+        UserError: this process cannot write to the folder.
     """
     run = peers.gather('file system', secrets.token_hex(8))[0]
     mine = folder / f'.{run}.process-{peers.process_id()}'

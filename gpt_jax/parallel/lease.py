@@ -1,8 +1,8 @@
-"""Who writes in a workdir without locks: an object in its store, or a file, that is renewed.
+"""A lease on a workdir, for storage without locks: an object or file that its holder renews.
 
-The object names its writer and changes every `RENEW_SECONDS`. A process that finds one waits to
-see whether it still changes, unless it can tell that its writer is dead, and takes it over if it
-does not. A writer that finds another's name in it, because it was cut off for that long, ends.
+The object names its holder and is rewritten every `RENEW_SECONDS`. A process that finds one waits
+to see whether it still changes, unless it knows that the holder is dead. If it does not change, the
+process takes it over. A holder that finds another name, after losing contact for long, exits.
 """
 
 import contextlib
@@ -20,13 +20,13 @@ from gpt_jax import files, object_store
 from gpt_jax.errors import UserError
 
 RENEW_SECONDS = 10.0
-STALE_SECONDS = 45.0  # without a change, after which the writer counts as dead
-TAKEN = 2  # exit status of a writer that was taken for dead
+STALE_SECONDS = 45.0  # a holder that has not renewed for this long counts as dead
+TAKEN = 2  # exit status of a holder whose lease was taken over
 
 
 @contextlib.contextmanager
 def hold(path: pathlib.Path, *, report: Callable[[str], None] = print) -> Iterator[None]:
-    """Holds the object `path` while the block runs.
+    """Holds the lease `path` while the block runs.
 
     Raises:
         UserError: another process holds it, or it cannot be written.
@@ -59,7 +59,7 @@ def hold(path: pathlib.Path, *, report: Callable[[str], None] = print) -> Iterat
 
 
 def _wait_until_free(path: pathlib.Path, report: Callable[[str], None]) -> None:
-    """Returns when nobody holds the object. Raises UserError when somebody does."""
+    """Waits until nobody holds the lease. Raises UserError if its holder is alive."""
     first = _read(path)
     if first is None or _is_dead(first):
         return
@@ -81,7 +81,7 @@ def _renew(path: pathlib.Path, mine: dict[str, Any], ended: threading.Event) -> 
     count = 0
     while not ended.wait(RENEW_SECONDS):
         count += 1
-        with contextlib.suppress(UserError):  # the store does not answer: again next time
+        with contextlib.suppress(UserError):  # the store does not answer: retry next time
             found = _read(path)
             if found is not None and not _is(found, mine):
                 os.write(2, f'error: {_in_use(path, found)}\n'.encode())
@@ -90,12 +90,12 @@ def _renew(path: pathlib.Path, mine: dict[str, Any], ended: threading.Event) -> 
 
 
 def _read(path: pathlib.Path) -> dict[str, Any] | None:
-    """What the object says; None if it is not there."""
+    """Returns the contents of the object; None if it does not exist, {} if it is torn."""
     try:
         return dict(json.loads(object_store.read_bytes(path)))
     except FileNotFoundError:
         return None
-    except (TypeError, ValueError):  # torn, on a disk that does not replace files whole
+    except (TypeError, ValueError):  # torn: not every disk replaces files atomically
         return {}
 
 
@@ -104,7 +104,7 @@ def _is(found: dict[str, Any] | None, mine: dict[str, Any]) -> bool:
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:
-    """Whether the holder is known to run no more: it was a process of this very machine."""
+    """Returns whether the holder was a process of this machine and has ended."""
     here = (socket.gethostname(), _pid_namespace())
     if (holder.get('host'), holder.get('pid_namespace')) != here or not here[1]:
         return False
@@ -114,11 +114,11 @@ def _is_dead(holder: dict[str, Any]) -> bool:
         return True
     except (OSError, KeyError, TypeError):
         return False
-    return holder['pid'] == os.getpid()  # a number that came again, as 1 does in containers
+    return holder['pid'] == os.getpid()  # a reused pid, such as 1 in containers
 
 
 def _pid_namespace() -> str:
-    """What tells process numbers of one container from those of another; '' if unknown."""
+    """Returns the id of this container's pid namespace; '' if unknown."""
     try:
         return os.readlink('/proc/self/ns/pid')
     except OSError:

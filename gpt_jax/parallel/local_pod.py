@@ -1,7 +1,7 @@
-"""`--local_pod PxD`: the multi-process path of a pod on one machine.
+"""Launcher of `--local_pod PxD`: a multi-process run on one machine, to test the code of pods.
 
-The same command line is started in P processes of D CPU devices each, which talk over gloo on a
-loopback port. Each line that they print comes out with the process's number before it.
+It starts the same command line in P processes of D CPU devices each. They communicate over gloo on
+a loopback port. Each line that they print is prefixed with the process's number.
 """
 
 import os
@@ -18,19 +18,19 @@ from typing import IO
 
 from gpt_jax.errors import UserError
 
-GRACE_SECONDS = 5.0  # from the first failure to the kill of what is left
-# Statuses that all processes reach together: saved and stopped, and Ctrl-C.
+GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL, after the first failure
+# Exit statuses that all processes reach together: stopped after saving, and Ctrl-C.
 STOPPED = (75, 130)
-# Eight CPU devices on two cores are slow to meet; XLA would give up after 40 s.
+# Eight CPU devices on two cores reach a collective slowly; XLA would give up after 40 s.
 XLA_FLAGS = '--xla_cpu_collective_call_terminate_timeout_seconds=600'
-_ROOT = str(pathlib.Path(__file__).parents[2])  # what `gpt_jax` is imported from
+_ROOT = str(pathlib.Path(__file__).parents[2])  # the folder that `gpt_jax` is imported from
 
 
 def parse(text: str) -> tuple[int, int]:
-    """Processes and devices of `PxD`.
+    """Parses `PxD` to the numbers of processes and devices.
 
     Raises:
-        UserError: it is not that, or not at least 1x1.
+        UserError: `text` has another form, or a number is 0.
     """
     match = re.fullmatch(r'([1-9]\d{0,3})x([1-9]\d{0,3})', text)
     if match is None:
@@ -42,10 +42,10 @@ def parse(text: str) -> tuple[int, int]:
 
 
 def launch(shape: str, argv: Sequence[str]) -> int:
-    """Runs the command line in every process to its end; returns the exit status.
+    """Runs the command line in every process until all end; returns the exit status.
 
-    SIGTERM and Ctrl-C are passed on to all. When one process fails the others are ended: asked
-    first, killed after `GRACE_SECONDS`.
+    SIGTERM and Ctrl-C are forwarded to all. When one process fails, the others get SIGTERM, and
+    SIGKILL after `GRACE_SECONDS`.
 
     Args:
       shape: `PxD`.
@@ -92,7 +92,7 @@ def launch(shape: str, argv: Sequence[str]) -> int:
 
 
 def _wait(children: Sequence[subprocess.Popen]) -> int:
-    """Waits for all; after the first failure ends the others. Returns the exit status."""
+    """Waits for all processes and ends them after a failure. Returns the exit status."""
     failed: int | None = None  # the number of the process that failed first
     deadline = 0.0
     while any(child.poll() is None for child in children):
@@ -132,7 +132,7 @@ def _describe(status: int) -> str:
 
 
 def _start(argv: Sequence[str], environment: dict[str, str]) -> subprocess.Popen:
-    """One process, in a session of its own: a terminal's Ctrl-C reaches it through the launcher."""
+    """Starts a process in its own session: the launcher alone forwards the terminal's Ctrl-C."""
     return subprocess.Popen(
         [sys.executable, '-m', 'gpt_jax.main', *argv],
         env=environment,
@@ -144,7 +144,7 @@ def _start(argv: Sequence[str], environment: dict[str, str]) -> subprocess.Popen
 
 
 def _forward(prefix: str, source: IO[bytes], target: IO[str]) -> None:
-    """Passes lines on, each whole and with its prefix."""
+    """Copies whole lines from `source` to `target`, each with the prefix."""
     with source:
         for line in source:
             text = line.decode(errors='replace').rstrip('\r\n')
@@ -157,7 +157,7 @@ def _cluster_flags(coordinator: str, count: int, index: int) -> list[str]:
 
 
 def _environment(devices: int) -> dict[str, str]:
-    """This process's environment, with CPU devices."""
+    """Returns this process's environment, set up for that many CPU devices."""
     device_flag = '--xla_force_host_platform_device_count'
     kept = [
         flag
@@ -170,10 +170,10 @@ def _environment(devices: int) -> dict[str, str]:
         'JAX_CPU_COLLECTIVES_IMPLEMENTATION': 'gloo',
         'XLA_FLAGS': ' '.join([*kept, f'{device_flag}={devices}', XLA_FLAGS]),
         'PYTHONUNBUFFERED': '1',
-        # This very package, wherever the command was given.
+        # Import the same package, whatever the working directory.
         'PYTHONPATH': os.pathsep.join(filter(None, [_ROOT, os.environ.get('PYTHONPATH')])),
     }
-    environment.pop('JAX_NUM_CPU_DEVICES', None)  # would overrule the flag
+    environment.pop('JAX_NUM_CPU_DEVICES', None)  # would override the flag
     return environment
 
 

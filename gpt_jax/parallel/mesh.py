@@ -1,9 +1,9 @@
-"""The device mesh of a run: which devices share what.
+"""The device mesh of a run.
 
-The axes, from the slowest connection to the fastest: `data` (whole copies, each with its own
-sequences), `fsdp` (its own sequences, and a part of every weight that is gathered when needed;
-ZeRO, Rajbhandari et al. 2019, https://arxiv.org/abs/1910.02054), `context` (a part of each
-sequence) and `tensor` (a part of each head group, MLP and vocabulary; Shoeybi et al. 2019,
+The axes, from the slowest connection to the fastest: `data` (replicas of the model, each with its
+own sequences), `fsdp` (own sequences; weights are sharded, and gathered when needed; ZeRO,
+Rajbhandari et al. 2019, https://arxiv.org/abs/1910.02054), `context` (each sequence sharded) and
+`tensor` (heads, MLP and vocabulary sharded; Shoeybi et al. 2019,
 https://arxiv.org/abs/1909.08053).
 """
 
@@ -41,21 +41,21 @@ class ProgramKind(enum.StrEnum):
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class MeshConfig:
-    """How the devices are arranged; at most one axis is -1, which takes all that are left."""
+    """The device mesh; at most one axis is -1, which takes all devices that are left."""
 
-    data: int = axis_size(-1)  # copies of the model, each with sequences of its own
-    fsdp: int = axis_size(1)  # devices that also share the sequences, and the storage of weights
-    tensor: int = axis_size(1)  # devices that share heads, MLP and vocabulary
-    context: int = axis_size(1)  # devices that share the length of each sequence
-    program: ProgramKind = ProgramKind.JIT  # pmap: the classical form, for the data axis alone
-    slices: int = count(1)  # TPU slices (or other islands of fast links) that `data` spans
+    data: int = axis_size(-1)  # replicas of the model, each with its own sequences
+    fsdp: int = axis_size(1)  # devices that shard the batch and the weights
+    tensor: int = axis_size(1)  # devices that shard heads, MLP and vocabulary
+    context: int = axis_size(1)  # devices that shard the length of each sequence
+    program: ProgramKind = ProgramKind.JIT  # pmap: the older API, supports the data axis only
+    slices: int = count(1)  # TPU slices (or other groups with fast links) that `data` spans
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of the given devices, by default all; without a -1 the first that it needs.
+    """Makes a mesh of the given devices, by default all; without a -1, of the first it needs.
 
     Raises:
-        UserError: the sizes and the devices do not fit each other.
+        UserError: the sizes do not fit the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = _sizes(config, len(devices))
@@ -72,7 +72,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def _sizes(config: MeshConfig, count: int) -> dict[str, int]:
-    """The size of each axis over `count` devices."""
+    """Computes the size of each axis over `count` devices."""
     values = (config.data, config.fsdp, config.context, config.tensor)
     sizes = dict(zip(AXES, values, strict=True))
     asked = _spell(sizes)
@@ -101,7 +101,7 @@ def _sizes(config: MeshConfig, count: int) -> dict[str, int]:
 
 
 def _arrange(shape: tuple[int, ...], devices: Sequence[jax.Device], *, slices: int) -> np.ndarray:
-    """The devices in `shape`, so that the later axes have the faster links."""
+    """Arranges the devices in `shape`, so that the later axes have the faster links."""
     if slices == 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     try:
@@ -109,7 +109,7 @@ def _arrange(shape: tuple[int, ...], devices: Sequence[jax.Device], *, slices: i
             (shape[0] // slices, *shape[1:]),
             (slices, *[1] * (len(shape) - 1)),
             devices,
-            # What has no slices (CPUs, GPUs) is grouped by process.
+            # Devices without slices (CPUs, GPUs) are grouped by process.
             process_is_granule=not hasattr(devices[0], 'slice_index'),
             allow_split_physical_axes=True,
         )

@@ -1,7 +1,7 @@
-"""The other processes of a run: agreeing with them, and noticing that one is gone.
+"""Coordination of the processes of a run, and detection of lost ones.
 
-Everything goes through the coordination service that `jax.distributed` starts; nothing here is a
-communication layer of its own. In a run of one process every function returns at once.
+Everything goes through the coordination service that `jax.distributed` starts; this module adds no
+communication layer. In a single-process run every function returns at once.
 """
 
 import collections
@@ -15,42 +15,42 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-from jax._src import distributed  # the client has no public name; orbax uses it too
+from jax._src import distributed  # private API; orbax uses it too
 
 from gpt_jax.errors import UserError
 from gpt_jax.parallel import abort_handler
 
-# Exit status EX_TEMPFAIL, as after SIGTERM: the same command goes on from the last checkpoint.
+# Exit status EX_TEMPFAIL, as after SIGTERM: the same command resumes from the last checkpoint.
 LOST = 75
-BARRIER_SECONDS = 120  # for processes that are about to do the same; longer work polls instead
+BARRIER_SECONDS = 120  # for processes that should arrive together; longer work polls instead
 _POLL_SECONDS = 1.0
 _PREFIX = 'gpt_jax'
 
-_uses: collections.Counter[str] = collections.Counter()  # a barrier's or key's name is used once
-_ending = threading.Event()  # from here on the others may leave
-_watched_seconds = 0.0  # after which a loss is known
+_uses: collections.Counter[str] = collections.Counter()  # barriers and keys work only once
+_ending = threading.Event()  # once set, the loss of a peer is expected
+_watched_seconds = 0.0  # time after which a loss has been detected
 
 
 def num_processes() -> int:
-    """How many processes this run has; starts no backend."""
+    """Returns the number of processes of this run; starts no backend."""
     return distributed.global_state.num_processes if jax.distributed.is_initialized() else 1
 
 
 def process_id() -> int:
-    """The number of this process; starts no backend."""
+    """Returns the index of this process; starts no backend."""
     return distributed.global_state.process_id if jax.distributed.is_initialized() else 0
 
 
 def is_primary() -> bool:
-    """Whether this is the process that prints, and writes what there is one of."""
+    """Returns whether this is process 0, which prints and writes the run's files."""
     return process_id() == 0
 
 
 def barrier(name: str, *, seconds: int = BARRIER_SECONDS) -> None:
-    """Returns when all processes are here. All must call it, in the same order.
+    """Waits for all processes. All must call it, in the same order.
 
     Raises:
-        UserError: they were not in time.
+        UserError: some did not arrive in time.
     """
     if num_processes() == 1:
         return
@@ -65,10 +65,10 @@ def barrier(name: str, *, seconds: int = BARRIER_SECONDS) -> None:
 
 
 def gather(name: str, value: Any, *, seconds: int = BARRIER_SECONDS) -> list[Any]:
-    """The JSON `value` of every process, by its number; all must call it, in the same order.
+    """Returns the JSON `value` of every process, by index; all must call it, in the same order.
 
     Raises:
-        UserError: one did not give its value in time.
+        UserError: a process did not send its value in time.
     """
     if num_processes() == 1:
         return [value]
@@ -78,7 +78,7 @@ def gather(name: str, value: Any, *, seconds: int = BARRIER_SECONDS) -> list[Any
 
 
 def any_of(name: str, problem: str | None) -> str | None:
-    """The first process's problem, its number before it; None if no process has one."""
+    """Returns the first problem of any process, prefixed with its index; None if there is none."""
     for index, each in enumerate(gather(name, problem)):
         if each is not None:
             return each if num_processes() == 1 else f'process {index}: {each}'
@@ -86,12 +86,12 @@ def any_of(name: str, problem: str | None) -> str | None:
 
 
 def announce(name: str, value: Any) -> None:
-    """Publishes a value under a name of its own, for `announced`."""
+    """Publishes a value under a unique name, for `announced`."""
     _client().key_value_set(f'{_PREFIX}/{name}', json.dumps(value))
 
 
 def announced(name: str) -> Any | None:
-    """What another process announced under `name`; None while there is nothing."""
+    """Returns the value that another process announced under `name`; None if there is none yet."""
     try:
         return json.loads(_client().key_value_try_get(f'{_PREFIX}/{name}'))
     except jax.errors.JaxRuntimeError:  # NOT_FOUND
@@ -99,16 +99,16 @@ def announced(name: str) -> Any | None:
 
 
 def announce_failure(status: int, message: str) -> None:
-    """Tells the others why this process ends; they end with the same status."""
+    """Tells the other processes why this one ends; they end with the same status."""
     announce(f'failed/{process_id()}', {'status': status, 'message': message})
 
 
 @contextlib.contextmanager
 def only_primary_prints() -> Iterator[None]:
-    """Of several processes, what the first one prints is all that reaches standard output.
+    """Discards the standard output of all processes except what process 0 prints from Python.
 
-    What the others print goes nowhere, and so does what libraries write there past Python (gloo
-    does, from several threads at once). Errors still show.
+    The output of C++ libraries is discarded too (gloo writes from several threads at once).
+    Standard error is kept.
     """
     if num_processes() == 1:
         yield
@@ -129,7 +129,7 @@ def only_primary_prints() -> Iterator[None]:
 
 
 def watch(heartbeat_timeout: int) -> None:
-    """Starts to look after the other processes: when one is lost, this one ends with a line."""
+    """Starts a thread that ends this process, with a one-line error, when another one is lost."""
     global _watched_seconds
     _watched_seconds = heartbeat_timeout + 5 * _POLL_SECONDS
     abort_handler.install(lambda: _obituary([0], {}), status=LOST)
@@ -137,14 +137,14 @@ def watch(heartbeat_timeout: int) -> None:
 
 
 def leave(status: int) -> None:
-    """Ends a run that went well, together with the others."""
+    """Ends a successful run together with the other processes."""
     if num_processes() == 1:
         return
     _flush()
-    # One may have much left to write; under watch, so that one that fails meanwhile is noticed.
+    # A process may still have much to write. The watch thread notices one that fails meanwhile.
     barrier('finished', seconds=24 * 3600)
     _ending.set()
-    # The service ends with process 0; for the others that is no news any more.
+    # The service ends with process 0; the others must not report that as a loss.
     abort_handler.install(lambda: None, status=status)
     with contextlib.suppress(UserError):
         barrier('leave', seconds=10)
@@ -154,10 +154,10 @@ def leave(status: int) -> None:
 
 
 def fail(status: int, message: str) -> None:
-    """Ends this process after an error of its own, and the others, told why, with its status.
+    """Ends this process after its own error; the others report the error and use its status.
 
-    Where the service is gone nobody can be told: then process 0 was lost first, and this error is
-    what came of it, whatever it looks like.
+    If the service is gone, process 0 was lost first and this error is a consequence. Then this
+    process reports the loss of process 0 instead.
     """
     _ending.set()
     _flush()
@@ -169,14 +169,14 @@ def fail(status: int, message: str) -> None:
     abort_handler.install(lambda: None, status=status)
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         if is_primary():
-            time.sleep(3 * _POLL_SECONDS)  # the reason goes with the service
+            time.sleep(3 * _POLL_SECONDS)  # the service, which holds the reason, ends with it
         else:
             _client().shutdown()
     os._exit(status)
 
 
 def wait_to_be_ended() -> None:
-    """After a collective failed: gives the watch time to find who is lost, and end this one."""
+    """Waits, after a failed collective, for the watch thread to find the lost process and exit."""
     time.sleep(_watched_seconds)
 
 
@@ -186,7 +186,7 @@ def _watch() -> None:
         try:
             lost = everyone - set(_client().get_live_nodes(sorted(everyone)))
             said = {i: announced(f'failed/{i}') for i in everyone - {process_id()}}
-        except (jax.errors.JaxRuntimeError, AttributeError):  # no service, or no client any more
+        except (jax.errors.JaxRuntimeError, AttributeError):  # the service or the client is gone
             lost, said = {0}, {}
         said = {i: failure for i, failure in said.items() if failure}
         lost |= said.keys()
@@ -196,14 +196,14 @@ def _watch() -> None:
 
 
 def _end_after_loss(lost: list[int], said: Mapping[int, dict[str, Any]]) -> None:
-    """Ends as the first that said why it failed; where none did, as the run that it leaves."""
+    """Exits with the status of the first lost process that announced one, otherwise with `LOST`."""
     _flush()
     os.write(2, f'{_obituary(lost, said)}\n'.encode())
     os._exit(next((said[i]['status'] for i in lost if i in said), LOST))
 
 
 def _obituary(lost: list[int], said: Mapping[int, dict[str, Any]]) -> str:
-    """The line that says who is gone and, where it was said, why."""
+    """Returns the line that names the lost processes and, if announced, the reasons."""
     told = [f'process {i} ended: {said[i]["message"]}' for i in lost if i in said]
     silent = [str(i) for i in lost if i not in said]
     if silent:
@@ -225,7 +225,7 @@ def _wait_for(key: str, index: int, name: str, seconds: int) -> str:
 
 
 def _wait_for_word(error: jax.errors.JaxRuntimeError) -> None:
-    """Where a wait failed before its time somebody is lost: the watch says who, and ends this."""
+    """Waits for the watch thread to report the lost process, unless the wait just timed out."""
     if 'DEADLINE_EXCEEDED' not in str(error) and not _ending.is_set():
         wait_to_be_ended()
 

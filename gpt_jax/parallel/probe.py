@@ -1,4 +1,4 @@
-"""Measurements of what joins the devices and the hosts: collectives, and a shared folder."""
+"""Measurements of the links between devices and hosts: collectives, and a shared folder."""
 
 import dataclasses
 import os
@@ -18,17 +18,17 @@ from gpt_jax.parallel import peers
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Bandwidth:
-    """What one device moved, counted as NCCL's tests count (bus bandwidth)."""
+    """The bandwidth of one device, as NCCL's tests define it (bus bandwidth)."""
 
-    all_reduce: float  # bytes a second
+    all_reduce: float  # bytes/s
     all_gather: float
 
 
 def measure_bandwidth(mesh: Mesh, *, megabytes: int = 16, repeats: int = 3) -> Bandwidth:
     """Times collectives over all devices of a mesh on arrays of that size; the best of `repeats`.
 
-    The numbers of bytes are those of https://github.com/NVIDIA/nccl-tests/blob/master/doc/
-    PERFORMANCE.md: 2 (n - 1) / n of the array for an all-reduce, (n - 1) / n for an all-gather.
+    Bytes are counted as in https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md:
+    2 (n - 1) / n of the array for an all-reduce, (n - 1) / n for an all-gather.
     """
     count = mesh.size
     width = megabytes * 2**20 // 4 // count
@@ -49,10 +49,10 @@ def measure_bandwidth(mesh: Mesh, *, megabytes: int = 16, repeats: int = 3) -> B
 
 
 def check_shared_folder(folder: pathlib.Path) -> float:
-    """Writes a file in the first process and reads it in all; returns the seconds that took.
+    """Writes a file in process 0 and reads it in all; returns the time taken, in seconds.
 
     Raises:
-        UserError: a process cannot see it, or the folder cannot be written.
+        UserError: a process cannot see the file, or the folder cannot be written.
     """
     began = time.monotonic()
     name = peers.gather('shared folder', secrets.token_hex(8))[0]
@@ -83,7 +83,7 @@ def _remove_if_empty(folder: pathlib.Path) -> None:
 
 
 def _best_seconds(function, argument: jax.Array, repeats: int) -> float:
-    """The shortest of several calls, after one that compiles and connects."""
+    """Returns the time of the fastest of several calls, after one that compiles and connects."""
     jax.block_until_ready(function(argument))
     times = []
     for _ in range(repeats):

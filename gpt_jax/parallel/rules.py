@@ -1,4 +1,4 @@
-"""Logical axes -> mesh axes: the one table that says how everything is sharded."""
+"""Sharding rules: the one table that maps logical axes to mesh axes."""
 
 import contextlib
 import math
@@ -9,7 +9,7 @@ import jax
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-# Activations first, then parameters. None: every device has all of it.
+# Activations first, then parameters. None: replicated.
 RULES: dict[str, str | tuple[str, ...] | None] = {
     'batch': ('data', 'fsdp'),
     'length': 'context',
@@ -28,9 +28,9 @@ Rules = Mapping[str, str | tuple[str, ...] | None]
 
 
 def decoding_rules(mesh: Mesh, *, width: int) -> Rules:
-    """The rules for generation with a model of this width, where activations are small.
+    """Returns the rules for generation with a model of this width, where activations are small.
 
-    Each device keeps its part of the weights and works on all rows; sums are exchanged.
+    Each device keeps its shard of the weights and computes all rows; sums are all-reduced.
     """
     divides = parts('embed', mesh, size=width) > 1
     return RULES | {
@@ -42,34 +42,34 @@ def decoding_rules(mesh: Mesh, *, width: int) -> Rules:
 
 @contextlib.contextmanager
 def on_mesh(mesh: Mesh, rules: Rules = RULES) -> Iterator[None]:
-    """Where logical constraints mean something; elsewhere flax ignores them."""
+    """Activates the mesh and the rules; without them flax ignores logical constraints."""
     with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(rules.items())):
         yield
 
 
 def axes_of(name: str | None) -> tuple[str, ...]:
-    """The mesh axes that a logical axis is split over."""
+    """Returns the mesh axes that a logical axis is sharded over."""
     axes = RULES[name] if name else None
     return () if axes is None else (axes,) if isinstance(axes, str) else axes
 
 
 def parts(name: str, mesh: Mesh, *, size: int = 0) -> int:
-    """How many parts a dimension of this logical name is split into.
+    """Returns the number of shards of a dimension with this logical name.
 
-    With its `size`: 1 where the devices do not divide it, and it stays whole.
+    Returns 1 (replicated) if the number of devices does not divide `size`, when given.
     """
     count = math.prod(mesh.shape[axis] for axis in axes_of(name))
     return count if size % count == 0 else 1
 
 
 def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:
-    """The sharding of each parameter of a boxed (logically partitioned) tree.
+    """Returns the sharding of each parameter of a boxed (logically partitioned) tree.
 
-    A dimension that the devices of its axis do not divide stays whole. So does the model width
-    of vectors (biases, the scales of norms): there is nothing to save, and each would be gathered.
+    A dimension is replicated if its mesh axes do not divide it. So is the model width of vectors
+    (biases, the scales of norms): sharding saves no memory there, and each would be gathered.
 
     Raises:
-        ValueError: a parameter names an axis that `RULES` does not know; flax would silently
+        ValueError: a parameter names an axis that is not in `RULES`; flax would silently
             replicate it.
     """
 
@@ -88,7 +88,7 @@ def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:
 
 
 def with_shardings(tree: Any, shardings: Any) -> Any:
-    """The tree's shapes, each with its sharding."""
+    """Returns the tree as ShapeDtypeStructs with the given shardings."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         tree,
@@ -97,7 +97,7 @@ def with_shardings(tree: Any, shardings: Any) -> Any:
 
 
 def undivided(boxed: Any, mesh: Mesh) -> list[str]:
-    """What stays whole because the devices do not divide it: `heads=25 (tensor=2)`."""
+    """Returns the dimensions replicated as the mesh does not divide them: `heads=25 (tensor=2)`."""
     found = {
         f'{name}={size} ({"x".join(f"{axis}={mesh.shape[axis]}" for axis in axes_of(name))})': None
         for parameter in jax.tree.leaves(boxed, is_leaf=_is_boxed)
@@ -108,18 +108,18 @@ def undivided(boxed: Any, mesh: Mesh) -> list[str]:
 
 
 def batch_sharding(mesh: Mesh, *, rows_axis: int = 0) -> NamedSharding:
-    """The sharding of `[…, B, …]` arrays: rows over the devices that have their own."""
+    """Returns the sharding of `[…, B, …]` arrays, rows sharded over the data-parallel axes."""
     return NamedSharding(mesh, PartitionSpec(*[None] * rows_axis, RULES['batch']))
 
 
 def process_rows(mesh: Mesh) -> tuple[int, int]:
-    """Which share of each batch's rows this process reads: `(index, count)`.
+    """Returns this process's share of each batch's rows: `(index, count)`.
 
-    Processes whose devices work on the same rows (they share a sequence or its heads) have the
-    same index.
+    Processes whose devices compute the same rows (they shard sequences or heads) have the same
+    index.
 
     Raises:
-        ValueError: the rows of two processes overlap without being the same.
+        ValueError: the rows of two processes overlap without being equal.
     """
     rows = parts('batch', mesh)
     shares: dict[int, set[int]] = {}
@@ -133,7 +133,7 @@ def process_rows(mesh: Mesh) -> tuple[int, int]:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """One whole copy on every device."""
+    """Returns the sharding of replicated arrays."""
     return NamedSharding(mesh, PartitionSpec())
 
 

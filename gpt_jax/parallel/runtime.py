@@ -1,4 +1,4 @@
-"""What is set once for a process, before the first computation."""
+"""Process-wide settings, made before the first computation."""
 
 import dataclasses
 import os
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jax._src import hardware_utils, xla_bridge  # hardware_utils: how jax looks for TPUs
+from jax._src import hardware_utils, xla_bridge  # hardware_utils: jax's own detection of TPUs
 
 from gpt_jax.config_tree import check_domains, whole
 from gpt_jax.errors import UserError
@@ -28,27 +28,27 @@ _OTHER_PLATFORM = 'unset it to take what there is, or set JAX_PLATFORMS=cpu'
 
 
 def seconds(default: int) -> Any:
-    """Declares a knob that takes a time to wait."""
+    """Declares a knob for a timeout in seconds."""
     return whole(default, low=1, high=1_000_000)
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class RuntimeConfig:
-    """The process around the program."""
+    """The compilation cache and the timeouts of multi-process runs."""
 
     compilation_cache: bool = True  # keep compiled programs in the user's cache folder
-    connect_timeout: int = seconds(300)  # to wait for all processes of a run at its start
-    heartbeat_timeout: int = seconds(10)  # of silence after which a process counts as lost
+    connect_timeout: int = seconds(300)  # seconds to wait for all processes at the start
+    heartbeat_timeout: int = seconds(10)  # seconds without heartbeat until a process counts as lost
 
 
 def cache_folder() -> pathlib.Path:
-    """`$XDG_CACHE_HOME/gpt_jax`, by default `~/.cache/gpt_jax`."""
+    """Returns `$XDG_CACHE_HOME/gpt_jax`, by default `~/.cache/gpt_jax`."""
     root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
     return pathlib.Path(root) / 'gpt_jax'
 
 
 def initialize(config: RuntimeConfig) -> None:
-    """Prepares JAX for a run. A cache that the user configured through JAX itself is kept."""
+    """Prepares JAX for a run. A compilation cache configured through JAX itself is kept."""
     if config.compilation_cache and not jax.config.jax_compilation_cache_dir:
         jax.config.update('jax_compilation_cache_dir', str(cache_folder() / 'compiled'))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
@@ -57,17 +57,17 @@ def initialize(config: RuntimeConfig) -> None:
 
 
 def _silence_libtpu() -> None:
-    """Answers what libtpu would ask, and warn of, on a machine without a TPU."""
+    """Sets the variables that libtpu would query, with warnings, on a machine without TPUs."""
     if not hardware_utils.num_available_tpu_chips_and_device_id()[0]:
         for name, value in NO_TPU.items():
             os.environ.setdefault(name, value)
 
 
 def check_xla_flags() -> None:
-    """Rejects XLA_FLAGS that XLA cannot read; it would end the process without an exception.
+    """Rejects XLA_FLAGS that XLA cannot parse; XLA would abort without an exception.
 
     Raises:
-        UserError: naming the flags.
+        UserError: XLA cannot parse a flag; the message names it.
     """
     if not os.environ.get('XLA_FLAGS') or xla_bridge.backends_are_initialized():
         return
@@ -86,7 +86,7 @@ def check_xla_flags() -> None:
 
 
 def allow_open_files() -> None:
-    """Raises the process's limit of open files as far as the system lets it.
+    """Raises the process's limit of open files to its hard limit, at most 65536.
 
     Raises:
         UserError: the limit is below `OPEN_FILES`.
@@ -104,7 +104,7 @@ def allow_open_files() -> None:
 
 
 def explain(error: Exception) -> str:
-    """One line for a failure that lies in the machine or its environment; '' for any other."""
+    """Returns a line that explains a failure of the machine or environment; '' for others."""
     if 'Could not determine home directory' in str(error):
         return (
             'this user has no home folder; set HOME to a folder that can be written, or '
@@ -121,7 +121,7 @@ def explain(error: Exception) -> str:
         isinstance(error, AssertionError)
         and frames is not None
         and frames.tb_frame.f_globals['__name__'] == 'jax._src.xla_bridge'
-    ):  # jax passes over a platform without a device, and then has none left
+    ):  # jax skips platforms without a device, and then none is left
         return f'JAX_PLATFORMS={platforms}: this machine has no such device; {_OTHER_PLATFORM}'
     return ''
 
@@ -129,14 +129,15 @@ def explain(error: Exception) -> str:
 def join(given: Mapping[str, str], config: RuntimeConfig) -> None:
     """Joins the other processes of the run, if flags or the environment name any.
 
-    Must come before anything that starts a backend. From then on this process ends when another
-    one is lost.
+    Must be called before any backend starts. From then on this process ends when another one is
+    lost.
 
     Args:
       given: the flags of `cluster.FLAGS`, '' where absent.
+      config: the timeouts.
 
     Raises:
-        UserError: what names the processes is incomplete, or they do not find each other.
+        UserError: the flags or variables are incomplete, or the processes do not find each other.
     """
     check_domains(config, 'config.runtime')
     found = cluster.from_flags(given) or cluster.from_environment(

@@ -1,1 +1,1 @@
-"""What a run reports: live progress, metrics on disk, and what is known of the chips."""
+"""Reports of a run: live progress, metrics on disk, and data on the accelerators."""

@@ -1,8 +1,8 @@
-"""A local copy of what grows in a workdir in an object store, where nothing can be appended to.
+"""A local copy of the metrics of a workdir in an object store, which cannot append to objects.
 
-The sinks of metrics write to the copy; `push` uploads each file that changed, whole. It is called
-before a checkpoint is saved, so that no row that belongs to one is ever lost, and in between from
-time to time, so that a run can be watched.
+The metrics sinks write to the copy; `push` uploads each changed file as a whole. It is called
+before a checkpoint is saved, so that no row before a checkpoint is lost. It is also called
+periodically, so that a run can be watched.
 """
 
 import contextlib
@@ -13,16 +13,16 @@ import time
 from gpt_jax import object_store
 from gpt_jax.errors import UserError
 
-PUSH_SECONDS = 60.0  # between two uploads for those who watch
-# What sinks write; wandb has a folder of its own that is of no use to another process.
+PUSH_SECONDS = 60.0  # between periodic uploads
+# Files that the sinks write. wandb's own folder is left out: no other process can use it.
 _KEPT = ('metrics.jsonl', 'wandb_id.txt', 'tensorboard/')
 
 
 class Mirror:
-    """The local folder that stands for a workdir."""
+    """The local folder that mirrors a workdir."""
 
     def __init__(self, workdir: pathlib.Path):
-        """Fetches what is there. Raises UserError when the store does not answer."""
+        """Downloads the existing metrics. Raises UserError if the store does not answer."""
         self._workdir = workdir
         self._scratch = tempfile.TemporaryDirectory(prefix='gpt_jax-metrics-')
         # wandb shows the folder's name.
@@ -37,7 +37,7 @@ class Mirror:
         self._time = time.monotonic()
 
     def push(self) -> None:
-        """Uploads what changed, and deletes what is gone. Raises UserError."""
+        """Uploads changed files and removes deleted ones. Raises UserError if that fails."""
         here = {
             name: _stamp(path)
             for path in sorted(self.folder.rglob('*'))
@@ -51,14 +51,14 @@ class Mirror:
         self._pushed, self._time = here, time.monotonic()
 
     def push_if_due(self) -> None:
-        """Uploads, unless that was done a moment ago; a store that does not answer is let be."""
+        """Calls `push` at most every `PUSH_SECONDS`; ignores failures until the next call."""
         if time.monotonic() - self._time > PUSH_SECONDS:
             self._time = time.monotonic()
-            with contextlib.suppress(UserError):  # to watch a run is not worth its end
+            with contextlib.suppress(UserError):  # a failed upload must not end the run
                 self.push()
 
     def close(self) -> None:
-        """Uploads what is left, and removes the local folder."""
+        """Uploads the remaining changes, and removes the local folder."""
         self.push()
         self._scratch.cleanup()
 

@@ -1,8 +1,8 @@
-"""What is known of the accelerators: their peak, against which MFU is measured, memory and links.
+"""Data sheet of accelerators: peak FLOP/s (the basis of MFU), memory and links.
 
-Peaks are those of dense bfloat16 matrix products (float16 where a chip has no bfloat16), as the
-maker publishes them, without structured sparsity. Bandwidths are peaks too; those of links count
-what one device can send, over all its links together and in one direction.
+Peaks are the vendor's figures for dense bfloat16 matmuls (float16 for chips without bfloat16),
+without structured sparsity. Bandwidths are peaks too; those of links are per device, summed over
+its links, in one direction.
 """
 
 import dataclasses
@@ -13,19 +13,19 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Chip:
-    """One device as jax counts devices."""
+    """The specification of one device, as jax counts devices."""
 
     peak_flops: float  # per second, dense bfloat16 with float32 accumulation
     memory_bytes: int
     memory_bandwidth: float  # bytes/s
     interconnect: float | None = None  # bytes/s to others of its slice or node: ICI, NVLink, PCIe
-    network: float | None = None  # bytes/s to other slices or nodes, a device's share
+    network: float | None = None  # bytes/s per device to other slices or nodes
 
 
-# By `jax.Device.device_kind`. GPU names are those of the CUDA driver; a TPU v2 or v3 device is
-# one core, half of the chip that Google describes. A GPU's NVLink or PCIe is on the same page as
-# its memory, halved to one direction; its network is the adapter that NVIDIA's DGX system of that
-# GPU has for each (https://docs.nvidia.com/dgx/): clouds may give less.
+# By `jax.Device.device_kind`. GPU names are those of the CUDA driver. A TPU v2 or v3 device is
+# one core, half of the chip that Google describes. A GPU's NVLink or PCIe figure is from the page
+# of its memory, halved to one direction. Its network is the per-GPU adapter of NVIDIA's DGX system
+# (https://docs.nvidia.com/dgx/); clouds may provide less.
 CHIPS: dict[str, Chip] = {
     # https://www.nvidia.com/en-us/data-center/h100/ (halved: the page counts sparsity)
     'NVIDIA H100 80GB HBM3': Chip(989.4e12, 80 * GIB, 3.35e12, 450e9, 50e9),
@@ -56,7 +56,7 @@ CHIPS: dict[str, Chip] = {
     'NVIDIA GeForce RTX 3090': Chip(71.0e12, 24 * GIB, 0.936e12, 32e9),
     'NVIDIA GeForce RTX 4090': Chip(165.2e12, 24 * GIB, 1.008e12, 32e9),
     # https://cloud.google.com/tpu/docs/v2, /v3, /v4, /v5e, /v5p, /v6e: the interconnect is half of
-    # the bidirectional figure, the network a pod's or a host's figure shared by its chips.
+    # the bidirectional figure; the network is a pod's or a host's figure divided by its chips.
     'TPU v2': Chip(22.5e12, 8 * GIB, 0.35e12),
     'TPU v3': Chip(61.5e12, 16 * GIB, 0.45e12),
     'TPU v4': Chip(275.0e12, 32 * GIB, 1.2e12, 300e9, 6.25e9),
@@ -70,18 +70,18 @@ CHIPS: dict[str, Chip] = {
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """The peak of a `jax.Device.device_kind` in FLOP/s; None when unknown, as for a CPU."""
+    """Returns the peak of a `jax.Device.device_kind` in FLOP/s; None if unknown, as for a CPU."""
     chip = CHIPS.get(device_kind)
     return chip.peak_flops if chip else None
 
 
 def memory_size(device_kind: str) -> float | None:
-    """The memory of a `jax.Device.device_kind` in GiB; None when unknown."""
+    """Returns the memory of a `jax.Device.device_kind` in GiB; None if unknown."""
     chip = CHIPS.get(device_kind)
     return chip.memory_bytes / GIB if chip else None
 
 
 def memory_in_use(device: Any) -> float | None:
-    """The memory allocated on a `jax.Device` now, in GiB; None where it does not say (a CPU)."""
+    """Returns the memory in use on a `jax.Device`, in GiB; None if not reported, as by a CPU."""
     statistics = device.memory_stats()
     return statistics['bytes_in_use'] / GIB if statistics else None

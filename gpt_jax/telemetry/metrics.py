@@ -1,7 +1,7 @@
-"""Metrics by step, written to a table of sinks; a resumed run continues them as if never stopped.
+"""Metrics per step, written to one or more sinks; a resumed run continues the same files.
 
-A row is a step and flat keys, `{'step': 20, 'train/loss': 1.9123}`. Rows written after the
-checkpoint that a run resumes from are removed first: the run will write them again.
+A row has a step and flat keys, `{'step': 20, 'train/loss': 1.9123}`. On resumption, rows after the
+checkpoint are removed, as the run writes them again.
 """
 
 import contextlib
@@ -24,22 +24,22 @@ from gpt_jax.telemetry.bucket_upload import Mirror
 
 
 class Sink(Protocol):
-    """Somewhere to write rows. Made from the workdir and the step resumed from (None: from 0)."""
+    """A destination of rows, made from the workdir and the step resumed from (None: a new run)."""
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         """Adds a row."""
 
     def flush(self) -> None:
-        """Returns when the rows so far survive a crash of the machine."""
+        """Writes all rows so far to disk, so that they survive a crash of the machine."""
 
     def close(self) -> None:
-        """Flushes and ends."""
+        """Flushes and closes the sink."""
 
 
 class JsonLines:
-    """`metrics.jsonl`: one JSON object a line, readable while the run goes on.
+    """`metrics.jsonl`: one JSON object per line, readable during the run.
 
-    Floats read back bit for bit. NaN and infinities, for which JSON has no word, are null.
+    Floats are stored exactly. NaN and infinities, which JSON lacks, are null.
     """
 
     def __init__(self, workdir: pathlib.Path, resume_step: int | None):
@@ -78,13 +78,13 @@ class TensorBoard:
             self._folder.mkdir(parents=True, exist_ok=True)
             for path in self._folder.glob('events.out.tfevents.*'):
                 _keep_events(path, resume_step)
-            # Not SummaryWriter: its queue hides when a row is on disk, and a full disk. The suffix:
-            # tensorboardX would overwrite the file of a process that began in the same second.
+            # SummaryWriter's queue would hide when a row is on disk, and errors of a full disk.
+            # Without the suffix, a process started in the same second would overwrite the file.
             self._writer = event_file_writer.EventsWriter(
                 str(self._folder / 'events'), f'.{time.time_ns():x}'
             )
             if resume_step is not None:
-                # Tells a TensorBoard that is running to forget the rows that it has seen.
+                # Makes a running TensorBoard drop the later rows that it has already read.
                 start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
                 self._write(event_pb2.Event(step=resume_step + 1, session_log=start))
 
@@ -112,7 +112,7 @@ class TensorBoard:
 class Wandb:
     """Weights & Biases, an optional package; a resumed run continues under the same id.
 
-    The service takes no row back: rows after the step resumed from stay as first written.
+    The service cannot delete rows: rows after the step resumed from stay as first written.
     """
 
     def __init__(self, workdir: pathlib.Path, resume_step: int | None):
@@ -137,13 +137,13 @@ class Wandb:
         self._run.log(dict(row), step=step)
 
     def flush(self) -> None:
-        """Nothing: wandb sends rows in the background and keeps a copy below the workdir."""
+        """Does nothing: wandb sends rows in the background and keeps a copy in the workdir."""
 
     def close(self) -> None:
         self._run.finish()
 
 
-_OWN_EVENTS = re.compile(r'\.[0-9a-f]{15,16}$')  # the time in nanoseconds, as TensorBoard adds it
+_OWN_EVENTS = re.compile(r'\.[0-9a-f]{15,16}$')  # the suffix of the `TensorBoard` sink
 
 SINKS: dict[str, Callable[[pathlib.Path, int | None], Sink]] = {
     'jsonl': JsonLines,
@@ -153,9 +153,9 @@ SINKS: dict[str, Callable[[pathlib.Path, int | None], Sink]] = {
 
 
 class MetricsWriter:
-    """Writes rows to several sinks. A context manager; leaving it closes them.
+    """A writer of rows to several sinks; a context manager that closes them on exit.
 
-    For a workdir in an object store the sinks write to a local copy of it, see `Mirror`.
+    For a workdir in an object store the sinks write to a local copy, see `Mirror`.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class MetricsWriter:
         *,
         resume_step: int | None,
     ):
-        """Opens the sinks and removes the rows after `resume_step`, all of them when it is None.
+        """Opens the sinks and removes the rows after `resume_step`, or all rows if it is None.
 
         Raises:
           UserError: a sink is not in SINKS, its package is missing or its file cannot be written.
@@ -186,7 +186,7 @@ class MetricsWriter:
         self.close()
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
-        """Adds a row; numbers of numpy and jax are read. Raises UserError on a full disk."""
+        """Adds a row; accepts numpy and jax scalars. Raises UserError if the disk is full."""
         row = {key: value if isinstance(value, int) else float(value) for key, value in row.items()}
         for sink in self._sinks:
             sink.write(step, row)
@@ -194,7 +194,7 @@ class MetricsWriter:
             self._mirror.push_if_due()
 
     def flush(self) -> None:
-        """Returns when every row so far is on disk: to be called before a checkpoint is saved."""
+        """Writes all rows so far to disk; must be called before a checkpoint is saved."""
         for sink in self._sinks:
             sink.flush()
         if self._mirror:
@@ -210,10 +210,10 @@ class MetricsWriter:
 
 
 def read_rows(workdir: pathlib.Path) -> list[dict[str, float | None]]:
-    """Returns the rows of `metrics.jsonl`, without lines that are torn or damaged.
+    """Returns the rows of `metrics.jsonl`, skipping incomplete or damaged lines.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: the file does not exist.
     """
     lines = object_store.read_bytes(workdir / 'metrics.jsonl').splitlines(keepends=True)
     return [row for row in map(_parse_row, lines) if row is not None]
@@ -237,10 +237,10 @@ def _naming(path: pathlib.Path) -> Iterator[None]:
 
 
 def _keep_lines(path: pathlib.Path, last_step: int | None) -> None:
-    """Rewrites a JSON Lines file with the rows up to a step, without a torn last line.
+    """Rewrites a JSON Lines file with the rows up to a step, dropping an incomplete last line.
 
     Raises:
-        UserError: it has whole lines, and none of them is a row: another program wrote it.
+        UserError: the file has complete lines but no row, so another program wrote it.
     """
     if not path.exists():
         return
@@ -258,7 +258,7 @@ def _is_row_up_to(line: bytes, last_step: float | None) -> bool:
 
 
 def _parse_row(line: bytes) -> dict[str, Any] | None:
-    """Returns a row; None for a line that a crash of the machine left torn or unreadable."""
+    """Returns a row; None for a line that a crash of the machine left incomplete or damaged."""
     try:
         row = json.loads(line) if line.endswith(b'\n') else None
     except (ValueError, RecursionError):
@@ -267,10 +267,10 @@ def _parse_row(line: bytes) -> dict[str, Any] | None:
 
 
 def _import_tensorboardx() -> None:
-    """Imports it without PyTorch, which it would import where it can, for seconds."""
+    """Imports tensorboardX without its optional import of PyTorch, which takes seconds."""
     absent = 'torch' not in sys.modules
     if absent:
-        sys.modules['torch'] = None  # type: ignore[assignment]  # not to be found
+        sys.modules['torch'] = None  # type: ignore[assignment]  # makes `import torch` fail
     try:
         import tensorboardX  # noqa: F401
     finally:
@@ -279,9 +279,9 @@ def _import_tensorboardx() -> None:
 
 
 def _keep_events(path: pathlib.Path, last_step: int | None) -> None:
-    """Rewrites an event file of ours with the events up to a step; deletes it when there is none.
+    """Rewrites an event file with the events up to a step; deletes it if the step is None.
 
-    Files that other programs wrote have another end of their name, and stay.
+    Files of other programs, recognised by their suffix, are kept.
     """
     from google.protobuf.message import DecodeError
     from tensorboardX.proto import event_pb2
@@ -292,7 +292,7 @@ def _keep_events(path: pathlib.Path, last_step: int | None) -> None:
         path.unlink()
         return
     kept = []
-    with contextlib.suppress(DecodeError):  # what follows is as damaged as a torn record
+    with contextlib.suppress(DecodeError):  # nothing after a damaged record is readable
         for record, payload in _records(path.read_bytes()):
             if event_pb2.Event.FromString(payload).step <= last_step:
                 kept.append(record)
@@ -301,7 +301,7 @@ def _keep_events(path: pathlib.Path, last_step: int | None) -> None:
 
 
 def _records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The records of a TFRecord file and their payloads, up to a torn or damaged one.
+    """Yields the records of a TFRecord file and their payloads, up to the first damaged one.
 
     A record is the length (u64), its checksum (u32), the payload and its checksum (u32):
     https://www.tensorflow.org/tutorials/load_data/tfrecord

@@ -1,19 +1,19 @@
-"""One live line on a terminal, plain lines in a log: how far along, how fast, how much longer."""
+"""Progress display: amount done, rate and ETA, as a live line on a terminal or lines in a log."""
 
 import collections
 import sys
 import time
 from typing import Self, TextIO
 
-RATE_WINDOW_SECONDS = 60.0  # the rate shown is that of the last minute: it follows slow-downs
+RATE_WINDOW_SECONDS = 60.0  # the window of the displayed rate, short enough to show slow-downs
 PREFIXES = ((1e12, 'T'), (1e9, 'G'), (1e6, 'M'), (1e3, 'k'), (1.0, ''))
 
 
 class Progress:
-    """Shows the advance of one task; a context manager.
+    """The progress display of one task; a context manager.
 
-    On a terminal a live line with a bar; elsewhere a line at the first update, then one every
-    `every_seconds` and always the last:
+    On a terminal it is a live line with a bar. Elsewhere it prints a line at the first update,
+    every `every_seconds`, and at the end:
 
         train  1200/2000 steps  60%  loss 1.9123  45.2 k tok/s  eta 0:01:12
     """
@@ -29,16 +29,16 @@ class Progress:
         quiet: bool = False,
         stream: TextIO | None = None,
     ):
-        """Nothing is shown before the first `update`, `print` or `with`.
+        """Stores the settings; nothing is shown before the first `update`, `print` or `with`.
 
         Args:
-          total: the amount of work in `unit`s; 0 when unknown (no percentage, no ETA).
-          unit: what is counted: 'steps', 'tokens', 'B' for bytes.
+          total: the amount of work in `unit`s; 0 if unknown (no percentage, no ETA).
+          unit: the unit of work: 'steps', 'tokens', 'B' for bytes.
           description: the first word of the line.
-          start: work that was done before this process, as after a resume.
-          every_seconds: the least time between two plain lines.
-          quiet: show nothing at all, as on all but one process of many.
-          stream: where to write; standard output when None.
+          start: work done before this process started, as in a resumed run.
+          every_seconds: the minimum time between two plain lines.
+          quiet: show nothing, as on all processes but the first.
+          stream: the output stream; standard output if None.
         """
         self.total, self.unit, self.description = total, unit, description
         self._done, self._every_seconds, self._quiet = start, every_seconds, quiet
@@ -68,10 +68,10 @@ class Progress:
             self._write_line()
 
     def update(self, done: float, **fields: float | str) -> None:
-        """Says that `done` units of the total are finished, counted from the very beginning.
+        """Sets the amount of finished work, `start` included, to `done` units.
 
-        Fields are shown as `name value` and stay until replaced. One whose name ends in '/s' is
-        shown as a rate, `45.2 k tok/s`, in place of the rate of the unit.
+        Fields are shown as `name value` and kept until replaced. A field whose name ends in '/s' is
+        shown as a rate, `45.2 k tok/s`, instead of the rate of the unit.
         """
         now = time.monotonic()
         self._done = done
@@ -85,18 +85,18 @@ class Progress:
             self._next_line = now + self._every_seconds
 
     def announce(self, what: str) -> None:
-        """Shows what is being done until the next `update`."""
+        """Shows the current activity until the next `update`."""
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], status=what)
         else:
             self.print(f'{self.description}  {what}')
 
     def skip(self, seconds: float) -> None:
-        """Leaves the last `seconds` out of the rate and of the ETA: no unit was worked on."""
+        """Excludes the last `seconds`, in which no work was done, from the rate and the ETA."""
         self._marks = collections.deque((at + seconds, done) for at, done in self._marks)
 
     def print(self, line: str) -> None:
-        """Prints a line of its own, above the live bar when there is one."""
+        """Prints a separate line, above the live bar if there is one."""
         if self._quiet:
             return
         if self._bar is not None:
@@ -105,10 +105,10 @@ class Progress:
             print(line, file=self._stream, flush=True)
 
     def _mark(self, now: float) -> None:
-        """Remembers where the work stands now, for the rate of the last minute."""
+        """Records the time and the amount done, for the rate of the last minute."""
         self._updates += 1
         if self._updates == 1:
-            # The first advance holds compilation and other warming up: measure from after it.
+            # The first update includes compilation and other warm-up: measure after it.
             self._marks.append((now, self._done))
             return
         if self._updates == 2:
@@ -120,7 +120,7 @@ class Progress:
             self._marks.popleft()
 
     def _rate(self) -> float:
-        """Units a second over the last minute; 0 when unknown."""
+        """Computes units per second over the last minute; 0 if unknown."""
         (before, done_before), (after, done_after) = self._marks[0], self._marks[-1]
         return (done_after - done_before) / (after - before) if after > before else 0.0
 
@@ -130,7 +130,7 @@ class Progress:
         rate = (self._done - self._start) / max(elapsed, 1e-9) if finished else self._rate()
         parts = [format_amount(self._done, self.total, self.unit)]
         if self.total:
-            # Rounded down: 100% is shown when everything is done and not before.
+            # Rounded down, so that 100% means that everything is done.
             parts.append(f'{int(100 * min(self._done / self.total, 1.0))}%')
         rates = {name: value for name, value in self._fields.items() if name.endswith('/s')}
         for name, value in self._fields.items():
@@ -143,7 +143,7 @@ class Progress:
         if finished:
             parts.append(f'took {format_duration(elapsed)}')
         elif self.total:
-            known = rate and self._updates > 1  # the first advance tells nothing
+            known = rate and self._updates > 1  # the first update includes warm-up
             parts.append(
                 f'eta {format_duration((self.total - self._done) / rate if known else None)}'
             )
@@ -158,7 +158,7 @@ def _make_bar(stream: TextIO):
     from rich import console, progress
 
     screen = console.Console(file=stream)
-    # A narrow window shows the numbers and leaves out the bar.
+    # A narrow window has no room for the bar.
     bar = [progress.BarColumn(bar_width=24)] if screen.width >= 100 else []
     return progress.Progress(
         progress.TextColumn('{task.description}', markup=False),
@@ -170,7 +170,7 @@ def _make_bar(stream: TextIO):
 
 
 def format_amount(done: float, total: float, unit: str) -> str:
-    """`1200/2000 steps`, `3.2/11.4 M tokens`, `3.2/11.4 MB`; without the total when it is 0."""
+    """Formats as `1200/2000 steps`, `3.2/11.4 M tokens`, `3.2/11.4 MB`; omits a total of 0."""
     largest = max(done, total)
     scaled = largest >= (1e3 if unit == 'B' else 1e6)
     scale, prefix = _prefix_of(largest) if scaled else (1.0, '')
@@ -182,7 +182,7 @@ def format_amount(done: float, total: float, unit: str) -> str:
 
 
 def format_rate(rate: float, name: str) -> str:
-    """`45.2 k tok/s`, `11.4 MB/s`, `0.25 steps/s`: three digits."""
+    """Formats as `45.2 k tok/s`, `11.4 MB/s`, `0.25 steps/s`: three digits."""
     scale, prefix = _prefix_of(rate)
     value = rate / scale
     digits = 0 if value >= 100 else 1 if value >= 10 else 2
@@ -191,7 +191,7 @@ def format_rate(rate: float, name: str) -> str:
 
 
 def format_duration(seconds: float | None) -> str:
-    """`0:01:12`; hours are not folded into days; `-:--:--` when unknown."""
+    """Formats as `0:01:12`, with hours beyond 24 instead of days; `-:--:--` if unknown."""
     if seconds is None:
         return '-:--:--'
     minutes, second = divmod(round(seconds), 60)

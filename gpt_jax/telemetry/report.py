@@ -29,7 +29,7 @@ def format_table(title: str, rows: dict[str, str]) -> str:
 
 
 def format_columns(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A title, then indented lines of columns under their names; all but the first to the right."""
+    """Formats a title, then a table with a header; columns after the first are right-aligned."""
     lines = [header, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return '\n'.join(

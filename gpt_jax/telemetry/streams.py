@@ -1,4 +1,4 @@
-"""Standard streams that a run survives: any encoding, a reader that leaves, a closed descriptor."""
+"""Standard streams that never end a run: any encoding, closed pipes, closed descriptors."""
 
 import errno
 import io
@@ -6,16 +6,16 @@ import os
 import sys
 from typing import TextIO
 
-SIGPIPE_STATUS = 141  # what a shell reports of a program that SIGPIPE ended
+SIGPIPE_STATUS = 141  # the exit status that a shell reports after SIGPIPE
 _GONE = {errno.EPIPE, errno.EIO}  # a pipe without a reader, a terminal that was closed
 
 
 class ReaderGone(BrokenPipeError):
-    """Standard output has no reader any more; everything after this is discarded."""
+    """The error for a standard output without a reader; all later output is discarded."""
 
 
 class _Descriptor(io.FileIO):
-    """A descriptor whose output is discarded once nobody reads it."""
+    """A file descriptor whose output is discarded after its reader is gone."""
 
     raises = False  # whether the first discarded write raises ReaderGone
 
@@ -34,7 +34,7 @@ class _Descriptor(io.FileIO):
 
 
 def protect() -> None:
-    """Replaces the process's standard streams by ones that no output can end the program of.
+    """Replaces the process's standard streams by ones on which no output ends the program.
 
     Characters that the encoding lacks are shown as `?`. A closed stream reads and writes nothing.
     """
@@ -48,7 +48,7 @@ def protect() -> None:
 
 
 def guarded(stream: TextIO) -> TextIO:
-    """Returns a stream to the same descriptor that replaces characters and outlives its reader."""
+    """Returns a stream to the same descriptor that replaces characters and survives its reader."""
     stream.flush()
     return io.TextIOWrapper(
         io.BufferedWriter(_Descriptor(stream.fileno(), 'w', closefd=False)),
@@ -60,14 +60,14 @@ def guarded(stream: TextIO) -> TextIO:
 
 
 def end_without_reader(stream: TextIO, *, ends: bool) -> None:
-    """Sets whether a write that nobody reads raises `ReaderGone` or is discarded."""
+    """Sets whether the first write without a reader raises `ReaderGone` or is discarded."""
     raw = getattr(getattr(stream, 'buffer', None), 'raw', None)
     if isinstance(raw, _Descriptor):
         raw.raises = ends
 
 
 def _open_nothing(number: int) -> None:
-    """Opens the null device as a descriptor that is closed, so that no file takes its number."""
+    """Opens the null device under a closed descriptor's number, so that no other file gets it."""
     try:
         os.fstat(number)
     except OSError:

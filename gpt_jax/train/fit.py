@@ -1,4 +1,4 @@
-"""A training loop for Python's prompt: whatever ends it, the last step's state is kept."""
+"""A training loop for interactive Python that keeps the last step's state however it ends."""
 
 import contextlib
 import dataclasses
@@ -32,15 +32,16 @@ def fit(
     """Trains to the session's last step with a new optimizer; returns the final evaluation.
 
     Args:
-      session: its data and its program.
-      params: the weights to begin with, copied; None: random ones.
-      step: the number of steps that these weights have taken.
-      first_batch: where to begin in the data.
-      keep: takes the state after the last step that finished, also when an error ends the loop.
+      session: the data and the program.
+      params: the initial weights, which are copied; None: random weights.
+      step: number of steps that these weights were trained for.
+      first_batch: index of the first batch to read.
+      keep: called with the state after the last finished step, also when an error ends the loop.
       quiet: show no progress.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C was pressed, after the step under way; pressed twice, at once.
+        KeyboardInterrupt: Ctrl-C was pressed: raised after the current step, or at once if
+            pressed twice.
     """
     results: dict[str, Evaluation] = {}
     last: list[TrainState] = []
@@ -84,7 +85,7 @@ def fit(
                 progress=progress,
             )
     finally:
-        # A step that was interrupted may have taken the arrays of the one before.
+        # An interrupted step may have donated the arrays of the state before it.
         if last and not any(leaf.is_deleted() for leaf in jax.tree.leaves(last[0])):
             keep(last[0])
     if signals.received is not None:
@@ -93,7 +94,7 @@ def fit(
 
 
 def _begin(session: Session, params: Any, step: int) -> TrainState:
-    """The weights with a new optimizer, at a step of which the dropout depends."""
+    """Returns the weights with a new optimizer, at the given step, which dropout depends on."""
     if params is None:
         state = session.init()
     else:
@@ -104,7 +105,7 @@ def _begin(session: Session, params: Any, step: int) -> TrainState:
 
 
 def _stop_signal() -> contextlib.AbstractContextManager[Any]:
-    """A StopSignal, or outside of the main thread, which alone hears signals, one that waits."""
+    """Returns a StopSignal; outside the main thread, which alone gets signals, a placeholder."""
     if threading.current_thread() is threading.main_thread():
         return StopSignal('ending after this step')
     return contextlib.nullcontext(types.SimpleNamespace(received=None))

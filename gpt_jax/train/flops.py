@@ -1,6 +1,6 @@
 """Floating-point operations of training, by formula.
 
-XLA's own count is of no use here: it counts the body of a loop once.
+XLA's own count cannot be used, because it counts the body of a loop once.
 """
 
 from gpt_jax.model.config import ModelConfig, NormPlacement, Remat
@@ -9,23 +9,23 @@ from gpt_jax.model.remat import REMAT_KEEPS, kept_products
 
 
 def train_flops_per_token(config: ModelConfig, *, length: int) -> float:
-    """FLOPs of forward and backward a token, for sequences of `length` tokens.
+    """Returns FLOPs per token of forward and backward, for sequences of `length` tokens.
 
-    6 for each weight that takes part in a product and 12 * H * K * length for each layer's
-    attention (PaLM, Chowdhery et al. 2022, appendix B, https://arxiv.org/abs/2204.02311). The
-    causal half of the scores is counted in full, as is customary; a window counts its width.
+    6 for each weight that is part of a product, and 12 * H * K * length for each layer's attention
+    (PaLM, Chowdhery et al. 2022, appendix B, https://arxiv.org/abs/2204.02311). By convention
+    masked scores count too. A layer with a window counts the window instead of `length`.
     """
     weights = count_params(config) - _lookup_tables(config)
     return 6.0 * weights + 3 * _attention_flops(config, length)
 
 
 def recomputed_flops_per_token(config: ModelConfig, *, length: int) -> float:
-    """FLOPs a token that `remat` adds: what the backward pass computes a second time.
+    """Returns FLOPs per token that `remat` adds, by recomputation in the backward pass.
 
-    `full` runs each block forward again, all but the MLP's last product where nothing stands
-    behind it that needs its result; where `DOTS` are kept no product with weights, and where
-    'attention' is kept not its two products. What a kernel recomputes within itself is not
-    counted, nor what those on CPUs compute again because they keep more than one result.
+    `full` recomputes each block, except the down-projection in pre-norm blocks, whose output the
+    backward pass never needs. Where `DOTS` are kept, no product with weights is recomputed; where
+    'attention' is kept, its two products are not. Not counted: recomputation inside a kernel, and
+    that of CPU kernels, which need more residuals than their named output.
     """
     if config.remat == Remat.NONE:
         return 0.0
@@ -41,12 +41,12 @@ def recomputed_flops_per_token(config: ModelConfig, *, length: int) -> float:
 
 
 def _attention_flops(config: ModelConfig, length: int) -> float:
-    """FLOPs a token of the scores and of the weighted sum of values, forward."""
+    """Returns forward FLOPs per token of the scores and of the weighted sum of values."""
     spans = [min(config.window(i) or length, length) for i in range(config.num_layers)]
     return 4.0 * config.num_heads * config.head_dim * sum(spans)
 
 
 def _lookup_tables(config: ModelConfig) -> int:
-    """Parameters that rows are only read from: no product has them."""
+    """Returns the number of parameters in tables that are only looked up, never multiplied."""
     rows = config.max_seq_len if config.position == 'learned' else 0
     return config.d_model * (rows + (0 if config.tie_embeddings else config.vocab_size))

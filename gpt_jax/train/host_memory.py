@@ -1,4 +1,4 @@
-"""Compares what a training state needs with the memory of the machine, before it is allocated."""
+"""A check that the machine's memory can hold a training state, before it is allocated."""
 
 import functools
 import os
@@ -17,14 +17,14 @@ from gpt_jax.train.state import make_state
 
 
 def check_host_memory(config: RunConfig, state: Any = None) -> None:
-    """Refuses a training state that a machine without accelerators cannot hold.
+    """Rejects a training state that does not fit a machine without accelerators.
 
     Args:
       config: a finalized config.
-      state: its abstract training state; by default it is derived from `config`.
+      state: its abstract training state; None: derived from `config`.
 
     Raises:
-        UserError: the parameters, the optimizer's state and a batch exceed the physical memory.
+        UserError: the parameters, the optimizer state and a batch exceed the physical memory.
     """
     if jax.default_backend() != 'cpu' or jax.process_count() > 1:
         return
@@ -46,7 +46,7 @@ def physical_memory() -> int:
 
 
 def _abstract_state(config: RunConfig) -> Any:
-    """Returns the shapes of the state that training begins with."""
+    """Returns the shapes of the initial training state."""
     optimizer = make_optimizer(config.optimizer, config.schedule, num_steps=config.train.num_steps)
     trainable = Trainable(lora=config.lora, frozen=config.train.frozen)
     make = functools.partial(make_state, ema_decay=config.train.ema_decay)

@@ -1,4 +1,4 @@
-"""One scoring step as a pure function of arrays: log-likelihoods of rows, for tasks."""
+"""The scoring step, a pure function of arrays: log-likelihoods of rows, for tasks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,14 +19,14 @@ from gpt_jax.train.step import Batch, StepParts
 
 @flax.struct.dataclass
 class RowScores:
-    """Sums over the tokens of each row that count."""
+    """Sums over the tokens of each row, weighted by the loss mask."""
 
     log_likelihood: Float[Array, 'B']  # nats, 0 or less
-    correct: Float[Array, 'B']  # tokens than which the model finds none more likely
+    correct: Float[Array, 'B']  # number of target tokens that are the argmax
 
 
 def make_score_step(parts: StepParts) -> Callable[[Any, Batch], RowScores]:
-    """The scores of each row of `tokens` [B, L+1], weighted by `loss_mask` [B, L]."""
+    """Returns a function that scores rows of `tokens` [B, L+1], weighted by `loss_mask` [B, L]."""
     config = parts.model.config
     period = layers_per_period(config, scan=parts.model.scan)
     options = LossOptions(
@@ -54,12 +54,12 @@ def score_rows(
     weights_BL: Float[Array, 'B L'],
     options: LossOptions,
 ) -> RowScores:
-    """The rows' scores, each device working on its tokens and its part of the vocabulary."""
+    """Computes the scores of rows; each device computes its tokens and its shard of the table."""
     vocab_axes = mesh_axes('vocab', table_VD.shape[0])
     length_axes = mesh_axes('length', hidden_BLD.shape[1])
 
     def score(hidden_BLD, table_VD, targets_BL, weights_BL):
-        """The logits of a chunk of tokens at a time, as in the loss."""
+        """Computes the logits of one chunk of tokens at a time, as the loss does."""
         B, L, D = hidden_BLD.shape
         chunks = chunk_count(B * L, 4 * B * L * table_VD.shape[0], options.chunk_bytes)
 

@@ -1,4 +1,4 @@
-"""The training loop: one visible order of what happens between two steps."""
+"""The training loop: the order of everything that happens between two steps."""
 
 import contextlib
 import dataclasses
@@ -22,35 +22,35 @@ from gpt_jax.train.state import TrainState
 
 
 class Outcome(enum.Enum):
-    """How `run` ended."""
+    """The result of `run`."""
 
     COMPLETE = 'complete'
-    STOPPED = 'stopped'  # asked to; what was done is saved
+    STOPPED = 'stopped'  # on request; the state is saved
 
 
 def _nothing(*_: Any) -> None:
-    """A hook that is not there."""
+    """Does nothing; the default of optional hooks."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Hooks:
-    """What the loop calls, and nothing of how it is done."""
+    """The callbacks of the training loop."""
 
     evaluate: Callable[[TrainState], dict[str, Evaluation]]  # by prefix: 'eval', 'eval_ema'
-    throughput: Callable[[float], dict[str, float]]  # tokens/s -> what else follows from it
+    throughput: Callable[[float], dict[str, float]]  # tokens/s -> more metrics
     measure: Callable[[TrainState], dict[str, dict[str, Metric]]] | None = None  # tasks
     sample: Callable[[TrainState], str] | None = None  # a text to show
     save: Callable[[TrainState, int, float | None], None] = _nothing  # state, step, eval loss
-    set_loss: Callable[[int, float], None] = _nothing  # of a step that is saved already
+    set_loss: Callable[[int, float], None] = _nothing  # step, eval loss; the step is saved already
     keep_sample: Callable[[int, str], None] = _nothing  # step, text
     way_back: Callable[[], str] = lambda: ''  # how to resume from an older step
     write: Callable[[int, dict[str, float]], None] = _nothing  # a row of metrics
-    flush: Callable[[], None] = _nothing  # rows are on disk when it returns
+    flush: Callable[[], None] = _nothing  # writes all rows to disk before it returns
     stop: Callable[[], bool] = lambda: False  # polled after every call
-    alive: Callable[[], None] = _nothing  # the run goes on: called after every call
+    alive: Callable[[], None] = _nothing  # called after every call, for the watchdog
     pause: Callable[[], contextlib.AbstractContextManager] = (
         contextlib.nullcontext
-    )  # around what is not a step
+    )  # wraps evaluation, tasks, sampling and saving
 
 
 def run(
@@ -66,16 +66,16 @@ def run(
 ) -> tuple[TrainState, Outcome]:
     """Trains from `state` to `config.train.num_steps`, in calls of one or several steps.
 
-    Metrics of a call are read after the next one is dispatched, so that the device never waits
-    for the host. Rows up to a step are on disk before its checkpoint is.
+    Metrics of a call are read after the next call is dispatched, so that the device never waits
+    for the host. Rows up to a step are on disk before the checkpoint of that step.
 
     Args:
-      batches: the data from the state's step on.
+      batches: the batches from the state's step on.
       best_loss: the lowest evaluation loss of a saved checkpoint so far.
       evaluate_first: evaluate the given state before its first step.
 
     Raises:
-        UserError: too many non-finite steps in a row, or the last steps were; nothing is saved.
+        UserError: too many steps in a row, or the last ones, were not finite; nothing is saved.
     """
     num_steps = config.train.num_steps
     done = int(state.step)
@@ -90,10 +90,10 @@ def run(
         call = list(itertools.islice(batches, count))
         waited = time.perf_counter() - began
         if count not in compiled:
-            recorder.read_previous()  # its speed is that without the compilation
+            recorder.read_previous()  # before compiling, so that its speed excludes that
             progress.announce('compiling the training step')
         state, metrics = program.advance(state, call)
-        if count not in compiled:  # the call returned when its program was compiled
+        if count not in compiled:  # a first call returns after compilation
             compiled.add(count)
             recorder.restart_clock(done)
         done += count
@@ -102,7 +102,7 @@ def run(
         hooks.alive()
 
         last, stopping = done == num_steps, hooks.stop()
-        # A stop has seconds to save in: the evaluation is made up for by `evaluate_first`.
+        # A stop leaves only seconds to save. The resumed run evaluates (`evaluate_first`).
         leaving = stopping and not last
         evaluating = not leaving and (last or due(config.eval.every, done))
         measuring = hooks.measure is not None and (last or due(config.eval.tasks_every, done))
@@ -115,7 +115,7 @@ def run(
             continue
         began = time.monotonic()
         with hooks.pause():
-            if last or leaving:  # nothing that follows can cost the last checkpoint
+            if last or leaving:  # save first: an error below must not lose the checkpoint
                 hooks.flush()
                 hooks.save(state, done, None)
             if leaving:
@@ -133,7 +133,7 @@ def run(
             if saving and not last:
                 hooks.flush()
                 hooks.save(state, done, eval_loss)
-            if sampling:  # after the checkpoint, which holds nothing of it
+            if sampling:  # after saving, because a checkpoint does not depend on samples
                 text = hooks.sample(state)
                 progress.print(f'--- sample at step {done}\n{text}\n---')
                 hooks.keep_sample(done, text)
@@ -143,16 +143,16 @@ def run(
 
 
 def due(every: int, step: int) -> bool:
-    """Whether `step` ends a period of `every` steps; 0 is never."""
+    """Returns whether `step` is a multiple of `every`; 0 means never."""
     return every > 0 and step % every == 0
 
 
 def _check_progress(
     bad_steps: int, step: int, config: RunConfig, hooks: Hooks, *, last: bool
 ) -> None:
-    """Ends a run that no longer learns. Raises UserError."""
+    """Raises UserError after too many non-finite steps in a row."""
     limit = config.train.max_bad_steps
-    if last:  # a single bad batch does not spoil the end
+    if last:  # stricter at the end, but a single bad batch is allowed
         limit = min(limit, 2, config.train.num_steps)
     if bad_steps < limit:
         return
@@ -165,29 +165,29 @@ def _check_progress(
 
 
 class _Recorder:
-    """Turns the metrics of a call into rows and into the progress line, one call late."""
+    """The writer of rows and of the progress line; it reads a call's metrics one call later."""
 
     def __init__(self, config: RunConfig, hooks: Hooks, progress: Progress, first: int):
-        self.bad_steps = 0  # in a row, at the end of the call that was read last
+        self.bad_steps = 0  # in a row, at the end of the last call that was read
         self._config, self._hooks, self._progress = config, hooks, progress
         self._tokens_per_step = config.train.batch_size * config.model.max_seq_len
         self._pending: tuple[int, dict[str, Any]] | None = None
         self._losses: list[float] = []  # of the steps since the last row
         self._waited = 0.0  # seconds that steps waited for data since the last row
-        self._clock = time.perf_counter()  # when the steps that make up a row began
+        self._clock = time.perf_counter()  # start of the steps of the next row
         self._clock_step = first
 
     def remember(self, done: int, metrics: dict[str, jax.Array], waited: float) -> None:
-        """Takes the metrics of the call that ended with step `done`."""
+        """Stores the metrics of the call that ended with step `done`."""
         self._pending = (done, metrics)
         self._waited += waited
 
     def restart_clock(self, done: int) -> None:
-        """Measures from step `done` on, without what came behind it, such as an evaluation."""
+        """Restarts the clock at step `done`; excludes, for example, an evaluation after it."""
         self._clock, self._clock_step, self._waited = time.perf_counter(), done, 0.0
 
     def read_previous(self) -> None:
-        """Reads the metrics that were remembered last, and writes the rows that are due."""
+        """Reads the metrics stored last, and writes the rows that are due."""
         if self._pending is None:
             return
         (done, metrics), self._pending = self._pending, None
@@ -209,7 +209,7 @@ class _Recorder:
         self._progress.update(done, **fields)
 
     def _mean_losses(self, steps: range, losses: np.ndarray) -> dict[int, float]:
-        """Returns the mean loss since the row before, for each step that gets a row."""
+        """Returns the mean loss since the previous row, for each step that gets a row."""
         means = {}
         for step, loss in zip(steps, losses, strict=True):
             self._losses.append(float(loss))
@@ -219,7 +219,7 @@ class _Recorder:
         return means
 
     def _speed(self, done: int) -> dict[str, float]:
-        """What was measured from the last row on to the end of the call that was read."""
+        """Returns the speeds from the previous row to the end of the call that was read."""
         now = time.perf_counter()
         steps = done - self._clock_step
         rate = steps * self._tokens_per_step / (now - self._clock)
@@ -229,7 +229,7 @@ class _Recorder:
         return measured | self._hooks.throughput(rate)
 
     def evaluation(self, step: int, results: dict[str, Evaluation]) -> float:
-        """Writes an evaluation's row and line; returns the loss that decides what is best."""
+        """Writes an evaluation's row and line; returns the loss that selects the best step."""
         row = {
             f'{prefix}/{name}': float(value)
             for prefix, result in results.items()
@@ -241,7 +241,7 @@ class _Recorder:
         return results['eval'].loss
 
     def tasks(self, step: int, results: dict[str, dict[str, Metric]]) -> None:
-        """Writes the row and the lines of tasks."""
+        """Writes the row and the lines of the tasks."""
         row = {}
         for name, metrics in results.items():
             row |= {f'{name}/{key}': value for key, value in flatten(metrics).items()}

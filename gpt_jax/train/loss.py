@@ -1,8 +1,8 @@
-"""Cross entropy that never holds the full logits.
+"""Cross entropy that never materialises the full logits.
 
-The logits of a chunk of tokens are computed, turned into the loss and into both gradients, and
-dropped, all in the forward pass; the backward pass only scales. Without differentiation the
-same function is a forward-only loss.
+The forward pass computes the logits of one chunk of tokens at a time, then its loss and both
+gradients, and discards the logits. The backward pass only scales the gradients. Without
+differentiation the same function computes the loss alone.
 """
 
 import functools
@@ -22,7 +22,7 @@ from gpt_jax.kernels.shard_map import mesh_axes, shard_map
 
 @flax.struct.dataclass
 class LossSums:
-    """Sums over the tokens of a batch; divide by `weight` for means. An empty batch sums to 0."""
+    """Sums over the tokens of a batch, all 0 if it is empty; divide by `weight` for means."""
 
     cross_entropy: Float[Array, '']  # nats
     correct: Float[Array, '']  # tokens whose most likely prediction is the target
@@ -36,10 +36,10 @@ def cross_entropy(
     weights_BL: Float[Array, 'B L'],
     options: LossOptions,
 ) -> tuple[Float[Array, ''], LossSums]:
-    """The summed loss (cross entropy and z-loss, in nats) and the sums to report.
+    """Returns the summed loss (cross entropy and z-loss, in nats) and the sums to report.
 
     Only the first result is differentiable, with respect to `hidden_BLD` and `table_VD`. The
-    z-loss is `z_loss * log(Z)²` a token (de Brébisson and Vincent 2016, PaLM 2022).
+    z-loss is `z_loss * log(Z)²` per token (de Brébisson and Vincent 2016, PaLM 2022).
     """
     return _cross_entropy(options, hidden_BLD, table_VD, targets_BL, weights_BL)
 
@@ -71,10 +71,10 @@ _cross_entropy.defvjp(_forward, _backward)
 
 
 def _scan_chunks(options, hidden_BLD, table_VD, targets_BL, weights_BL, *, gradients: bool):
-    """Loss, sums and (dhidden, dtable), each device working on its tokens and its vocabulary.
+    """Returns loss, sums and (dhidden, dtable); each device computes its tokens and vocabulary.
 
-    What the tokens' devices have in the table's gradient is added up once, after all chunks, and
-    only as much of it as a device stores.
+    The gradient of the table is reduce-scattered (where its columns are sharded like the tokens)
+    or all-reduced once, after the last chunk.
     """
     (B, L, D), V = hidden_BLD.shape, table_VD.shape[0]
     tokens = mesh_axes('batch', B) + mesh_axes('length', L)
@@ -97,17 +97,17 @@ def _scan_chunks(options, hidden_BLD, table_VD, targets_BL, weights_BL, *, gradi
 
 
 class _Axes(NamedTuple):
-    """Mesh axes, by what is split over them."""
+    """The mesh axes that tokens, vocabulary and the stored table's columns are sharded over."""
 
     tokens: tuple[str, ...]
     vocab: tuple[str, ...]
-    embed: tuple[str, ...]  # the columns of the table, where it is stored
+    embed: tuple[str, ...]  # columns of the stored table
 
 
 def _scan_on_one_device(
     options, axes: _Axes, hidden_BLD, table_VD, targets_BL, weights_BL, *, gradients: bool
 ):
-    """The chunks of one device's tokens, along the sequence."""
+    """Computes one device's tokens, chunk by chunk along the sequence."""
     B, L, _ = hidden_BLD.shape
     chunks = chunk_count(L, 4 * B * L * table_VD.shape[0], options.chunk_bytes)
 
@@ -143,7 +143,7 @@ def _scan_on_one_device(
 
 
 def chunk_count(length: int, logits_bytes: int, chunk_bytes: int) -> int:
-    """The smallest divisor of `length` that brings a chunk's logits below `chunk_bytes`."""
+    """Returns the least divisor of `length` whose chunks have at most `chunk_bytes` of logits."""
     wanted = min(length, math.ceil(logits_bytes / chunk_bytes))
     return next(count for count in range(wanted, length + 1) if length % count == 0)
 
@@ -151,7 +151,7 @@ def chunk_count(length: int, logits_bytes: int, chunk_bytes: int) -> int:
 def _chunk(
     options, vocab_axes, table_VD, hidden_BLD, targets_BL, weights_BL, *, gradients: bool
 ) -> Any:
-    """Loss, sums and gradients (or Nones) of one chunk of tokens."""
+    """Returns loss, sums and gradients (or Nones) of one chunk of tokens."""
     hidden_MD = hidden_BLD.reshape(-1, hidden_BLD.shape[-1])
     targets_M, weights_M = targets_BL.reshape(-1), weights_BL.reshape(-1)
     kernel = LOSS_KERNELS[options.kernel]

@@ -1,7 +1,7 @@
-"""How much memory of a device a training step needs, by formula, and what would make it need less.
+"""The memory per device of a training step, by formula, and the overrides that reduce it.
 
-The formula ranks what to try; `gpt_jax.compile_check` has XLA confirm it, and a run that dies of
-memory gets the same advice.
+The formula ranks the overrides and `gpt_jax.compile_check` verifies them with XLA. A run that is
+out of memory gets the same advice.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from gpt_jax.train.loss import chunk_count
 from gpt_jax.train.program import Program, make_program
 
 Overrides = dict[str, Any]  # 'train.grad_accumulation' -> value
-# From the mildest: what a layer keeps less of costs more to compute again.
+# From the mildest: the less a layer keeps, the more it recomputes.
 REMAT_BY_MEMORY = (
     Remat.NONE,
     Remat.DOTS_AND_ATTENTION,
@@ -34,30 +34,30 @@ REMAT_BY_MEMORY = (
     Remat.ATTENTION,
     Remat.FULL,
 )
-# Trees of gradients that XLA holds to add up micro-batches: the sum, what it gets, copies of both
-# (GPT-2 1558M on a TPU v5p; without micro-batches it is one).
+# Trees of gradients that XLA holds to accumulate micro-batches: the sum, the addend, copies of both
+# (GPT-2 1558M on a TPU v5p; one tree without micro-batches).
 ACCUMULATED_GRADIENTS = 4
-OUT_OF_MEMORY = 'RESOURCE_EXHAUSTED'  # how every backend of XLA begins such an error
-GPU_FRACTION = 0.75  # of a GPU's memory that JAX takes unless one of these variables says
+OUT_OF_MEMORY = 'RESOURCE_EXHAUSTED'  # in the out-of-memory errors of all XLA backends
+GPU_FRACTION = 0.75  # of a GPU's memory that JAX takes, unless one of these variables is set
 GPU_FRACTION_VARIABLES = ('XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """Bytes on one device at the fullest moment of a step."""
+    """The peak memory of a step in bytes per device, by purpose."""
 
     parameters: float
     optimizer_state: float  # moments, moving average, counters
     gradients: float
     logits: float  # of one chunk of the loss, and their gradient
-    activations: float  # of the layers for the backward pass; cast weights, the loss's table
+    activations: float  # kept by the layers for backward; also cast weights and the loss's table
 
     @property
     def total(self) -> float:
         return sum(dataclasses.astuple(self))
 
     def describe(self) -> str:
-        """`parameters 2.9, optimizer state 5.8, … GiB`."""
+        """Returns `parameters 2.90, optimizer state 5.80, … GiB`."""
         parts = [
             f'{name.replace("_", " ")} {value / GIB:.2f}'
             for name, value in dataclasses.asdict(self).items()
@@ -66,7 +66,7 @@ class MemoryPlan:
 
 
 def bytes_per_device(tree: Any) -> int:
-    """What one device holds of a tree of (abstract) arrays with shardings."""
+    """Returns the bytes per device of a tree of (abstract) arrays with shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -74,10 +74,10 @@ def bytes_per_device(tree: Any) -> int:
 
 
 def estimate_memory(program: Program, config: RunConfig) -> MemoryPlan:
-    """The formula: state by its shardings, the rest by what a layer keeps (`config.model.remat`).
+    """Estimates memory from the state's shardings and from what a layer keeps for backward.
 
-    The constants of a layer without remat are those that XLA needs for GPT-2 124M on a TPU v5e
-    (the table in `model/remat.py`).
+    The latter depends on `config.model.remat`. The constants of a layer without remat fit what XLA
+    needs for GPT-2 124M on a TPU v5e (the table in `model/remat.py`).
     """
     model, mesh = config.model, program.mesh
     trained = bytes_per_device(program.abstract_state.params)
@@ -88,10 +88,10 @@ def estimate_memory(program: Program, config: RunConfig) -> MemoryPlan:
     itemsize = jnp.dtype(model.compute_dtype).itemsize
     logits = rows * length * vocab
     chunk = logits / chunk_count(length, 4 * logits, program.loss_chunk_bytes)
-    table = vocab * model.d_model * (4 + itemsize)  # the output table and its gradient, whole
+    table = vocab * model.d_model * (4 + itemsize)  # output table and gradient, columns gathered
     cast = parameters * itemsize / 4 if itemsize < 4 else 0  # the weights in the compute dtype
     kept = model.num_layers * _kept_bytes(program, config, model.remat)
-    if model.remat != Remat.NONE:  # one layer at a time is computed again, with all that it needs
+    if model.remat != Remat.NONE:  # plus the one layer that is being recomputed
         kept += _kept_bytes(program, config, Remat.NONE)
     return MemoryPlan(
         parameters=parameters,
@@ -103,7 +103,7 @@ def estimate_memory(program: Program, config: RunConfig) -> MemoryPlan:
 
 
 def _kept_bytes(program: Program, config: RunConfig, remat: Remat) -> float:
-    """Bytes a token that a layer keeps for its backward pass."""
+    """Returns the bytes per token that a layer keeps for its backward pass."""
     model, mesh = config.model, program.mesh
     itemsize = jnp.dtype(model.compute_dtype).itemsize
     ff = model.d_ff / parts('mlp', mesh, size=model.d_ff)
@@ -133,7 +133,7 @@ def _kept_bytes(program: Program, config: RunConfig, remat: Remat) -> float:
 
 
 def memory_limit(device: jax.Device) -> float | None:
-    """Bytes that a program may use of a device; None where it is unknown, as for a CPU."""
+    """Returns the bytes of a device that a program may use; None if unknown, as for a CPU."""
     chip = CHIPS.get(device.device_kind)
     if chip is None:
         return None
@@ -144,7 +144,7 @@ def memory_limit(device: jax.Device) -> float | None:
 
 
 def with_overrides(config: RunConfig, overrides: Overrides) -> RunConfig:
-    """A finalized config with some values changed, finalized again."""
+    """Returns a finalized config with some values changed, finalized again."""
     values = to_json(config)
     for key, value in overrides.items():
         *parents, name = key.split('.')
@@ -152,16 +152,16 @@ def with_overrides(config: RunConfig, overrides: Overrides) -> RunConfig:
         for parent in parents:
             branch = branch[parent]
         branch[name] = value
-    # The length of the run is known by now; tokens or epochs would be counted again.
+    # `num_steps` is set by now; finalizing must not derive it again from tokens or epochs.
     values['train'] |= {'num_tokens': 0, 'num_epochs': 0.0}
     return finalize(from_json(values, RunConfig), vocab_size=config.model.vocab_size)
 
 
 def memory_savers(program: Program, config: RunConfig) -> list[list[Overrides]]:
-    """Families of overrides that need less memory, each from its mildest member to its last.
+    """Returns families of overrides that need less memory, each sorted from mild to strong.
 
-    First those that change only speed: more micro-batches, remat, both, parameters split over
-    more devices; then a smaller batch, which is another run.
+    Families that change only the speed come first: more micro-batches, remat, both, parameters
+    sharded over more devices. A smaller batch, which changes the training, comes last.
     """
     rows, batch_size = parts('batch', program.mesh), config.train.batch_size
     accumulate = _accumulations(batch_size, rows, above=program.micro_batches)
@@ -177,7 +177,7 @@ def memory_savers(program: Program, config: RunConfig) -> list[list[Overrides]]:
         split |= {
             f'mesh.{axis}': 1 for axis in ('context', 'tensor') if program.mesh.shape[axis] > 1
         }
-        if config.eval.batch_size % program.mesh.size:  # every device takes whole rows of it too
+        if config.eval.batch_size % program.mesh.size:  # it must divide over the devices too
             split['eval.batch_size'] = -(-config.eval.batch_size // over) * over
         spread = [split | each for each in _accumulations(batch_size, program.mesh.size, above=0)]
         families += [spread, [split | full | each for each in spread] if full else []]
@@ -190,7 +190,7 @@ def memory_savers(program: Program, config: RunConfig) -> list[list[Overrides]]:
 
 
 def _accumulations(batch_size: int, rows: int, *, above: int) -> list[Overrides]:
-    """The numbers of micro-batches that leave every device whole rows, in growing order."""
+    """Returns the numbers of micro-batches that give each device whole rows, in rising order."""
     return [
         {'train.grad_accumulation': count}
         for count in range(above + 1, batch_size // rows + 1)
@@ -201,26 +201,26 @@ def _accumulations(batch_size: int, rows: int, *, above: int) -> list[Overrides]
 def fitting(
     program: Program, config: RunConfig, family: list[Overrides], *, limit: float
 ) -> Iterator[tuple[Overrides, RunConfig, Program]]:
-    """The members of a family that the formula puts at or below `limit` bytes, in their order."""
+    """Yields the members of a family that need at most `limit` bytes by formula, in order."""
     devices = list(program.mesh.devices.flat)
     for overrides in family:
         try:
             changed = with_overrides(config, overrides)
             candidate = make_program(changed, make_mesh(changed.mesh, devices))
-        except UserError:  # it does not divide; the next may
+        except UserError:  # does not divide over the devices; the next one may
             continue
         if estimate_memory(candidate, changed).total <= limit:
             yield overrides, changed, candidate
 
 
 def format_overrides(overrides: Overrides) -> str:
-    """As they are typed: `--config.train.grad_accumulation=4 …`."""
+    """Formats overrides as on the command line: `--config.train.grad_accumulation=4 …`."""
     return ' '.join(f'--config.{key}={value}' for key, value in overrides.items())
 
 
 @contextlib.contextmanager
 def explain_out_of_memory(program: Program, config: RunConfig) -> Iterator[None]:
-    """Turns an out-of-memory error of a device into one line that says what to change.
+    """Turns an out-of-memory error of a device into one line of advice.
 
     Raises:
         UserError: a computation inside ran out of memory.
@@ -234,11 +234,11 @@ def explain_out_of_memory(program: Program, config: RunConfig) -> Iterator[None]
 
 
 def out_of_memory_advice(program: Program, config: RunConfig) -> str:
-    """One line: what a step needs, by formula, and the overrides that would need less."""
+    """Returns one line: the memory that a step needs, by formula, and overrides that need less."""
     device = program.mesh.devices.flat[0]
     plan = estimate_memory(program, config)
     limit = memory_limit(device)
-    # Where the size is unknown, or the formula thought that the step fits: clearly below it.
+    # If the limit is unknown, or the formula says that the step fits: clearly below the estimate.
     target = min(0.8 * plan.total, limit or math.inf)
     mildest = (
         next(fitting(program, config, family, limit=target), None)

@@ -1,10 +1,10 @@
-"""The data-parallel program in its classical form: `jax.pmap`, one replica a device.
+"""The data-parallel program with `jax.pmap`, one replica per device.
 
-Each replica holds the whole state and takes the step with rows of its own; the sums over the
-batch, gradients among them, are added up by hand (`lax.psum`). The maths is that of `step.py`, so
-losses are those of the jitted program; dropout masks are drawn for the whole batch
-(`model.linear.dropout`). State and metrics go in and come out as one copy on every device, as the
-jitted program has them, so that checkpoints are interchangeable.
+Each replica holds the whole state and computes the step for its own rows. Sums over the batch,
+gradients included, are all-reduced explicitly (`lax.psum`). The maths is that of `step.py`, so the
+losses equal those of the jitted program. Dropout masks are drawn for the whole batch
+(`kernels.dropout`). State and metrics are replicated arrays, as in the jitted program, so that
+checkpoints are interchangeable.
 """
 
 import dataclasses
@@ -21,17 +21,17 @@ from gpt_jax.train.likelihoods import make_score_step
 from gpt_jax.train.state import TrainState
 from gpt_jax.train.step import Batch, Metrics, StepParts, make_eval_step, make_train_step
 
-AXIS = 'batch'  # what `kernels.shard_map.batch_part` looks for
+AXIS = 'batch'  # the name that `kernels.shard_map.batch_part` looks for
 
 
 def make_pmap_functions(parts: StepParts, mesh: Mesh, shardings: TrainState) -> dict[str, Any]:
-    """The fields of a `Program` in which this one differs from the jitted one.
+    """Returns the fields of a `Program` that differ from those of the jitted program.
 
-    Its functions take batches with an axis of replicas: `[N, B / N, ...]`, stacked ones
+    The functions take batches with an axis of replicas: `[N, B / N, ...]`, or stacked
     `[steps, N, B / N, ...]`. `shardings` are those of the jitted program's state.
 
     Raises:
-        UserError: the mesh or the config asks for what only the jitted program can do.
+        UserError: the mesh or the config needs the jitted program.
     """
     _check(parts, mesh)
     parts = dataclasses.replace(
@@ -56,13 +56,13 @@ def make_pmap_functions(parts: StepParts, mesh: Mesh, shardings: TrainState) -> 
         'score_step': replicate(
             make_score_step(parts), batch_axis=0, out_shardings=whole, donate=False
         ),
-        'compiler_options': {},  # pmap takes none
+        'compiler_options': {},  # pmap does not accept any
         'replicas': mesh.size,
     }
 
 
 def _check(parts: StepParts, mesh: Mesh) -> None:
-    """Refuses what needs a partitioner or the compiler's options."""
+    """Rejects meshes that need a partitioner, and configs that need compiler options."""
     for axis in ('fsdp', 'tensor', 'context'):
         if mesh.shape[axis] > 1:
             raise UserError(
@@ -84,7 +84,7 @@ def _replicate(
     out_shardings: Any,
     donate: bool,
 ) -> Callable:
-    """`function(whole, batch)` on every device: the same first argument, its own rows."""
+    """Maps `function(whole, batch)`: each device gets the same first argument and its own rows."""
     mapped = jax.pmap(
         function,
         axis_name=AXIS,
@@ -105,9 +105,9 @@ def _replicate(
 
 
 def _relabel(x: jax.Array, sharding: NamedSharding) -> jax.Array:
-    """`x`, a copy on each of this process's devices, as the array of the whole mesh that it is.
+    """Returns `x`, which has a copy on each local device, as a replicated array of the whole mesh.
 
-    pmap has a mesh of its own, and of several processes returns to each what it can see.
+    pmap uses its own mesh, and returns to each of several processes only its local copies.
     """
     copies = [shard.data for shard in x.addressable_shards]
     return jax.make_array_from_single_device_arrays(x.shape, sharding, copies)

@@ -1,6 +1,6 @@
 """The jitted program of a run: the only place that compiles the training step.
 
-A Program is built from shapes alone, with no data and no device memory, so the trainer, the
+A Program is built from shapes alone, without data and without device memory. So the trainer, the
 tests and ahead-of-time checks share it.
 """
 
@@ -52,40 +52,42 @@ from gpt_jax.train.pmap_program import make_pmap_functions
 from gpt_jax.train.state import TrainState, make_state
 from gpt_jax.train.step import Batch, Metrics, StepParts, make_eval_step, make_train_step
 
-# Work that one call may hold, for the choice of `train.steps_per_call`; none: a step a call.
+# FLOPs per call at most, for the choice of `train.steps_per_call`. Backends without an entry take
+# one step per call.
 FLOPS_PER_CALL = {'cpu': 2e11}  # about half a second
 MAX_STEPS_PER_CALL = 10
-# Float32 logits that the loss holds at once: a CPU's caches want few, a GPU many rows in a product.
+# Float32 logits that the loss holds at once: few fit a CPU's caches, a GPU needs large products.
 LOSS_CHUNK_BYTES = {'cpu': 2**27, 'gpu': 2**30, 'tpu': 2**27}
-# What the widest activation of a micro-batch may take on a device; none: the batch is not split.
+# Limit per device for the widest activation of a micro-batch. Backends without an entry do not
+# split the batch.
 ACTIVATION_BYTES = {'cpu': 2**22}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-    """A run's compiled functions and what they work on."""
+    """The compiled functions of a run, with their mesh, model and abstract state."""
 
     mesh: Mesh
     model: GPT
     loss_kernel: LossKernel
     loss_chunk_bytes: int  # of float32 logits that the loss holds at once
     abstract_state: TrainState  # ShapeDtypeStructs with shardings
-    abstract_params: Any  # all of the model's parameters, the same way
+    abstract_params: Any  # the same for all of the model's parameters
     init: Callable[[jax.Array], TrainState]  # from a PRNG key
     begin: Callable[[Any, jax.Array], TrainState]  # from given parameters and a key; donates them
     join: Callable[[Any, Any], Any]  # `state.params` (or their average) and `state.base` -> params
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]  # donates the state
     train_steps: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]  # of stacked batches
     compiler_options: dict[str, Option]  # of the steps
-    micro_batches: int  # that a step is split into
-    steps_per_call: int  # how many batches `train_steps` takes in a run
+    micro_batches: int  # per step
+    steps_per_call: int  # batches that `train_steps` takes per call
     eval_step: Callable[[Any, Batch], LossSums]  # from params
     score_step: Callable[[Any, Batch], RowScores]  # from params, and batches with a loss_mask
-    replicas: int = 0  # of a pmap, each with an own part of the rows; 0: devices share arrays
+    replicas: int = 0  # of pmap, each with its own rows; 0: arrays span all devices (jit)
 
     @functools.cached_property
     def row_share(self) -> tuple[int, int]:
-        """Which share of each batch's rows this process reads: `(index, count)`."""
+        """The share of each batch's rows that this process reads: `(index, count)`."""
         return process_rows(self.mesh)
 
     def place(self, batch: dict[str, np.ndarray]) -> Batch:
@@ -95,9 +97,9 @@ class Program:
     def advance(
         self, state: TrainState, batches: Sequence[dict[str, np.ndarray]]
     ) -> tuple[TrainState, Metrics]:
-        """Takes a step for each of `batches` in one call of the device; donates the state.
+        """Takes one step per batch in a single device call; donates the state.
 
-        The metrics are those of the step, or for several batches vectors with an entry a step.
+        Metrics are scalars for one batch, and vectors with one entry per step for several.
         """
         function, placed = self._call(batches)
         return function(state, placed)
@@ -105,14 +107,14 @@ class Program:
     def lower(
         self, state: TrainState, batches: Sequence[dict[str, np.ndarray]]
     ) -> jax.stages.Lowered:
-        """What `advance` compiles for so many batches; the state may be abstract."""
+        """Lowers the program of `advance` for this number of batches; the state may be abstract."""
         function, placed = self._call(batches)
         return function.lower(state, placed)
 
     def call_length(self, step: int, num_steps: int) -> int:
-        """How many steps the next call takes after `step` of `num_steps`.
+        """Returns the number of steps of the next call, after `step` of `num_steps`.
 
-        Calls begin at multiples of `steps_per_call`; what is left over is taken one by one.
+        Calls begin at multiples of `steps_per_call`; remaining steps are taken one by one.
         """
         aligned = step % self.steps_per_call == 0 and step + self.steps_per_call <= num_steps
         return self.steps_per_call if aligned else 1
@@ -142,7 +144,7 @@ class Program:
 def make_program(config: RunConfig, mesh: Mesh, *, traced: bool = False) -> Program:
     """Builds the program of a finalized config; compiles nothing yet.
 
-    `traced` compiles the steps so that a profile names the operation of each kernel.
+    `traced` compiles the steps so that a profile shows the operation of each kernel.
 
     Raises:
         UserError: the batch does not divide over the mesh, or a requested kernel cannot run.
@@ -165,7 +167,7 @@ def make_program(config: RunConfig, mesh: Mesh, *, traced: bool = False) -> Prog
             NormKernel(choose_norm_kernel(config.model, backend=backend)),
         ),
         scan=use_scan(config.model, backend=backend),
-        # Merging a split sequence with the batch would gather it.
+        # Merging a sharded sequence with the batch would gather it.
         flat=parts('length', mesh) == 1,
     )
     loss_kernel = choose_loss_kernel(
@@ -272,7 +274,7 @@ def make_program(config: RunConfig, mesh: Mesh, *, traced: bool = False) -> Prog
 
 
 def use_scan(config: ModelConfig, *, backend: str) -> bool:
-    """Whether layers run as a scan: on a TPU it keeps compilation bearable, elsewhere it costs."""
+    """Returns whether layers run as a scan: faster to compile on TPUs, but slower elsewhere."""
     if config.scan_layers != ScanLayers.AUTO:
         return config.scan_layers == ScanLayers.ON
     whole_periods = config.num_layers % max(1, len(config.window_pattern)) == 0
@@ -280,10 +282,10 @@ def use_scan(config: ModelConfig, *, backend: str) -> bool:
 
 
 def choose_steps_per_call(config: RunConfig, *, backend: str) -> int:
-    """How many steps a call takes: the config's number, or what the backend gains from.
+    """Returns the number of steps per call: the config's, or the fastest on the backend.
 
-    On a CPU a call costs page faults, since memory is given back after each: steps of a small
-    model are taken up to ten at once, as long as a call stays short enough to be told to stop.
+    On a CPU each call causes page faults, because memory is freed after it. So a small model takes
+    up to ten steps per call, if the call stays short enough to react to a stop signal.
     """
     if config.train.steps_per_call:
         return config.train.steps_per_call
@@ -295,9 +297,10 @@ def choose_steps_per_call(config: RunConfig, *, backend: str) -> int:
 
 
 def choose_micro_batches(config: RunConfig, *, backend: str, devices: int) -> int:
-    """How many micro-batches a step is split into: the config's number, or what fits the caches.
+    """Returns the number of micro-batches per step: the config's, or one that fits the caches.
 
-    On a CPU activations that outgrow the caches cost more than the split; elsewhere it only costs.
+    On a CPU, activations larger than the caches cost more than the split. On other backends a
+    split is never faster.
     """
     train, model = config.train, config.model
     limit = ACTIVATION_BYTES.get(backend)
@@ -312,7 +315,7 @@ def choose_micro_batches(config: RunConfig, *, backend: str, devices: int) -> in
 
 
 def _check_divisible(config: RunConfig, mesh: Mesh, *, micro_batches: int) -> None:
-    """Refuses batches and sequences that do not divide over the devices."""
+    """Rejects batches and sequences that do not divide over the devices."""
     devices, lengths = parts('batch', mesh), parts('length', mesh)
     if config.model.max_seq_len % lengths:
         raise UserError(
@@ -334,7 +337,7 @@ def _check_divisible(config: RunConfig, mesh: Mesh, *, micro_batches: int) -> No
 
 
 def _state_shardings(trainable: Trainable, mesh: Mesh, boxed: Any, state: TrainState) -> TrainState:
-    """The sharding of every leaf of the state: moments follow their parameters."""
+    """Returns the sharding of each leaf of the state; moments are sharded like their parameters."""
     parts_of_boxed = jax.eval_shape(trainable.split, boxed, jax.random.key(0))
     params, base = (parameter_shardings(part, mesh) for part in parts_of_boxed)
     whole = replicated(mesh)
@@ -350,9 +353,9 @@ def _state_shardings(trainable: Trainable, mesh: Mesh, boxed: Any, state: TrainS
 
 
 def _on_mesh(mesh: Mesh, function: Callable) -> Callable:
-    """Runs and lowers `function` on the mesh.
+    """Wraps a jitted function so that it runs and lowers on the mesh.
 
-    What `lower(...)` compiles ahead of time is what a call runs.
+    A call runs the same program that `lower(...)` compiles ahead of time.
     """
 
     def within(inner: Callable) -> Callable:

@@ -1,4 +1,4 @@
-"""A config with its data and its program: what the command line and the library train with."""
+"""A config with its data and its program, shared by the command line and the library."""
 
 import pathlib
 from collections.abc import Iterator
@@ -27,13 +27,13 @@ from gpt_jax.train.state import TrainState
 
 
 class Session:
-    """Everything that a training loop needs and that does not depend on where results go."""
+    """The inputs of a training loop: data, program and tasks, but no outputs such as a workdir."""
 
     def __init__(self, config: RunConfig, tokenizer: Tokenizer, folder: pathlib.Path):
         """Opens the shards in `folder` and builds the program of a finalized config.
 
         Raises:
-            UserError: the data is too short, or config and devices do not fit each other.
+            UserError: the data is too short, or the config does not fit the devices.
         """
         self.config, self.tokenizer = config, tokenizer
         self.program = make_program(config, make_mesh(config.mesh))
@@ -52,7 +52,7 @@ class Session:
             prefetch_batches=config.data.prefetch_batches,
         )
         self._validation = Shards.open(folder, VALIDATION, tokenizer=tokenizer)
-        # Refuses a split that is too short now and not at the first evaluation.
+        # Fail fast: rejects a split that is too short before the first evaluation.
         evaluation_batches(self.program, config, self._validation, limit=1)
         self._tasks = task_runs.load(
             config.eval.tasks, data=config.eval.task_data, limit=config.eval.task_limit
@@ -60,15 +60,15 @@ class Session:
         self._scorer = make_scorer(self.program, config, tokenizer)
 
     def count_passes(self, steps: int) -> float:
-        """Returns how often the steps read the training text; of a mixture, its first source."""
+        """Returns the number of epochs over the training text, or over a mixture's first source."""
         tokens = steps * self.config.train.batch_size * self.config.model.max_seq_len
         return tokens / tokens_per_pass(self.text_tokens, self.config.data)
 
     def check_texts(self) -> None:
-        """Encodes what a run will be measured on and begin its samples with.
+        """Encodes the texts of the tasks and the sample's prompt.
 
         Raises:
-            UserError: the tokenizer cannot, or the sample's prompt does not fit the context.
+            UserError: the tokenizer cannot encode them, or the prompt does not fit the context.
         """
         for each in self._tasks:
             each.check(self.tokenizer)
@@ -81,19 +81,19 @@ class Session:
             raise UserError(f'config.sample.prompt has {size} tokens, the context holds {context}')
 
     def init(self) -> TrainState:
-        """A fresh state; the weights depend on the seed alone."""
+        """Returns a new state; its weights depend only on the seed."""
         return self.program.init(jax.random.key(self.config.seed))
 
     def begin(self, params: Any) -> TrainState:
-        """A fresh state around the given weights (stored layout), which must not be used again."""
+        """Returns a new state with the given weights (stored layout), which are donated."""
         return self.program.begin(params, jax.random.key(self.config.seed))
 
     def batches(self, step: int) -> Iterator[dict[str, np.ndarray]]:
-        """The training batches from `step` on."""
+        """Returns the training batches from `step` on."""
         return self.pipeline.batches(step)
 
     def evaluate(self, state: TrainState) -> dict[str, Evaluation]:
-        """The loss on the run's validation windows, of the weights and of their average."""
+        """Computes the validation loss of the weights and of their moving average."""
         limit = self.config.eval.batches
         return {
             prefix: evaluate_shards(
@@ -103,7 +103,7 @@ class Session:
         }
 
     def measure(self, state: TrainState) -> dict[str, dict[str, Metric]]:
-        """The run's tasks, by prefix and name: 'eval/blimp'."""
+        """Runs the tasks; returns their metrics by prefix and name: 'eval/blimp'."""
         return {
             f'{prefix}/{each.name}': each.run(self._scorer, params).metrics
             for prefix, params in _weights(self.program, state)
@@ -111,7 +111,7 @@ class Session:
         }
 
     def sample(self, state: TrainState) -> str:
-        """A text of the state's average, if it keeps one, else of its weights. Collective."""
+        """Generates a text from the moving average, or else the weights; all processes call it."""
         trained = state.params if state.ema is None else state.ema
         params = self.program.join(trained, state.base)
         generator = Generator(self.config.model, params, self.tokenizer)
@@ -119,7 +119,7 @@ class Session:
         return '\n\n'.join(text.prompt + text.text for text in texts)
 
     def throughput(self, tokens_per_second: float) -> dict[str, float]:
-        """Model FLOPs utilisation and memory, where the device is known to tell them."""
+        """Returns model FLOPs utilisation and memory, where they are known for the device."""
         device = self.program.mesh.local_devices[0]
         row = {}
         peak = peak_flops(device.device_kind)
@@ -134,14 +134,14 @@ class Session:
 
 
 def _weights(program: Program, state: TrainState) -> Iterator[tuple[str, Any]]:
-    """What is evaluated, with the prefix of its metrics: the weights, then their average."""
+    """Yields the weights, then their moving average if kept, each with its metrics' prefix."""
     yield 'eval', program.join(state.params, state.base)
     if state.ema is not None:
         yield 'eval_ema', program.join(state.ema, state.base)
 
 
 def make_scorer(program: Program, config: RunConfig, tokenizer: Tokenizer) -> Scorer:
-    """What scores texts with the weights of a program."""
+    """Returns a scorer of texts that runs the program's score step."""
     return Scorer(
         score_step=program.score_step,
         place=program.place,
@@ -163,7 +163,7 @@ def evaluate_shards(
     limit: int,
     batch_size: int = 0,
 ) -> Evaluation:
-    """The loss on `limit` batches spread over `shards`; 0: on all of it."""
+    """Computes the loss on `limit` batches spread over `shards`; 0: on all of them."""
     return evaluate(
         lambda params, batch: program.eval_step(params, program.place(batch)),
         params,
@@ -177,10 +177,10 @@ def evaluate_shards(
 def evaluation_batches(
     program: Program, config: RunConfig, shards: Shards, *, limit: int, batch_size: int = 0
 ) -> Iterator[dict[str, np.ndarray]]:
-    """This process's rows of the batches to evaluate on. Raises UserError if there are none.
+    """Returns this process's rows of the evaluation batches. Raises UserError if there are none.
 
-    Batches have `batch_size` windows (0: `config.eval.batch_size`) of the full context. Those of a
-    short text are smaller, at powers of two, each of which has a program of its own.
+    Batches have `batch_size` windows (0: `config.eval.batch_size`) of the full context. Batches of
+    a short text are smaller, in powers of two, because each size compiles a program.
     """
     index, count = program.row_share
     length_parts, devices = parts('length', program.mesh), parts('batch', program.mesh)

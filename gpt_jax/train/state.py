@@ -1,4 +1,4 @@
-"""Everything that a step reads and writes, and so everything that a checkpoint must hold."""
+"""The training state: everything that a step reads and writes, so a checkpoint must hold it."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ from jaxtyping import Array, Int
 
 @flax.struct.dataclass
 class TrainState:
-    """The state between two steps; parameters in the stored layout."""
+    """The state between two steps; parameters are in the stored layout."""
 
     step: Int[Array, '']  # steps taken, skipped ones included
-    params: Any  # what is trained: all of the model's, or a part of them, or adapters
+    params: Any  # trained parameters: all of the model's, a part of them, or adapters
     opt_state: Any
     ema: Any  # moving average of `params`, or None
     skipped: Int[Array, '']  # updates skipped: something was not finite, or no token counted
-    bad_steps: Int[Array, '']  # of these, the ones in a row that end at this step
+    bad_steps: Int[Array, '']  # non-finite steps in a row, up to this step
     base: Any = None  # parameters that are not trained, or None; see optim/trainable.py
 
 
@@ -29,7 +29,7 @@ def make_state(
     ema_decay: float,
     base: Any = None,
 ) -> TrainState:
-    """The state before the first step."""
+    """Returns the state before the first step."""
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
         step=zero,

@@ -23,7 +23,7 @@ Metrics = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepParts:
-    """What the steps are made of."""
+    """The components of the train, eval and score steps."""
 
     model: GPT
     optimizer: optax.GradientTransformation
@@ -31,21 +31,21 @@ class StepParts:
     clip_norm: float  # the gradient's global norm is cut to this; 0: off
     train: TrainConfig
     seed: int
-    micro_batches: int = 1  # that a step is split into
+    micro_batches: int = 1  # per step
     loss_kernel: LossKernel = LossKernel.XLA
     loss_chunk_bytes: int = 2**27
     trainable: Trainable = Trainable()
-    total: Callable[[Any], Any] = lambda sums: sums  # of what devices sum over rows of their own
-    gather: Callable[[Any], Any] = lambda rows: rows  # what devices have for rows of their own
+    total: Callable[[Any], Any] = lambda sums: sums  # all-reduces per-replica sums; jit: identity
+    gather: Callable[[Any], Any] = lambda rows: rows  # all-gathers replicas' rows; jit: identity
 
 
 def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The step: gradients over micro-batches, clipping, update, and skipping what is not finite.
+    """Returns the step: gradients over micro-batches, clipping, update; skips non-finite updates.
 
-    Dropout of step t is drawn from fold_in(seed, t), so nothing random is stored. The learning
-    rate follows the updates that were made: a skipped step does not advance it. A batch of which no
-    token counts is skipped like one that is not finite, but is no bad step; one after which the
-    weights are not finite is a bad step too. The named scopes are what a profile sorts the time by.
+    Dropout of step t is drawn from fold_in(seed, t), so no random state is stored. A skipped step
+    does not advance the learning rate. A batch whose tokens all have weight 0 is skipped too, but
+    is not a bad step. A step whose new weights are not finite is a bad step. A profile groups the
+    time by the named scopes.
     """
     train, config = parts.train, parts.model.config
     period = layers_per_period(config, scan=parts.model.scan)
@@ -75,7 +75,7 @@ def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[Tra
             (loss, sums), grads = grad_fn(executed, batch, jnp.int32(0))
         else:
             loss, sums, grads = _accumulate(grad_fn, executed, batch, parts.micro_batches)
-        # The barrier stacks them once: XLA would do it anew inside of everything that reads them,
+        # Without the barrier XLA stacks the gradients again in every operation that reads them,
         # which makes the optimizer of 48 layers three times as slow on a GPU.
         grads = jax.lax.optimization_barrier(to_stored(grads, num_layers=config.num_layers))
         loss, sums, grads = parts.total((loss, sums, grads))
@@ -98,7 +98,7 @@ def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[Tra
                 (params, opt_state, ema),
                 (state.params, state.opt_state, state.ema),
             )
-            # Not a condition of the update: that would take the optimizer's arrays twice.
+            # Not a condition of the update, which would then hold the optimizer's arrays twice.
             param_norm = optax.tree.norm(params)
             good = finite & jnp.isfinite(param_norm)
         new_state = TrainState(
@@ -127,7 +127,7 @@ def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[Tra
 
 
 def make_eval_step(parts: StepParts) -> Callable[[Any, Batch], LossSums]:
-    """Sums of cross entropy over a batch, without dropout and without gradients."""
+    """Returns a function that sums the cross entropy of a batch, without dropout and gradients."""
     period = layers_per_period(parts.model.config, scan=parts.model.scan)
 
     def eval_step(params: Any, batch: Batch) -> LossSums:
@@ -138,7 +138,7 @@ def make_eval_step(parts: StepParts) -> Callable[[Any, Batch], LossSums]:
 
 
 def _loss(parts: StepParts, executed: Any, batch: Batch, dropout_key, *, z_loss: float):
-    """Summed loss and sums of one (micro-)batch."""
+    """Computes the summed loss and the sums of one (micro-)batch."""
     config, tokens = parts.model.config, batch['tokens']
     segments = batch.get('segment_ids')
     hidden_BLD, _ = parts.model.apply(
@@ -162,10 +162,10 @@ def _loss(parts: StepParts, executed: Any, batch: Batch, dropout_key, *, z_loss:
 
 
 def _with_loss_mask(batch: Batch) -> Batch:
-    """The batch with a `loss_mask`: all ones unless it brought its own."""
+    """Returns the batch with a `loss_mask`, all ones unless it has one."""
     tokens = batch['tokens']
     ones = jnp.ones((tokens.shape[0], tokens.shape[1] - 1), jnp.float32)
-    # Not a constant to XLA, which would compile another program for it, with other last bits.
+    # Hide the constant from XLA, which would compile a different program with other last bits.
     ones = jax.lax.optimization_barrier(ones)
     return {'loss_mask': ones, **batch}
 

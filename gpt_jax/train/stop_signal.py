@@ -14,16 +14,16 @@ from gpt_jax.parallel.rules import replicated
 
 
 class StopSignal:
-    """While active, the first SIGTERM, SIGHUP or Ctrl-C is remembered for the loop to poll.
+    """A context that stores the first SIGTERM, SIGHUP or Ctrl-C for the loop to poll.
 
-    A second one acts at once, as it would without this. A SIGHUP that was ignored before, as under
-    nohup, stays ignored. Works in the main thread only.
+    A second signal acts at once, as it would outside the context. A SIGHUP that was ignored before,
+    as under nohup, stays ignored. Works in the main thread only.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
     def __init__(self, answer: str = 'saving'):
-        """`answer` is what the process says that it does at the signal."""
+        """Takes `answer`, the action that the process prints at the signal."""
         self._answer = answer
         self.received: signal.Signals | None = None
         self._previous: dict[signal.Signals, object] = {}
@@ -50,14 +50,14 @@ class StopSignal:
 
 
 class StopAgreement:
-    """What the loop polls: in a run of several processes all stop after the same call.
+    """The signal that all processes of a run agree on, so that they stop after the same call.
 
-    Each poll sends this process's signal into a maximum over all devices and reads the maximum of
-    the poll before, which is the same everywhere. So nobody waits for the devices, and the stop
+    Each poll starts a maximum of the processes' signals over all devices, and reads the maximum of
+    the previous poll, which all processes share. So no process waits for the devices, and the stop
     comes one call after the signal.
 
     Attributes:
-      received: what was agreed to act on; None so far.
+      received: the agreed signal; None before there is one.
     """
 
     def __init__(self, signals: StopSignal, mesh: Mesh):
@@ -69,7 +69,7 @@ class StopAgreement:
         self._pending: jax.Array | None = None
 
     def requested(self) -> bool:
-        """Whether to save and end. All processes must call it after every call of the device."""
+        """Returns whether to save and end; all processes must call it after every device call."""
         if peers.num_processes() == 1:
             self.received = self._signals.received
             return self.received is not None

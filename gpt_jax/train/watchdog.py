@@ -1,4 +1,4 @@
-"""Ends a process that is alive but makes no steps: nothing else would ever notice."""
+"""A watchdog for processes that are alive but make no progress, which nothing else detects."""
 
 import contextlib
 import faulthandler
@@ -13,20 +13,21 @@ import jax
 
 from gpt_jax.parallel import peers
 
-# A thread of Python's cannot act while another holds the interpreter; faulthandler's, in C, can.
+# A Python thread cannot run while another holds the GIL, but faulthandler's C thread can.
 _SECOND_CHANCE_SECONDS = 15.0
-# The stacks to see are those of the process that stalls, so that none may end the others before
-# they have shown theirs: their last steps, and so their clocks, are at most a step apart.
+# The stalled process must print its stacks before another process ends it. The processes' last
+# steps, and so their timeouts, are at most one step apart.
 _OTHERS_SECONDS = 5.0
-# An evaluation, a sample, a save, and what is compiled for them may take so many times as long.
+# Evaluations, samples and saves, with their compilation, may take this many times the timeout.
 PATIENCE = 20
-_FAREWELL_SECONDS = 3.0  # the service by which the others hear why ends with the first process
+# The service that tells the other processes the reason ends with the first process.
+_FAREWELL_SECONDS = 3.0
 
 
 class Watchdog:
-    """While active, writes all stacks and ends the process when `beat` stays away too long.
+    """A context that prints all stacks and ends the process if `beat` is not called in time.
 
-    With 0 seconds it does nothing. The exit status is that of a lost process: start all again.
+    With 0 seconds it does nothing. The exit status is `peers.LOST`: restart all processes.
     """
 
     def __init__(self, seconds: float):
@@ -46,14 +47,14 @@ class Watchdog:
             faulthandler.cancel_dump_traceback_later()
 
     def beat(self) -> None:
-        """Says that the run goes on."""
+        """Restarts the timeout."""
         self._last = time.monotonic()
         if self._seconds:
             faulthandler.dump_traceback_later(self._allowed + _SECOND_CHANCE_SECONDS, exit=True)
 
     @contextlib.contextmanager
     def patient(self) -> Iterator[None]:
-        """Allows PATIENCE times as long within the block, which is no step."""
+        """Allows PATIENCE times the timeout within the block, for work other than steps."""
         self._allowed = PATIENCE * self._seconds
         self.beat()
         try:

@@ -1,7 +1,7 @@
-"""Pre-trained weights from where they live: which reader takes what.
+"""Readers of pre-trained weights: files, folders and models of the Hugging Face hub.
 
-A reader makes a `Source` of a file or folder: an architecture, tensors by name that are read when
-they are wanted, how they become parameters, and the tokenizer.
+A reader turns a file or folder into a `Source`: the architecture, tensors by name, their mapping
+to parameters, and the tokenizer. Tensors are read lazily.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ __all__ = ['READERS', 'Source', 'load_params', 'open_source']
 
 
 class Reader(NamedTuple):
-    """A format of single files."""
+    """A format that stores a model in a single file."""
 
     what: str
-    pattern: str  # of the file's name
-    read: Callable[[pathlib.Path, Sequence[str]], Source]  # the file, and keys to ignore
+    pattern: str  # regex of the file's name
+    read: Callable[[pathlib.Path, Sequence[str]], Source]  # arguments: file, keys to ignore
 
 
 READERS = (
@@ -36,15 +36,15 @@ READERS = (
 
 
 def open_source(where: str, *, ignore_keys: Sequence[str] = ()) -> Source:
-    """The weights at a path, or of a model of the Hugging Face hub, as `ORGANIZATION/NAME`
-    or `ORGANIZATION/NAME@REVISION`.
+    """Opens the weights at a path or of a model of the Hugging Face hub.
 
     Args:
-      where: the path or the name.
-      ignore_keys: keys of the source's config that change no logit, as the user says.
+      where: a path, `ORGANIZATION/NAME` or `ORGANIZATION/NAME@REVISION`.
+      ignore_keys: keys of the source's config to ignore; the caller vouches that they change no
+        logit.
 
     Raises:
-        UserError: there is nothing of that name, or nothing that a reader knows.
+        UserError: the path or model does not exist, or no reader supports its format.
     """
     path = object_store.local_path(where, key='source')
     if path.is_dir():

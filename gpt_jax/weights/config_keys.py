@@ -33,7 +33,7 @@ INERT_KEYS = (
     'use_bfloat16',
     'use_cache',
     'cls_token_id',
-    # Defaults of sampling, which old files have here.
+    # Sampling defaults, which old files keep in config.json.
     'do_sample',
     'max_length',
     'temperature',
@@ -62,7 +62,7 @@ INERT_KEYS = (
     'return_dict_in_generate',
     'suppress_tokens',
     'typical_p',
-    # Of training, and of the programs that trained.
+    # Training settings and metadata of training programs.
     '_attn_implementation',
     'attn_implementation',
     'model_max_length',

@@ -1,4 +1,4 @@
-"""Who made weights and under which licence, as their files say and as exports repeat it."""
+"""Authorship and licence of weights, read from their files and copied to exports."""
 
 import dataclasses
 import pathlib
@@ -11,12 +11,12 @@ import yaml
 README = 'README.md'
 HUB = 'https://huggingface.co/'
 _BASE = 'general.base_model.'
-_HUB_NAME = re.compile(r'\w[\w.-]*(/\w[\w.-]*)?')  # not a path of somebody's machine
-_MOST_BYTES = 2**16  # of a README.md, whose metadata come first
-_MOST_CHARACTERS = 300  # of a text
+_HUB_NAME = re.compile(r'\w[\w.-]*(/\w[\w.-]*)?')  # never a local path
+_MOST_BYTES = 2**16  # read from a README.md; the metadata come first
+_MOST_CHARACTERS = 300  # of a string
 _MOST_PARTS = 16  # of a list
-# Keys of a model card by field: the one that is written, then others that are read. The names are
-# those that llama.cpp's converter reads.
+# Keys of a model card by field. The first is written; the others are only read. llama.cpp's
+# converter reads the same names.
 _CARD_KEYS = {
     'name': ('model_name', 'name'),
     'author': ('model_author', 'author', 'model_creator'),
@@ -41,7 +41,7 @@ _GGUF_KEYS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Credits:
-    """What the files of a model say of its origin; '' where they say nothing."""
+    """The origin of a model according to its files; '' where unknown."""
 
     name: str = ''
     author: str = ''
@@ -51,10 +51,10 @@ class Credits:
     license_link: str = ''
     url: str = ''
     repo_url: str = ''
-    base_models: tuple[str, ...] = ()  # what it was trained from: ORGANIZATION/NAME, or names
+    base_models: tuple[str, ...] = ()  # ORGANIZATION/NAME, or plain names
 
     def of_derived(self) -> Self:
-        """Returns the credits of a model that was trained from this one: the licence stays."""
+        """Returns the credits of a model trained from this one; the licence is kept."""
         repository = self.repo_url.removeprefix(HUB)
         name = repository if _HUB_NAME.fullmatch(repository) else self.name
         return dataclasses.replace(
@@ -64,7 +64,7 @@ class Credits:
         )
 
     def of_hub(self, repository: str) -> Self:
-        """Returns the credits of a model that was fetched from the hub under this name."""
+        """Returns the credits of a model downloaded from the hub under this name."""
         return dataclasses.replace(
             self, name=self.name or repository.split('/')[-1], repo_url=HUB + repository
         )
@@ -98,7 +98,7 @@ NO_CREDITS = Credits()
 
 
 def read_gguf(metadata: Mapping[str, Any]) -> Credits:
-    """Returns the credits in the metadata of a GGUF file; what is not a text is left out."""
+    """Returns the credits in the metadata of a GGUF file; ignores values that are not strings."""
     values = {field: _text(metadata.get(key)) for field, key in _GGUF_KEYS.items()}
     bases = []
     for index in range(_MOST_PARTS):
@@ -117,7 +117,7 @@ def read_gguf(metadata: Mapping[str, Any]) -> Credits:
 def read_folder(folder: pathlib.Path, config: Mapping[str, Any]) -> Credits:
     """Returns the credits in a folder of transformers: its README.md, and the name in its config.
 
-    What is not a text is left out; a README.md without metadata, or with broken ones, has none.
+    Values that are not strings are ignored, and so are missing or malformed metadata.
     """
     card = _read_card(folder / README)
     values = {
@@ -132,7 +132,7 @@ def read_folder(folder: pathlib.Path, config: Mapping[str, Any]) -> Credits:
 
 
 def _read_card(path: pathlib.Path) -> Mapping[str, Any]:
-    """Returns the metadata that a README.md begins with."""
+    """Returns the metadata at the start of a README.md; {} if missing or malformed."""
     try:
         with path.open('rb') as file:
             page = file.read(_MOST_BYTES).decode('utf-8', 'replace')
@@ -144,11 +144,11 @@ def _read_card(path: pathlib.Path) -> Mapping[str, Any]:
 
 
 def _joined(value: Any) -> str:
-    """Returns one or several texts as one."""
+    """Returns a string, or a list of strings joined by commas."""
     values = value[:_MOST_PARTS] if isinstance(value, list) else [value]
     return ', '.join(filter(None, map(_text, values)))[:_MOST_CHARACTERS]
 
 
 def _text(value: Any) -> str:
-    """Returns a text of a foreign file on one line; '' for anything else."""
+    """Returns a string on a single line; '' for a value of another type."""
     return ' '.join(value.split())[:_MOST_CHARACTERS] if isinstance(value, str) else ''

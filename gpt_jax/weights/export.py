@@ -1,7 +1,7 @@
-"""Trained weights in folders that other tools read.
+"""Export of trained weights to folders that other tools read.
 
-Tensors are gathered, turned and written one at a time; of a run on several processes all take
-part and the first one writes.
+Tensors are gathered, transposed and written one at a time. In a multi-process run all processes
+must take part; process 0 writes.
 """
 
 import functools
@@ -36,7 +36,7 @@ from gpt_jax.weights.transformers_folder import (
     Family,
 )
 
-# The names that an exporter gives its files, of any format.
+# Names of the files that the exporters write, in any format.
 _EXPORTED = re.compile(
     r'model[-.0-9a-z]*\.(safetensors|safetensors\.index\.json|gguf|bin)|README\.md|config\.json'
     r'|(generation_config|tokenizer|tokenizer_config)\.json|tokenizer\.bin|chat_template\.jinja'
@@ -44,10 +44,10 @@ _EXPORTED = re.compile(
 
 
 def check_folder(folder: pathlib.Path, *, key: str) -> None:
-    """Refuses a folder that has files, unless all of them are of an earlier export.
+    """Rejects a folder with files in it, unless all of them come from an earlier export.
 
     Raises:
-        UserError: naming the folder and one of its files; `key` is what the caller calls it.
+        UserError: names the folder and one of its files; `key` is the folder's flag or argument.
     """
     names = sorted(os.listdir(folder)) if folder.is_dir() else []
     foreign = [name for name in names if not _EXPORTED.fullmatch(name)]
@@ -75,25 +75,25 @@ def export_transformers(
     """Writes a folder that `AutoModelForCausalLM` and `AutoTokenizer` load.
 
     Args:
-      folder: where to; made if need be.
+      folder: the output folder; created if missing.
       model: the architecture.
-      params: in the stored layout, sharded or not.
-      tokenizer: what made the ids.
-      dtype: of the stored tensors: float32 or bfloat16.
-      credits: of the run, for the model card.
-      sampling: how text is drawn by default: fields of `SampleConfig` by name.
+      params: parameters in the stored layout, sharded or not.
+      tokenizer: the tokenizer that the model was trained with.
+      dtype: the type of the stored tensors: float32 or bfloat16.
+      credits: the credits of the run, for the model card.
+      sampling: default sampling settings: fields of `SampleConfig` by name.
 
     Returns:
       The names of the files.
 
     Raises:
-        UserError: no family of transformers expresses the architecture, naming why; or a file
-            cannot be written.
+        UserError: no family of transformers expresses the architecture (the message says why), or
+            a file cannot be written.
     """
     family = choose_family(model)
     config = family.from_model(model) | {
         'dtype': str(dtype),
-        'torch_dtype': str(dtype),  # before transformers 5
+        'torch_dtype': str(dtype),  # its name before transformers 5
         **_ends(tokenizer),
     }
     tensors = _tensors(model, params, family.layout(model), dtype)
@@ -110,17 +110,20 @@ def export_safetensors(
     credits: Credits = NO_CREDITS,
     sampling: Mapping[str, Any] = NO_SAMPLING,
 ) -> list[str]:
-    """Writes the parameters by their own paths, of any architecture; else as the above."""
+    """Writes the parameters under their own paths; supports any architecture.
+
+    Arguments, result and errors are those of `export_transformers`.
+    """
     config = native.from_model(model)
     tensors = _tensors(model, params, native.layout(model), dtype)
     return _write(folder, config, tensors, model, tokenizer, credits, sampling)
 
 
 def choose_family(model: ModelConfig) -> Family:
-    """The family of transformers that expresses an architecture.
+    """Returns the family of transformers that expresses an architecture.
 
     Raises:
-        UserError: there is none; says what stands in the way of each.
+        UserError: there is none; the message names the obstacle of each family.
     """
     obstacles = []
     for family in FAMILIES:
@@ -144,7 +147,7 @@ def choose_family(model: ModelConfig) -> Family:
 def named_tensors(
     model: ModelConfig, params: Any, layout: list[TensorLayout], dtype: Any
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors of another format, one at a time on the host. Collective."""
+    """Yields the tensors of another format, one at a time on the host. Collective."""
     leaves = named_leaves(params)
     for entry in layout:
         for layer, name in enumerate(entry.names(model.num_layers)):
@@ -158,7 +161,7 @@ def named_tensors(
 
 
 def write_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer, *, max_length: int) -> None:
-    """Writes `tokenizer.json` and what transformers wants beside it."""
+    """Writes `tokenizer.json` and `tokenizer_config.json`."""
     spec = dict(tokenizer.tokenizer_json())
     names = {token_id: name for name, token_id in tokenizer.special_tokens.items()}
     settings = {
@@ -171,7 +174,7 @@ def write_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer, *, max_length: i
     if tokenizer.bos_id is not None:
         settings.setdefault('bos_token', names[tokenizer.bos_id])
         spec['post_processor'] = _begin_with(names[tokenizer.bos_id], tokenizer.bos_id)
-    if tokenizer.eot_id in names:  # else it is an ordinary token, which config.json names by id
+    if tokenizer.eot_id in names:  # else an ordinary token, given by id in config.json
         settings.setdefault('eos_token', names[tokenizer.eot_id])
     files.write_json(folder / TOKENIZER_JSON, spec)
     files.write_json(folder / TOKENIZER_CONFIG, settings)
@@ -207,7 +210,7 @@ def _write(
         files.write_text(folder / CHAT_TEMPLATE, tokenizer.chat_template)
         names.append(CHAT_TEMPLATE)
     files.write_text(folder / README, _card(model, tokenizer, config, credits))
-    files.write_json(folder / CONFIG, config)  # last: without it the folder is no model
+    files.write_json(folder / CONFIG, config)  # last: without it the folder does not load
     return [*names, README, CONFIG]
 
 
@@ -226,7 +229,7 @@ def _ends(tokenizer: Tokenizer) -> dict[str, int | list[int]]:
 
 
 def _begin_with(name: str, token_id: int) -> dict[str, Any]:
-    """The post-processor of a tokenizer.json that puts one token before every text."""
+    """Returns the post-processor of a tokenizer.json that prepends one token to every text."""
     begin = {'SpecialToken': {'id': name, 'type_id': 0}}
     first, second = ({'Sequence': {'id': i, 'type_id': t}} for i, t in (('A', 0), ('B', 1)))
     return {
@@ -238,7 +241,7 @@ def _begin_with(name: str, token_id: int) -> dict[str, Any]:
 
 
 def _on_host(leaf: jax.Array, layer: int | None) -> np.ndarray:
-    """A layer of a parameter, or all of it, gathered from wherever its parts are."""
+    """Gathers one layer of a parameter, or all of it, to the host."""
     if leaf.is_fully_addressable:
         return np.asarray(leaf if layer is None else leaf[layer])
     whole = NamedSharding(leaf.sharding.mesh, PartitionSpec())
@@ -248,7 +251,7 @@ def _on_host(leaf: jax.Array, layer: int | None) -> np.ndarray:
 
 @functools.cache
 def _gather(sharding: NamedSharding):
-    """`(leaf, of_layer, layer)` -> the layer or the whole leaf, on every device."""
+    """Returns a jitted `(leaf, of_layer, layer)` -> the layer or the whole leaf, replicated."""
 
     def gather(leaf: jax.Array, of_layer: bool, layer: int) -> jax.Array:
         return jax.lax.dynamic_index_in_dim(leaf, layer, 0, False) if of_layer else leaf

@@ -1,4 +1,4 @@
-"""Which formats a run's weights are written in: the counterpart of `READERS`."""
+"""Export formats of a run's weights: the counterpart of `READERS`."""
 
 import enum
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from gpt_jax.weights.llama2c_export import export_llama2c
 
 
 class StoredType(enum.StrEnum):
-    """What tensors are written as; not every format has each."""
+    """The type of exported tensors; not every format supports each."""
 
     FLOAT32 = 'float32'
     BFLOAT16 = 'bfloat16'
@@ -28,7 +28,7 @@ EXPORTERS: dict[str, Callable[..., list[str]]] = {
 
 
 def find_exporter(name: str) -> Callable[..., list[str]]:
-    """What writes a format, and names its files: `export_transformers` or one called as it is.
+    """Returns the exporter of a format, a function with the signature of `export_transformers`.
 
     Raises:
         UserError: there is no such format.

@@ -1,8 +1,8 @@
-"""What llama.cpp calls the architectures that this model expresses: metadata and tensors of GGUF.
+"""GGUF metadata and tensor names of the architectures that llama.cpp shares with this model.
 
-The keys are those of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, the names of
-tensors come from the `gguf` library. Matrices are `[outputs, inputs]`. llama.cpp's llama turns
-neighbouring rows of queries and keys (`rope_pairs`), its Qwens turn halves as transformers does.
+The keys are those of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; the names of
+tensors come from the `gguf` library. Matrices are `[outputs, inputs]`. llama.cpp's llama rotates
+neighbouring rows of queries and keys (`rope_pairs`); its Qwens rotate halves, as transformers does.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ from gpt_jax.weights.layout import TensorLayout
 from gpt_jax.weights.source import ConfigReader
 
 GPT2, LLAMA, QWEN2, QWEN3 = ARCHITECTURES = ('gpt2', 'llama', 'qwen2', 'qwen3')
-ROPE_FACTORS = 'rope_freqs.weight'  # what the wave lengths of Llama 3.1's positions grow by
-OUTPUT = 'output.weight'  # absent where it is the table of the embedding
+ROPE_FACTORS = 'rope_freqs.weight'  # factors of the wavelengths in Llama 3.1's RoPE
+OUTPUT = 'output.weight'  # absent if tied to the embedding table
 _INERT = ('rope.scaling.finetuned', 'rope.scaling.original_context_length')
 
 
@@ -34,17 +34,17 @@ def to_model(
     rope_factors: np.ndarray | None,
     name: str,
 ) -> ModelConfig:
-    """The architecture, not finalized, that the metadata of a file describes.
+    """Returns the architecture, not finalized, that the metadata of a file describes.
 
     Args:
-      metadata: what follows `ARCHITECTURE.` in the keys, and `architecture`.
-      vocab_size: rows of the table.
-      tie_embeddings: there is no output layer.
+      metadata: the keys below `ARCHITECTURE.`, without that prefix, and `architecture`.
+      vocab_size: rows of the embedding table.
+      tie_embeddings: whether the file has no output layer.
       rope_factors: `[K/2]`, the tensor `ROPE_FACTORS`.
-      name: the file to blame in messages.
+      name: the file's name for error messages.
 
     Raises:
-        UserError: a key or a value has no counterpart, naming it.
+        UserError: a key or a value has no counterpart; the message names it.
     """
     kind = metadata['architecture']
     c = ConfigReader(_scalars(metadata, name=name), name=name)
@@ -85,7 +85,7 @@ def to_model(
 
 
 def _read_llama(c: ConfigReader, common: Mapping[str, Any], *, kind: str) -> ModelConfig:
-    scaling = c.require('rope.scaling.type', 'linear', 'none')  # llama.cpp's default too
+    scaling = c.require('rope.scaling.type', 'linear', 'none')  # linear is llama.cpp's default too
     factor = c.take_float('rope.scaling.factor', 0.0)
     return ModelConfig(
         **common,
@@ -104,7 +104,7 @@ def _read_llama(c: ConfigReader, common: Mapping[str, Any], *, kind: str) -> Mod
 
 
 def from_model(model: ModelConfig, *, architecture: str) -> dict[str, int | float | str]:
-    """The metadata of an architecture without `obstacle`, without `ARCHITECTURE.` before it."""
+    """Returns the metadata of a supported architecture, keys without the prefix `ARCHITECTURE.`."""
     values = {
         'vocab_size': model.vocab_size,
         'context_length': model.max_seq_len,
@@ -130,7 +130,7 @@ def from_model(model: ModelConfig, *, architecture: str) -> dict[str, int | floa
 
 
 def obstacle(model: ModelConfig, *, architecture: str) -> str:
-    """What llama.cpp lacks of an architecture that transformers' family has; '' if nothing."""
+    """Returns the setting that llama.cpp lacks but transformers' family has; '' if none."""
     mlp = MLPKind.GELU_TANH if architecture == GPT2 else MLPKind.SWIGLU
     if model.mlp != mlp:
         return f'config.model.mlp={model.mlp}'
@@ -140,7 +140,7 @@ def obstacle(model: ModelConfig, *, architecture: str) -> str:
 
 
 def layout(model: ModelConfig, *, architecture: str) -> list[TensorLayout]:
-    """Every tensor that holds parameters."""
+    """Returns every tensor that holds parameters."""
     import gguf
 
     entries = gpt2.layout(model, linear=True) if architecture == GPT2 else llama.layout(model)
@@ -163,7 +163,7 @@ def reorder(
     *,
     architecture: str,
 ) -> np.ndarray:
-    """A tensor with its rows in another order (`rope_pairs`), if it is one that has to be."""
+    """Returns queries and keys of a llama with their rows reordered by `turn`, others unchanged."""
     if architecture == LLAMA and name.endswith('.attn_q.weight'):
         return turn(tensor, model.num_heads)
     if architecture == LLAMA and name.endswith('.attn_k.weight'):
@@ -172,20 +172,20 @@ def reorder(
 
 
 def rope_factors(model: ModelConfig) -> np.ndarray:
-    """`ROPE_FACTORS` of an architecture: float32 `[K/2]`."""
+    """Computes the tensor `ROPE_FACTORS` of an architecture: float32 `[K/2]`."""
     plain = dataclasses.replace(model, rope_scaling=1.0, rope_original_seq_len=0)
     return rope_frequencies(plain) / rope_frequencies(model)
 
 
 def _read_rope_factors(model: ModelConfig, factors: np.ndarray, *, name: str) -> None:
-    """Finds Llama 3.1's knobs, of which a file keeps only what they do.
+    """Recovers Llama 3.1's RoPE settings from the factors, which are all that a file stores.
 
-    Between the short waves and the long ones `1 / factor` is linear in the frequency. That line
-    gives `original / (high - low)` and `low / (high - low)`; `low` is 1 in every published model,
-    and scaling the three together changes nothing.
+    Between the short wavelengths and the long ones `1 / factor` is linear in the frequency. A line
+    fit gives `original / (high - low)` and `low / (high - low)`. `low` is 1 in every published
+    model, and scaling the three together changes nothing.
 
     Raises:
-        UserError: the factors are not of this form.
+        UserError: the factors do not have this form.
     """
     frequencies = rope_frequencies(model).astype(np.float64)
     factors = np.asarray(factors, np.float64)
@@ -211,7 +211,11 @@ def _read_rope_factors(model: ModelConfig, factors: np.ndarray, *, name: str) ->
 
 
 def _scalars(metadata: Mapping[str, Any], *, name: str) -> dict[str, Any]:
-    """The metadata with one number where each layer has the same."""
+    """Returns the metadata with lists of equal per-layer values replaced by that value.
+
+    Raises:
+        UserError: the values of a list differ.
+    """
     values = {}
     for key, value in metadata.items():
         if isinstance(value, list):

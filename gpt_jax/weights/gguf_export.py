@@ -1,4 +1,4 @@
-"""A trained run as one GGUF file, which llama.cpp runs."""
+"""Export of a trained run to one GGUF file, which llama.cpp runs."""
 
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -24,14 +24,14 @@ from gpt_jax.weights.rope_pairs import to_pairs
 from gpt_jax.weights.sampling import NO_SAMPLING, to_gguf
 
 FILE = 'model.gguf'
-# The library's names of what --dtype calls the types, for tensors and for the whole file.
+# `gguf`'s names of the types of --dtype, for tensors and for the whole file.
 _TYPES = {
     'float32': ('F32', 'ALL_F32'),
     'float16': ('F16', 'MOSTLY_F16'),
     'bfloat16': ('BF16', 'MOSTLY_BF16'),
     'q8_0': ('Q8_0', 'MOSTLY_Q8_0'),
 }
-# llama.cpp adds these to activations, which it does in float32 only.
+# llama.cpp combines these with activations, in float32 only.
 _ALWAYS_FLOAT32 = ('position_embd.weight', architectures.ROPE_FACTORS)
 _UNUSED = 5  # tokenizer.ggml.token_type
 
@@ -46,10 +46,10 @@ def export_gguf(
     credits: Credits = NO_CREDITS,
     sampling: Mapping[str, Any] = NO_SAMPLING,
 ) -> list[str]:
-    """Writes `model.gguf`; arguments, result and errors as of `export_transformers`.
+    """Writes `model.gguf`; arguments, result and errors are those of `export_transformers`.
 
-    Vectors and learned positions are float32 whatever `dtype`; with q8_0, matrices whose rows are
-    no multiple of the library's block are float16.
+    Vectors and learned positions are always float32. With q8_0, matrices whose row length is no
+    multiple of the quantisation block are float16.
     """
     gguf = load_library()
     architecture = choose_family(model).from_model(model)['model_type']
@@ -96,7 +96,7 @@ def export_gguf(
 def _tensors(
     model: ModelConfig, params: Any, layout: list, *, architecture: str
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Every tensor in float32, one at a time on the host. Collective."""
+    """Yields every tensor in float32, one at a time on the host. Collective."""
     for name, tensor in named_tensors(model, params, layout, np.float32):
         yield (
             name,
@@ -107,7 +107,7 @@ def _tensors(
 
 
 def _shapes(model: ModelConfig, params: Any, layout: list) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes in the order of `_tensors`."""
+    """Yields names and shapes in the order of `_tensors`."""
     leaves = named_leaves(params)
     shapes = {path: x.shape[path.startswith('blocks/') :] for path, x in leaves.items()}
     for path in TABLES:
@@ -128,10 +128,10 @@ def _stored_type(gguf: Any, name: str, shape: tuple[int, ...], kind: str) -> str
 
 
 def _convert(gguf: Any, name: str, tensor: np.ndarray, kind: Any) -> np.ndarray:
-    """The tensor as the bytes of a type.
+    """Returns the tensor as bytes of the type `kind`.
 
     Raises:
-        UserError: float16 cannot hold a number.
+        UserError: a number is out of float16's range.
     """
     if kind.name == 'BF16':
         stored = tensor.astype(jnp.bfloat16)
@@ -146,7 +146,7 @@ def _convert(gguf: Any, name: str, tensor: np.ndarray, kind: Any) -> np.ndarray:
 
 
 def _padded(metadata: dict[str, Any], size: int) -> dict[str, Any]:
-    """Metadata of a tokenizer with a token for every row of the table, as llama.cpp wants it."""
+    """Returns tokenizer metadata padded to one token per table row, which llama.cpp requires."""
     missing = range(len(metadata['tokens']), size)
     fill = {'token_type': _UNUSED, 'scores': 0.0}
     padded = metadata | {'tokens': metadata['tokens'] + [f'[PAD{i}]' for i in missing]}

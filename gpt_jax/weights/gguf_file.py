@@ -1,7 +1,7 @@
-"""GGUF, llama.cpp's files: metadata, a tokenizer, and tensors that may be quantised.
+"""Reader of GGUF, llama.cpp's format: metadata, a tokenizer, and possibly quantised tensors.
 
-The `gguf` library de-quantises whatever it knows; tensors of floats are views of the mapped file,
-others are de-quantised to float32 one at a time, when they are read.
+Float tensors are views of the memory-mapped file. The `gguf` library de-quantises all others to
+float32, one at a time, when they are read.
 """
 
 import functools
@@ -31,12 +31,12 @@ _TOKENIZER = 'tokenizer.ggml.'
 def read(path: pathlib.Path, ignore_keys: Sequence[str] = ()) -> Source:
     """Reads `NAME.gguf` of one of `gguf_architecture.ARCHITECTURES`.
 
-    Only keys below the architecture's name and the tokenizer's have a part in a logit; of the
-    others those of `credits` and `sampling` are taken along.
+    Only keys below the architecture's name and the tokenizer's affect the logits. Of the others,
+    only those of `credits` and `sampling` are read.
 
     Raises:
-        UserError: the `gguf` library is absent; the file is damaged or one of several parts; a
-            key, an architecture or a type of tensors is not supported, naming it.
+        UserError: the `gguf` library is not installed; the file is damaged or one of several
+            parts; or a key, an architecture or a tensor type is not supported (named).
     """
     load_library()
     header = read_header(path, architectures.ARCHITECTURES)
@@ -75,7 +75,7 @@ def read(path: pathlib.Path, ignore_keys: Sequence[str] = ()) -> Source:
 
 
 def load_library() -> Any:
-    """The `gguf` library.
+    """Imports and returns the `gguf` library.
 
     Raises:
         UserError: it is not installed.
@@ -91,10 +91,10 @@ def _below(metadata: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _stored(path: pathlib.Path, tensor: TensorInfo, data: np.ndarray) -> StoredTensor:
-    """A tensor of a file.
+    """Returns a lazy tensor of a file.
 
     Raises:
-        UserError: its type cannot be read, or it reaches beyond the file.
+        UserError: its type cannot be read, or it extends past the end of the file.
     """
     gguf = load_library()
     try:
@@ -118,7 +118,7 @@ def _stored(path: pathlib.Path, tensor: TensorInfo, data: np.ndarray) -> StoredT
 
 @functools.cache
 def _is_readable(kind: Any) -> bool:
-    """Whether the library de-quantises a type, which it says of a block of zeros."""
+    """Returns whether the library can de-quantise a type, by trying it on a block of zeros."""
     gguf = load_library()
     if kind.name in _FLOATS:
         return True

@@ -1,7 +1,7 @@
-"""The header of a GGUF file: metadata, and where each tensor is.
+"""Parser of the header of a GGUF file: metadata, and the offsets of the tensors.
 
-The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Every size that the header
-claims is compared with the size of the file before anything of that size is made.
+The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Every size in the header is
+checked against the size of the file before memory is allocated for it.
 """
 
 import mmap
@@ -24,16 +24,16 @@ _FLOAT32, _STRING, _ARRAY = 6, 8, 9
 
 
 class TensorInfo(NamedTuple):
-    """A tensor in the file."""
+    """Name, shape, type and offset of a tensor in the file."""
 
     name: str
     shape: tuple[int, ...]
-    kind: int  # of ggml_type
+    kind: int  # a ggml_type
     offset: int  # from the start of the data
 
 
 class Header(NamedTuple):
-    """What stands before the data of a file."""
+    """The parsed header: metadata, tensors, and the offset of the data."""
 
     metadata: dict[str, Any]
     tensors: list[TensorInfo]
@@ -41,14 +41,14 @@ class Header(NamedTuple):
 
 
 class _TornError(Exception):
-    """The bytes are not those of a GGUF file."""
+    """The error for bytes that are not a GGUF file's."""
 
 
 def read_header(path: pathlib.Path, architectures: Collection[str]) -> Header:
-    """Reads the header; the architecture is looked at before the vocabulary behind it is read.
+    """Reads the header, checking the architecture before reading the vocabulary that follows.
 
     Raises:
-        UserError: the file is damaged, of the other byte order, or of no known architecture.
+        UserError: the file is damaged, has the other byte order, or an unknown architecture.
     """
     try:
         with path.open('rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -96,7 +96,7 @@ class _Parser:
         return Header(metadata, tensors, -(-self._at // alignment) * alignment)
 
     def _claim(self, count: int, size: int) -> int:
-        """The count, if that many items of at least `size` bytes can follow."""
+        """Returns `count` after checking that the rest of the file can hold as many items."""
         if count * size > len(self._data) - self._at:
             raise _TornError(f'{count} items are more than the file holds')
         return count
@@ -140,7 +140,7 @@ class _Parser:
 
 
 def as_decimal(value: float) -> float:
-    """Returns a float32 as the decimal number that it was written for: 1e-5, not 9.9999997e-06."""
+    """Returns the shortest decimal that rounds to a float32: 1e-5, not 9.9999997e-06."""
     return float(str(np.float32(value)))
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers as GGUF files carry them: SentencePiece's pieces, or a byte-level BPE."""
+"""Tokenizers in GGUF files: SentencePiece pieces or a byte-level BPE."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,8 +19,8 @@ _NORMAL, _UNKNOWN, _CONTROL, _USERS, _UNUSED = 1, 2, 3, 4, 5  # tokenizer.ggml.t
 _GPT2_RULE = 'gpt-2'
 _LLAMA3_RULE = 'llama-bpe'
 _QWEN2_RULE = 'qwen2'
-# How a text is split before it is encoded: tokenizer.ggml.pre and the steps of a tokenizer.json
-# that do the same (of the models that llama.cpp named them after).
+# Pre-tokenization by tokenizer.ggml.pre: the equivalent steps of a tokenizer.json, as in the
+# models that llama.cpp named the rules after (`RULES`).
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}"
     r'| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
@@ -47,7 +47,7 @@ RULES: dict[str, list[dict[str, Any]]] = {
     _LLAMA3_RULE: [_split(_WORDS.format(digits='{1,3}')), _byte_level(False)],
     _QWEN2_RULE: [_split(_WORDS.format(digits='')), _byte_level(False)],
 }
-# Keys below tokenizer.ggml. that change no id of a text and neither of its ends.
+# Keys below tokenizer.ggml. that affect neither the ids of a text nor its start and end tokens.
 _INERT = (
     *('unknown_token_id', 'padding_token_id', 'seperator_token_id', 'mask_token_id'),
     *('cls_token_id', 'token_type_count'),
@@ -57,14 +57,14 @@ _INERT = (
 
 
 def read_tokenizer(metadata: Mapping[str, Any], *, name: str) -> TableTokenizer | None:
-    """The tokenizer of a file, None where it carries none.
+    """Returns the tokenizer of a file; None if it has none.
 
     Args:
-      metadata: what follows `tokenizer.ggml.` in the keys.
-      name: the file to blame in messages.
+      metadata: the keys below `tokenizer.ggml.`, without that prefix.
+      name: the file's name for error messages.
 
     Raises:
-        UserError: it is of a kind that cannot be read, naming the key.
+        UserError: the tokenizer is not supported; the message names the key.
     """
     c = ConfigReader(metadata, name=f'{name}, tokenizer.ggml')
     if c.require('model', None, 'no_vocab', 'none', SENTENCEPIECE, BPE) not in (SENTENCEPIECE, BPE):
@@ -81,7 +81,7 @@ def read_tokenizer(metadata: Mapping[str, Any], *, name: str) -> TableTokenizer 
         scores = c.take_list('scores', float)
         _check_lengths(tokens, kinds, scores, name=name)
         add_prefix = c.take_bool('add_space_prefix', True)
-        c.take('merges', None)  # llama.cpp looks at them in BPEs only
+        c.take('merges', None)  # llama.cpp uses them for BPE only
         pieces = map(Piece, tokens, scores, kinds)
         tokenizer: TableTokenizer = make_tokenizer(pieces, add_prefix=add_prefix, name=name)
         bos_id = 1 if bos_id is None else bos_id
@@ -106,7 +106,7 @@ def read_tokenizer(metadata: Mapping[str, Any], *, name: str) -> TableTokenizer 
             raise UserError(f'{name} has {key}_token_id={token_id}, but {len(tokens)} tokens')
     tokenizer = tokenizer.with_ends(bos_id=bos_id if begins else None, eot_id=eot_id)
     tokenizer = tokenizer.with_more_ends(sorted({*more.values()} - {None, eot_id}))
-    # Where nothing begins a text, the end is written for what does (`tokenizer_metadata`).
+    # `tokenizer_metadata` writes the end token as bos when nothing begins a text.
     named = {
         'bos_token': bos_id if begins or bos_id != eot_id else None,
         'eos_token': eot_id,
@@ -127,7 +127,7 @@ def _read_bpe(
 ) -> TableTokenizer:
     ids = {token: i for i, token in enumerate(tokens) if kinds[i] == _NORMAL}
     special = {t: i for i, t in enumerate(tokens) if kinds[i] in (_CONTROL, _UNKNOWN)}
-    # What a merge needs may be missing: files without merges have one that never applies.
+    # Skip merges of unknown tokens: files without merges have one that never applies.
     pairs = [merge.split(' ', 1) for merge in merges]
     merges = [f'{a} {b}' for a, b in pairs if {a, b, a + b} <= ids.keys()]
     spec = BpeVocabulary(ids=ids, merges=merges, special_tokens=special).to_json()
@@ -147,10 +147,10 @@ def _read_bpe(
 
 
 def tokenizer_metadata(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What to write below `tokenizer.ggml.`.
+    """Returns the keys to write below `tokenizer.ggml.`.
 
     Raises:
-        UserError: llama.cpp would give other ids.
+        UserError: llama.cpp would produce other ids.
     """
     if tokenizer.eot_id is None:
         raise UserError(
@@ -171,7 +171,7 @@ def tokenizer_metadata(tokenizer: Tokenizer) -> dict[str, Any]:
         values = _bpe_metadata(tokenizer)
     values |= {'eos_token_id': tokenizer.eot_id, 'add_bos_token': tokenizer.bos_id is not None}
     named = {key: tokenizer.special_tokens[name] for key, name in tokenizer.named_tokens.items()}
-    # llama.cpp takes a fixed id for one that is not named.
+    # llama.cpp falls back to a fixed id if none is given.
     begin = named.get('bos_token', tokenizer.eot_id)
     values['bos_token_id'] = begin if tokenizer.bos_id is None else tokenizer.bos_id
     if tokenizer.more_ends:
@@ -194,7 +194,7 @@ def _bpe_metadata(tokenizer: Tokenizer) -> dict[str, Any]:
             tokens[i] = token
             kinds[i] = _CONTROL if i in special else _USERS if i in added else _NORMAL
     merges = [m if isinstance(m, str) else ' '.join(m) for m in spec['model']['merges']]
-    # llama.cpp wants a merge; a special token is no part of a text that could be joined.
+    # llama.cpp requires a merge; this one never applies, as special tokens are never merged.
     end = tokens[tokenizer.eot_id]
     return {
         'model': BPE,
@@ -206,7 +206,7 @@ def _bpe_metadata(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _ascii_bpe(tokenizer: CharTokenizer) -> dict[str, Any]:
-    """A char tokenizer as a byte-level BPE without merges.
+    """Converts a char tokenizer to a byte-level BPE without merges.
 
     Raises:
         UserError: a character has more than one byte.
@@ -223,10 +223,10 @@ def _ascii_bpe(tokenizer: CharTokenizer) -> dict[str, Any]:
 
 
 def _rule_of(spec: Mapping[str, Any]) -> str:
-    """The name that llama.cpp has for what a tokenizer.json does.
+    """Returns llama.cpp's name of the pre-tokenization of a tokenizer.json.
 
     Raises:
-        UserError: it has none.
+        UserError: llama.cpp has none.
     """
     split = spec.get('pre_tokenizer') or {}
     steps = split['pretokenizers'] if split.get('type') == 'Sequence' else [split]
@@ -235,7 +235,7 @@ def _rule_of(spec: Mapping[str, Any]) -> str:
     if model.get('type') == 'BPE':
         for name, rule in RULES.items():
             same = [_essence(step) for step in steps] == [_essence(step) for step in rule]
-            # llama.cpp's converter gives Qwen's NFC this name too.
+            # llama.cpp's converter uses this name for Qwen's tokenizers with NFC too.
             fits = normalizer is None or (normalizer == 'NFC' and name == _QWEN2_RULE)
             if same and fits and bool(model.get('ignore_merges')) == (name == _LLAMA3_RULE):
                 return name

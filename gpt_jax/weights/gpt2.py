@@ -1,7 +1,7 @@
-"""The GPT-2 family: GPT2LMHeadModel of transformers, and nanoGPT's and minGPT's forms of it.
+"""The GPT-2 family: GPT2LMHeadModel of transformers, and the variants of nanoGPT and minGPT.
 
-Radford et al. 2019. The names are OpenAI's; transformers stores matrices as `[inputs, outputs]`
-(Conv1D), the others as torch's Linear does.
+Radford et al. 2019. Tensors have OpenAI's names. Transformers stores matrices as
+`[inputs, outputs]` (Conv1D), the others as `[outputs, inputs]` (torch's Linear).
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from gpt_jax.weights.layout import TensorLayout
 from gpt_jax.weights.source import ConfigReader
 
 MODEL_TYPES = ('gpt2',)
-# The causal mask, which old files carry along.
+# Old files store the causal mask.
 WITHOUT_WEIGHTS = r'(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)'
 _ACTIVATIONS = {
     'gelu_new': MLPKind.GELU_TANH,
@@ -23,7 +23,7 @@ _INERT = (
     *INERT_KEYS,
     'n_special',
     'predict_special_tokens',
-    'reorder_and_upcast_attn',  # a matter of rounding in float16
+    'reorder_and_upcast_attn',  # affects rounding in float16 only
     'scale_attn_weights',
     'summary_activation',
     'summary_first_dropout',
@@ -31,7 +31,7 @@ _INERT = (
     'summary_type',
     'summary_use_proj',
 )
-# What the family's tensors can express, by field of ModelConfig.
+# Supported values by field of ModelConfig.
 CAPABILITIES = {
     'position': (PositionKind.LEARNED,),
     'norm': (NormKind.LAYERNORM,),
@@ -47,10 +47,10 @@ CAPABILITIES = {
 
 
 def to_model(config: dict[str, Any], *, name: str) -> ModelConfig:
-    """The architecture that a config.json of transformers describes.
+    """Returns the architecture that a config.json of transformers describes.
 
     Raises:
-        UserError: it has a key or a value that has no counterpart, naming it.
+        UserError: a key or a value has no counterpart; the message names it.
     """
     c = ConfigReader(config, name=name)
     c.require('architectures', None, ['GPT2LMHeadModel'])
@@ -80,7 +80,7 @@ def to_model(config: dict[str, Any], *, name: str) -> ModelConfig:
 
 
 def from_model(model: ModelConfig) -> dict[str, Any]:
-    """The config.json of transformers for an architecture within `CAPABILITIES`."""
+    """Returns transformers' config.json for an architecture within `CAPABILITIES`."""
     return {
         'architectures': ['GPT2LMHeadModel'],
         'model_type': 'gpt2',
@@ -101,7 +101,7 @@ def from_model(model: ModelConfig) -> dict[str, Any]:
 
 
 def obstacle(model: ModelConfig) -> str:
-    """Why the family cannot express an architecture beyond `CAPABILITIES`; '' if it can."""
+    """Returns an unsupported setting that `CAPABILITIES` does not cover; '' if there is none."""
     if model.num_kv_heads != model.num_heads:
         return f'config.model.num_kv_heads={model.num_kv_heads}'
     if model.num_heads * model.head_dim != model.d_model:
@@ -112,7 +112,7 @@ def obstacle(model: ModelConfig) -> str:
 def layout(
     model: ModelConfig, *, prefix: str = 'transformer.', linear: bool = False
 ) -> list[TensorLayout]:
-    """Every tensor of the family; `linear`: matrices are `[outputs, inputs]`."""
+    """Returns every tensor of the family; with `linear`, matrices are `[outputs, inputs]`."""
     block, ours = f'{prefix}h.{{layer}}.', 'blocks/'
     heads = tuple(f'{ours}attention/{name}' for name in ('query', 'key', 'value'))
     matrices = {

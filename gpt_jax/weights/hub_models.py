@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub, by name."""
+"""Downloads of models from the Hugging Face hub."""
 
 import pathlib
 
@@ -7,10 +7,11 @@ from gpt_jax.weights.transformers_folder import PATTERNS
 
 
 def download(name: str) -> pathlib.Path:
-    """The folder of a model, `NAME` or `NAME@REVISION`, fetched unless it is in the cache.
+    """Returns the folder of a model, `NAME` or `NAME@REVISION`, downloaded unless cached.
 
     Raises:
-        UserError: there is neither a path nor a model of that name, or no network.
+        UserError: the model or revision does not exist or is not accessible, or there is no
+            network.
     """
     import huggingface_hub
     from huggingface_hub import errors
@@ -32,5 +33,5 @@ def download(name: str) -> pathlib.Path:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0][:100]
     else:
         return pathlib.Path(folder)
-    # Raised here, it carries none of the library's chain of reasons.
+    # Raised outside the handlers, so that the library's exceptions are not chained to it.
     raise UserError(f'no file or folder {name}, and none from the Hugging Face hub: {reason}')

@@ -1,8 +1,8 @@
-"""How another format names, joins and turns the parameters of this one.
+"""Mappings from another format's tensors to this model's parameters: names, joins, transposes.
 
-A tensor that the format stores for each layer has `{layer}` in its name. Ours are stacked over
-layers and keep the dimensions of heads apart (`[N, D, H, K]`); theirs are matrices. Reshaping and
-transposing make views, so a device that stores a part of a parameter reads that part of the file.
+A tensor that the format stores per layer has `{layer}` in its name. Our parameters are stacked
+over layers and keep the head dimensions separate (`[N, D, H, K]`); theirs are matrices. Reshapes
+and transposes are views, so a device that stores a shard reads only that part of the file.
 """
 
 import dataclasses
@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-# Kernels whose first two dimensions are inputs: heads and what each holds.
+# Kernels whose first two dimensions are inputs: heads and head dimension.
 _TWO_INPUTS = ('blocks/attention/output/kernel',)
-TABLES = ('embedding/table', 'output/table')  # their rows are padded
+TABLES = ('embedding/table', 'output/table')  # ours have padding rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,22 +21,22 @@ class TensorLayout:
     """A tensor of the format and the parameters that it holds."""
 
     name: str  # 'model.layers.{layer}.mlp.up_proj.weight'
-    paths: tuple[str, ...]  # of our parameters; several are joined along their outputs
+    paths: tuple[str, ...]  # our parameters; several are concatenated along their outputs
     transposed: bool = False  # [outputs, inputs], as torch's Linear has it
 
     @property
     def per_layer(self) -> bool:
-        """Whether there is one for each layer."""
+        """True if the format stores one such tensor per layer."""
         return '{layer}' in self.name
 
     def names(self, num_layers: int) -> list[str]:
-        """The name of each layer's tensor, or the only one."""
+        """Returns the tensor's name for each layer, or its only name."""
         if not self.per_layer:
             return [self.name]
         return [self.name.format(layer=layer) for layer in range(num_layers)]
 
     def shape(self, shapes: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
-        """Of the format's tensor, by the shapes of our parameters (of one layer)."""
+        """Returns the shape of the format's tensor from those of our parameters (one layer)."""
         matrices = [_matrix_shape(path, shapes[path]) for path in self.paths]
         outputs = sum(matrix[-1] for matrix in matrices)
         shape = (*matrices[0][:-1], outputs)
@@ -45,7 +45,7 @@ class TensorLayout:
     def split(
         self, tensor: np.ndarray, shapes: Mapping[str, Sequence[int]]
     ) -> dict[str, np.ndarray]:
-        """Views of the format's tensor as our parameters (of one layer)."""
+        """Returns views of the format's tensor as our parameters (of one layer)."""
         matrix = tensor.T if self.transposed else tensor
         parts, start = {}, 0
         for path in self.paths:
@@ -55,7 +55,7 @@ class TensorLayout:
         return parts
 
     def join(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The inverse of `split`."""
+        """Inverts `split`; returns a contiguous array."""
         matrices = [
             parts[path].reshape(_matrix_shape(path, parts[path].shape)) for path in self.paths
         ]
@@ -64,7 +64,7 @@ class TensorLayout:
 
 
 def _matrix_shape(path: str, shape: Sequence[int]) -> tuple[int, ...]:
-    """`[inputs, outputs]` of a kernel, `[outputs]` of a bias; tables as they are."""
+    """Returns `[inputs, outputs]` for a kernel, `[outputs]` for a bias; tables keep their shape."""
     if path.endswith('/kernel'):
         inputs = 2 if path in _TWO_INPUTS else 1
         return math.prod(shape[:inputs]), math.prod(shape[inputs:])

@@ -1,8 +1,8 @@
-"""The Llama family: LlamaForCausalLM, and Qwen2's and Qwen3's additions to it.
+"""The Llama family: LlamaForCausalLM, Qwen2 and Qwen3.
 
 Touvron et al. 2023, https://arxiv.org/abs/2302.13971: rotary positions, RMSNorm, SwiGLU, no
-biases; grouped-query attention since Llama 2. Qwen2 has biases of query, key and value; Qwen3
-normalises queries and keys instead. SmolLM2 and TinyLlama are Llamas.
+biases; grouped-query attention since Llama 2. Qwen2 adds biases to query, key and value; Qwen3
+normalises queries and keys instead. SmolLM2 and TinyLlama are Llama models.
 """
 
 from typing import Any
@@ -20,12 +20,12 @@ _ARCHITECTURES = {
 }
 MODEL_TYPES = tuple(_ARCHITECTURES)
 WITHOUT_WEIGHTS = r'model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq'
-# What gates the MLP. geglu is the tanh form of GELU.
+# Activations of the MLP's gate. geglu uses the tanh form of GELU.
 _ACTIVATIONS = {'silu': MLPKind.SWIGLU, 'gelu_pytorch_tanh': MLPKind.GEGLU}
 _INERT = (
     *INERT_KEYS,
-    'pretraining_tp',  # the same sums in several parts
-    'max_window_layers',  # of a window that use_sliding_window switches off
+    'pretraining_tp',  # splits the same sums into parts
+    'max_window_layers',  # unused, like sliding_window, without use_sliding_window
     'sliding_window',
 )
 CAPABILITIES = {
@@ -42,10 +42,10 @@ CAPABILITIES = {
 
 
 def to_model(config: dict[str, Any], *, name: str) -> ModelConfig:
-    """The architecture that a config.json of transformers describes.
+    """Returns the architecture that a config.json of transformers describes.
 
     Raises:
-        UserError: it has a key or a value that has no counterpart, naming it.
+        UserError: a key or a value has no counterpart; the message names it.
     """
     c = ConfigReader(config, name=name)
     kind = config['model_type']
@@ -86,8 +86,8 @@ def to_model(config: dict[str, Any], *, name: str) -> ModelConfig:
 
 
 def _read_rope(c: ConfigReader, model: ModelConfig, *, name: str) -> None:
-    """Rotary positions: `rope_parameters`, or before transformers 5 `rope_theta` beside
-    `rope_scaling`.
+    """Reads the rotary settings: `rope_parameters`, or `rope_theta` and `rope_scaling` before
+    transformers 5.
     """
     base = c.take_float('rope_theta', 10000.0)
     scaling = c.take('rope_scaling', None)
@@ -111,7 +111,7 @@ def _read_rope(c: ConfigReader, model: ModelConfig, *, name: str) -> None:
 
 
 def from_model(model: ModelConfig) -> dict[str, Any]:
-    """The config.json of transformers for an architecture within `CAPABILITIES`."""
+    """Returns transformers' config.json for an architecture within `CAPABILITIES`."""
     kind = 'qwen2' if model.qkv_bias else 'qwen3' if model.qk_norm else 'llama'
     rope: dict[str, Any] = {'rope_type': 'default', 'rope_theta': model.rope_base}
     if model.rope_original_seq_len:
@@ -142,7 +142,7 @@ def from_model(model: ModelConfig) -> dict[str, Any]:
         'attention_dropout': model.attention_dropout,
         'tie_word_embeddings': model.tie_embeddings,
         'initializer_range': model.init_std,
-        # Both spellings: transformers 5 reads the first, older ones the other two.
+        # Transformers 5 reads the first key, older versions the other two.
         'rope_parameters': rope,
         'rope_theta': model.rope_base,
         'rope_scaling': scaling if rope['rope_type'] != 'default' else None,
@@ -150,7 +150,7 @@ def from_model(model: ModelConfig) -> dict[str, Any]:
 
 
 def obstacle(model: ModelConfig) -> str:
-    """Why the family cannot express an architecture beyond `CAPABILITIES`; '' if it can."""
+    """Returns an unsupported setting that `CAPABILITIES` does not cover; '' if there is none."""
     if model.qkv_bias and model.qk_norm:
         return 'config.model.qkv_bias with config.model.qk_norm'
     if model.qkv_bias and model.num_heads * model.head_dim != model.d_model:
@@ -159,7 +159,7 @@ def obstacle(model: ModelConfig) -> str:
 
 
 def layout(model: ModelConfig) -> list[TensorLayout]:
-    """Every tensor of the family."""
+    """Returns every tensor of the family."""
     block = 'model.layers.{layer}.'
     matrices = {
         'self_attn.q_proj': 'attention/query',

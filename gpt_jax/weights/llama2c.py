@@ -1,8 +1,8 @@
-"""llama2.c: a `.bin` of float32 weights behind a header, and a `tokenizer.bin` beside it.
+"""Reader of llama2.c: a `.bin` with a header and float32 weights, next to a `tokenizer.bin`.
 
 The layout is that of `export.py` (version 0) and `run.c` in
-https://github.com/karpathy/llama2.c: seven int32, then the tensors of all layers one kind after
-the other. The rows of queries and keys are in the order of `rope_pairs`.
+https://github.com/karpathy/llama2.c: seven int32, then each kind of tensor for all layers. The
+rows of queries and keys are in the order of `rope_pairs`.
 """
 
 import dataclasses
@@ -24,18 +24,18 @@ from gpt_jax.weights.sentencepiece_pieces import Piece, make_tokenizer
 from gpt_jax.weights.source import Source, StoredTensor, without_keys
 
 HEADER = struct.Struct('<7i')
-BOS = 1  # begins every text, and ends the one before
+BOS = 1  # begins every text and marks the end of the previous one
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6  # SentencePiece.Type
-# What every tokenizer.bin begins with: run.c counts on the places.
+# First tokens of every tokenizer.bin: run.c hard-codes their ids.
 CONTROL_PIECES = (('<unk>', _UNKNOWN), ('<s>', _CONTROL), ('</s>', _CONTROL))
 BYTE_PIECES = tuple(f'<0x{byte:02X}>' for byte in range(256))
 
 
 def read(path: pathlib.Path, ignore_keys: Sequence[str] = ()) -> Source:
-    """Reads `NAME.bin`; the tokenizer is `tok*.bin` of its folder.
+    """Reads `NAME.bin` and the tokenizer of its folder, `tok*.bin` or `tok*.model`.
 
     Raises:
-        UserError: the file is not of version 0 or is torn; there are several tokenizers.
+        UserError: the file is not of version 0 or is truncated, or a tokenizer is damaged.
     """
     without_keys({}, ignore_keys, name=str(path))  # the header has no keys
     size = path.stat().st_size
@@ -87,7 +87,7 @@ def read(path: pathlib.Path, ignore_keys: Sequence[str] = ()) -> Source:
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """The tensors of one kind, of all layers."""
+    """The tensors of one kind, for all layers."""
 
     name: str
     shape: tuple[int, ...]
@@ -95,7 +95,7 @@ class _Part:
 
 
 def parts(model: ModelConfig) -> list[_Part]:
-    """What follows the header, in order; parts without a name are not weights."""
+    """Returns the parts after the header, in order; parts without a name are not weights."""
     d, f, k = model.d_model, model.d_ff, model.head_dim
     heads, kv_heads = model.num_heads, model.num_kv_heads
     layer = 'model.layers.{layer}.'
@@ -113,14 +113,14 @@ def parts(model: ModelConfig) -> list[_Part]:
         _Part(f'{layer}mlp.down_proj.weight', (d, f)),
         _Part(f'{layer}mlp.up_proj.weight', (f, d)),
         _Part('model.norm.weight', (d,)),
-        waves,  # cosines and sines of old versions
+        waves,  # rotary cosines and sines, used by old versions only
         waves,
         *output,
     ]
 
 
 def _count_floats(header: tuple[int, ...]) -> int:
-    """How many numbers follow a header, without listing what it claims."""
+    """Returns the count of floats after the header; an absurd header must not cost memory."""
     d, f, layers, heads, kv_heads, vocab, length = header
     kv_d = d // heads * kv_heads
     per_layer = 2 * d + 2 * d * d + 2 * d * kv_d + 3 * d * f
@@ -129,7 +129,7 @@ def _count_floats(header: tuple[int, ...]) -> int:
 
 
 def _tensors(path: pathlib.Path, model: ModelConfig) -> dict[str, StoredTensor]:
-    """The tensors by their names in the Llama family."""
+    """Returns the tensors by their names in the Llama family."""
     tensors, offset = {}, 0
     for part in parts(model):
         layers = range(model.num_layers) if '{layer}' in part.name else [0]
@@ -148,7 +148,7 @@ def _read(path: pathlib.Path, offset: int, part: _Part) -> np.ndarray:
 
 
 def _find_tokenizer(path: pathlib.Path, vocab_size: int) -> TableTokenizer | None:
-    """The tokenizer of the folder, by its size where there are several."""
+    """Returns the first tokenizer of the folder with `vocab_size` tokens; None if there is none."""
     readers: dict[str, Callable[[pathlib.Path, int], TableTokenizer]] = {
         'tok*.bin': read_tokenizer,
         'tok*.model': lambda file, _: SentencePieceTokenizer.read(file),
@@ -162,10 +162,10 @@ def _find_tokenizer(path: pathlib.Path, vocab_size: int) -> TableTokenizer | Non
 
 
 def read_tokenizer(path: pathlib.Path, vocab_size: int) -> SentencePieceTokenizer:
-    """The SentencePiece model that a `tokenizer.bin` was made from: pieces and their scores.
+    """Rebuilds the SentencePiece model of a `tokenizer.bin` from its pieces and scores.
 
     Raises:
-        UserError: the file is torn, or does not begin with the control tokens and the bytes.
+        UserError: the file is truncated, or does not begin with the control tokens and the bytes.
     """
     pieces = []
     data, position = path.read_bytes(), 4

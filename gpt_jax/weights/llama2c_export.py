@@ -1,4 +1,4 @@
-"""A trained run as the two files that llama2.c's `run.c` reads: `model.bin` and `tokenizer.bin`."""
+"""Export of a trained run to llama2.c: the files `model.bin` and `tokenizer.bin` of `run.c`."""
 
 import pathlib
 import struct
@@ -24,7 +24,7 @@ from gpt_jax.weights.sampling import NO_SAMPLING
 from gpt_jax.weights.sentencepiece_pieces import USER_DEFINED, Piece, list_pieces
 
 MODEL, TOKENIZER = 'model.bin', 'tokenizer.bin'
-# What run.c has written into it, besides what the Llama family has.
+# Settings hard-coded in run.c, in addition to those of the Llama family.
 _CAPABILITIES = llama.CAPABILITIES | {
     'mlp': (MLPKind.SWIGLU,),
     'qkv_bias': (False,),
@@ -33,7 +33,7 @@ _CAPABILITIES = llama.CAPABILITIES | {
     'rope_base': (10000.0,),
     'rope_scaling': (1.0,),
 }
-# export.py of llama2.c writes these two so.
+# llama2.c's export.py writes these two with newlines.
 _STORED_TEXTS = {'<s>': '\n<s>\n', '</s>': '\n</s>\n'}
 
 
@@ -47,9 +47,9 @@ def export_llama2c(
     credits: Credits = NO_CREDITS,
     sampling: Mapping[str, Any] = NO_SAMPLING,
 ) -> list[str]:
-    """Writes version 0; arguments, result and errors as of `export_transformers`.
+    """Writes version 0; arguments, result and errors are those of `export_transformers`.
 
-    The format has no place for the tokenizer's chat template, nor for `sampling`.
+    The format cannot store the tokenizer's chat template, nor `sampling`.
     """
     if dtype != 'float32':
         raise UserError(f'--format llama2c holds float32 only, not {dtype}; add --dtype float32')
@@ -85,7 +85,11 @@ def _check_model(model: ModelConfig) -> None:
 
 
 def _pieces(model: ModelConfig, tokenizer: Tokenizer) -> list[Piece]:
-    """The pieces of a tokenizer that run.c gives the same ids as."""
+    """Returns the pieces of a tokenizer.
+
+    Raises:
+        UserError: run.c would produce other ids.
+    """
     if not isinstance(tokenizer, SentencePieceTokenizer):
         raise UserError(
             f'llama2.c has SentencePiece tokenizers only, and this one is {tokenizer.kind}; '
@@ -112,7 +116,7 @@ def _pieces(model: ModelConfig, tokenizer: Tokenizer) -> list[Piece]:
 
 
 def _numbers(model: ModelConfig, params: Any) -> Iterator[np.ndarray]:
-    """What follows the header, one tensor at a time on the host. Collective."""
+    """Yields the tensors after the header, one at a time on the host. Collective."""
     entries = {entry.name: entry for entry in llama.layout(model)}
     waves = iter(_waves(model))
     for part in parts(model):
@@ -124,7 +128,7 @@ def _numbers(model: ModelConfig, params: Any) -> Iterator[np.ndarray]:
 
 
 def _waves(model: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and sines `[L, K/2]`, which run.c skips; torch rounds some the other way."""
+    """Computes cosines and sines `[L, K/2]`. run.c skips them; torch rounds some differently."""
     angles = np.outer(np.arange(model.max_seq_len, dtype=np.float32), rope_frequencies(model))
     exact = angles.astype(np.float64)
     return np.cos(exact), np.sin(exact)

@@ -37,7 +37,7 @@ program that wrote this page: add it before you publish the model.
 
 
 def is_model_card(page: bytes) -> bool:
-    """Whether a README.md is one that `model_card` wrote and nobody has edited at its end."""
+    """Returns whether `model_card` wrote a README.md and its end is unedited."""
     return b'\n- gpt_jax\n' in page and page.endswith(_NOTE.encode())
 
 
@@ -49,14 +49,14 @@ def model_card(
     library: str,
     credits: Credits = NO_CREDITS,
 ) -> str:
-    """What the model is and how it is used; what it was trained on is for its owner to add.
+    """Returns a README.md that describes the model and its use; the owner adds the training data.
 
     Args:
       model: the architecture.
-      tokenizer: what made the ids.
-      architecture: what `library` calls it.
-      library: what reads the files: gpt_jax, transformers, gguf or llama2.c.
-      credits: of the weights that the run was made of.
+      tokenizer: the tokenizer that the model was trained with.
+      architecture: the name that `library` gives the architecture.
+      library: the program that reads the files: gpt_jax, transformers, gguf or llama2.c.
+      credits: the credits of the exported model.
     """
     rows = {
         'architecture': architecture,

@@ -1,6 +1,6 @@
-"""This project's own tensors in a folder: any architecture, in the stored layout.
+"""The family of this project's own folders: any architecture, in the stored layout.
 
-config.json holds `ModelConfig`, and the tensors have the parameters' paths with dots.
+config.json holds `ModelConfig`. The tensors are named by the parameters' paths, with dots.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ CAPABILITIES: dict[str, tuple[Any, ...]] = {}
 
 
 def to_model(config: dict[str, Any], *, name: str) -> ModelConfig:
-    """The architecture that `from_model` wrote.
+    """Returns the architecture that `from_model` wrote.
 
     Raises:
         UserError: a key is unknown or a value has the wrong type.
@@ -28,18 +28,18 @@ def to_model(config: dict[str, Any], *, name: str) -> ModelConfig:
 
 
 def from_model(model: ModelConfig) -> dict[str, Any]:
-    """The contents of config.json."""
+    """Returns the contents of config.json."""
     return {'model_type': 'gpt_jax', 'model': to_json(model)}
 
 
 def obstacle(model: ModelConfig) -> str:
-    """Nothing is beyond it."""
+    """Returns '': every architecture is supported."""
     del model
     return ''
 
 
 def layout(model: ModelConfig) -> list[TensorLayout]:
-    """Every parameter by its path, the layers' one by one."""
+    """Returns every parameter by its path, stacked ones layer by layer."""
     params = nn.unbox(abstract_params(model))
     return [TensorLayout(_name(path), (path,)) for path in named_leaves(params)]
 

@@ -1,7 +1,7 @@
-"""Parameters from a source, straight into the shards of this process's devices.
+"""Loading of a source's parameters directly into the shards of this process's devices.
 
-Each device's part of a parameter is filled layer by layer, so that no process holds more on the
-host than one tensor, besides what its devices own.
+Each device's shard is filled layer by layer, so that a process holds at most one tensor on the
+host, besides what its devices own.
 """
 
 import functools
@@ -18,15 +18,15 @@ from gpt_jax.weights.source import Source
 
 
 def load_params(source: Source, abstract: Any) -> Any:
-    """The parameters (stored layout) of a source.
+    """Loads the parameters (stored layout) of a source.
 
     Args:
-      source: what a reader found.
-      abstract: ShapeDtypeStructs of the parameters; each goes to its sharding, or to the first
-        device when it has none.
+      source: the result of a reader.
+      abstract: ShapeDtypeStructs of the parameters. Each parameter gets its sharding, or the first
+        device if it has none.
 
     Raises:
-        UserError: a tensor is missing, is too many or has another shape.
+        UserError: a tensor is missing, unexpected or has another shape.
     """
     leaves = named_leaves(abstract)
     stacked = {path for path in leaves if path.startswith('blocks/')}
@@ -53,7 +53,7 @@ def load_params(source: Source, abstract: Any) -> Any:
 def _place(
     leaf: jax.ShapeDtypeStruct, read: Callable[[int], np.ndarray], *, num_layers: int
 ) -> jax.Array:
-    """One parameter; `read(layer)` gives a layer of it, or all of it where `num_layers` is 0."""
+    """Loads a parameter; `read(layer)` returns one layer, or all of it if `num_layers` is 0."""
     sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shards = []
     for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
@@ -72,7 +72,7 @@ def _place(
 
 
 def _cut(tensor: np.ndarray, index: tuple[slice, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-    """A part of a view as a fresh array; rows beyond its end (a table's padding) are zeros."""
+    """Copies a part of a view; rows past its end (a table's padding) are zeros."""
     extent = _extent(index, leaf.shape[-len(index) :]) if index else ()
     found = np.asarray(tensor[index]).astype(leaf.dtype)
     if found.shape == extent:

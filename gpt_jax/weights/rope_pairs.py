@@ -1,6 +1,6 @@
-"""The two orders of a head's rows: rotary pairs as neighbours, or as halves.
+"""Conversion between the two orders of rotary pairs: neighbours or halves of a head.
 
-llama2.c and llama.cpp's llama turn the pairs `(2i, 2i + 1)`, this model and transformers
+llama2.c and llama.cpp's llama rotate the pairs `(2i, 2i + 1)`, this model and transformers
 `(i, i + K/2)`. Reordering the rows of queries and keys makes the two equal.
 """
 
@@ -13,5 +13,5 @@ def from_pairs(matrix: np.ndarray, heads: int) -> np.ndarray:
 
 
 def to_pairs(matrix: np.ndarray, heads: int) -> np.ndarray:
-    """The inverse of `from_pairs`."""
+    """Reorders the rows of `[H*K, D]` from halves to neighbouring pairs."""
     return matrix.reshape(heads, 2, -1, matrix.shape[-1]).swapaxes(1, 2).reshape(matrix.shape)

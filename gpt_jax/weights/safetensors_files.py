@@ -1,8 +1,8 @@
-"""Tensors of safetensors files, one or many with an index, as views of the mapped files.
+"""Reader and writer of safetensors: a single file, or several with an index.
 
-The `safetensors` library checks and writes; reading goes through numpy's memory maps, so that a
-device that wants a part of a tensor touches only that part of the file, and nothing stays in
-memory. The format: https://huggingface.co/docs/safetensors.
+The `safetensors` library validates and writes files. Reading uses numpy's memory maps: a device
+that needs part of a tensor reads only that part of the file, and nothing stays in memory. The
+format: https://huggingface.co/docs/safetensors.
 """
 
 import functools
@@ -22,7 +22,7 @@ from gpt_jax.weights.source import StoredTensor
 
 SINGLE = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
-FILE_BYTES = 2 * 10**9  # a file is closed before it grows beyond this
+FILE_BYTES = 2 * 10**9  # maximum size of a file, unless a single tensor exceeds it
 _DTYPES: dict[str, Any] = {
     'F64': np.float64,
     'F32': np.float32,
@@ -32,10 +32,10 @@ _DTYPES: dict[str, Any] = {
 
 
 def read(folder: pathlib.Path) -> dict[str, StoredTensor]:
-    """The tensors of `model.safetensors`, or of the files that its index lists.
+    """Returns the tensors of `model.safetensors`, or of the files that its index lists.
 
     Raises:
-        UserError: there is neither, a file is damaged or missing, or a tensor is not of floats.
+        UserError: there is neither; a file is damaged or missing; or a tensor has no float type.
     """
     if (folder / SINGLE).is_file():
         return read_file(folder / SINGLE)
@@ -48,7 +48,7 @@ def read(folder: pathlib.Path) -> dict[str, StoredTensor]:
     if not isinstance(weight_map, dict):
         raise UserError(f'{folder / INDEX} has no weight_map; restore the file')
     for name in weight_map.values():
-        # Another folder's file is none of this model's.
+        # Never follow a path out of the folder.
         inside = isinstance(name, str) and len(name) < 256 and name != '..' and '\\' not in name
         if not inside or pathlib.PurePath(name).name != name:
             raise UserError(
@@ -65,10 +65,10 @@ def read(folder: pathlib.Path) -> dict[str, StoredTensor]:
 
 
 def read_file(path: pathlib.Path) -> dict[str, StoredTensor]:
-    """The tensors of one file.
+    """Returns the tensors of one file.
 
     Raises:
-        UserError: the file is missing or damaged, or a tensor is not of floats.
+        UserError: the file is missing or damaged, or a tensor has no float type.
     """
     try:
         with safetensors.safe_open(path, 'numpy'):  # compares header, offsets and size
@@ -102,7 +102,7 @@ def read_file(path: pathlib.Path) -> dict[str, StoredTensor]:
 def write(
     folder: pathlib.Path, tensors: Iterable[tuple[str, np.ndarray]], metadata: Mapping[str, str]
 ) -> list[str]:
-    """Writes named tensors as they come, holding one file's worth of them; returns the files.
+    """Writes named tensors, buffering at most one file of them; returns the names of the files.
 
     Raises:
         UserError: a file cannot be written.

@@ -1,6 +1,6 @@
-"""How the makers of weights say that text is drawn from them: in and out of their files.
+"""Sampling defaults in the files of models: reading and writing them.
 
-Values are under the names of `gpt_jax.inference.config.SampleConfig`; whoever takes them checks
+Values are named after the fields of `gpt_jax.inference.config.SampleConfig`. The caller checks
 them.
 """
 
@@ -21,10 +21,10 @@ _GGUF_KEYS = {
 
 
 def read_generation_config(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a generation_config.json says.
+    """Returns the sampling settings of a generation_config.json.
 
-    `do_sample` decides the temperature where it is false, or true without one. Where it is absent,
-    transformers draws nothing at random, but a stated temperature is meant to be used.
+    `do_sample=false` means temperature 0; `do_sample=true` means temperature 1 unless one is given.
+    Without `do_sample` transformers decodes greedily, but a given temperature is kept here.
     """
     sampling = {name: values[name] for name in _KNOBS if values.get(name) is not None}
     do_sample = values.get('do_sample')
@@ -36,7 +36,7 @@ def read_generation_config(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_generation_config(sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the keys of a generation_config.json; top_k=0 and top_p=1 undo its own defaults."""
+    """Returns the keys of a generation_config.json; top_k=0 and top_p=1 override its defaults."""
     if not sampling:
         return {}
     is_random = sampling['temperature'] > 0
@@ -46,10 +46,10 @@ def to_generation_config(sampling: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_gguf(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what the metadata of a GGUF file say."""
+    """Returns the sampling settings in the metadata of a GGUF file."""
     return {name: metadata[key] for name, key in _GGUF_KEYS.items() if key in metadata}
 
 
 def to_gguf(sampling: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the keys of a GGUF file."""
+    """Returns the sampling settings as keys of a GGUF file."""
     return {key: sampling[name] for name, key in _GGUF_KEYS.items() if name in sampling}

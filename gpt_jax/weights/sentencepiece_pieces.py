@@ -1,7 +1,7 @@
-"""SentencePiece models from and to the lists of pieces that llama2.c and GGUF keep of them.
+"""Conversion of SentencePiece models from and to the piece lists of llama2.c and GGUF.
 
-Both programs join the pair of neighbours whose piece has the best score, as SentencePiece's BPE
-does, and write characters that have no piece as bytes.
+Both programs merge the neighbours whose joint piece has the best score, as SentencePiece's BPE
+does. They encode characters without a piece as bytes.
 """
 
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 
-USER_DEFINED = 4  # the kind of a piece that is never joined with another
+USER_DEFINED = 4  # the kind of a piece that is never merged
 
 
 class Piece(NamedTuple):
@@ -18,21 +18,21 @@ class Piece(NamedTuple):
 
     text: str
     score: float
-    kind: int  # SentencePiece.Type: 1 normal, 2 unknown, 3 control, 4 user's, 5 unused, 6 byte
+    kind: int  # SentencePiece.Type: 1 normal, 2 unknown, 3 control, 4 user's own, 5 unused, 6 byte
 
 
 def make_tokenizer(
     pieces: Iterable[Piece], *, add_prefix: bool, name: str
 ) -> SentencePieceTokenizer:
-    """The tokenizer of a BPE model of these pieces that changes nothing but spaces.
+    """Returns the tokenizer of a BPE model of these pieces that normalises nothing but spaces.
 
     Args:
-      pieces: in the order of their ids.
-      add_prefix: a text begins with one space more.
-      name: the file to blame in messages.
+      pieces: the pieces in the order of their ids.
+      add_prefix: whether a space is prepended to each text.
+      name: the file's name for error messages.
 
     Raises:
-        UserError: they are no model of SentencePiece's.
+        UserError: the pieces form no valid SentencePiece model.
     """
     from sentencepiece import sentencepiece_model_pb2
 
@@ -50,14 +50,14 @@ def make_tokenizer(
 
 
 def list_pieces(tokenizer: SentencePieceTokenizer, *, format: str) -> tuple[list[Piece], bool]:
-    """The pieces of a tokenizer, and whether a text begins with one space more.
+    """Returns the pieces of a tokenizer, and whether it prepends a space to each text.
 
     Args:
       tokenizer: any SentencePiece model.
-      format: what the pieces are for, for messages.
+      format: the export format, for error messages.
 
     Raises:
-        UserError: scores and pieces alone do not give the same ids.
+        UserError: pieces and scores alone do not reproduce the ids.
     """
     proto = _parse(tokenizer)
     if proto.trainer_spec.model_type != proto.trainer_spec.BPE:
@@ -72,7 +72,7 @@ def list_pieces(tokenizer: SentencePieceTokenizer, *, format: str) -> tuple[list
         )
     pieces = [Piece(piece.piece, piece.score, piece.type) for piece in proto.pieces]
     for name, token_id in sorted(tokenizer.special_tokens.items(), key=lambda item: item[1]):
-        if token_id == len(pieces):  # the end of a text, where the model had none
+        if token_id == len(pieces):  # end of text, added to a model without one
             pieces.append(Piece(name, 0.0, proto.SentencePiece.Type.CONTROL))
     return pieces, proto.normalizer_spec.add_dummy_prefix
 

@@ -1,4 +1,4 @@
-"""Pre-trained weights as a reader found them, before they are this model's parameters."""
+"""The result of a reader: pre-trained weights before conversion to this model's parameters."""
 
 import dataclasses
 import numbers
@@ -15,12 +15,12 @@ from gpt_jax.tokenizer import Tokenizer
 from gpt_jax.weights.credits import NO_CREDITS, Credits
 from gpt_jax.weights.layout import TABLES, TensorLayout
 
-LARGEST = 2**31 - 1  # whole number of a config
+LARGEST = 2**31 - 1  # integer in a config
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file."""
+    """A tensor in a file, read on demand."""
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]  # a view of the file where the format allows it
@@ -28,28 +28,28 @@ class StoredTensor:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """What a reader makes of a file or folder."""
+    """Weights, architecture and tokenizer of a file or folder."""
 
-    name: str  # where it is, for messages
+    name: str  # the path, for error messages
     model: ModelConfig  # the architecture, finalized
     layout: Sequence[TensorLayout]
     tensors: Mapping[str, StoredTensor]
-    without_weights: str = ''  # pattern of tensors that hold none, such as causal masks
+    without_weights: str = ''  # pattern of tensors that are no parameters, such as masks
     tokenizer: Tokenizer | None = None
-    chat_template: str | None = None  # what makes text of conversations, in Jinja
+    chat_template: str | None = None  # Jinja template of conversations
     credits: Credits = NO_CREDITS
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # unchecked
 
     def check(self, shapes: Mapping[str, Sequence[int]]) -> None:
-        """Makes sure that each tensor is used exactly once and has the shape that it must have.
+        """Checks that each tensor is used exactly once and has the expected shape.
 
         Args:
-          shapes: of our parameters by path, without the dimension of layers.
+          shapes: the shapes of our parameters by path, without the layer dimension.
 
         Raises:
-            UserError: naming the tensor.
+            UserError: a tensor is missing, unexpected or has another shape; the message names it.
         """
-        if self.model.num_layers > len(self.tensors):  # before that many names are listed
+        if self.model.num_layers > len(self.tensors):  # before listing that many names
             raise UserError(
                 f'{self.name} has {len(self.tensors)} tensors, its config {self.model.num_layers} '
                 f'layers; it is damaged or of another architecture'
@@ -83,17 +83,17 @@ class Source:
     def stored_shape(
         self, entry: TensorLayout, shapes: Mapping[str, Sequence[int]]
     ) -> tuple[int, ...]:
-        """The shape of a tensor of the layout: tables come without our padding."""
+        """Returns the shape of a tensor in the source: tables have no padding rows there."""
         if entry.paths[0] in TABLES:
             return (self.model.vocab_size, *shapes[entry.paths[0]][1:])
         return entry.shape(shapes)
 
 
 class ConfigReader:
-    """The config of another program, of which every key must be dealt with.
+    """A reader of another program's config that accounts for every key.
 
-    The methods `take…` and `require` deal with one; `finish` refuses what is left. Values are of
-    the type that was asked for, whatever the file holds.
+    The methods `take…` and `require` consume one key; `finish` rejects those that are left. Values
+    are guaranteed to have the requested type.
     """
 
     def __init__(self, values: Any, *, name: str):
@@ -103,7 +103,7 @@ class ConfigReader:
         self._name = name
 
     def take(self, key: str, *default: Any) -> Any:
-        """The value of a key of any type, else the default.
+        """Returns the value of a key, of any type, or the default.
 
         Raises:
             UserError: the key is absent and has no default.
@@ -116,10 +116,10 @@ class ConfigReader:
         return default[0]
 
     def take_int(self, key: str, *default: Any) -> Any:
-        """A whole number from 0 to `LARGEST`.
+        """Returns the value of a key, an integer from 0 to `LARGEST`, or the default.
 
         Raises:
-            UserError: the key is absent and has no default, or holds something else.
+            UserError: the key is absent and has no default, or its value is invalid.
         """
         value = self.take(key, *default)
         right = isinstance(value, numbers.Integral) and not isinstance(value, bool)
@@ -128,10 +128,10 @@ class ConfigReader:
         return value
 
     def take_float(self, key: str, *default: Any) -> Any:
-        """A finite number that is not negative.
+        """Returns the value of a key, a finite number of at least 0, or the default.
 
         Raises:
-            UserError: the key is absent and has no default, or holds something else.
+            UserError: the key is absent and has no default, or its value is invalid.
         """
         value = self.take(key, *default)
         right = isinstance(value, numbers.Real) and not isinstance(value, bool)
@@ -140,10 +140,10 @@ class ConfigReader:
         return value if value is None else float(value)
 
     def take_bool(self, key: str, *default: Any) -> Any:
-        """True or false.
+        """Returns the value of a key, a boolean, or the default.
 
         Raises:
-            UserError: the key is absent and has no default, or holds something else.
+            UserError: the key is absent and has no default, or its value is invalid.
         """
         value = self.take(key, *default)
         if value is not None and not isinstance(value, bool):
@@ -151,10 +151,10 @@ class ConfigReader:
         return value
 
     def take_list(self, key: str, kind: type | tuple[type, ...], *default: Any) -> Any:
-        """A list of values of one type; None where that is the default.
+        """Returns the value of a key, a list of values of type `kind`, or the default.
 
         Raises:
-            UserError: the key is absent and has no default, or holds something else.
+            UserError: the key is absent and has no default, or its value is invalid.
         """
         value = self.take(key, *default)
         if value is None:
@@ -166,10 +166,10 @@ class ConfigReader:
         return value
 
     def require(self, key: str, *allowed: Any) -> Any:
-        """The value of a key that may have only these; the first is its default.
+        """Returns the value of a key that must be one of `allowed`; the first is the default.
 
         Raises:
-            UserError: it has another value.
+            UserError: the key has another value.
         """
         value = self.take(key, allowed[0])
         if value not in allowed:
@@ -180,12 +180,12 @@ class ConfigReader:
         return value
 
     def finish(self, inert: Sequence[str]) -> None:
-        """Refuses keys that nothing dealt with, but for those that change no logit.
+        """Rejects keys that were not consumed, except `inert` ones, which change no logit.
 
-        Keys that hold nothing (null, false, an empty text, list or object) pass.
+        Keys with an empty value (null, false, an empty string, list or object) are ignored.
 
         Raises:
-            UserError: naming one.
+            UserError: a key is left; the message names it.
         """
         for key, value in self._left.items():
             empty = value is None or value is False or value in ('', [], {})
@@ -201,7 +201,7 @@ class ConfigReader:
 
 
 def without_keys(values: Mapping[str, Any], ignore_keys: Sequence[str], *, name: str) -> dict:
-    """The config of another program without the keys that the user says change no logit.
+    """Returns another program's config without the keys that the user chose to ignore.
 
     Raises:
         UserError: there is no such key.
@@ -213,10 +213,10 @@ def without_keys(values: Mapping[str, Any], ignore_keys: Sequence[str], *, name:
 
 
 def optional_text(value: Any, *, key: str) -> str | None:
-    """A text of a foreign file, or None.
+    """Returns `value` if it is a string or None.
 
     Raises:
-        UserError: it is something else.
+        UserError: it is of another type.
     """
     if value is not None and not isinstance(value, str):
         raise UserError(f'{key} must be a text, not {_short(value)}; correct the file')
@@ -224,7 +224,7 @@ def optional_text(value: Any, *, key: str) -> str | None:
 
 
 def _short(value: Any) -> str:
-    """A value on one line of an error."""
+    """Formats a value for one line of an error message."""
     text = repr(value)
     return text if len(text) <= 80 else f'{text[:80]}…'
 

@@ -1,8 +1,8 @@
-"""Checkpoints of nanoGPT and minGPT, read by torch without executing what they pickle.
+"""Reader of nanoGPT's and minGPT's checkpoints; torch loads them without executing pickled code.
 
-https://github.com/karpathy/nanoGPT saves `ckpt.pt`, a dictionary with `model` and `model_args`;
-https://github.com/karpathy/minGPT saves `model.pt`, the bare tensors, with the model's shape in
-`config.json` beside it. A minGPT state under `model` with a `config` in the same file is read too.
+https://github.com/karpathy/nanoGPT saves `ckpt.pt`, a dictionary with `model` and `model_args`.
+https://github.com/karpathy/minGPT saves `model.pt`, the bare tensors, and `config.json` next to it
+with the model's shape. A file with minGPT's tensors as `model` and a `config` is supported too.
 """
 
 import pathlib
@@ -31,14 +31,14 @@ _MINGPT_SIZES = {
     'gpt-micro': (4, 4, 128),
     'gpt-nano': (3, 3, 48),
 }
-_COMPILED = '_orig_mod.'  # what torch.compile puts before every name
+_COMPILED = '_orig_mod.'  # prefix that torch.compile adds to every name
 
 
 def read(path: pathlib.Path, ignore_keys: Sequence[str] = ()) -> Source:
-    """Reads a `.pt` file. It names no tokenizer.
+    """Reads a `.pt` file; the source has no tokenizer.
 
     Raises:
-        UserError: torch is absent, the file is damaged or would execute code, or its model is of
+        UserError: torch is not installed; the file is damaged or would execute code; or it is of
             neither program.
     """
     saved = _load(path)
@@ -72,7 +72,7 @@ def read(path: pathlib.Path, ignore_keys: Sequence[str] = ()) -> Source:
 
 
 def _check_state(path: pathlib.Path, state: Any) -> None:
-    """Raises UserError unless these are tensors of floats by name; masks may be of any type."""
+    """Raises UserError unless `state` maps names to float tensors; masks may have any type."""
     import torch
 
     if not isinstance(state, Mapping) or not state:
@@ -103,7 +103,7 @@ def _load(path: pathlib.Path) -> Mapping[str, Any]:
         ) from error
     try:
         saved = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-    except Exception as error:  # a damaged pickle makes torch raise almost any
+    except Exception as error:  # a damaged pickle can make torch raise almost any type
         reason = ' '.join(str(error).split())[:200]
         raise UserError(
             f'{path} is damaged, or holds more than weights and would have to be executed '
@@ -118,8 +118,8 @@ def _tensor(tensor: Any) -> StoredTensor:
     def read() -> np.ndarray:
         import torch
 
-        values = tensor.detach()  # a parameter is no array
-        narrow = tensor.dtype in (torch.bfloat16, torch.float16)  # the first is unknown to numpy
+        values = tensor.detach()  # .numpy() rejects parameters
+        narrow = tensor.dtype in (torch.bfloat16, torch.float16)  # numpy has no bfloat16
         return (values.float() if narrow else values).numpy()
 
     return StoredTensor(tuple(tensor.shape), read)

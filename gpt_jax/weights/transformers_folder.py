@@ -1,4 +1,4 @@
-"""Folders as transformers writes them: config.json, safetensors, and a tokenizer."""
+"""Reader of transformers' folders: config.json, safetensors, and a tokenizer."""
 
 import pathlib
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG = (
     'generation_config.json',
     'tokenizer_config.json',
 )
-# Special tokens that have a part, as transformers and its chat templates call them.
+# Special tokens with a role, by their names in transformers and its chat templates.
 NAMED_TOKENS = (
     'bos_token',
     'eos_token',
@@ -45,13 +45,13 @@ PATTERNS = (
 
 
 class Family(NamedTuple):
-    """Models whose config.json and tensors follow one scheme."""
+    """A family of models whose config.json and tensors follow one scheme."""
 
     model_types: Sequence[str]
     to_model: Callable[..., ModelConfig]
     from_model: Callable[[ModelConfig], dict[str, Any]]
     layout: Callable[[ModelConfig], list[TensorLayout]]
-    without_weights: str  # pattern of tensors that hold none
+    without_weights: str  # pattern of tensors that are no parameters
     capabilities: dict[str, tuple[Any, ...]]
     obstacle: Callable[[ModelConfig], str]
 
@@ -74,7 +74,7 @@ def read(folder: pathlib.Path, ignore_keys: Sequence[str] = ()) -> Source:
     """Reads a folder.
 
     Raises:
-        UserError: a file is missing or damaged, or the model is of no family or beyond it.
+        UserError: a file is missing or damaged, or the model is not supported.
     """
     config = files.read_json(folder / CONFIG)
     if not isinstance(config, dict) or not isinstance(config.get('model_type'), str):
@@ -93,7 +93,7 @@ def read(folder: pathlib.Path, ignore_keys: Sequence[str] = ()) -> Source:
     tensors = safetensors_files.read(folder)
     layout = family.layout(model)
     if family.model_types == gpt2.MODEL_TYPES and 'wte.weight' in tensors:
-        layout = gpt2.layout(model, prefix='')  # OpenAI's files have none
+        layout = gpt2.layout(model, prefix='')  # OpenAI's files have no prefix
     without_weights = family.without_weights
     if model.tie_embeddings and 'lm_head.weight' in tensors:
         _check_tied(folder, tensors, layout[0].name)
@@ -112,10 +112,10 @@ def read(folder: pathlib.Path, ignore_keys: Sequence[str] = ()) -> Source:
 
 
 def read_tokenizer(folder: pathlib.Path, config: dict[str, Any]) -> TableTokenizer | None:
-    """The tokenizer of a folder with the ends that the model knows; None if it has none.
+    """Returns the tokenizer of a folder, with the model's end tokens; None if it has none.
 
     Raises:
-        UserError: its files are damaged, or do what this project's tokenizers do not.
+        UserError: its files are damaged, or need a feature that is not supported.
     """
     settings = _read_optional(folder / TOKENIZER_CONFIG)
     if (folder / TOKENIZER_JSON).is_file():
@@ -123,7 +123,7 @@ def read_tokenizer(folder: pathlib.Path, config: dict[str, Any]) -> TableTokeniz
         bos_id = _first_id(folder / TOKENIZER_JSON, settings)
     elif (folder / 'tokenizer.model').is_file():
         tokenizer = SentencePieceTokenizer.read(folder / 'tokenizer.model')
-        # What transformers' LlamaTokenizer does with such a file.
+        # The default of transformers' LlamaTokenizer.
         begins = settings.get('add_bos_token', True)
         bos_id = tokenizer.special_tokens.get('<s>') if begins else None
         if settings.get('add_eos_token'):
@@ -139,7 +139,7 @@ def read_tokenizer(folder: pathlib.Path, config: dict[str, Any]) -> TableTokeniz
     ends = [token_id for token_id in stated if 0 <= token_id < tokenizer.vocab_size]
     eot_id = ends[0] if ends else None
     if stated and not ends:
-        # What transformers writes for a new model is the id of another vocabulary.
+        # Transformers writes a default id, of another vocabulary, for a new model.
         eot_id = tokenizer.special_tokens.get(_text(settings.get('eos_token')))
         if eot_id is None:
             raise UserError(
@@ -159,10 +159,10 @@ def _ends(
     generation: dict[str, Any],
     config: dict[str, Any],
 ) -> list[int]:
-    """The ids that end a text, the one that the tokenizer names first.
+    """Returns the ids that end a text, starting with the tokenizer's own end token.
 
     Raises:
-        UserError: they are no ids.
+        UserError: an id is no integer.
     """
     stated = generation.get('eos_token_id', config.get('eos_token_id'))
     ids = stated if isinstance(stated, list) else [stated]
@@ -178,7 +178,7 @@ def _ends(
 
 
 def _check_added(folder: pathlib.Path, settings: dict[str, Any], tokenizer: TableTokenizer) -> None:
-    """Refuses tokens that were added beside the files of a tokenizer; tokenizer.json has them."""
+    """Rejects tokens added outside the tokenizer's own files; a tokenizer.json includes them."""
     added = {i: name for name, i in _read_optional(folder / 'added_tokens.json').items()}
     decoder = settings.get('added_tokens_decoder') or {}
     try:
@@ -186,7 +186,7 @@ def _check_added(folder: pathlib.Path, settings: dict[str, Any], tokenizer: Tabl
         added = {int(i): name for i, name in added.items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(f'{folder} adds tokens whose ids are no numbers; restore it') from error
-    end = tokenizer.special_tokens.get(END_OF_TEXT)  # which may be no token of the files
+    end = tokenizer.special_tokens.get(END_OF_TEXT)  # may be absent from the files
     for token_id, name in sorted(added.items()):
         if token_id >= tokenizer.vocab_size or (token_id == end and name != END_OF_TEXT):
             raise UserError(
@@ -197,14 +197,14 @@ def _check_added(folder: pathlib.Path, settings: dict[str, Any], tokenizer: Tabl
 
 
 def _first_id(path: pathlib.Path, settings: dict[str, Any]) -> int | None:
-    """The token that a tokenizer.json puts before every text.
+    """Returns the token that a tokenizer.json prepends to every text; None if it adds none.
 
     Raises:
-        UserError: it puts more there, or something behind a text, or the library refuses it.
+        UserError: it prepends several, or appends any; or the library cannot load the file.
     """
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library has no type of its own
+    except Exception as error:  # the library raises bare Exception
         raise UserError(f'{path} is damaged ({str(error)[:200]}); fetch it again') from error
     tokenizer.no_padding()
     for text in ('a', '0', '.', ''):
@@ -225,19 +225,19 @@ def _first_id(path: pathlib.Path, settings: dict[str, Any]) -> int | None:
 
 
 def _text(token: Any) -> str | None:
-    """The text of a token in tokenizer_config.json."""
+    """Returns the text of a token in tokenizer_config.json; None if it has none."""
     text = token.get('content') if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
 
 
 def _chat_template(folder: pathlib.Path) -> str | None:
-    """The chat template of a folder."""
+    """Returns the chat template of a folder; None if it has none."""
     if (folder / CHAT_TEMPLATE).is_file():
         return files.read_text(folder / CHAT_TEMPLATE)
     template = _read_optional(folder / TOKENIZER_CONFIG).get('chat_template')
     if isinstance(template, list) and all(isinstance(each, dict) for each in template):
         named = [each.get('template') for each in template if each.get('name') == 'default']
-        template = named[0] if named else None  # of several by name
+        template = named[0] if named else None  # the default of several named templates
     return optional_text(template, key=f'{folder / TOKENIZER_CONFIG}: chat_template')
 
 
@@ -247,7 +247,7 @@ def _read_optional(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _check_tied(folder: pathlib.Path, tensors: Any, table: str) -> None:
-    """Refuses an output layer that is stored, is not the table, and would not be used."""
+    """Rejects a stored output layer that differs from the tied table, as it would be ignored."""
     if table in tensors:
         output, embedding = tensors['lm_head.weight'].read(), tensors[table].read()
         if output.shape == embedding.shape and (output == embedding).all():
