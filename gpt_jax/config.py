@@ -50,7 +50,7 @@ class LossKernel(enum.StrEnum):
 class TrainConfig:
     """Settings for the length of the run, the batch, the loss and the reporting."""
 
-    batch_size: int = count(32)  # sequences a step, over all devices
+    batch_size: int = count(32)  # sequences per step, over all devices
     num_steps: int = count(1000)  # length of the run in steps, unless one of the next two is set
     num_tokens: int = whole(0, high=2**53)  # length of the run in training tokens; 0: off
     num_epochs: float = real(0.0, 0, 1e9)  # length of the run in passes over the corpus; 0: off
@@ -60,7 +60,9 @@ class TrainConfig:
     frozen: tuple[str, ...] = ()  # paths of parameters that are not trained, as regexes
     z_loss: float = finite(0.0)  # weight of log(Z)², which keeps the logits from drifting; 0: off
     max_bad_steps: int = count(10)  # consecutive non-finite steps that end the run
-    step_timeout: float = real(0.0, 0, 1e9)  # seconds without a step (or its compilation); 0: off
+    step_timeout: float = real(
+        0.0, 0, 1e9
+    )  # seconds without a step after which the process ends; 0: off
     loss_kernel: LossKernel = LossKernel.AUTO  # auto: the backend's fastest
     loss_chunk_bytes: int = whole(0, high=2**40)  # of float32 logits held at once; 0: by backend
     steps_per_call: int = whole(0)  # steps per call of the device; 0: by backend and size
@@ -160,8 +162,8 @@ def _finalize_train(config: RunConfig, train_tokens: int) -> None:
             raise UserError(f'config.train.sinks: there is no {name!r}; ' + suggest(name, [*SINKS]))
     if train.frozen and config.lora.rank:
         raise UserError(
-            'config.train.frozen says nothing beside config.lora.rank, which freezes all weights; '
-            'set one of them'
+            'config.train.frozen has no effect with config.lora.rank > 0, which freezes all '
+            'weights; unset one of them'
         )
     if train.ema_decay and config.model.param_dtype != 'float32' and not config.lora.rank:
         raise UserError(

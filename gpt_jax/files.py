@@ -159,7 +159,8 @@ def may_be_whole(error: BaseException) -> bool:
 def cannot_read(path: str | os.PathLike, error: BaseException) -> UserError:
     """Returns the error to show if `may_be_whole(error)`."""
     return UserError(
-        f'cannot read {path}: {_reason(error)}; nothing was changed: mend that, and try again'
+        f'cannot read {path}: {_reason(error)}; nothing was changed; correct the cause and '
+        f'try again'
     )
 
 

@@ -21,9 +21,9 @@ from gpt_jax.telemetry import streams
 USAGE = """usage: python -m gpt_jax.main --config FILE.py[:variant] [--workdir DIR]
                               [--mode MODE] [--config.KEY=VALUE ...]
 
-  --config    a file of configs/, with a variant of its own choosing
+  --config    a file of configs/, and one of its variants
   --workdir   the run's folder, also gs:// or s3:// (default:
-              runs/<config>[-<variant>]); alone, it brings its config
+              runs/<config>[-<variant>]); without --config, its stored config
   --config.*  any knob of those below: --config.optimizer.learning_rate=3e-4
   --help      this; with --mode the flags of one mode, with --config its values
   --debug     show the traceback of an error

@@ -43,8 +43,8 @@ def adopt(source: Source, config: RunConfig, chosen: Mapping[str, Any]) -> Table
     for name in model:
         if name not in free:
             raise UserError(
-                f'config.model.{name} is decided by {source.name}; to be chosen are '
-                f'{", ".join(free)}'
+                f'config.model.{name} is decided by {source.name}; leave it out. You '
+                f'may set {", ".join(free)}'
             )
     values = {name: getattr(config.model, name) for name in model}
     config.model = from_json(to_json(source.model), ModelConfig)

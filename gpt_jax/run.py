@@ -379,8 +379,8 @@ def _lock_file(file: IO, workdir: pathlib.Path, *, key: str) -> bool:
     except OSError as error:
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):  # ENOLCK, ENOSYS, EOPNOTSUPP …
             print(
-                f'the disk of {workdir} has no file locks ({error.strerror}); the file {LEASE}, '
-                f'renewed every {lease.RENEW_SECONDS:.0f} s, keeps other writers out',
+                f'the disk of {workdir} has no file locks ({error.strerror}); the run holds '
+                f'it by the file {LEASE}, renewed every {lease.RENEW_SECONDS:.0f} s',
                 flush=True,
             )
             return False

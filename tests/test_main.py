@@ -151,7 +151,7 @@ def test_help_lists_each_knob_with_type_value_and_comment(capsys):
     assert main(['--help', f'--config={TINY}', '--mode=generate']) == 0
     output = capsys.readouterr().out
     words = ' '.join(output.split())
-    assert '.batch_size=8 int: sequences a step, over all devices' in words
+    assert '.batch_size=8 int: sequences per step, over all devices' in words
     assert '.norm=layernorm layernorm|rmsnorm' in words
     assert '--temperature' in output and '--benchmark_steps' not in output
     for key in flatten(to_json(RunConfig())):

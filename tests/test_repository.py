@@ -271,3 +271,24 @@ def test_the_settings_of_conftest_are_in_force():
     assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
     assert jax.config.jax_persistent_cache_min_entry_size_bytes == -1
     assert pathlib.Path(jax.config.jax_compilation_cache_dir).name == 'tests'
+
+
+# Language
+
+
+@pytest.mark.parametrize('path', MODULES, ids=relative)
+def test_docstrings_open_plainly(path):
+    """A function's docstring opens with a verb (Returns, Computes …), no other with a question."""
+    odd = []
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            continue
+        text = ast.get_docstring(node) or ''
+        decorators = map(ast.unparse, getattr(node, 'decorator_list', ()))
+        is_function = isinstance(node, ast.FunctionDef) and not any(
+            'property' in name for name in decorators
+        )
+        asks = re.match(r'(What|Which|Where|Whether|How)\b', text)
+        if asks or (text and is_function and not re.match(r'[A-Z][a-z]*(s|es)\b', text)):
+            odd.append(f'{relative(path)}:{getattr(node, "lineno", 1)}: {text.splitlines()[0]}')
+    assert not odd, '\n'.join(odd)

@@ -139,8 +139,8 @@ def _sampling(settings: Mapping[str, Any]) -> dict[str, Any]:
     others = settings.keys() - {'until', 'max_gen_toks', 'do_sample', *DRAWING}
     if temperature and others:
         raise UserError(
-            f'a task of --harness draws texts with {", ".join(sorted(others))}; there are only '
-            f'{", ".join(DRAWING)}'
+            f'a task of --harness sets {", ".join(sorted(others))} for sampling; only '
+            f'{", ".join(DRAWING)} are supported'
         )
     stop = tuple(filter(None, settings['until']))
     count = settings['max_gen_toks']

@@ -41,7 +41,10 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         'benchmark_steps': (10, 'steps in a group'),
         'profile_steps': (3, 'steps that --profile traces'),
         'decode_prompt': (0, 'tokens of a prompt, for --benchmark_decode; 0: 32, or what fits'),
-        'decode_tokens': (0, 'tokens to draw after it; 0: 128, or what fits the context'),
+        'decode_tokens': (
+            0,
+            'tokens to generate after the prompt; 0: 128, or what fits the context',
+        ),
     }
     for name, (default, text) in counts.items():
         absl_flags.DEFINE_integer(

@@ -51,7 +51,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         'tasks', [], f'tasks to run in place of the loss: {", ".join(TASKS)}', flag_values=flags
     )
     absl_flags.DEFINE_list(
-        'harness', [], 'tasks of lm-evaluation-harness instead, run by it', flag_values=flags
+        'harness', [], 'tasks of lm-evaluation-harness to run instead', flag_values=flags
     )
     absl_flags.DEFINE_string(
         'task_data', None, 'files and folders with the rows of --tasks; or hub', flag_values=flags
@@ -65,7 +65,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         flag_values=flags,
     )
     absl_flags.DEFINE_boolean(
-        'again', False, 'run tasks whose result is there already', flag_values=flags
+        'again', False, 'rerun tasks that have a stored result', flag_values=flags
     )
 
 

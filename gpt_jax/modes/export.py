@@ -27,7 +27,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         'dtype',
         None,
         [dtype.value for dtype in StoredType],
-        "of the tensors; by default the run's",
+        "dtype of the tensors; default: the run's",
         flag_values=flags,
     )
 

@@ -62,7 +62,8 @@ def _chosen(
         if name not in COMPUTATION:
             raise UserError(
                 f'config.model.{name}={chosen[name]}, but the run in {workdir} has '
-                f'{getattr(trained, name)}; leave it out: to be chosen are {", ".join(COMPUTATION)}'
+                f'{getattr(trained, name)}; leave it out. You may set '
+                f'{", ".join(COMPUTATION)}'
             )
     return chosen
 

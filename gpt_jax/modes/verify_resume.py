@@ -49,7 +49,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_integer(
         'verify_steps',
         20,
-        'steps to train; the kill comes after half of them',
+        'steps to train; the run is killed half-way',
         lower_bound=4,
         upper_bound=INT32_MAX,
         flag_values=flags,

@@ -71,7 +71,7 @@ class _Parser:
         version = self._number('I')
         if version & 0xFFFF == 0 and version:
             raise UserError(
-                f'{self._path} is of the other byte order; convert it with gguf-convert-endian'
+                f'{self._path} has the other byte order; convert it with gguf-convert-endian'
             )
         if version not in _VERSIONS:
             raise _TornError(f'version {version}')
@@ -82,7 +82,7 @@ class _Parser:
         for _ in range(num_keys):
             key = self._string()
             if key in metadata:
-                raise _TornError(f'{key[:80]} stands there twice')
+                raise _TornError(f'{key[:80]} occurs twice')
             metadata[key] = self._value(self._number('I'))
             if key == ARCHITECTURE:
                 _check_architecture(metadata[key], architectures, self._path)

@@ -119,7 +119,9 @@ def read_tokenizer(metadata: Mapping[str, Any], *, name: str) -> TableTokenizer 
 
 def _check_lengths(*lists: list[Any], name: str) -> None:
     if len({len(each) for each in lists}) > 1:
-        raise UserError(f'{name} has not as many token types or scores as tokens; it is damaged')
+        raise UserError(
+            f'{name} has another number of token types or scores than of tokens; it is damaged'
+        )
 
 
 def _read_bpe(

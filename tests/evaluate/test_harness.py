@@ -221,7 +221,7 @@ def test_texts_that_are_drawn(model):
     assert len(set(answers())) == 20, 'also of several batches'
     assert answers() == answers()
     assert len(set(answers(top_k=1))) == 1
-    with pytest.raises(UserError, match='draws texts with typical_p; there are only temperature'):
+    with pytest.raises(UserError, match='sets typical_p for sampling; only temperature'):
         answers(typical_p=0.9)
 
 
