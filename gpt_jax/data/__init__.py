@@ -1,5 +1,5 @@
 """From text to batches: corpora -> prepare -> shards on disk -> pipeline.
 
-`prepare` runs once for each combination of corpus, split and tokenizer; training sees only the
-shards and the manifest that it leaves.
+`prepare` runs once for each combination of corpus, split and tokenizer. Training reads only the
+shards and the manifest that it writes.
 """

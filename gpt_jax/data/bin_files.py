@@ -1,7 +1,7 @@
-"""Token files that the user already has: nanoGPT's raw uint16 and llm.c's files with a header.
+"""Existing token files: nanoGPT's raw uint16 files and llm.c's files with a header.
 
-They have no manifest: of a folder or glob, a file belongs to the split that its name contains
-('train', 'val'), as in train.bin or fineweb_val_000000.bin; documents begin at end-of-text tokens.
+They have no manifest. In a folder or glob, a file belongs to the split that its name contains
+('train', 'val'), as in train.bin or fineweb_val_000000.bin. Documents begin at end-of-text tokens.
 """
 
 import glob
@@ -14,24 +14,25 @@ import numpy as np
 from gpt_jax.data.split import TRAIN, VALIDATION
 from gpt_jax.errors import UserError
 
-# With which a word of a file's name begins: not of pretrain_val.bin, nor of retrieval_train.bin.
+# Matched at the start of a word only, so that pretrain_val.bin is not a file for training and
+# retrieval_train.bin is not one for validation.
 _NAME_PARTS = {TRAIN: 'train', VALIDATION: 'val'}
 _HEADER_BYTES = 256 * 4
-# (magic, version) of llm.c's header and the type of the tokens after it.
+# (magic, version) of llm.c's header -> dtype of the tokens after it.
 _HEADERS = {(20240520, 1): '<u2', (20240801, 7): '<u4'}
 _RAW_DTYPE = '<u2'
 _SAMPLE_BYTES = 2**20
 
 
 def find_token_files(source: str | pathlib.Path, split: str) -> list[pathlib.Path]:
-    """The .bin files of one split in a folder, behind a glob, or the one file that is named.
+    """Returns the .bin files of one split in a folder or glob, or the single file at `source`.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or a name contains both splits.
     """
     path = pathlib.Path(source).expanduser()
     if path.is_file() and split == TRAIN:
-        return [path]  # named by the user, so whatever its name
+        return [path]  # the user named it, so its name does not matter
     if path.is_file():
         found = [path]
     else:
@@ -58,10 +59,10 @@ def _has(file: pathlib.Path, part: str) -> bool:
 
 
 def open_token_file(path: pathlib.Path) -> np.ndarray:
-    """The tokens of a .bin file, mapped and not read.
+    """Opens the tokens of a .bin file as a memory map.
 
     Raises:
-        UserError: the file is torn, empty, or has a header of an unknown version.
+        UserError: the file is truncated, empty, or has a header of an unknown version.
     """
     size = path.stat().st_size
     dtype, start = _RAW_DTYPE, 0
@@ -85,7 +86,7 @@ def open_token_file(path: pathlib.Path) -> np.ndarray:
 
 
 def sampled_fingerprint(arrays: list[np.ndarray]) -> str:
-    """A hash of the sizes and of a MiB at the start, the middle and the end of each file."""
+    """Hashes the sizes and 1 MiB at the start, the middle and the end of each file."""
     digest = hashlib.sha256()
     for array in arrays:
         step = max(1, _SAMPLE_BYTES // array.itemsize)

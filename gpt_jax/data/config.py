@@ -1,4 +1,4 @@
-"""What to train on, where its shards are kept, and how batches are read from them."""
+"""The config of the data: the corpus, the place of its shards, and the reading of batches."""
 
 import dataclasses
 
@@ -14,12 +14,12 @@ class DataConfig:
     text_field: str = 'text'  # the field that holds the text (jsonl, parquet, huggingface)
     skip_bad_rows: bool = False  # leave out rows that cannot be read; the manifest lists the first
     chat_template: str = file_path()  # a Jinja file; '' = the tokenizer's own, else a plain one
-    separator: str = ''  # parts documents inside a text file, e.g. <|endoftext|>; '' = one a file
-    sha256: str = ''  # of the file behind a URL, in hexadecimal (url)
+    separator: str = ''  # between documents of a text file, e.g. <|endoftext|>; '' = one per file
+    sha256: str = ''  # of the file at a URL, in hexadecimal (url)
     split: str = 'hash:0.01'  # validation part: 'hash:F' of the documents, 'tail:F' the text's end
-    cache_dir: str = file_path()  # shards, copies of remote ones; '' = the user's cache
-    weight: float = positive(1.0)  # share of this corpus where `mixture` adds others
+    cache_dir: str = file_path()  # for shards and copies of remote ones; '' = the user's cache
+    weight: float = positive(1.0)  # weight of this corpus if `mixture` adds others
     mixture: tuple[str, ...] = file_path(())  # further prepared folders, each 'FOLDER=WEIGHT'
     segment_ids: bool = False  # mark documents, so that attention does not cross them
-    num_threads: int = whole(1, high=1024)  # threads that read ahead; 0 reads batches when asked
+    num_threads: int = whole(1, high=1024)  # threads that read ahead; 0: no reading ahead
     prefetch_batches: int = whole(4, high=65_536)  # batches read ahead

@@ -1,7 +1,7 @@
-"""The table of corpora: where text comes from.
+"""The table of corpora, the sources of text.
 
-To add one, write a function from DataConfig to a Corpus and list it in CORPORA; for text in files
-it is a FileCorpus with the files and a reader.
+To add one, write a function from DataConfig to a Corpus and list it in CORPORA. For text in files,
+return a FileCorpus with the files and a reader.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ TINY_SHAKESPEARE_URL = (
 )
 TINY_SHAKESPEARE_SHA256 = '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed'
 
-# Folders of the standard library that are tests, tools of their own, or not part of it.
+# Folders that hold tests or separate tools, or do not belong to the standard library.
 _NOT_STDLIB = {
     'test', 'tests', 'idlelib', 'lib2to3', 'site-packages', 'dist-packages', '__pycache__'
 }  # fmt: skip
@@ -41,14 +41,14 @@ class Corpus(Protocol):
     name: str  # readable, part of the prepared folder's name
     size: float  # of all documents, in `unit`s; 0 when unknown
     unit: str
-    position: float  # how much of `size` the running `pieces` has read
-    skipped: SkippedRows  # what the running `pieces` has left out
+    position: float  # part of `size` that the running `pieces` has read
+    skipped: SkippedRows  # bad rows that the running `pieces` has skipped
 
     def pieces(self) -> Iterator[Piece]:
-        """The documents from the first on, none empty."""
+        """Yields the documents from the first on; none is empty."""
 
     def fingerprint(self) -> str:
-        """The same wherever the content is the same, whatever the machine and the path."""
+        """Returns a hash of the content, which does not depend on the machine or the path."""
 
 
 @dataclasses.dataclass
@@ -59,7 +59,7 @@ class FileCorpus:
     files: list[pathlib.Path]
     read: Reader
     config: DataConfig
-    rendered: str = ''  # a hash of what makes text of the files' content, if anything does
+    rendered: str = ''  # hash of the template that renders the content to text; '' without one
     unit: str = 'B'
     position: float = 0.0
     skipped: SkippedRows = dataclasses.field(default_factory=SkippedRows)
@@ -69,10 +69,10 @@ class FileCorpus:
         return float(sum(path.stat().st_size for path in self.files))
 
     def pieces(self) -> Iterator[Piece]:
-        """The documents of all files.
+        """Yields the documents of all files.
 
         Raises:
-            UserError: a file cannot be read or holds something else, naming it.
+            UserError: a file cannot be read or has another format; the message names it.
         """
         self.skipped, finished = SkippedRows(), 0.0
         for path in self.files:
@@ -92,7 +92,7 @@ class FileCorpus:
 
 
 def make_corpus(config: DataConfig, template: ChatTemplate | None = None) -> Corpus:
-    """The corpus that `config.corpus` names; of conversations, in the words of `template`.
+    """Makes the corpus that `config.corpus` names; `template` renders conversations.
 
     Raises:
         UserError: there is no such corpus, or its source is missing.
@@ -108,13 +108,13 @@ def make_corpus(config: DataConfig, template: ChatTemplate | None = None) -> Cor
 
 
 def python_stdlib(config: DataConfig) -> Corpus:
-    """The sources of the running Python's standard library, about 11 MB; one document a file."""
+    """Reads the running Python's standard library, about 11 MB of source; one document per file."""
     _refuse_source(config)
     root = pathlib.Path(sysconfig.get_path('stdlib'))
     found = [
         path
         for path in input_files.files_below(root, skip=_NOT_STDLIB, follow_links=False)
-        # Written when Python is built: these differ between machines.
+        # Generated when Python is built, so they differ between machines.
         if not (path.name.startswith('_sysconfigdata') or path.parent.name.startswith('config-'))
         if path.suffix == '.py'
     ]
@@ -128,20 +128,20 @@ def python_stdlib(config: DataConfig) -> Corpus:
 
 
 def text(config: DataConfig) -> Corpus:
-    """UTF-8 texts: `source` is a file, a folder (every text file below it) or a glob."""
+    """Reads UTF-8 text: `source` is a file, a folder (every text file below it) or a glob."""
     files = input_files.source_files(config, lambda path: not input_files.looks_binary(path))
     input_files.warn_of_records(files)
     return FileCorpus(_readable(config.source), files, documents.read_text, config)
 
 
 def jsonl(config: DataConfig) -> Corpus:
-    """JSON lines, plain, .gz or .zst: `source` is a file, a folder or a glob."""
+    """Reads JSON lines, plain, .gz or .zst: `source` is a file, a folder or a glob."""
     files = input_files.source_files(config, input_files.is_jsonl)
     return FileCorpus(_readable(config.source), files, documents.read_jsonl, config)
 
 
 def chat(config: DataConfig, template: ChatTemplate | None = None) -> Corpus:
-    """Conversations: JSON lines with `messages`, of which the assistant's are learned."""
+    """Reads conversations: JSON lines with `messages`; only the assistant's are learned."""
     files = input_files.source_files(config, input_files.is_jsonl)
     template = template or ChatTemplate.of(None, path=config.chat_template)
     read = functools.partial(documents.read_chats, template=template)
@@ -151,20 +151,20 @@ def chat(config: DataConfig, template: ChatTemplate | None = None) -> Corpus:
 
 
 def parquet(config: DataConfig) -> Corpus:
-    """Parquet tables, one document a row: `source` is a file, a folder or a glob."""
+    """Reads Parquet tables, one document per row: `source` is a file, a folder or a glob."""
     files = input_files.source_files(config, lambda path: path.suffix == '.parquet')
     return FileCorpus(_readable(config.source), files, documents.read_parquet, config)
 
 
 def huggingface(config: DataConfig) -> Corpus:
-    """The training split of a data set of the Hugging Face hub, or of a folder in its form."""
+    """Reads the split `train` of a data set on the Hugging Face hub, or of such a folder."""
     if not config.source:
         raise input_files.no_source(config)
     return hub_datasets.HubCorpus(_readable(config.source), config)
 
 
 def url(config: DataConfig) -> Corpus:
-    """One file of the web, verified by `config.data.sha256`: JSON lines if named so, else text."""
+    """Downloads one file and checks `config.data.sha256`: JSON lines by its suffix, else text."""
     if not config.source:
         raise input_files.no_source(config)
     path = download(config.source, sha256=config.sha256, folder=locations.downloads(config))
@@ -173,7 +173,7 @@ def url(config: DataConfig) -> Corpus:
 
 
 def tiny_shakespeare(config: DataConfig) -> Corpus:
-    """Karpathy's 1,115,394 characters of Shakespeare; split it with tail:0.1 as nanoGPT does."""
+    """Reads Karpathy's 1,115,394 characters of Shakespeare; nanoGPT's split is tail:0.1."""
     _refuse_source(config)
     path = download(
         TINY_SHAKESPEARE_URL, sha256=TINY_SHAKESPEARE_SHA256, folder=locations.downloads(config)
@@ -182,7 +182,7 @@ def tiny_shakespeare(config: DataConfig) -> Corpus:
 
 
 def _refuse_source(config: DataConfig) -> None:
-    """For a corpus that brings its own text: a source would be ignored."""
+    """Rejects a source for a corpus that has its own text, since it would be ignored."""
     if config.source:
         raise UserError(
             f'config.data.corpus={config.corpus} takes no config.data.source; '
@@ -203,6 +203,6 @@ CORPORA: dict[str, Callable[[DataConfig], Corpus]] = {
 
 
 def _readable(source: str) -> str:
-    """A short name for folders: the last part of a path, URL or data set name."""
+    """Returns a short folder name: the last component of a path, URL or data set name."""
     name = re.sub(r'[^\w.-]+', '_', source.rstrip('/').rpartition('/')[2]).strip('._')
     return name.partition('.')[0][:40] or 'corpus'

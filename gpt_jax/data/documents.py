@@ -1,8 +1,8 @@
-"""Readers: from an open file to the documents in it, whatever the file's size.
+"""Readers that yield the documents of an open file of any size.
 
 A reader yields pieces of text in order. Only text files are cut into several pieces, and only
-documents of more than PIECE_CHARS characters, so that memory stays bounded; the cut is at a line
-end where BPE's split into words has a boundary anyway, so that BPE gives the ids of the whole.
+documents of more than PIECE_CHARS characters, so that memory stays bounded. The cut is at a line
+end where BPE's pre-tokenizer splits anyway, so the ids equal those of the uncut document.
 """
 
 import json
@@ -32,25 +32,26 @@ class Piece(NamedTuple):
 
     text: str
     starts_document: bool = True
-    segments: tuple[Segment, ...] | None = None  # of a conversation: the text, encoded so
+    segments: tuple[Segment, ...] | None = None  # of a conversation, encoded one by one
 
 
 def begin_document(tokenizer: Tokenizer) -> np.ndarray:
-    """What stands before a document: the token that begins texts, as before a prompt.
+    """Returns the ids to put before a document: the begin-of-text token, as before a prompt.
 
-    Where it also ends texts it stands between documents already. Tokenizers made here have none.
+    Empty if the same token ends texts, since it is between documents already. Also empty for
+    tokenizers made here, which have none.
     """
     begins = tokenizer.bos_id is not None and tokenizer.bos_id != tokenizer.eot_id
     return np.array([tokenizer.bos_id] if begins else [], np.uint32)
 
 
-# Of a corpus of rows: the text of one, or the reason why it has none.
+# The text of a row, or the error that says why the row is bad.
 Row = Piece | UserError
 Reader = Callable[[BinaryIO, pathlib.Path, DataConfig], Iterator[Row]]
 
 
 class SkippedRows:
-    """The bad rows that a corpus left out: how many, and the first of them with what is wrong."""
+    """The bad rows that a corpus skipped: their number, and the errors of the first ones."""
 
     MOST_LISTED = 10
 
@@ -63,10 +64,10 @@ class SkippedRows:
         return '\n  '.join(rows + ['…'] * (self.count > len(self.first)))
 
     def leave_out(self, rows: Iterable[Row], config: DataConfig) -> Iterator[Piece]:
-        """The rows without the bad ones, if the config says to skip these.
+        """Yields the good rows and records the bad ones.
 
         Raises:
-            UserError: a row is bad and the config does not.
+            UserError: a row is bad and `config.skip_bad_rows` is off.
         """
         for row in rows:
             if not isinstance(row, UserError):
@@ -82,23 +83,23 @@ class SkippedRows:
 
 
 def read_text(file: BinaryIO, path: pathlib.Path, config: DataConfig) -> Iterator[Piece]:
-    """A UTF-8 text: one document, or several parted by the literal `config.separator`.
+    """Reads UTF-8 text: one document, or several separated by the literal `config.separator`.
 
-    The separator and the line ends around it belong to no document. Otherwise the text is kept as
-    `files.TextDecoder` gives it: to the last byte, but for a byte-order mark at its start.
+    The separator and the line ends around it belong to no document. The rest is kept byte for byte
+    as `files.TextDecoder` returns it, which drops a byte-order mark at the start.
     """
     yield from cut_documents(_decode(file, path), config.separator)
 
 
 def read_jsonl(file: BinaryIO, path: pathlib.Path, config: DataConfig) -> Iterator[Row]:
-    """One JSON object per line, the document in its field `config.text_field`."""
+    """Reads one JSON object per line; the document is in its field `config.text_field`."""
     yield from text_rows(json_lines(file, path), config.text_field)
 
 
 def read_chats(
     file: BinaryIO, path: pathlib.Path, config: DataConfig, *, template: ChatTemplate
 ) -> Iterator[Row]:
-    """One JSON object per line, the conversation in its field `messages`."""
+    """Reads one JSON object per line; the conversation is in its field `messages`."""
 
     def to_piece(record: Any, where: str) -> Piece:
         messages = record.get('messages') if isinstance(record, dict) else None
@@ -114,12 +115,12 @@ def read_chats(
 
 
 def read_parquet(file: BinaryIO, path: pathlib.Path, config: DataConfig) -> Iterator[Row]:
-    """One row per document, in the column `config.text_field`."""
+    """Reads one document per row, from the column `config.text_field`."""
     yield from text_rows(_parquet_records(file, path, config.text_field), config.text_field)
 
 
 def text_rows(records: Iterable[tuple[str, Any]], field: str) -> Iterator[Row]:
-    """The documents in one field of records, each of which comes with where it stands."""
+    """Yields the documents in one field of (location, record) pairs."""
 
     def to_piece(record: Any, where: str) -> Piece | None:
         text = text_of(record, field, where=where)
@@ -129,9 +130,9 @@ def text_rows(records: Iterable[tuple[str, Any]], field: str) -> Iterator[Row]:
 
 
 def json_lines(file: BinaryIO, name: str | os.PathLike) -> Iterator[tuple[str, Any]]:
-    """The JSON values of a file's lines, and where each of them is; blank lines are left out.
+    """Yields (location, JSON value) of each line of a file; blank lines are skipped.
 
-    A line that is not UTF-8 or not JSON comes as the UserError that says so.
+    For a line that is not UTF-8 or not JSON, the value is the UserError.
     """
     decoder = files.TextDecoder()
     for number, line in enumerate(file, start=1):
@@ -154,7 +155,7 @@ def _parse(text: str, where: str) -> Any:
 def _parquet_records(
     file: BinaryIO, path: pathlib.Path, field: str
 ) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
-    """The rows of a table, of which only one column is read, and where each of them is."""
+    """Yields (location, row) of a table; only the column `field` is read."""
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
@@ -181,7 +182,7 @@ def _parquet_records(
 def _rows(
     records: Iterable[tuple[str, Any]], to_piece: Callable[[Any, str], Piece | None]
 ) -> Iterator[Row]:
-    """The pieces that `to_piece(record, where)` makes, or the reasons why it makes none."""
+    """Yields the pieces that `to_piece(record, where)` returns, or the UserErrors it raises."""
     for where, record in records:
         try:
             row = record if isinstance(record, UserError) else to_piece(record, where)
@@ -192,11 +193,11 @@ def _rows(
 
 
 def cut_documents(chunks: Iterable[str], separator: str) -> Iterator[Piece]:
-    """The documents in a stream of text, the long ones in several pieces, the empty ones left out.
+    """Yields the documents of a text stream: long ones in several pieces, without empty ones.
 
     Args:
-      chunks: the text, cut anywhere.
-      separator: the string between two documents, whose line ends match LF and CR LF; '' when all
+      chunks: the text, cut at arbitrary places.
+      separator: the string between two documents; its line ends match LF and CR LF. '': the text
         is one document.
     """
     strip = '\r\n' if separator else ''
@@ -214,7 +215,7 @@ def cut_documents(chunks: Iterable[str], separator: str) -> Iterator[Piece]:
                 if text:
                     yield Piece(text, starts_document)
                 starts_document = True
-        # The margin keeps half a separator at the end of `rest` together.
+        # The margin avoids a cut inside a separator at the end of `rest`.
         while len(rest) >= PIECE_CHARS + longest:
             text, rest = _cut_at_line_end(rest)
             text = text.lstrip(strip) if starts_document else text
@@ -228,10 +229,10 @@ def cut_documents(chunks: Iterable[str], separator: str) -> Iterator[Piece]:
 
 
 def text_of(record: Any, field: str, *, where: str) -> str:
-    """The text in one field of a record; '' for null.
+    """Returns the text in one field of a record; '' for null.
 
     Raises:
-        UserError: the record has no such field, or it holds no valid text.
+        UserError: the record has no such field, or the field holds no valid text.
     """
     if not isinstance(record, dict):
         raise UserError(
@@ -255,7 +256,7 @@ def text_of(record: Any, field: str, *, where: str) -> str:
 
 
 def missing_package(package: str, needed_by: str) -> UserError:
-    """The error for an optional package that is not installed."""
+    """Returns the error for an optional package that is not installed."""
     return UserError(f'{needed_by} needs the package {package}: pip install {package}')
 
 

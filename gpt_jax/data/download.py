@@ -1,4 +1,4 @@
-"""Fetching a file once: verified by its SHA-256, kept in the cache, never half there."""
+"""Downloads of files: verified by SHA-256, cached, and written atomically."""
 
 import hashlib
 import http.client
@@ -16,10 +16,10 @@ _TIMEOUT_SECONDS = 60
 
 
 def download(url: str, *, sha256: str, folder: pathlib.Path) -> pathlib.Path:
-    """The file behind `url`, from `folder` if it is there and whole, else from the network.
+    """Returns the path of the file at `url`; downloads it unless `folder` has it intact.
 
     Raises:
-        UserError: the file cannot be fetched, cannot be written, or is not the one expected.
+        UserError: the file cannot be fetched or written, or its SHA-256 differs.
     """
     sha256 = sha256.strip().lower()
     if len(sha256) != 64 or not set(sha256) <= set('0123456789abcdef'):
@@ -41,7 +41,7 @@ def download(url: str, *, sha256: str, folder: pathlib.Path) -> pathlib.Path:
 
 
 def _copy(url: str, file, *, description: str) -> str:
-    """Copies what `url` gives into `file`; returns its SHA-256."""
+    """Copies the content of `url` into `file`; returns its SHA-256."""
     digest, done = hashlib.sha256(), 0
     try:
         request = urllib.request.Request(url, headers={'User-Agent': 'gpt_jax'})

@@ -1,4 +1,4 @@
-"""Text into ids, in the background while more text is read."""
+"""Encoding of text in a background thread, while more text is read."""
 
 import collections
 import concurrent.futures
@@ -16,16 +16,16 @@ from gpt_jax.data.split import Part, count_bytes
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer import Tokenizer, chat_template
 
-_BATCH_BYTES = 2**23  # of text that is encoded at once, spread over the cores by the tokenizer
+_BATCH_BYTES = 2**23  # of text per call of the tokenizer, which spreads it over the cores
 _BATCHES_AHEAD = 2
 
 
 def encode_parts(
     parts: Iterable[Part], tokenizer: Tokenizer
 ) -> Iterator[list[tuple[Part, np.ndarray, np.ndarray | None]]]:
-    """Yields the parts in order, some MiB of text at a time.
+    """Yields batches of (part, ids, learned runs) in order, some MiB of text per batch.
 
-    With each its ids and the runs of them that are learned `[n, 2]`, None where all are.
+    The learned runs of ids are `[n, 2]` (begin, end), or None if all ids are learned.
     """
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         waiting: collections.deque = collections.deque()
@@ -42,7 +42,7 @@ def encode_parts(
 
 
 def encode_text_file(path: str | pathlib.Path, tokenizer: Tokenizer) -> Shards:
-    """Any UTF-8 text (also .gz, .zst) as tokens in memory, to evaluate on.
+    """Encodes a UTF-8 text file (also .gz, .zst) in memory, for evaluation.
 
     Raises:
         UserError: the file is missing, empty or not UTF-8.

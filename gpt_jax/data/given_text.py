@@ -1,4 +1,4 @@
-"""A text that Python gives, itself or by the name of its file."""
+"""The data config of a text that Python code passes as a string or a file name."""
 
 import os
 import pathlib
@@ -9,7 +9,7 @@ from gpt_jax.data.config import DataConfig
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer.unicode import check_unicode
 
-# One line that begins or ends as a path does: most likely the mistyped name of a file.
+# One line that looks like a path: most likely the mistyped name of a file.
 _PATH = re.compile(
     r'(/|\.{1,2}/|~/|[A-Za-z]:\\|\w+://).*|.*/.*\.[A-Za-z]\w{0,5}'
     r'|.*\.(txt|text|md|rst|jsonl?|csv|tsv|html?|xml|log|parquet|gz|zst|xz|bz2|zip)',
@@ -18,11 +18,13 @@ _PATH = re.compile(
 
 
 def describe_text(text: str | os.PathLike, scratch: pathlib.Path) -> DataConfig:
-    """Returns where the text is: the file or folder it names, else a file made of it in `scratch`.
+    """Returns the config of the file or folder that `text` names, else of a new file with `text`.
+
+    The new file is written into `scratch`.
 
     Raises:
-        UserError: it is one word or looks like a path, and is not the name of a file, so surely a
-            mistyped one. Or it is not valid Unicode.
+        UserError: `text` is a single word or looks like a path, but no such file exists, so it is
+            probably mistyped; or it is not valid Unicode.
     """
     if not isinstance(text, str) or _exists(text):
         return DataConfig(corpus='text', source=os.fspath(text), split='tail:0.1')
@@ -45,8 +47,8 @@ def describe_text(text: str | os.PathLike, scratch: pathlib.Path) -> DataConfig:
 
 
 def _exists(text: str) -> bool:
-    """Whether a text is the name of something."""
+    """Returns whether a text is the path of an existing file or folder."""
     try:
         return pathlib.Path(text).exists()
-    except (OSError, ValueError):  # too long for a name, or with a NUL in it
+    except (OSError, ValueError):  # too long for a path, or contains a NUL
         return False

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, streamed: nothing but the shards is kept."""
+"""Streamed data sets of the Hugging Face hub; only the shards are stored."""
 
 import dataclasses
 import functools
@@ -17,18 +17,18 @@ from gpt_jax.errors import UserError
 class HubCorpus:
     """The split `train` of `config.source`, 'NAME' or 'NAME:CONFIGURATION', or of a local folder.
 
-    The hub's data is pinned to the revision that was there when it was first asked for.
+    Data of the hub is pinned to the revision that was current at the first request.
     """
 
     name: str
     config: DataConfig
     unit: str = 'documents'
     position: float = 0.0
-    size: float = 0.0  # the hub does not always know
+    size: float = 0.0  # unknown: the hub does not always report it
     skipped: SkippedRows = dataclasses.field(default_factory=SkippedRows)
 
     def pieces(self) -> Iterator[Piece]:
-        """The documents, fetched as they are asked for.
+        """Yields the documents, fetched on demand.
 
         Raises:
             UserError: the data set cannot be loaded, or has no field `config.text_field`.
@@ -38,7 +38,7 @@ class HubCorpus:
         yield from self.skipped.leave_out(rows, self.config)
 
     def _records(self) -> Iterator[tuple[str, Any]]:
-        """The rows, and where each of them is."""
+        """Yields (location, row) of each row."""
         try:
             import datasets
         except ImportError as error:
@@ -50,7 +50,7 @@ class HubCorpus:
                 name, configuration, split='train', streaming=True, revision=revision
             )
             records = iter(rows)
-        except Exception as error:  # whatever the loader of that data set raises
+        except Exception as error:  # the loader of a data set may raise anything
             raise self._cannot_load(error) from error
         self.position = 0.0
         while True:
@@ -64,7 +64,7 @@ class HubCorpus:
             yield f'{self.config.source}, row {int(self.position)}', record
 
     def fingerprint(self) -> str:
-        """A hash of the hub's revision and of the configuration; of a local folder its files'."""
+        """Returns a hash of the hub's revision and the configuration, or of a folder's files."""
         if folder := self._folder():
             digest = hashlib.sha256()
             for path in sorted(path for path in folder.rglob('*') if path.is_file()):

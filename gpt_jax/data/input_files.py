@@ -1,4 +1,4 @@
-"""The files behind `config.data.source`: finding them and opening them."""
+"""Search for the files that `config.data.source` names, and their decompression."""
 
 import contextlib
 import glob
@@ -23,10 +23,10 @@ _ZSTD_READ_BYTES = 2**17
 
 
 def source_files(config: DataConfig, wanted: Callable[[pathlib.Path], bool]) -> list[pathlib.Path]:
-    """The files that `config.source` names, in order of their names.
+    """Returns the files that `config.source` names, in order of their names.
 
-    A file is taken as it is; of a folder the files below it that are `wanted`, hidden ones left
-    out; of a glob (`**` spans folders) what it matches.
+    A file names itself. A folder names the files below it that are `wanted` and not hidden. A glob
+    (`**` spans folders) names all its matches.
 
     Raises:
         UserError: there are none.
@@ -62,7 +62,7 @@ def source_files(config: DataConfig, wanted: Callable[[pathlib.Path], bool]) -> 
 def _name_left_out(
     root: pathlib.Path, files: list[pathlib.Path], config: DataConfig, *, shown: int = 3
 ) -> None:
-    """Prints how many files of a folder are left out, and the first of them."""
+    """Prints the number of skipped files of a folder, and the first names."""
     if files:
         names = ', '.join(str(file.relative_to(root)) for file in files[:shown])
         more = ', …' if len(files) > shown else ''
@@ -73,7 +73,7 @@ def _name_left_out(
 
 
 def warn_of_records(files: list[pathlib.Path]) -> None:
-    """Prints a warning where files that are read as plain text look like records."""
+    """Prints a warning if a file to be read as plain text looks like records."""
     for path in files:
         if path.suffix == '.csv':
             advice = 'convert it to JSON lines and set config.data.corpus=jsonl'
@@ -91,10 +91,10 @@ def warn_of_records(files: list[pathlib.Path]) -> None:
 def files_below(
     root: pathlib.Path, *, skip: Collection[str] = (), follow_links: bool = True
 ) -> list[pathlib.Path]:
-    """Returns all files below a folder, sorted by their place there.
+    """Returns all files below a folder, sorted by relative path.
 
-    Hidden files and those in folders to skip are left out. So are folders that may not be read,
-    which are printed. A folder that several links lead to is read once.
+    Hidden files and folders, and folders in `skip`, are left out. Unreadable folders are left out
+    and printed. A folder that several links lead to is read once.
     """
     found: list[pathlib.Path] = []
     seen: set[tuple[int, int]] = set()
@@ -102,7 +102,7 @@ def files_below(
     def is_new(folder: pathlib.Path) -> bool:
         try:
             status = folder.stat()
-        except OSError:  # a link to nothing
+        except OSError:  # a broken link
             return False
         place = (status.st_dev, status.st_ino)
         return not (place in seen or seen.add(place))
@@ -124,9 +124,10 @@ def files_below(
 
 
 def looks_binary(path: pathlib.Path) -> bool:
-    """Whether git would call the file's content binary: a zero byte near its start.
+    """Returns whether a file has a zero byte near its start, git's test for binary files.
 
-    A text in UTF-16 has those too; it is not binary, so that reading it says what it is.
+    UTF-16 text has zero bytes but does not count as binary, so that reading it raises an error
+    that names the encoding.
     """
     with open_decompressed(path) as (_, content):
         head = content.read(_BINARY_PROBE_BYTES)
@@ -136,7 +137,7 @@ def looks_binary(path: pathlib.Path) -> bool:
 
 @contextlib.contextmanager
 def open_decompressed(path: pathlib.Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
-    """Opens a file that may be compressed: the file as it is on disk, and its content.
+    """Opens a file that may be compressed; yields the file on disk and its content.
 
     Raises:
         UserError: the file cannot be read, is damaged, or needs a package that is missing.
@@ -163,8 +164,9 @@ def open_decompressed(path: pathlib.Path) -> Iterator[tuple[BinaryIO, BinaryIO]]
 
 
 class _ZstdFile(io.RawIOBase):
-    """The content of a .zst file, all its frames. zstandard's own reader takes a file that was cut
-    short for its end.
+    """The content of all frames of a .zst file; raises an error if the file is truncated.
+
+    zstandard's own reader treats a truncated file as complete.
     """
 
     def __init__(self, raw: BinaryIO, decompressor: Any):
@@ -194,7 +196,7 @@ class _ZstdFile(io.RawIOBase):
 
 
 def is_jsonl(path: pathlib.Path) -> bool:
-    """Whether the name says JSON lines, compressed or not."""
+    """Returns whether the name has a suffix of JSON lines, compressed or not."""
     name = path.name
     for suffix in documents.COMPRESSED_SUFFIXES:
         name = name.removesuffix(suffix)
@@ -202,7 +204,7 @@ def is_jsonl(path: pathlib.Path) -> bool:
 
 
 def no_source(config: DataConfig) -> UserError:
-    """The error for a corpus that needs a source and has none."""
+    """Returns the error for a corpus that needs a source and has none."""
     return UserError(
         f'config.data.corpus={config.corpus} needs config.data.source; set it to what to read'
     )

@@ -1,4 +1,4 @@
-"""Where prepared shards and downloads are kept, and what guards and describes them."""
+"""Folders of prepared shards and downloads, their lock, and hashes of large files."""
 
 import contextlib
 import fcntl
@@ -12,16 +12,16 @@ from gpt_jax.data.config import DataConfig
 from gpt_jax.errors import UserError
 
 _HASHES = 'content_hashes.json'
-REMEMBERED_BYTES = 2**26  # files from 64 MiB on are hashed once and recognised by their date
+REMEMBERED_BYTES = 2**26  # files >= 64 MiB are hashed again only if their size or date changes
 
 _log = logging.getLogger(__name__)
 
 
 def cache_folder(config: DataConfig) -> pathlib.Path:
-    """`config.cache_dir`, or gpt_jax/data in the user's cache folder.
+    """Returns `config.cache_dir`, or by default gpt_jax/data in the user's cache folder.
 
     Raises:
-        UserError: it is not on a disk.
+        UserError: it is in an object store.
     """
     if object_store.is_remote(config.cache_dir):
         raise UserError(
@@ -35,12 +35,12 @@ def cache_folder(config: DataConfig) -> pathlib.Path:
 
 
 def downloads(config: DataConfig) -> pathlib.Path:
-    """The folder of files fetched from the web."""
+    """Returns the folder of downloaded files."""
     return cache_folder(config) / 'downloads'
 
 
 def content_hash(path: pathlib.Path, config: DataConfig) -> str:
-    """The SHA-256 of a file; that of a large file is remembered until its size or date changes.
+    """Returns the SHA-256 of a file; that of a large file is cached by its size and date.
 
     Raises:
         UserError: the file cannot be read.
@@ -62,10 +62,10 @@ def content_hash(path: pathlib.Path, config: DataConfig) -> str:
 
 @contextlib.contextmanager
 def lock(folder: pathlib.Path) -> Iterator[None]:
-    """Holds a folder against other processes; waits for the one that has it.
+    """Locks a folder against other processes; waits while another process holds the lock.
 
     Raises:
-        UserError: the file that carries the lock cannot be written.
+        UserError: the lock file cannot be written.
     """
     path = folder.with_name(f'.{folder.name}.lock')
     try:
@@ -81,4 +81,4 @@ def lock(folder: pathlib.Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(descriptor)  # which lets go of the lock, as does the end of the process
+        os.close(descriptor)  # releases the lock, as does the end of the process

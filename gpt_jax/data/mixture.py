@@ -1,4 +1,4 @@
-"""Several sources in one stream: which of them gives the i-th window."""
+"""Mixture of several sources in one stream: maps the i-th window to its source."""
 
 import dataclasses
 import fractions
@@ -12,27 +12,27 @@ from gpt_jax.data.shards import Shards
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer import Tokenizer
 
-ENDLESS = 2**62  # windows; grain calculates with lengths as floats and fails above 2**63
+ENDLESS = 2**62  # windows; grain computes lengths as floats and fails above 2**63
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One split of a corpus and its share of the windows, relative to the others'."""
+    """One split of a corpus and its relative share of the windows."""
 
     shards: Shards
     weight: float = 1.0
 
 
 class Selection:
-    """Maps the index of a window to (source, index in that source), in exact proportions.
+    """A map from the index of a window to (source, index in that source), in exact proportions.
 
-    The windows of a source are spread as evenly as they can be, and the mapping is a formula:
-    any index is found in the time that it takes to look at every source. It has the interface
-    of grain's DatasetSelectionMap, whose own mixture rounds the weights.
+    The windows of a source are spread as evenly as possible. Each look-up is a formula that takes
+    time proportional to the number of sources. The interface is that of grain's
+    DatasetSelectionMap, because grain's own mixture rounds the weights.
     """
 
     def __init__(self, weights: Sequence[float]):
-        """Takes weights as they are written: 0.3 is 3/10, not the nearest binary fraction."""
+        """Takes weights as decimal fractions: 0.3 is exactly 3/10, not the nearest float."""
         exact = [fractions.Fraction(str(weight)) for weight in weights]
         scale = math.lcm(*(weight.denominator for weight in exact))
         self._weights = [int(weight * scale) for weight in exact]
@@ -41,8 +41,8 @@ class Selection:
         return ENDLESS
 
     def __getitem__(self, index: int) -> tuple[int, int]:
-        # Of the first n windows, n - n * (left - w) // left are the first source's, where w is
-        # its weight and `left` the sum of all; the others share the rest in the same way.
+        # Of the first n windows, the first source gets n - n * (left - w) // left, where w is its
+        # weight and `left` the sum of all weights. The other sources share the rest the same way.
         before, after, left = index, index + 1, sum(self._weights)
         for source, weight in enumerate(self._weights):
             others_before = before * (left - weight) // left
@@ -56,16 +56,16 @@ class Selection:
 def open_sources(
     folder: str | pathlib.Path, config: DataConfig, *, split: str, tokenizer: Tokenizer
 ) -> list[Source]:
-    """The corpus that `prepare` made, and what `config.mixture` adds to it.
+    """Opens the corpus that `prepare` made and the folders of `config.mixture`.
 
     Args:
-      folder: what `prepare` returned.
+      folder: the result of `prepare`.
       config: gives the weights.
       split: 'train' or 'validation'.
-      tokenizer: that of the run, with which all of them must have been made.
+      tokenizer: the tokenizer of the run; all shards must have been made with it.
 
     Raises:
-        UserError: a folder is missing, was made with another tokenizer, or a weight is wrong.
+        UserError: a folder is missing, was made with another tokenizer, or a weight is invalid.
     """
     _check_weight('config.data.weight', config.weight)
     sources = [Source(Shards.open(folder, split, tokenizer=tokenizer), config.weight)]
@@ -80,7 +80,7 @@ def open_sources(
 
 
 def parse_mixture(config: DataConfig) -> list[tuple[str, float]]:
-    """The folders of `config.mixture` and their weights.
+    """Returns the folders of `config.mixture` and their weights.
 
     Raises:
         UserError: an entry is not FOLDER=WEIGHT.
@@ -102,7 +102,7 @@ def parse_mixture(config: DataConfig) -> list[tuple[str, float]]:
 
 
 def tokens_per_pass(tokens: int, config: DataConfig) -> int:
-    """How many tokens are read until the first source, of `tokens`, was read once."""
+    """Returns the tokens read from all sources per pass over the first one, of `tokens` tokens."""
     others = sum(weight for _, weight in parse_mixture(config))
     return round(tokens * (config.weight + others) / config.weight)
 

@@ -1,9 +1,9 @@
 """Batches of windows: the batch at step t is a pure function of (seed, t) and the data.
 
-Training cuts each source into windows of seq_len + 1 tokens, seq_len apart. An epoch cuts it
-anew at a random phase and shuffles the windows. The window at index i, the batch at step t and
-the rows of one process are each a formula, so seeking costs nothing and the global batch is the
-same for any number of processes and threads.
+Training cuts each source into windows of seq_len + 1 tokens, seq_len apart. Each epoch cuts at a
+new random phase and shuffles the windows. The window at index i, the batch at step t and the rows
+of one process are each computed by a formula. So seeking costs nothing, and the global batch is
+the same for any number of processes and threads.
 """
 
 import functools
@@ -21,11 +21,11 @@ Batch = dict[str, np.ndarray]
 
 
 class TrainPipeline:
-    """This process's rows of every training batch; see `make_train_pipeline`.
+    """The rows of this process of every training batch; see `make_train_pipeline`.
 
     Attributes:
-      identity: what decides the batches, as JSON; store it and compare it when resuming.
-      windows_per_epoch: of each source.
+      identity: everything that determines the batches, as JSON; compare it when resuming.
+      windows_per_epoch: one number per source.
     """
 
     def __init__(
@@ -43,15 +43,15 @@ class TrainPipeline:
         self.windows_per_epoch = windows_per_epoch
 
     def batch_at(self, step: int) -> Batch:
-        """The batch of one step: int32 tokens [rows, seq_len + 1], and segment_ids if asked for.
+        """Returns the batch of one step: int32 tokens [rows, seq_len + 1], and segment_ids if on.
 
-        Where a source has tokens that are not to be learned, also float32 loss_mask
-        [rows, seq_len], which is 0 where such a token is the target.
+        If a source has tokens that are not learned, also float32 loss_mask [rows, seq_len], which
+        is 0 where such a token is the target.
         """
         return self._dataset[step]
 
     def batches(self, start_step: int = 0) -> Iterator[Batch]:
-        """The batches of start_step, start_step + 1, … without end; threads read ahead."""
+        """Yields the batches of start_step, start_step + 1, … endlessly; threads read ahead."""
         import grain
 
         options = grain.ReadOptions(
@@ -81,15 +81,15 @@ def make_train_pipeline(
     """Builds the endless stream of training batches.
 
     Args:
-      sources: what to draw from and in which proportions.
+      sources: the corpora and their weights.
       seq_len: predicted tokens in a window; a window has one more.
       batch_size: windows in a global batch.
-      seed: decides order and phases.
-      process_index: which rows to read: those of [index, index + 1) * batch_size / count.
+      seed: determines the order and the phases.
+      process_index: selects the rows [index, index + 1) * batch_size / count.
       process_count: processes that share a global batch.
-      segment_ids: also give the document of every token, counted from 1 in each window.
-      num_threads: threads that read ahead; 0 for none.
-      prefetch_batches: how many batches they read ahead.
+      segment_ids: also return the document of every token, counted from 1 in each window.
+      num_threads: threads that read ahead; 0: no reading ahead.
+      prefetch_batches: number of batches to read ahead.
 
     Raises:
         UserError: a source is shorter than one window, or the processes do not divide the batch.
@@ -146,9 +146,9 @@ def make_train_pipeline(
 class _Windows:
     """The windows of one source.
 
-    An epoch draws a phase p in [1, T] and cuts at p, p + T, p + 2T, …; the windows at the two ends
-    are moved inwards to be whole. So every token is predicted in every epoch, a few near the ends
-    twice, and the number of windows is the same in every epoch.
+    Each epoch draws a phase p in [1, T] and cuts at p, p + T, p + 2T, …. The windows at both ends
+    are shifted inwards to full length. So every epoch predicts every token, a few near the ends
+    twice, and has the same number of windows.
     """
 
     def __init__(
@@ -183,7 +183,7 @@ class _Windows:
         self.phase = phase
 
     def read(self, index: int, window: int) -> Batch:
-        """The window of that number in the epoch that `index` falls into."""
+        """Reads window number `window` of the epoch that contains `index`."""
         start = self.phase(index // self.per_epoch) + (window - 1) * self._seq_len
         start = min(max(start, 0), self._last_start)
         stop = start + self._seq_len + 1
@@ -205,22 +205,22 @@ def eval_batches(
     process_count: int = 1,
     segment_ids: bool = False,
 ) -> Iterator[Batch]:
-    """The windows of a split in order, every token after the first predicted exactly once.
+    """Yields the windows of a split in order; every token after the first is predicted once.
 
     Args:
       shards: the split.
       seq_len: predicted tokens in a window.
-      batch_size: windows in a global batch; the last one is filled up with empty windows.
-      limit: the most batches to give, 0 for all; fewer windows are spread evenly over the split.
-      process_index: which rows to read, as in `make_train_pipeline`.
+      batch_size: windows in a global batch; the last batch is padded with empty windows.
+      limit: the largest number of batches, 0 for all; the windows are spread evenly over the split.
+      process_index: selects the rows, as in `make_train_pipeline`.
       process_count: processes that share a global batch.
-      segment_ids: also give the document of every token, 0 on padding.
+      segment_ids: also return the document of every token, 0 on padding.
 
     Returns:
       Batches of int32 tokens [rows, seq_len + 1] and float32 loss_mask [rows, seq_len], which is 0
-      where the target is padding or not to be learned. With the negative log-likelihood in nats
-      summed over the mask and no limit, bits per byte are nll / ln 2 / shards.num_bytes where all
-      tokens are learned.
+      where the target is padding or not learned. Without a limit and with all tokens learned, bits
+      per byte are nll / ln 2 / shards.num_bytes, where nll is the negative log-likelihood in nats
+      summed over the mask.
 
     Raises:
         UserError: the split has no token to predict, or the processes do not divide the batch.
@@ -247,7 +247,7 @@ def eval_batches(
 
 
 def num_eval_batches(shards: Shards, *, seq_len: int, batch_size: int, limit: int = 0) -> int:
-    """How many batches `eval_batches` gives."""
+    """Returns the number of batches that `eval_batches` yields."""
     batches = -(-_num_eval_windows(shards, seq_len) // batch_size)
     return min(batches, limit) if limit else batches
 

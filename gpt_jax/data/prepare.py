@@ -1,8 +1,8 @@
-"""Turns a corpus into token shards, once.
+"""Preparation of a corpus as token shards, once per combination of settings.
 
-The folder's name holds a hash of everything that decides its content, so another setting is
-another folder and a changed source file is noticed. Killed at any moment, preparation goes on
-behind the last finished shard; until manifest.json is written nothing reads the folder.
+The folder's name contains a hash of everything that determines its content. So other settings or
+a changed source file lead to another folder. Preparation can be killed at any time and resumes
+after the last finished shard. Nothing reads the folder until manifest.json is written.
 """
 
 import logging
@@ -53,7 +53,7 @@ from gpt_jax.telemetry.progress import Progress
 from gpt_jax.tokenizer import Tokenizer, TokenizerConfig, TokenizerKind
 from gpt_jax.tokenizer.chat_template import ChatTemplate
 
-SHARDS = 'shards'  # the corpus that is shards already
+SHARDS = 'shards'  # the corpus that consists of existing shards
 SHARD_TOKENS = 2**25
 _PIECES_PER_UPDATE = 1024
 
@@ -61,7 +61,7 @@ _log = logging.getLogger(__name__)
 
 
 def filled_splits(config: DataConfig) -> tuple[str, ...]:
-    """The splits that have text: no validation where none of the corpus is kept for it."""
+    """Returns the splits that have text; validation is absent if its fraction is 0."""
     whole = config.corpus != SHARDS and parse_split(config.split).fraction == 0
     return (TRAIN,) if whole else SPLITS
 
@@ -76,18 +76,18 @@ def prepare(
     progress: MakeProgress = Progress,
     shard_tokens: int = SHARD_TOKENS,
 ) -> pathlib.Path:
-    """Makes sure that the corpus is there as shards; quick when it is.
+    """Makes shards of the corpus; returns quickly if they exist.
 
     Args:
-      config: the corpus, its split and where to keep the shards.
-      tokenizer_config: the tokenizer; one without a path is built from the training documents
-        (char: from all, as nanoGPT's) and kept in the folder.
-      progress: shows how far along it is; called as gpt_jax.telemetry.progress.Progress is.
-      shard_tokens: the size from which on a shard is closed.
+      config: the corpus, its split and the folder of the shards.
+      tokenizer_config: the tokenizer. Without a path it is built from the training documents
+        (char: from all documents, as in nanoGPT) and saved in the folder.
+      progress: shows the progress; has the signature of gpt_jax.telemetry.progress.Progress.
+      shard_tokens: a shard is closed when it has at least this many tokens.
 
     Returns:
-      What `Shards.open` reads: the folder of the shards; for the corpus 'shards' `config.source`
-      itself, or its copy where that is in an object store.
+      The argument of `Shards.open`: the folder of the shards. For the corpus 'shards' this is
+      `config.source`, or its local copy if the source is in an object store.
 
     Raises:
         UserError: the source, the split or the tokenizer is wrong, or the disk is full.
@@ -146,7 +146,7 @@ def _build(
     identity: str,
     source_fingerprint: str,
 ) -> None:
-    """Writes the tokenizer, the shards that are not there yet, and the manifest."""
+    """Writes the tokenizer, the missing shards, and the manifest."""
     rule = _rule_for(corpus, rule)
     size = _survey(corpus, progress) if rule.kind is SplitKind.TAIL and rule.fraction else None
 
@@ -177,7 +177,7 @@ def _build(
         splits = {split: writer.finish() for split, writer in writers.items()}
         _check_not_empty(splits, folder, rule, corpus.skipped)
     except UserError:
-        if not any(folder.glob('*.tokens')):  # nothing that another attempt could go on from
+        if not any(folder.glob('*.tokens')):  # another attempt has no shard to resume from
             shutil.rmtree(folder, ignore_errors=True)
         raise
     Manifest(
@@ -202,7 +202,7 @@ def _build(
 
 
 def _rule_for(corpus: Corpus, rule: SplitRule) -> SplitRule:
-    """Returns the rule, or for one document, which has no others to choose from, its tail."""
+    """Returns the rule; `hash` becomes `tail` if the corpus is a single document."""
     if rule.kind is not SplitKind.HASH or not rule.fraction:
         return rule
     documents = 0
@@ -221,7 +221,7 @@ def _rule_for(corpus: Corpus, rule: SplitRule) -> SplitRule:
 
 
 def _survey(corpus: Corpus, progress: MakeProgress) -> Survey:
-    """Reads the corpus through to learn where its tail begins."""
+    """Reads the whole corpus to find the beginning of its tail."""
 
     def watched(line: Any) -> Iterator[Piece]:
         for number, piece in enumerate(corpus.pieces()):
@@ -240,9 +240,9 @@ def _keep_tokenizer(
     template: ChatTemplate | None,
     parts: Callable[[], Iterator[Part]],
 ) -> Tokenizer:
-    """The tokenizer kept in the folder, else a new one that is then kept there.
+    """Returns the tokenizer saved in the folder; without one, makes it and saves it there.
 
-    It has the template that made text of the conversations, if that is what the corpus is.
+    For a corpus of conversations, it has the template that rendered them.
     """
     kept = folder / TOKENIZER
     if kept.is_dir():
@@ -261,10 +261,10 @@ def _keep_tokenizer(
 def _check_not_empty(
     splits: dict[str, SplitInfo], folder: pathlib.Path, rule: SplitRule, skipped: SkippedRows
 ) -> None:
-    """Refuses a corpus that leaves a split without text, and removes what was made of it.
+    """Rejects a corpus that leaves a split without text, and removes its folder.
 
     Raises:
-        UserError: naming the split.
+        UserError: a split is empty; the message names it.
     """
     empty = [split for split in SPLITS if not splits[split].num_bytes]
     if len(empty) == len(SPLITS):
@@ -288,7 +288,7 @@ def _check_not_empty(
 def _check_existing(
     config: DataConfig, tokenizer_config: TokenizerConfig, progress: MakeProgress
 ) -> pathlib.Path:
-    """Checks that shards are there and that the tokenizer fits; returns where they are."""
+    """Checks that shards exist and match the tokenizer; returns their folder."""
     if not config.source:
         raise UserError(
             'config.data.corpus=shards needs config.data.source: a prepared folder, '
@@ -317,12 +317,12 @@ def _is_whole(folder: pathlib.Path) -> bool:
 
 
 def _remove_leftovers(folder: pathlib.Path) -> None:
-    """Removes what a killed process was writing, and a manifest that describes damaged files."""
+    """Removes temporary files of a killed process, and a manifest of damaged files."""
     (folder / MANIFEST).unlink(missing_ok=True)
     for path in folder.glob('.*.tmp-*'):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     if (folder / TOKENIZER).is_dir():
         try:
             tokenizers.load(folder / TOKENIZER)
-        except UserError:  # then its tokens cannot be trusted either
+        except UserError:  # its tokens cannot be trusted either
             shutil.rmtree(folder)

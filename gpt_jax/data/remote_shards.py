@@ -1,8 +1,8 @@
-"""Prepared shards in an object store: put there once, copied to each machine's cache once.
+"""Prepared shards in an object store: uploaded once, and copied once to the cache of each machine.
 
-What is copied is compared with the manifest's hashes, then and whenever it is opened again; what
-does not agree is copied anew. Small shards are hashed each time, large ones are recognised by
-their size and date.
+Copies are compared with the hashes of the manifest, after copying and whenever they are opened. A
+copy that differs is fetched again. Small shards are hashed each time; large ones only if their
+size or date changed.
 """
 
 import hashlib
@@ -29,13 +29,13 @@ def local_folder(
     key: str = 'config.data.source',
     progress: Callable[..., AbstractContextManager[Any]] = Progress,
 ) -> pathlib.Path:
-    """Where to read prepared shards: `source` on a disk, else its verified copy in the cache.
+    """Returns the local folder of prepared shards: `source`, or its verified copy in the cache.
 
-    Of several processes of a machine one copies, and the others wait for it.
+    One process per machine copies; the others wait for it.
 
     Raises:
-        UserError: the store does not answer, holds no finished shards, or not those that its
-            manifest describes; or the disk is full.
+        UserError: the store does not answer, has no finished shards, or they differ from its
+            manifest; or the disk is full.
     """
     if not object_store.is_remote(source):
         return pathlib.Path(source).expanduser()
@@ -53,7 +53,7 @@ def local_folder(
 
 
 def target_folder(target: str, *, key: str) -> pathlib.Path:
-    """Where `publish` may write. Raises UserError: it is no object store, or does not answer."""
+    """Returns `target` as a path. Raises UserError if it is no object store or does not answer."""
     remote = object_store.to_path(target, key=key)
     if not object_store.is_remote(remote):
         raise UserError(f'{key}={target} must begin with gs:// or s3://')
@@ -62,10 +62,10 @@ def target_folder(target: str, *, key: str) -> pathlib.Path:
 
 
 def publish(folder: pathlib.Path, target: str, *, key: str) -> None:
-    """Copies prepared shards to an object store, the manifest last: until then nobody reads them.
+    """Copies prepared shards to an object store; the manifest last, since readers wait for it.
 
     Raises:
-        UserError: the store does not answer, or holds other shards under this name.
+        UserError: the store does not answer, or has other shards under this name.
     """
     remote = target_folder(target, key=key)
     manifest = Manifest.read(folder)
@@ -99,7 +99,7 @@ def _copy(
     manifest: Manifest,
     progress: Callable[..., AbstractContextManager[Any]],
 ) -> None:
-    """Makes `folder` a copy of `remote`; what is there and right is kept."""
+    """Makes `folder` a copy of `remote`; files that are already correct are kept."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob('.*.tmp-*'):  # of a process that was killed
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -107,7 +107,7 @@ def _copy(
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     missing = [shard for shard in shards if not verified.is_whole(folder, shard, known)]
     if missing or not _has_tokenizer(folder, manifest) or not _has_manifest(folder, manifest):
-        (folder / MANIFEST).unlink(missing_ok=True)  # until all is there, nothing reads the folder
+        (folder / MANIFEST).unlink(missing_ok=True)  # nothing reads an incomplete folder
         _fetch_tokenizer(remote, folder, manifest)
         total = sum(shard.tokens for shard in missing)
         with progress(total, unit='tokens', description='fetch shards') as line:
@@ -120,7 +120,7 @@ def _copy(
 
 
 def _fetch(remote: pathlib.Path, folder: pathlib.Path, shard: ShardInfo) -> None:
-    """Copies a shard. Raises UserError if it is not the one that the manifest describes."""
+    """Copies a shard. Raises UserError if it differs from the manifest."""
     temporary = folder / f'.{shard.name}.tmp-{os.getpid()}'
     temporary.mkdir()
     try:
@@ -168,6 +168,6 @@ def _has_manifest(folder: pathlib.Path, manifest: Manifest) -> bool:
 
 
 def _files(folder: pathlib.Path, manifest: Manifest) -> list[pathlib.Path]:
-    """The files of all shards."""
+    """Returns the files of all shards."""
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     return [path for shard in shards for path in shard.paths(folder)]

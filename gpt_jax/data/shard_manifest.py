@@ -1,11 +1,14 @@
-"""manifest.json of prepared shards: what is in the folder. It is written last, so no manifest means
-that the shards are not finished, and nothing reads them.
+"""The manifest.json of a folder of prepared shards; it is written last.
 
-Beside it stand, for every shard, NAME.tokens (little-endian uint16 or uint32), NAME.documents
-(little-endian int64: where documents begin, in tokens from the shard's start) and NAME.json (this
-shard's ShardInfo, written after the others: the record that lets an interrupted preparation go on);
-and tokenizer/, the tokenizer that made the tokens. Where only some tokens are learned, as of
-conversations, NAME.spans has begin and end of each run of them (little-endian int64).
+Without a manifest the shards are not finished, and nothing reads them. The folder also has:
+ - NAME.tokens per shard: little-endian uint16 or uint32.
+ - NAME.documents per shard: little-endian int64, the starts of documents, in tokens from the
+   shard's start.
+ - NAME.json per shard: its ShardInfo, written after the other files. An interrupted preparation
+   resumes from it.
+ - NAME.spans per shard, if only some tokens are learned, as in conversations: begin and end of each
+   run of learned tokens (little-endian int64).
+ - tokenizer/: the tokenizer that made the tokens.
 """
 
 import dataclasses
@@ -30,11 +33,11 @@ class ShardInfo:
 
     name: str  # of its files, without the suffix
     tokens: int
-    documents: int  # that begin in it
+    documents: int  # that begin in the shard
     num_bytes: int  # of text in UTF-8
-    pieces: int  # of text that were encoded one by one
+    pieces: int  # of text, each encoded separately
     sha256: str  # of NAME.tokens followed by NAME.documents and NAME.spans
-    spans: int | None = None  # runs of tokens that are learned; None: all tokens are
+    spans: int | None = None  # runs of learned tokens; None: all tokens are learned
 
     def tokens_path(self, folder: pathlib.Path) -> pathlib.Path:
         return folder / f'{self.name}.tokens'
@@ -46,12 +49,12 @@ class ShardInfo:
         return folder / f'{self.name}.spans'
 
     def paths(self, folder: pathlib.Path) -> list[pathlib.Path]:
-        """The files of the shard, without its record."""
+        """Returns the files of the shard, without its record NAME.json."""
         paths = [self.tokens_path(folder), self.documents_path(folder)]
         return paths if self.spans is None else [*paths, self.spans_path(folder)]
 
     def content_hash(self, folder: pathlib.Path) -> str:
-        """What `sha256` must be of the files in a folder. Raises OSError if they are not there."""
+        """Computes the SHA-256 of the shard's files. Raises OSError if a file is missing."""
         digest = hashlib.sha256()
         for path in self.paths(folder):
             with open(path, 'rb') as file:
@@ -60,10 +63,10 @@ class ShardInfo:
         return digest.hexdigest()
 
     def check_sizes(self, folder: pathlib.Path, token_bytes: int) -> None:
-        """Refuses a shard whose files are missing, cut short or too long.
+        """Checks the sizes of the shard's files.
 
         Raises:
-            UserError: naming the file.
+            UserError: a file is missing, too short or too long; the message names it.
         """
         sizes = [self.tokens * token_bytes, self.documents * 8, (self.spans or 0) * 16]
         for path, size in zip(self.paths(folder), sizes, strict=False):
@@ -87,11 +90,11 @@ class SplitInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What a folder of prepared shards holds."""
+    """The content of a folder of prepared shards."""
 
     version: int
     corpus: str  # readable name
-    identity: str  # hash of everything that decides the content, source and tokenizer included
+    identity: str  # hash of everything that determines the content, with source and tokenizer
     source_fingerprint: str
     split_rule: str
     tokenizer_kind: str
@@ -100,15 +103,16 @@ class Manifest:
     eot_id: int | None
     dtype: str  # of the tokens, as numpy writes it
     splits: dict[str, SplitInfo]
-    skipped_rows: int = 0  # bad ones, left out by config.data.skip_bad_rows
-    first_skipped: tuple[str, ...] = ()  # where the first of them are, and what is wrong
+    skipped_rows: int = 0  # bad rows, skipped because of config.data.skip_bad_rows
+    first_skipped: tuple[str, ...] = ()  # errors of the first of them, with their locations
 
     @classmethod
     def read(cls, folder: pathlib.Path, *, check_files: bool = True) -> Self:
-        """Reads a folder's manifest and, if told to, checks the sizes of the files that it lists.
+        """Reads the manifest of a folder; with `check_files`, also checks the sizes of its files.
 
         Raises:
-            UserError: there is none, it is damaged or of another version, or a file is torn.
+            UserError: there is none, it is damaged or has another version, or a file has the wrong
+                size.
         """
         path = folder / MANIFEST
         stored = files.read_json(path)
@@ -133,17 +137,17 @@ class Manifest:
         return manifest
 
     def write(self, folder: pathlib.Path) -> None:
-        """Writes manifest.json: from here on the folder can be read."""
+        """Writes manifest.json, after which the folder can be read."""
         files.write_json(folder / MANIFEST, dataclasses.asdict(self))
 
 
 def is_prepared(source: str | pathlib.Path) -> bool:
-    """Whether `source` is a folder of shards that are finished."""
+    """Returns whether `source` is a folder of finished shards."""
     return (pathlib.Path(source).expanduser() / MANIFEST).is_file()
 
 
 def sum_shards(shards: list[ShardInfo]) -> SplitInfo:
-    """A split made of these shards."""
+    """Returns the split that consists of these shards."""
     return SplitInfo(
         tokens=sum(shard.tokens for shard in shards),
         documents=sum(shard.documents for shard in shards),
@@ -153,17 +157,17 @@ def sum_shards(shards: list[ShardInfo]) -> SplitInfo:
 
 
 def token_dtype(vocab_size: int) -> str:
-    """The smallest type that holds every id: uint16 up to 65,536 ids."""
+    """Returns the smallest dtype that holds every id: uint16 for up to 65,536 ids."""
     return '<u2' if vocab_size <= 2**16 else '<u4'
 
 
 def token_dtype_bytes(dtype: str) -> int:
-    """Bytes a token."""
+    """Returns the bytes per token."""
     return int(dtype[-1])
 
 
 def hash_of(value: Any) -> str:
-    """The SHA-256 of a JSON value, whatever the order of its keys."""
+    """Returns the SHA-256 of a JSON value; the order of its keys does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode('utf-8')).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Which tokenizer goes with which shards."""
+"""The tokenizer that belongs to a folder of shards."""
 
 import dataclasses
 import pathlib
@@ -13,7 +13,7 @@ from gpt_jax.tokenizer.chat_template import with_template
 
 
 def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
-    """The tokenizer that made a prepared folder's tokens.
+    """Loads the tokenizer that made the tokens of a prepared folder.
 
     Raises:
         UserError: the folder is not finished or its tokenizer is damaged.
@@ -32,13 +32,13 @@ def load_tokenizer(folder: str | pathlib.Path) -> Tokenizer:
 def make_run_tokenizer(
     folder: str | pathlib.Path, config: TokenizerConfig, *, chat_template: str = ''
 ) -> Tokenizer:
-    """The tokenizer for what `prepare` returned: the one kept there, else the config's.
+    """Returns the tokenizer for the result of `prepare`: the one saved there, else the config's.
 
-    Its chat template is the one in the file `chat_template`, else the one that made the shards, if
-    they are of conversations, else that of the config's tokenizer.
+    Its chat template comes from the file `chat_template`, else from shards of conversations, else
+    from the config's tokenizer.
 
     Raises:
-        UserError: the config asks for another one than made the shards, or the file is none.
+        UserError: the config names another tokenizer than the shards', or the file is no template.
     """
     return with_template(_make_run_tokenizer(folder, config), chat_template)
 
@@ -65,7 +65,7 @@ def _make_run_tokenizer(folder: str | pathlib.Path, config: TokenizerConfig) -> 
 
 
 def read_given(config: TokenizerConfig) -> Tokenizer | None:
-    """The tokenizer that the config names; None if it says how one is built.
+    """Reads the tokenizer at `config.path`; None without a path.
 
     Raises:
         UserError: it cannot be read.
@@ -76,9 +76,9 @@ def read_given(config: TokenizerConfig) -> Tokenizer | None:
 def tokenizer_identity(
     config: TokenizerConfig, given: Tokenizer | None, *, chat: bool
 ) -> dict[str, Any]:
-    """What decides the tokens: the tokenizer that exists, or how it is built from the source.
+    """Returns everything that determines the tokens: an existing tokenizer, or its config.
 
-    How a conversation begins is the chat template's affair.
+    The begin-of-text token is part of it, except with `chat`: a chat template writes its own.
     """
     if given is not None:
         begins = {'begins_documents': True} if begin_document(given).size and not chat else {}

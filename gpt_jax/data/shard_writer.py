@@ -1,4 +1,4 @@
-"""Writing the shards of one split, each whole or not at all."""
+"""A writer of the shards of one split; each shard is written completely or not at all."""
 
 import dataclasses
 import hashlib
@@ -14,10 +14,10 @@ from gpt_jax.tokenizer import Tokenizer
 
 
 class ShardWriter:
-    """Collects encoded pieces and writes a shard whenever `shard_tokens` are reached.
+    """A writer that collects encoded pieces and writes a shard per `shard_tokens` or more tokens.
 
-    Where a shard ends depends on the pieces alone, so a writer that finds finished shards in its
-    folder keeps them and goes on behind them: see `take_finished`.
+    The end of a shard depends only on the pieces. So a writer that finds finished shards in its
+    folder keeps them and continues after them; see `take_finished`.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class ShardWriter:
         self._clear()
 
     def take_finished(self) -> bool:
-        """Whether the next piece is in a finished shard; then it must not be added."""
+        """Returns whether the next piece is in a finished shard; if so, do not `add` it."""
         self._to_skip -= 1
         return self._to_skip >= 0
 
@@ -53,11 +53,11 @@ class ShardWriter:
     ) -> None:
         """Appends one piece.
 
-        Before each document but the first goes the end-of-text token, and before each the token
-        that begins a text, if the tokenizer has them.
+        Puts the end-of-text token before each document but the first, and the begin-of-text token
+        before each document, if the tokenizer has them.
 
-        `spans` `[n, 2]` are the runs of `ids` that are learned, of every piece or of none (None:
-        all ids are).
+        `spans` `[n, 2]` are the runs of `ids` that are learned; None: all ids. Pass it for every
+        piece or for none.
 
         Raises:
             UserError: a shard cannot be written.
@@ -66,7 +66,7 @@ class ShardWriter:
             self._offsets.append(self._num_tokens)
             if self._documents and self._eot_id is not None:
                 self._append(np.array([self._eot_id]))
-            if spans is None:  # else the chat template has said how a document begins
+            if spans is None:  # else the chat template has written the beginning
                 self._append(self._beginning)
             self._documents += 1
         if spans is not None:
@@ -78,7 +78,7 @@ class ShardWriter:
             self._write()
 
     def finish(self) -> SplitInfo:
-        """Writes what is left; returns the whole split.
+        """Writes the last shard; returns the whole split.
 
         Raises:
             UserError: a shard cannot be written.
@@ -130,7 +130,7 @@ class ShardWriter:
         return self._folder / f'{name}.json'
 
     def _finished_shards(self) -> list[ShardInfo]:
-        """The whole shards that an interrupted preparation left, up to the first that is not."""
+        """Returns the shards of an interrupted preparation, up to the first damaged one."""
         shards: list[ShardInfo] = []
         while (path := self._record_path(self._name(len(shards)))).is_file():
             try:

@@ -1,4 +1,4 @@
-"""Reading a split: its tokens as one long sequence, whatever files they are in."""
+"""A reader of one split: its tokens as one long sequence over all files."""
 
 import bisect
 import pathlib
@@ -20,20 +20,20 @@ from gpt_jax.data.verified import check_shards
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer import Tokenizer
 
-_CHECKED_TOKENS = 2**20  # of each file without a manifest, at its start
+_CHECKED_TOKENS = 2**20  # at the start of each file without a manifest
 
 
 class Shards:
     """The tokens of one split, memory-mapped.
 
-    Documents are parted by the end-of-text token, which counts as the first token of the document
-    behind it: the beginning of a text is learned from the end-of-text token alone (and from the
-    token that begins texts, if there is one), and the end of a text from that text.
+    Documents are separated by the end-of-text token, which counts as the first token of the next
+    document. So the beginning of a text is learned from this token alone (and the begin-of-text
+    token, if there is one). The end-of-text token itself is learned from the text before it.
 
     Attributes:
-      name: what error messages call it: the folder and the split.
-      num_tokens: how many tokens there are.
-      fingerprint: a hash that equal content has on every machine.
+      name: the folder and the split, for error messages.
+      num_tokens: the number of tokens.
+      fingerprint: a hash of the content, the same on every machine.
     """
 
     def __init__(
@@ -47,15 +47,17 @@ class Shards:
         offsets: Sequence[np.ndarray] | None = None,
         spans: Sequence[np.ndarray] | None = None,
     ):
-        """Args:
-        arrays: the tokens, cut anywhere.
-        name: see above.
-        fingerprint: see above.
-        count_bytes: gives the length of the text in UTF-8.
-        eot_id: the token that begins a document where `offsets` is None.
-        offsets: for every array where documents begin in it, ascending.
-        spans: for every array the ends of the runs that are learned in it, ascending: begin, end,
-          begin, …; None: all tokens are.
+        """Takes the tokens; `name` and `fingerprint` are the attributes.
+
+        Args:
+          arrays: the tokens, cut at arbitrary places.
+          name: see above.
+          fingerprint: see above.
+          count_bytes: returns the length of the text in UTF-8.
+          eot_id: the token that begins a document if `offsets` is None.
+          offsets: per array, the starts of documents, ascending.
+          spans: per array, the bounds of its learned runs, ascending: begin, end, begin, …; None:
+            all tokens are learned.
         """
         self._arrays, self._offsets, self._spans = list(arrays), offsets, spans
         self._starts = np.cumsum([0, *map(len, arrays)]).tolist()
@@ -72,11 +74,11 @@ class Shards:
         Args:
           source: the folder; for .bin files also a glob or one file.
           split: 'train' or 'validation'.
-          tokenizer: the one that the run uses, to check that it made these tokens. Files without
-            a manifest need it for its end-of-text id.
+          tokenizer: the tokenizer of the run, to check that it made these tokens. Files without a
+            manifest need it for its end-of-text id.
 
         Raises:
-            UserError: nothing is there, a file is torn, or the tokenizer is another one.
+            UserError: there are no shards, a file is truncated, or the tokenizer differs.
         """
         if is_prepared(source):
             return cls._open_prepared(pathlib.Path(source).expanduser(), split, tokenizer)
@@ -88,7 +90,7 @@ class Shards:
     def from_tokens(
         cls, tokens: np.ndarray, *, name: str, num_bytes: int, eot_id: int | None
     ) -> Self:
-        """Tokens in memory, such as those of a text that is only evaluated."""
+        """Wraps tokens in memory, for example those of a text that is only evaluated."""
         return cls(
             [tokens],
             name=name,
@@ -98,7 +100,7 @@ class Shards:
         )
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Tokens [start, stop) as a fresh int32 array."""
+        """Returns tokens [start, stop) as a new int32 array."""
         first = bisect.bisect_right(self._starts, start) - 1
         if stop <= self._starts[first + 1]:
             base = self._starts[first]
@@ -111,7 +113,7 @@ class Shards:
         return np.concatenate(parts).astype(np.int32)
 
     def segment_ids(self, start: int, stop: int) -> np.ndarray:
-        """For tokens [start, stop) the number of their document, the first one's being 1; int32."""
+        """Returns the document number of tokens [start, stop), counted from 1; int32."""
         ids = np.empty(stop - start, np.int32)
         begin, number = 0, 1
         for edge in self._document_starts(start + 1, stop):
@@ -122,11 +124,11 @@ class Shards:
 
     @property
     def all_learned(self) -> bool:
-        """Whether `loss_mask` is 1 everywhere."""
+        """True if `loss_mask` is 1 everywhere."""
         return self._spans is None
 
     def loss_mask(self, start: int, stop: int) -> np.ndarray:
-        """For tokens [start, stop) 1 where the token is one to learn, else 0; float32."""
+        """Returns 1 for each learned token in [start, stop), 0 for the others; float32."""
         mask = np.ones(stop - start, np.float32)
         if self._spans is None:
             return mask
@@ -143,7 +145,7 @@ class Shards:
         return self._count_bytes()
 
     def _document_starts(self, start: int, stop: int) -> list[int]:
-        """Where documents begin among tokens [start, stop), ascending."""
+        """Returns the positions in [start, stop) where documents begin, ascending."""
         if self._offsets is None:
             if start == stop or self._eot_id is None:
                 return []
@@ -203,7 +205,7 @@ class Shards:
 
 
 def _map(path: pathlib.Path, dtype: str) -> np.ndarray:
-    # A file of no bytes cannot be mapped. As a plain array, slicing a memmap is twice as fast.
+    # An empty file cannot be mapped. Slicing is twice as fast for a plain array as for a memmap.
     if not path.stat().st_size:
         return np.zeros(0, dtype)
     return np.asarray(np.memmap(path, dtype, 'r'))

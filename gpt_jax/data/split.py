@@ -1,10 +1,10 @@
-"""Which text is for training and which for validation.
+"""The split of a corpus into training and validation text.
 
-`hash:F` sends about a fraction F of the documents to validation, each by a hash of its content:
-adding documents moves no other. `tail:F` takes the end, as nanoGPT does: of a corpus of one
-document the characters from int(n * (1 - F)) on; of several those that begin in the last fraction F
-of the bytes, or the last one if none does. F = 0 keeps everything for training. Where there is one
-document only, `hash:F` becomes `tail:F`.
+`hash:F` puts about a fraction F of the documents into validation, chosen by a hash of the content:
+adding documents moves no others. `tail:F` takes the end, as nanoGPT does. With one document, it
+takes the characters from int(n * (1 - F)) on. With several, it takes the documents that begin in
+the last fraction F of the bytes, or the last document if none does. F = 0 keeps everything for
+training. For a single document, `hash:F` becomes `tail:F`.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ SPLITS = (TRAIN, VALIDATION)
 
 
 class SplitKind(enum.StrEnum):
-    """How documents are chosen for validation."""
+    """The ways to choose text for validation."""
 
     HASH = 'hash'
     TAIL = 'tail'
@@ -40,7 +40,7 @@ class SplitRule:
 
 
 class Part(NamedTuple):
-    """A piece of text and the split that it belongs to."""
+    """A piece of text and its split."""
 
     split: str
     piece: Piece
@@ -75,7 +75,7 @@ def parse_split(text: str) -> SplitRule:
 
 
 def survey(pieces: Iterable[Piece]) -> Survey:
-    """Counts a corpus by reading it through."""
+    """Counts documents, characters and bytes of a corpus."""
     documents = characters = num_bytes = 0
     for piece in pieces:
         documents += piece.starts_document
@@ -87,10 +87,10 @@ def survey(pieces: Iterable[Piece]) -> Survey:
 def split_pieces(
     pieces: Iterable[Piece], rule: SplitRule, size: Survey | None = None
 ) -> Iterator[Part]:
-    """Assigns every piece; cuts the one piece that a `tail` split of one document falls into.
+    """Assigns every piece to a split; `tail` may cut a piece of a single document in two.
 
     Args:
-      pieces: all of a corpus, from its start.
+      pieces: all pieces of a corpus, in order.
       rule: the split.
       size: of the whole corpus; `tail` needs it.
     """
@@ -106,7 +106,7 @@ def split_pieces(
 
 
 def count_bytes(text: str) -> int:
-    """The length of a text in UTF-8."""
+    """Returns the length of a text in UTF-8."""
     return len(text) if text.isascii() else len(text.encode('utf-8'))
 
 
@@ -114,7 +114,7 @@ def _by_hash(pieces: Iterable[Piece], fraction: float) -> Iterator[Part]:
     split = TRAIN
     for piece in pieces:
         data = piece.text.encode('utf-8')
-        if piece.starts_document:  # a document too long for one piece goes by its first
+        if piece.starts_document:  # the first piece decides for the whole document
             number = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), 'big')
             split = VALIDATION if number < fraction * 2**64 else TRAIN
         yield Part(split, piece, len(data))
@@ -123,7 +123,7 @@ def _by_hash(pieces: Iterable[Piece], fraction: float) -> Iterator[Part]:
 def _by_characters(pieces: Iterable[Piece], cut: int) -> Iterator[Part]:
     start = 0
     for piece in pieces:
-        if piece.segments is not None:  # a conversation is not cut
+        if piece.segments is not None:  # conversations are never cut
             yield Part(TRAIN, piece, count_bytes(piece.text))
             continue
         head, tail = piece.text[: max(0, cut - start)], piece.text[max(0, cut - start) :]

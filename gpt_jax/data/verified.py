@@ -1,5 +1,7 @@
-"""Shards on a disk compared with the hashes of their manifest: small ones whenever they are opened,
-large ones once, and again when their size or date changes.
+"""Verification of shards on disk against the hashes of their manifest.
+
+Small shards are hashed whenever they are opened; large ones once, and again when their size or date
+changes.
 """
 
 import json
@@ -16,10 +18,10 @@ VERIFIED = 'verified.json'  # shard -> sizes and dates of its files when they we
 
 
 def check_shards(folder: pathlib.Path, shards: Iterable[ShardInfo]) -> None:
-    """Refuses shards that are not what the manifest of their folder describes.
+    """Checks that shards match the manifest of their folder.
 
     Raises:
-        UserError: naming the first one.
+        UserError: a shard differs; the message names the first one.
     """
     shards, verified = list(shards), read_verified(folder)
     for shard in shards:
@@ -32,7 +34,7 @@ def check_shards(folder: pathlib.Path, shards: Iterable[ShardInfo]) -> None:
 
 
 def is_whole(folder: pathlib.Path, shard: ShardInfo, verified: dict[str, Any]) -> bool:
-    """Returns whether the shard has its hash, or the size and date that it had with it."""
+    """Returns whether a shard has its hash; a large one may have the verified size and date."""
     try:
         stamp = _stamp(folder, shard)
         if stamp[0][0] >= locations.REMEMBERED_BYTES and verified.get(shard.name) == stamp:
@@ -43,7 +45,7 @@ def is_whole(folder: pathlib.Path, shard: ShardInfo, verified: dict[str, Any]) -
 
 
 def read_verified(folder: pathlib.Path) -> dict[str, Any]:
-    """Returns the sizes and dates of the shards that were found whole; {} where unknown."""
+    """Returns the sizes and dates of verified shards; {} if there is no record."""
     try:
         return dict(json.loads((folder / VERIFIED).read_bytes()))
     except (OSError, ValueError, TypeError):
@@ -51,12 +53,12 @@ def read_verified(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def remember(folder: pathlib.Path, shards: Iterable[ShardInfo], verified: dict[str, Any]) -> None:
-    """Records the sizes and dates of whole shards, except in a folder that is read-only."""
+    """Records the sizes and dates of verified shards; does nothing in a read-only folder."""
     stamps = verified | {shard.name: _stamp(folder, shard) for shard in shards}
     if stamps != verified:
         try:
             files.write_json(folder / VERIFIED, stamps)
-        except UserError:  # hashed anew next time
+        except UserError:  # the shards are hashed again next time
             return
 
 

@@ -1,1 +1,1 @@
-"""Generation: sampling rules, and the loop on the device that applies them."""
+"""Text generation: sampling rules, and the decoding loop on the device."""

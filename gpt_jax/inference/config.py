@@ -1,4 +1,4 @@
-"""The knobs of generation."""
+"""The config of generation."""
 
 import dataclasses
 
@@ -8,20 +8,20 @@ from gpt_jax.errors import UserError
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class SampleConfig:
-    """How text is drawn, by `--mode generate` and now and then during training."""
+    """Settings of sampling, in `--mode generate` and for the samples during training."""
 
     every: int = whole(0)  # steps between samples during training; 0: only at the end
-    prompt: str = ''  # where the text begins; '': the end-of-text token
+    prompt: str = ''  # the beginning of the text; '': the end-of-text token
     max_new_tokens: int = count(200)  # tokens after the prompt
     num_samples: int = whole(1, low=1, high=10_000)  # texts for each prompt
     temperature: float = real(0.8, 1e-6, 1e6, or_zero=True)  # 0: always the most likely token
     top_k: int = whole(0)  # only the k most likely tokens; 0: off
     top_p: float = real(1.0, 1e-9, 1)  # only the likeliest that reach this probability; 1: off
     min_p: float = fraction(0.0)  # only tokens this fraction as likely as the likeliest; 0: off
-    repetition_penalty: float = real(1.0, 1e-6, 1e6)  # seen tokens get so much less likely; 1: off
-    stop: tuple[str, ...] = ()  # texts that end a sample; they are not part of it
+    repetition_penalty: float = real(1.0, 1e-6, 1e6)  # > 1 makes seen tokens less likely; 1: off
+    stop: tuple[str, ...] = ()  # strings that end a sample; not part of the sample
     seed: int = seed32(0)  # of the sampling; the same seed gives the same text
-    chunk: int = count(16)  # tokens between two looks at a streamed text, or for stop strings
+    chunk: int = count(16)  # tokens per update of streamed text and per check for stop strings
     draft_tokens: int = whole(0, high=32)  # guessed from repetitions, checked in one pass; 0: off
 
 

@@ -1,11 +1,11 @@
 """Generation of token ids: the whole loop runs on the device.
 
-Programs are few and shared by all decoders of one config: batches are padded to a power of two,
-prompts to a rung of a ladder of lengths, and the cache starts at a small capacity that doubles
-when it is full, so that attention only ever reads a cache about as long as the text.
+Few programs are compiled, and all decoders of one config share them. Batches are padded to a power
+of two, prompts to one of a few lengths. The cache starts small and doubles when it is full, so
+attention reads a cache about as long as the text.
 
-Weights that are split over a mesh stay so: all of its processes generate together, and each holds
-the whole text. Where every device has all weights, each process generates on one of its own.
+Sharded weights stay sharded: all processes of the mesh generate together, and each holds the whole
+text. With replicated weights, each process generates on one of its own devices.
 """
 
 import dataclasses
@@ -31,48 +31,48 @@ from gpt_jax.model.gpt import GPT
 from gpt_jax.model.layer_stack import to_executed
 from gpt_jax.parallel.rules import decoding_rules, on_mesh
 
-LEAST_PROMPT = 32  # the first rung of the ladder that prompts are padded to
-LEAST_CAPACITY = 128  # and of the one that caches grow along
+LEAST_PROMPT = 32  # smallest length that prompts are padded to
+LEAST_CAPACITY = 128  # smallest number of cache slots
 # XLA's matrix-vector path on GPUs is slower than a product with eight rows.
 LEAST_ROWS = {'gpu': 8}
-# Products of few bfloat16 rows run at a twentieth of the memory's speed in XLA on CPUs.
+# XLA on CPUs multiplies few bfloat16 rows at a twentieth of the memory bandwidth.
 COMPUTE_DTYPES = {'cpu': DType.FLOAT32}
-MATRICES = ('kernel', 'table')  # parameters that only ever enter products, in the compute dtype
+MATRICES = ('kernel', 'table')  # parameters used only in products, in the compute dtype
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecodeSettings:
-    """What the programs are compiled for, besides shapes."""
+    """The static settings that programs are compiled for, besides shapes."""
 
     model: ModelConfig
-    vocab_size: int  # ids from here on are never drawn
+    vocab_size: int  # ids >= vocab_size are never drawn
     eot_id: int
 
 
 @flax.struct.dataclass
 class DecodeState:
-    """What passes from one token to the next."""
+    """The state of the decoding loop between two passes."""
 
     cache: KVCache
     text_BS: Int[Array, 'B S']  # the token in each slot of the cache
     logits_BV: Float[Array, 'B V']  # of the next token
-    seen_BV: Bool[Array, 'B V'] | None  # tokens of the row so far; None: nothing reads it
-    drawn: Int[Array, '']  # tokens drawn so far, which is the randomness' counter
+    seen_BV: Bool[Array, 'B V'] | None  # tokens of the row so far; None without a penalty
+    drawn: Int[Array, '']  # tokens drawn per row so far; also the counter of the random keys
     ended_B: Bool[Array, 'B']  # rows that drew the end-of-text token
     passes: Int[Array, '']  # of the model, after the prompt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecodeStatistics:
-    """How a generation went."""
+    """Statistics of one generation."""
 
-    drawn: int  # tokens a row
+    drawn: int  # tokens per row
     passes: int  # of the model over the batch, after the prompt
-    draft_tokens: int  # guessed in each pass
+    draft_tokens: int  # guessed per pass
 
     @property
     def acceptance(self) -> float:
-        """The part of the guessed tokens that became text; 0 without guesses."""
+        """The fraction of guessed tokens that were accepted; 0 without guesses."""
         return (self.drawn - self.passes) / max(1, self.passes * self.draft_tokens)
 
     def __str__(self) -> str:
@@ -87,19 +87,19 @@ class Decoder:
     """A model that is ready to generate: layers unrolled, weights in the compute dtype.
 
     Attributes:
-      params: the weights as the programs read them.
-      statistics: of the latest call of `generate`, as far as it has come.
+      params: the weights in the layout that the programs read.
+      statistics: of the latest call of `generate`, updated after each piece.
     """
 
     def __init__(self, config: ModelConfig, params: Any, *, vocab_size: int, eot_id: int):
-        """Takes parameters in the stored layout; ids from `vocab_size` on are never drawn.
+        """Takes parameters in the stored layout; ids >= `vocab_size` are never drawn.
 
-        With weights that are split over processes this and `generate` are collective.
+        With weights sharded over processes, this and `generate` are collective.
         """
         backend = jax.default_backend()
         self.config = config
         dtype = COMPUTE_DTYPES.get(backend, config.compute_dtype)
-        # Rounding the weights anew for each token costs more than it saves.
+        # Rounding the weights again for each token costs more than it saves.
         precision = MatmulPrecision.DEFAULT
         model = dataclasses.replace(config, compute_dtype=dtype, matmul_precision=precision)
         self._settings = DecodeSettings(model=model, vocab_size=vocab_size, eot_id=eot_id)
@@ -113,11 +113,11 @@ class Decoder:
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: SampleConfig, *, chunk: int = 0
     ) -> Iterator[np.ndarray]:
-        """Yields `[B, n]` new ids until `max_new_tokens`, or until every row ended.
+        """Yields `[B, n]` new ids until `max_new_tokens`, or until every row has ended.
 
-        Rows that drew the end-of-text token go on repeating it. A text that outgrows the context
-        goes on from its last `max_seq_len // 2` tokens. What is drawn does not depend on `chunk`,
-        the most tokens that one piece has (0: as many as the device can draw without the host).
+        Rows that drew the end-of-text token repeat it. When a text exceeds the context length,
+        generation continues from its last `max_seq_len // 2` tokens. `chunk` is the largest `n` (0:
+        as many as the device can draw without the host) and does not change the tokens.
 
         Raises:
             UserError: a prompt is longer than the context, or empty.
@@ -184,11 +184,11 @@ class Decoder:
         *,
         slots: int,
     ) -> DecodeState:
-        """Runs the last `visible[b]` tokens of each row into a fresh cache.
+        """Fills a new cache with the last `visible[b]` tokens of each row.
 
-        Rows end in the same slot: they are padded on the left to the longest, and all of them on
-        the right to a rung of the ladder, where nothing sees the padding. Rows beyond `rows` pad
-        the batch.
+        All rows end in the same slot: they are padded on the left to the longest row. The array is
+        padded on the right to one of a few lengths; that padding is masked. Rows beyond `rows` are
+        padding of the batch.
         """
         longest = int(visible.max())
         width = _rung(longest, least=LEAST_PROMPT, most=self.config.max_seq_len)
@@ -216,7 +216,7 @@ class Decoder:
         )
 
     def _call(self, program: Callable, *args: Any, **options: Any) -> Any:
-        """Runs a program where the weights are."""
+        """Runs a program on the mesh of the weights, if they are sharded."""
         if self._mesh is None:
             return program(*args, **options)
         with on_mesh(self._mesh, decoding_rules(self._mesh, width=self.config.d_model)):
@@ -224,7 +224,7 @@ class Decoder:
 
 
 def _mesh_of(params: Any) -> Mesh | None:
-    """The mesh over which any of the parameters is split."""
+    """Returns the mesh that any parameter is sharded over, or None if all are replicated."""
     shardings = [x.sharding for x in jax.tree.leaves(params) if isinstance(x, jax.Array)]
     meshes = [
         sharding.mesh
@@ -235,18 +235,18 @@ def _mesh_of(params: Any) -> Mesh | None:
 
 
 def _own_copy(leaf: Any) -> Any:
-    """Of an array that each device has whole, what one device of this process has."""
+    """Returns one local device's copy of a replicated array; other leaves as they are."""
     return leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
 
 
 def _whole(x: jax.Array) -> jax.Array:
-    """The same with all of it on every device."""
+    """Replicates an array on every device."""
     return nn.with_logical_constraint(x, (None,) * x.ndim)
 
 
 @functools.partial(jax.jit, static_argnames='config')
 def _prepare(params: Any, *, config: ModelConfig) -> Any:
-    """Stored parameters as decoding wants them: unrolled, matrices in the compute dtype."""
+    """Converts stored parameters for decoding: layers unrolled, matrices in the compute dtype."""
 
     def cast(path: tuple, leaf: jax.Array) -> jax.Array:
         return leaf.astype(jnp.dtype(config.compute_dtype)) if path[-1].key in MATRICES else leaf
@@ -256,7 +256,7 @@ def _prepare(params: Any, *, config: ModelConfig) -> Any:
 
 
 def _row_keys(key: Key[Array, ''], rows_B: Int[Array, 'B']) -> Key[Array, 'B']:
-    """The randomness of each row: its own, whatever rows stand beside it."""
+    """Returns one key per row, which does not depend on the other rows of the batch."""
     return jax.vmap(functools.partial(jax.random.fold_in, key))(rows_B)
 
 
@@ -272,7 +272,7 @@ def _prefill(
     penalises: bool,
     settings: DecodeSettings,
 ) -> DecodeState:
-    """The state after the prompts, which stand in slots `first_slot_B` … `length - 1`."""
+    """Returns the state after the prompts, which are in slots `first_slot_B` … `length - 1`."""
     B, L = tokens_BL.shape
     model = GPT(settings.model)
     cache = make_cache(settings.model, first_slot_B=first_slot_B, slots=slots)
@@ -298,7 +298,7 @@ def _prefill(
 
 @functools.partial(jax.jit, static_argnames='slots')
 def _grow(state: DecodeState, *, slots: int) -> DecodeState:
-    """The state with a cache of `slots` slots."""
+    """Returns the state with its cache enlarged to `slots` slots."""
     padding = slots - state.text_BS.shape[1]
     return state.replace(
         cache=state.cache.grow(slots), text_BS=jnp.pad(state.text_BS, ((0, 0), (0, padding)))
@@ -316,10 +316,10 @@ def _decode(
     drafts: int,
     settings: DecodeSettings,
 ) -> DecodeState:
-    """Draws `count` tokens a row, fewer if all rows end, into the next slots of `text_BS`.
+    """Draws `count` tokens per row into the next slots of `text_BS`; stops when all rows end.
 
-    A pass of the model takes the token that is drawn next and `drafts` guesses of what follows;
-    the guesses that are right are text too.
+    Each pass of the model takes the next drawn token and `drafts` guesses of the tokens after it.
+    Correct guesses are accepted.
     """
     model = GPT(settings.model)
     end = state.drawn + count
@@ -328,7 +328,7 @@ def _decode(
     keys_B = _row_keys(jax.random.wrap_key_data(key_data), jnp.arange(B))
 
     def draw(state: DecodeState, logits_BCV: jax.Array, seen_BCV: jax.Array | None, first: int):
-        """Tokens `[B, C]`, the first of them number `first` after `state.drawn`."""
+        """Draws tokens `[B, C]`; their random keys are numbered from `state.drawn + first`."""
         C = logits_BCV.shape[1]
         numbers_C = state.drawn + first + jnp.arange(C)
         fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
@@ -383,10 +383,10 @@ def _decode(
 
 
 def _next_power(count: int) -> int:
-    """The least power of two that is at least `count`."""
+    """Returns the smallest power of two >= `count`."""
     return 1 << max(0, count - 1).bit_length()
 
 
 def _rung(length: int, *, least: int, most: int) -> int:
-    """Where `length` stands on the ladder `least`, twice that, … and at the end `most`."""
+    """Returns the smallest power of two >= `length`, clipped to [`least`, `most`]."""
     return min(max(least, _next_power(length)), most)

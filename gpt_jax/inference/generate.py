@@ -1,4 +1,4 @@
-"""Generation of text: prompts in, text out as it appears, cut exactly at stop strings."""
+"""Generation of text from prompts, at once or streamed, cut exactly at stop strings."""
 
 import dataclasses
 import enum
@@ -11,11 +11,11 @@ from gpt_jax.inference.decode import Decoder, DecodeStatistics
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.tokenizer import Tokenizer
 
-Prompt = str | list[int]  # a text, or the ids of one
+Prompt = str | list[int]  # a text, or its ids
 
 
 class Ended(enum.StrEnum):
-    """Why a text ended."""
+    """The reason why a text ended."""
 
     LENGTH = 'length'  # max_new_tokens were drawn
     END_OF_TEXT = 'end_of_text'  # the model drew the end-of-text token
@@ -24,7 +24,7 @@ class Ended(enum.StrEnum):
 
 @dataclasses.dataclass(kw_only=True)
 class Generation:
-    """One generated text; it grows while it is streamed."""
+    """One generated text; it grows during streaming."""
 
     prompt: str
     text: str = ''  # after the prompt
@@ -33,28 +33,28 @@ class Generation:
 
 
 class Generator:
-    """Writes text with a model's parameters (stored layout) and its tokenizer."""
+    """A text generator, made of a model's parameters (stored layout) and its tokenizer."""
 
     def __init__(self, config: ModelConfig, params: Any, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
         vocab_size = tokenizer.vocab_size
-        never = vocab_size  # an id that is not drawn
+        never = vocab_size  # an id that is never drawn
         eot_id = never if tokenizer.eot_id is None else tokenizer.eot_id
         self._decoder = Decoder(config, params, vocab_size=vocab_size, eot_id=eot_id)
 
     @property
     def statistics(self) -> DecodeStatistics:
-        """Of the latest generation, as far as it has come."""
+        """Statistics of the latest generation, updated after each chunk."""
         return self._decoder.statistics
 
     def generate(self, prompts: Sequence[Prompt], sampling: SampleConfig) -> list[Generation]:
-        """`num_samples` texts for each prompt, those of the first prompt first.
+        """Returns `num_samples` texts for each prompt, those of the first prompt first.
 
         Raises:
             UserError: a prompt is longer than the context.
         """
         rows = self._rows(prompts, sampling)
-        # With nothing to look for, one call draws all.
+        # Without stop strings or further end tokens, a single call draws all tokens.
         chunk = sampling.chunk if sampling.stop or self._tokenizer.more_ends else 0
         for _ in self._advance(rows, sampling, chunk=chunk):
             pass
@@ -63,9 +63,9 @@ class Generator:
     def stream(
         self, prompts: Sequence[Prompt], sampling: SampleConfig
     ) -> Iterator[list[tuple[str, Generation]]]:
-        """Yields, chunk after chunk, the new text of each row and the row as it stands.
+        """Yields, after each chunk, the new text of each row and the row's generation so far.
 
-        A piece never ends in half a character, nor in what may be the start of a stop string.
+        A new text never ends inside a character, nor with a possible start of a stop string.
         """
         rows = self._rows(prompts, sampling)
         for pieces in self._advance(rows, sampling, chunk=sampling.chunk):
@@ -81,7 +81,7 @@ class Generator:
     def _advance(
         self, rows: list['_Row'], sampling: SampleConfig, *, chunk: int
     ) -> Iterator[list[str]]:
-        """Draws chunk after chunk into the rows until all have ended; yields the new texts."""
+        """Draws chunks until all rows have ended; yields the new text of each row."""
         encoded = [row.prompt_tokens for row in rows]
         drawn = 0
         for tokens in self._decoder.generate(encoded, sampling, chunk=chunk):
@@ -93,10 +93,10 @@ class Generator:
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The ids that a text begins with: at least one, since the model must have something to see.
+    """Returns the ids of a prompt: at least one, since the model needs an input token.
 
     Raises:
-        UserError: the prompt is empty, and the vocabulary has no token that stands at a start.
+        UserError: the prompt is empty, and the vocabulary has no token to begin a text with.
     """
     begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     ids = begin + tokenizer.encode(prompt)
@@ -104,11 +104,11 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
         return ids
     if tokenizer.eot_id is None:
         raise UserError('this vocabulary has no token to begin with; give a prompt')
-    return [tokenizer.eot_id]  # where a document begins
+    return [tokenizer.eot_id]  # documents begin after this token
 
 
 class _Row:
-    """One text on its way from ids to characters."""
+    """One row of a generation: turns drawn ids into text and finds stop strings."""
 
     def __init__(self, prompt: Prompt, tokenizer: Tokenizer, stop: Sequence[str]):
         is_text = isinstance(prompt, str)
@@ -118,12 +118,12 @@ class _Row:
         special = tokenizer.special_tokens
         self._stop_ids = {special[name] for name in stop if name in special}  # they have no text
         self._decoder = tokenizer.stream()
-        self._decoder.push(self.prompt_tokens)  # so that the text goes on inside a sentence
+        self._decoder.push(self.prompt_tokens)  # so that the text continues the prompt
         self._stop = stop
-        self._held = ''  # decoded, but perhaps the start of a stop string
+        self._held = ''  # decoded, but possibly the start of a stop string
 
     def push(self, tokens: list[int], last: bool) -> str:
-        """Takes drawn ids, returns the text that is certain now. `last`: no more will come."""
+        """Adds drawn ids and returns the text that is now final. `last`: no more ids follow."""
         result = self.generation
         shown = len(result.text)
         for token in tokens:  # one by one, so that the result does not depend on the chunks
@@ -141,7 +141,7 @@ class _Row:
         return result.text[shown:]
 
     def _release(self, ended: Ended | None = None) -> None:
-        """Shows what is certain of the held text; of stop strings the first that is complete."""
+        """Moves final text from the held text to the result; cuts at the first stop string."""
         if ended:
             self._held += self._decoder.flush()
         starts = {stop: self._held.find(stop) for stop in self._stop}
@@ -155,7 +155,7 @@ class _Row:
         self.generation.ended = ended
 
     def _possible_stop(self) -> int:
-        """How many characters at the end of the held text may begin a stop string."""
+        """Returns the number of characters at the end of the held text that may begin one."""
         longest = max((len(stop) for stop in self._stop), default=1) - 1
         for length in range(min(longest, len(self._held)), 0, -1):
             if any(stop.startswith(self._held[-length:]) for stop in self._stop):

@@ -1,4 +1,4 @@
-"""From logits to the next token."""
+"""Sampling of the next token from logits."""
 
 import flax.struct
 import jax
@@ -13,11 +13,11 @@ Scalar = Float[Array, ''] | np.float32
 
 @flax.struct.dataclass
 class SamplingRule:
-    """How a token is drawn. Values are data, so that changing them compiles nothing anew."""
+    """A sampling rule. Values are arrays, so changing them causes no recompilation."""
 
     temperature: Scalar
     top_k: Scalar  # the vocabulary's size: off
-    top_p: Scalar  # infinity: off; sums of probabilities round to 1 too early
+    top_p: Scalar  # infinity: off, because sums of probabilities may round to 1 too early
     min_p: Scalar
     repetition_penalty: Scalar
     greedy: bool = flax.struct.field(pytree_node=False)
@@ -26,7 +26,7 @@ class SamplingRule:
 
 
 def make_rule(config: SampleConfig, *, vocab_size: int) -> SamplingRule:
-    """The rule that a config describes."""
+    """Returns the sampling rule of a config."""
     return SamplingRule(
         temperature=np.float32(config.temperature or 1.0),
         top_k=np.float32(min(config.top_k or vocab_size, vocab_size)),
@@ -42,13 +42,13 @@ def make_rule(config: SampleConfig, *, vocab_size: int) -> SamplingRule:
 def filter_logits(
     logits_BV: Float[Array, 'B V'], seen_BV: Bool[Array, 'B V'] | None, rule: SamplingRule
 ) -> Float[Array, 'B V']:
-    """The logits that are drawn from: penalised, tempered, and -inf where excluded.
+    """Applies penalty, temperature and filters; excluded tokens get the logit -inf.
 
     Repetition penalty: Keskar et al. 2019 (CTRL), https://arxiv.org/abs/1909.05858. Top-p:
     Holtzman et al. 2019, https://arxiv.org/abs/1904.09751. Min-p: Nguyen et al. 2024,
-    https://arxiv.org/abs/2407.01082. Each filter sees the tempered distribution, in the order
-    top-k, top-p (of what top-k left), min-p; the likeliest token always stays. `seen_BV` is read
-    by the penalty only.
+    https://arxiv.org/abs/2407.01082. Filters are applied after the temperature, in the order
+    top-k, top-p (of the tokens that top-k keeps), min-p. The likeliest token is always kept. Only
+    the penalty reads `seen_BV`.
     """
     if rule.penalises:
         penalty = rule.repetition_penalty
@@ -67,10 +67,10 @@ def filter_logits(
 def _keep_likeliest(
     logits_BV: Float[Array, 'B V'], weights_BV: Float[Array, 'B V'], limit: Float[Array, '']
 ) -> Float[Array, 'B V']:
-    """Keeps each logit for which the weights of all greater ones sum to less than `limit`.
+    """Keeps each logit for which the weights of all greater logits sum to less than `limit`.
 
-    Bisects the bits of the least logit that stays: 32 sums over the vocabulary, exact like a sort
-    and about ten times faster.
+    Bisects the bits of the smallest kept logit with 32 sums over the vocabulary: as exact as a
+    sort and about ten times faster.
     """
     bits_BV = jax.lax.bitcast_convert_type(logits_BV, jnp.int32)
     order_BV = bits_BV ^ ((bits_BV >> 31) & 0x7FFFFFFF)  # integers in the order of the floats
@@ -94,7 +94,7 @@ def sample(
     keys_B: Key[Array, 'B'],
     rule: SamplingRule,
 ) -> Int[Array, 'B']:
-    """One token a row. A row's draw depends on its own key and logits only."""
+    """Draws one token per row. The draw depends only on the key and logits of its row."""
     logits_BV = filter_logits(logits_BV, seen_BV, rule)
     if rule.greedy:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)

@@ -2,18 +2,17 @@
 
 Prompt lookup decoding (Saxena 2023, https://github.com/apoorvumang/prompt-lookup-decoding) in the
 scheme of Leviathan et al. 2022, https://arxiv.org/abs/2211.17192: one pass of the model over the
-drafts gives the distributions after each of them. A draft is accepted when it is the very token
-that the row's own randomness draws there. For a proposal without randomness that is rejection
-sampling: token d is accepted with probability p(d), and what replaces it follows p without d. So
-the text is the one that decoding token by token writes, greedy or sampled, however good the
-drafts are.
+drafts gives the distribution after each draft. A draft is accepted if it equals the token that the
+row's key draws at that position. For a deterministic proposal this is rejection sampling: token d
+is accepted with probability p(d), and its replacement is distributed as p without d. So the text
+equals that of decoding token by token, greedy or sampled, whatever the quality of the drafts.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-MATCH = 3  # longest run of tokens that is looked for
+MATCH = 3  # longest match that is looked for, in tokens
 
 
 def propose(
@@ -23,11 +22,11 @@ def propose(
     *,
     count: int,
 ) -> Int[Array, 'B count']:
-    """Guesses of the next tokens: what followed the text's last tokens when they came before.
+    """Guesses the next tokens: copies the tokens after an earlier occurrence of the last tokens.
 
-    A row's text stands in slots `first_slot_B[b]` … `length - 1`. Of the earlier places where its
-    last token stands, the one counts before which most of the MATCH last tokens stand too, and the
-    latest of several; a text that ends there goes on from there again.
+    A row's text is in slots `first_slot_B[b]` … `length - 1`. The occurrence is the earlier place
+    that matches most of the last MATCH tokens; among equals, the latest. If fewer than `count`
+    tokens follow it, they are repeated.
     """
     B, S = text_BS.shape
     last = length - 1
@@ -48,7 +47,7 @@ def propose(
 def end_drafts(
     tokens_BC: Int[Array, 'B C'], ended_B: Bool[Array, 'B'], *, eot_id: int
 ) -> tuple[Int[Array, 'B C'], Bool[Array, 'B C']]:
-    """The tokens with nothing but `eot_id` after a row's end, and which rows ended by each."""
+    """Replaces tokens after a row's end by `eot_id`; also marks where rows have ended."""
     ends_BC = (tokens_BC == eot_id) | ended_B[:, None]
     ended_BC = jax.lax.cummax(ends_BC.astype(jnp.int32), axis=1).astype(bool)
     return jnp.where(ended_BC, eot_id, tokens_BC), ended_BC
@@ -57,10 +56,10 @@ def end_drafts(
 def count_accepted(
     drafts_BC: Int[Array, 'B C'], drawn_BC: Int[Array, 'B C'], ended_BC: Bool[Array, 'B C']
 ) -> Int[Array, '']:
-    """How many drafts all rows accept: rows of a batch advance together.
+    """Returns the number of drafts that all rows accept: rows of a batch advance together.
 
-    `ended_BC[b, i]`: row b had ended before draft i, and takes anything. Once all rows have
-    ended nothing more is accepted.
+    `ended_BC[b, i]`: row b ended before draft i and accepts any token. Once all rows have ended,
+    no draft is accepted.
     """
     agrees_C = ((drafts_BC == drawn_BC) | ended_BC).all(0) & ~ended_BC.all(0)
     return jnp.cumprod(agrees_C.astype(jnp.int32)).sum()

@@ -1,8 +1,8 @@
-"""Optimizers: the table of them, and how one is made of its config and a schedule.
+"""Optimizers: their table, and the function that builds one from its config and a schedule.
 
-An optimizer is a file with a config dataclass and `make(config, schedule)`. Skipping a step is
-keeping the old parameters and the old state, all leaves of it; no optimizer counts steps
-anywhere else, so the schedule advances with the updates that were applied.
+An optimizer is a file with a config dataclass and `make(config, schedule)`. To skip a step, keep
+the old parameters and the whole old state. Optimizers count steps only in their state, so the
+schedule advances once per applied update.
 """
 
 from collections.abc import Callable
@@ -32,13 +32,13 @@ OPTIMIZERS: dict[type, Callable[..., optax.GradientTransformation]] = {
 def make_optimizer(
     config: OptimizerConfig, schedule: ScheduleConfig, *, num_steps: int
 ) -> optax.GradientTransformation:
-    """The optimizer of a run of `num_steps`, for parameters stacked over layers.
+    """Builds the optimizer of a run of `num_steps`, for parameters stacked over layers.
 
     It does not clip: the train step computes the global norm once, for the metrics and for
     `config.clip_norm`.
 
     Raises:
-        UserError: the schedule or the learning rate is impossible.
+        UserError: the schedule or the learning rate is invalid.
     """
     rate = make_schedule(schedule, learning_rate=config.learning_rate, num_steps=num_steps)
     make = next(make for kind, make in OPTIMIZERS.items() if isinstance(config, kind))

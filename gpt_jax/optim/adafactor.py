@@ -1,9 +1,9 @@
-"""Adafactor: a row and a column of second moments a matrix (https://arxiv.org/abs/1804.04235).
+"""Adafactor: one row and one column of second moments per matrix (arxiv.org/abs/1804.04235).
 
-optax factors the two largest axes of a leaf and clips and scales by the RMS of a whole leaf. On
-parameters that are stacked over layers that would mix layers, and it would factor the two axes
-of a head. So everything under `blocks/` is seen as one matrix or vector a layer, and mapped
-over N: each layer is updated as if it stood alone.
+optax factors the two largest axes of a leaf and clips and scales by the RMS of a whole leaf. For
+parameters stacked over layers, that would mix layers and could factor the two axes of a head.
+So every leaf under `blocks/` is reshaped to one matrix or vector per layer, and the optimizer is
+mapped over the layer axis N: each layer is updated independently.
 """
 
 import dataclasses
@@ -19,20 +19,20 @@ from gpt_jax.optim.param_groups import PyTree
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class Adafactor:
-    """With `parameter_scale` the learning rate is relative to the RMS of each parameter."""
+    """Settings of Adafactor; `parameter_scale` makes the rate relative to each parameter's RMS."""
 
     learning_rate: float = positive(0.01)  # peak of the schedule
     decay_exponent: float = finite(0.8)  # second moments decay by 1 - step ** -decay_exponent
     min_factored_size: int = count(128)  # a matrix with a smaller axis keeps all its second moments
     update_clip: float = positive(1.0)  # largest RMS of a parameter's update before the rate
     parameter_scale: bool = True  # scale the update by the RMS of the parameter
-    momentum: float = fraction(0.0)  # decay of the mean of updates; 0: none is kept
+    momentum: float = fraction(0.0)  # decay of the mean of updates; 0: no momentum
     weight_decay: float = finite(0.0)  # times the learning rate; matrices only
     clip_norm: float = finite(1.0)  # largest global gradient norm; 0: no clipping
 
 
 def make(config: Adafactor, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The optimizer; the train step clips."""
+    """Builds the optimizer; the train step clips."""
     direction = optax.chain(
         optax.scale_by_factored_rms(
             decay_rate=config.decay_exponent, min_dim_size_to_factor=config.min_factored_size
@@ -50,18 +50,17 @@ def make(config: Adafactor, schedule: optax.Schedule) -> optax.GradientTransform
 
 
 def labels(params: PyTree) -> PyTree:
-    """'layers' for what is stacked over layers, 'rest' for what is not."""
+    """Labels parameters that are stacked over layers 'layers', all others 'rest'."""
     return param_groups.map_with_path(
         lambda path, _: 'layers' if path.startswith('blocks/') else 'rest', params
     )
 
 
 def per_layer(direction: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`direction` on every layer of a stacked tree by itself, with its heads joined.
+    """Applies `direction` to each layer of a stacked tree separately, with the heads merged.
 
-    `direction` is the chain that `make` builds: its only state with a layer axis is the
-    factored moments, and their step count is one for all layers. A tree without arrays (its
-    layers are frozen) has no state.
+    `direction` is the chain that `make` builds: only its factored moments get a layer axis, and
+    all layers share their step count. A tree without arrays (all layers frozen) has no state.
     """
     moments = optax.FactoredState(count=None, v_row=0, v_col=0, v=0)
     axes = (moments, optax.EmptyState(), optax.EmptyState())
@@ -83,7 +82,7 @@ def per_layer(direction: optax.GradientTransformation) -> optax.GradientTransfor
 
 
 def as_matrices(tree: PyTree) -> PyTree:
-    """The stacked tree with a matrix or a vector a layer: [N, inputs, outputs] or [N, size]."""
+    """Reshapes leaves to one matrix or vector per layer: [N, inputs, outputs] or [N, size]."""
     return param_groups.map_with_path(
         lambda path, leaf: leaf.reshape(param_groups.matrix_shape(path, leaf.shape)), tree
     )

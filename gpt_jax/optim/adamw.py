@@ -11,7 +11,7 @@ from gpt_jax.optim import param_groups
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class AdamW:
-    """Defaults are nanoGPT's for GPT-2 124M."""
+    """Settings of AdamW; the defaults are nanoGPT's for GPT-2 124M."""
 
     learning_rate: float = positive(6e-4)  # peak of the schedule
     beta1: float = fraction(0.9)  # decay of the mean of gradients
@@ -22,7 +22,7 @@ class AdamW:
 
 
 def make(config: AdamW, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The optimizer; the train step clips."""
+    """Builds the optimizer; the train step clips."""
     return optax.adamw(
         schedule,
         b1=config.beta1,

@@ -11,7 +11,7 @@ from gpt_jax.optim import param_groups
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class Lion:
-    """Against AdamW, the paper advises a 3-10 times smaller rate and as much more decay."""
+    """Settings of Lion; the paper advises 1/3 to 1/10 of AdamW's rate, and 3-10 times its decay."""
 
     learning_rate: float = positive(1e-4)  # peak of the schedule; every weight moves by this much
     beta1: float = fraction(0.9)  # weight of the momentum in the update
@@ -21,7 +21,7 @@ class Lion:
 
 
 def make(config: Lion, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The optimizer; the train step clips."""
+    """Builds the optimizer; the train step clips."""
     return optax.lion(
         schedule,
         b1=config.beta1,

@@ -1,9 +1,9 @@
-"""LoRA: adapters of low rank on frozen kernels (Hu et al. 2021, https://arxiv.org/abs/2106.09685).
+"""LoRA: low-rank adapters on frozen kernels (Hu et al. 2021, https://arxiv.org/abs/2106.09685).
 
-A target W `[N, inputs, outputs]` acts as W + alpha / rank * A B with A `[N, inputs, rank]` and
-B `[N, rank, outputs]`. The sum is formed before the model is applied, so the model knows nothing
-of it and every kernel, sharding and layout works as without. B begins at zero: the first loss is
-that of W. Adapters stand at the path of their kernel: `blocks/attention/query/kernel/lora_a`.
+A target W `[N, inputs, outputs]` is replaced by W + alpha / rank * A B. A is `[N, inputs, rank]`, B
+is `[N, rank, outputs]`. The sum is computed before the model is applied, so the model needs no
+change, and every kernel, sharding and layout still works. B starts at zero, so the first loss
+is that of W. Adapters are stored under their kernel: `blocks/attention/query/kernel/lora_a`.
 """
 
 import dataclasses
@@ -24,27 +24,27 @@ Leaves = dict[str, Any]  # by path; arrays or their boxes (`flax.linen.Partition
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class LoraConfig:
-    """Adapters instead of training the weights themselves."""
+    """Settings of LoRA, which trains adapters instead of the weights."""
 
     rank: int = whole(0)  # of the adapters; 0: no adapters, the weights are trained
     alpha: float = positive(16.0)  # adapters are scaled by alpha / rank
-    dropout: float = fraction(0.0)  # of the adapters' input features; one for a micro-batch
+    dropout: float = fraction(0.0)  # of the adapters' input features; one mask per micro-batch
     targets: tuple[str, ...] = ('blocks/attention/(query|value)/kernel',)  # paths, as regexes
 
 
 def can_adapt(path: str) -> bool:
-    """Whether the parameter at `path` is one that adapters are for: a kernel of the blocks."""
+    """Returns whether the parameter at `path` can have an adapter: it is a kernel of the blocks."""
     return group_of(path) is Group.HIDDEN
 
 
 def init_adapters(kernels: Leaves, config: LoraConfig, key: jax.Array) -> Leaves:
-    """Fresh adapters in float32: A of standard deviation 1 / sqrt(inputs), B zero.
+    """Initializes float32 adapters: A normal with standard deviation 1 / sqrt(inputs), B zero.
 
     Args:
-      kernels: the targets in the stored layout. Boxed ones give boxed adapters, so that the
-        dimensions of A and B are sharded as those of the kernel that they come from.
+      kernels: the targets in the stored layout. Boxed kernels get boxed adapters, so that the
+        axes of A and B are sharded like the kernel's axes.
       config: gives the rank.
-      key: each kernel draws from it by its path, whatever the other targets.
+      key: folded with the path of each kernel, so a draw does not depend on the other targets.
     """
     adapters = {}
     for path, kernel in kernels.items():
@@ -65,9 +65,9 @@ def init_adapters(kernels: Leaves, config: LoraConfig, key: jax.Array) -> Leaves
 
 
 def merge(base: Leaves, adapters: Leaves, config: LoraConfig) -> Leaves:
-    """The weights that the model sees: base + alpha / rank * A B, in the dtype of the base.
+    """Returns the weights of the model: base + alpha / rank * A B, in the dtype of the base.
 
-    In the stored layout, with a leading axis of layers, or in the executed one without it.
+    Takes the stored layout, with a leading layer axis, or the executed one without it.
     """
     merged = dict(base)
     for path, kernel in base.items():
@@ -82,10 +82,10 @@ def merge(base: Leaves, adapters: Leaves, config: LoraConfig) -> Leaves:
 
 
 def dropout_masks(adapters: Leaves, config: LoraConfig, key: jax.Array) -> Leaves:
-    """Factors for adapters in the stored layout: 0 or 1 / (1 - dropout) for each input feature.
+    """Draws factors for adapters (stored layout): 0 or 1 / (1 - dropout) per input feature.
 
-    Since A is the first to see the input, zeroing its rows is dropout of the adapter's input with
-    one mask for all tokens.
+    A multiplies the input first, so zeroing its rows is dropout of the adapter's input with the
+    same mask for all tokens.
     """
     masks = {}
     for path, leaf in adapters.items():

@@ -1,10 +1,10 @@
 """Muon for the hidden matrices, AdamW for everything else.
 
 Muon (https://kellerjordan.github.io/posts/muon/) replaces the momentum of a matrix by the
-nearest orthogonal one, so that all its directions move equally far. It is defined for matrices
-that multiply activations: each layer's kernel on its own, all heads of a projection as one
-matrix, the layer axis of the stored parameters as a batch. Embeddings, the output layer, norm
-scales and biases take AdamW at `adamw_ratio` times the learning rate of the same step.
+nearest orthogonal matrix, so that all directions move equally far. It applies to matrices that
+multiply activations. Each layer is updated separately, with the layer axis of the stored
+parameters as a batch axis; all heads of a projection are one matrix. Embeddings, the output
+layer, norm scales and biases use AdamW at `adamw_ratio` times the learning rate of the same step.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from gpt_jax.optim.param_groups import Group, PyTree
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class Muon:
-    """An update has the spectral norm sqrt(max(1, outputs / inputs)) times the rate."""
+    """Settings of Muon; updates have spectral norm rate * sqrt(max(1, outputs / inputs))."""
 
     learning_rate: float = positive(0.02)  # peak of the schedule, for hidden matrices
     momentum: float = fraction(0.95)  # decay of the mean of gradients
@@ -36,7 +36,7 @@ class Muon:
 
 
 def make(config: Muon, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The optimizer; the train step clips."""
+    """Builds the optimizer; the train step clips."""
     hidden = contrib.muon(
         schedule,
         ns_steps=config.newton_schulz_steps,
@@ -60,14 +60,14 @@ def make(config: Muon, schedule: optax.Schedule) -> optax.GradientTransformation
 
 
 def labels(params: PyTree) -> PyTree:
-    """'muon' for hidden matrices, 'adamw' for the rest."""
+    """Labels hidden matrices 'muon', all other parameters 'adamw'."""
     return param_groups.map_with_path(
         lambda path, _: 'muon' if param_groups.group_of(path) is Group.HIDDEN else 'adamw', params
     )
 
 
 def dimension_numbers(hidden: PyTree) -> PyTree:
-    """The axes that make a matrix of each hidden kernel; optax batches over the others."""
+    """Returns the matrix axes of each hidden kernel; optax treats the other axes as a batch."""
     return param_groups.map_with_path(
         lambda path, leaf: contrib.MuonDimensionNumbers(*param_groups.matrix_axes(path, leaf.ndim)),
         hidden,

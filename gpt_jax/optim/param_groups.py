@@ -1,7 +1,7 @@
-"""Which parameters an optimizer treats alike, and which axes make them matrices.
+"""Groups of parameters that optimizers treat alike, and the matrix axes of each parameter.
 
-Groups go by path, never by the number of dimensions: parameters are stored stacked over layers
-(a leading axis N), so a norm scale [N, D] has two dimensions and an embedding looks like a
+Groups are assigned by path, never by the number of dimensions. Parameters are stacked over layers
+(a leading axis N), so a norm scale [N, D] has two dimensions, and an embedding looks like a
 hidden matrix. Paths are joined by slashes: `blocks/attention/query/kernel`.
 """
 
@@ -15,15 +15,15 @@ PyTree = Any
 
 
 class Group(enum.StrEnum):
-    """The kinds of parameters that optimizers tell apart."""
+    """The kinds of parameters that optimizers treat differently."""
 
     HIDDEN = 'hidden'  # the matrices inside the blocks, stacked over layers
     EMBEDDING = 'embedding'  # matrices with a vocabulary or position axis
     VECTOR = 'vector'  # biases and norm scales
-    ADAPTER = 'adapter'  # the two factors of a low-rank change of a hidden matrix (LoRA)
+    ADAPTER = 'adapter'  # the two factors of a low-rank update of a hidden matrix (LoRA)
 
 
-# Last name of a path -> group.
+# Last component of a path -> group.
 GROUPS = {
     'kernel': Group.HIDDEN,
     'table': Group.EMBEDDING,
@@ -33,7 +33,7 @@ GROUPS = {
     'lora_b': Group.ADAPTER,
 }
 
-# Hidden kernel -> how many axes after the layer axis are its input; the rest are its output.
+# Hidden kernel -> number of input axes after the layer axis; the remaining axes are the output.
 # query [N, D, H, K] multiplies D; the attention output [N, H, K, D] multiplies (H, K).
 INPUT_AXES = {
     'attention/query': 1,
@@ -47,7 +47,7 @@ INPUT_AXES = {
 
 
 def group_of(path: str) -> Group:
-    """The group of the parameter at `path`.
+    """Returns the group of the parameter at `path`.
 
     Raises:
         ValueError: the path ends in a name that `GROUPS` does not list, or is a kernel outside
@@ -60,7 +60,7 @@ def group_of(path: str) -> Group:
 
 
 def matrix_axes(path: str, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The (input, output) axes of a stacked hidden kernel; the layer axis 0 is in neither.
+    """Returns the (input, output) axes of a stacked hidden kernel, without the layer axis 0.
 
     Raises:
         ValueError: `INPUT_AXES` does not list the kernel.
@@ -73,9 +73,9 @@ def matrix_axes(path: str, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def matrix_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a stacked parameter with one matrix, or one vector, a layer.
+    """Returns the shape of a stacked parameter with heads merged: one matrix or vector per layer.
 
-    [N, inputs, outputs] for hidden kernels, [N, size] for biases and scales: heads are joined.
+    The shape is [N, inputs, outputs] for hidden kernels and [N, size] for biases and scales.
     """
     if group_of(path) is not Group.HIDDEN:
         return (shape[0], math.prod(shape[1:]))
@@ -88,7 +88,7 @@ def matrix_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def map_with_path(function, tree: PyTree, *rest: PyTree) -> PyTree:
-    """`jax.tree.map` with the slash-joined path of each leaf as the first argument."""
+    """Maps like `jax.tree.map`, with the slash-joined path of each leaf as the first argument."""
     return jax.tree.map_with_path(
         lambda keys, *leaves: function(
             jax.tree_util.keystr(keys, simple=True, separator='/'), *leaves
@@ -99,10 +99,10 @@ def map_with_path(function, tree: PyTree, *rest: PyTree) -> PyTree:
 
 
 def label_tree(params: PyTree) -> PyTree:
-    """The group of every parameter, as a tree of the same structure."""
+    """Returns the group of every parameter, as a tree of the same structure."""
     return map_with_path(lambda path, _: group_of(path), params)
 
 
 def decay_mask(params: PyTree) -> PyTree:
-    """True where weight decay applies: every matrix, as nanoGPT does; no biases or scales."""
+    """Marks parameters with weight decay: every matrix, as in nanoGPT; no biases or scales."""
     return map_with_path(lambda path, _: group_of(path) is not Group.VECTOR, params)

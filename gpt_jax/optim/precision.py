@@ -5,10 +5,10 @@ import optax
 
 
 def in_float32(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """The same optimizer with moments, gradients and updates in float32.
+    """Wraps an optimizer so that moments, gradients and updates are float32.
 
-    `optax.apply_updates` rounds the sum of parameter and update to the parameter's own type.
-    For float32 parameters and gradients this changes nothing.
+    `optax.apply_updates` rounds the sum of parameter and update to the parameter's dtype.
+    Has no effect for float32 parameters and gradients.
     """
 
     def init(params):

@@ -1,8 +1,8 @@
-"""The learning rate of every step: a warm-up, then one of `SCHEDULES`.
+"""Learning-rate schedules: a warm-up, then one of `SCHEDULES`.
 
-The warm-up and the cosine are nanoGPT's `get_lr`: step t of the warm-up has
-peak * (t + 1) / (warmup_steps + 1), so step 0 already learns and step `warmup_steps` is the
-first with the peak.
+The warm-up and the cosine are nanoGPT's `get_lr`. Step t of the warm-up has the learning rate
+peak * (t + 1) / (warmup_steps + 1): step 0 already learns, and step `warmup_steps` is the first
+at the peak.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from gpt_jax.errors import UserError
 
 
 class ScheduleKind(enum.StrEnum):
-    """What follows the warm-up."""
+    """The shape of the schedule after the warm-up."""
 
     CONSTANT = 'constant'
     LINEAR = 'linear'
@@ -28,34 +28,34 @@ class ScheduleKind(enum.StrEnum):
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class ScheduleConfig:
-    """How the learning rate follows the steps; its peak is the optimizer's `learning_rate`."""
+    """Settings of the learning-rate schedule; the peak is the optimizer's `learning_rate`."""
 
     kind: ScheduleKind = ScheduleKind.COSINE
     warmup_steps: int = whole(100)  # steps before the peak
     decay_steps: int = whole(0)  # step at which the decay ends; 0: the run's last step
     final_fraction: float = part(0.1)  # learning rate after the decay, as a fraction of the peak
-    wsd_decay_fraction: float = part(0.2)  # wsd: the part of decay_steps in which the rate falls
+    wsd_decay_fraction: float = part(0.2)  # wsd: fraction of decay_steps in which the rate falls
 
 
 def constant(config: ScheduleConfig, *, peak: float, end: int) -> optax.Schedule:
-    """The peak for ever."""
+    """Stays at the peak."""
     del config, end
     return optax.constant_schedule(peak)
 
 
 def linear(config: ScheduleConfig, *, peak: float, end: int) -> optax.Schedule:
-    """A straight line to the final rate."""
+    """Decays linearly to the final rate."""
     return optax.linear_schedule(peak, peak * config.final_fraction, end - config.warmup_steps)
 
 
 def cosine(config: ScheduleConfig, *, peak: float, end: int) -> optax.Schedule:
-    """Half a cosine to the final rate (https://arxiv.org/abs/1608.03983)."""
+    """Decays along half a cosine to the final rate (https://arxiv.org/abs/1608.03983)."""
     steps = end - config.warmup_steps
     return optax.cosine_decay_schedule(peak, steps, alpha=config.final_fraction)
 
 
 def wsd(config: ScheduleConfig, *, peak: float, end: int) -> optax.Schedule:
-    """The peak, then a straight line to the final rate (https://arxiv.org/abs/2404.06395)."""
+    """Stays at the peak, then decays linearly to the final rate (arxiv.org/abs/2404.06395)."""
     steps = end - config.warmup_steps
     decay_steps = min(steps, max(1, round(end * config.wsd_decay_fraction)))
     return optax.linear_schedule(
@@ -64,13 +64,16 @@ def wsd(config: ScheduleConfig, *, peak: float, end: int) -> optax.Schedule:
 
 
 def inverse_sqrt(config: ScheduleConfig, *, peak: float, end: int) -> optax.Schedule:
-    """The peak times sqrt((W + 1) / (t + 1)) at step t; W: warmup_steps (1706.03762, 5.3)."""
+    """Decays as peak * sqrt((W + 1) / (t + 1)) at step t, with W = warmup_steps.
+
+    See section 5.3 of https://arxiv.org/abs/1706.03762.
+    """
     del end
     timescale = config.warmup_steps + 1
     return lambda count: peak * jnp.sqrt(timescale / (count + timescale))
 
 
-# Each returns the schedule after the warm-up: its count 0 is step `warmup_steps` of the run.
+# Each function returns the schedule after the warm-up; count 0 is step `warmup_steps` of the run.
 SCHEDULES: dict[ScheduleKind, Callable[..., optax.Schedule]] = {
     ScheduleKind.CONSTANT: constant,
     ScheduleKind.LINEAR: linear,
@@ -83,9 +86,9 @@ SCHEDULES: dict[ScheduleKind, Callable[..., optax.Schedule]] = {
 def make_schedule(
     config: ScheduleConfig, *, learning_rate: float, num_steps: int
 ) -> optax.Schedule:
-    """Step -> learning rate, with the peak `learning_rate`, for a run of `num_steps`.
+    """Returns a function from step to learning rate, with peak `learning_rate`.
 
-    A run that is shorter than its warm-up ends in the warm-up.
+    A run of `num_steps` that is shorter than the warm-up ends during the warm-up.
 
     Raises:
         UserError: a value is out of range, or the decay would end before the warm-up does.
@@ -103,10 +106,10 @@ def make_schedule(
 
 
 def check(config: ScheduleConfig) -> None:
-    """Refuses values that make no schedule.
+    """Rejects values that make no valid schedule.
 
     Raises:
-        UserError: naming the key and the fix.
+        UserError: a value is invalid; the message names the key and the fix.
     """
     check_domains(config, 'config.schedule')
     if config.decay_steps and config.decay_steps <= config.warmup_steps:

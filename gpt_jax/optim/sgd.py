@@ -11,17 +11,17 @@ from gpt_jax.optim import param_groups
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class SGD:
-    """As torch.optim.SGD: the decay is added to the gradient, before the momentum."""
+    """Settings of SGD; as in torch.optim.SGD, decay is added to the gradient before momentum."""
 
     learning_rate: float = positive(0.1)  # peak of the schedule
-    momentum: float = fraction(0.9)  # decay of the sum of gradients; 0: none is kept
+    momentum: float = fraction(0.9)  # decay of the sum of gradients; 0: no momentum
     nesterov: bool = False  # look one momentum step ahead
     weight_decay: float = finite(0.0)  # times the parameter, added to the gradient; matrices only
     clip_norm: float = finite(1.0)  # largest global gradient norm; 0: no clipping
 
 
 def make(config: SGD, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The optimizer; the train step clips."""
+    """Builds the optimizer; the train step clips."""
     return optax.chain(
         optax.add_decayed_weights(config.weight_decay, mask=param_groups.decay_mask),
         optax.sgd(

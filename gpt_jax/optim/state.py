@@ -1,7 +1,7 @@
-"""Optimizer states as trees: which of their leaves belong to which parameter.
+"""Correspondence between the leaves of an optimizer state and the parameters.
 
-`optax.tree.map_params` answers this by a dry run without shapes, which neither masked
-optimizers (Muon) nor ones that reshape (Adafactor) survive, so leaves are matched by path.
+`optax.tree.map_params` finds it by a dry run without shapes. That fails for masked optimizers
+(Muon) and for those that reshape (Adafactor), so leaves are matched by path here.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from gpt_jax.optim.param_groups import PyTree, map_with_path
 
 
 def follow_parameters(state: PyTree, params: PyTree, values: PyTree, *, default: Any) -> PyTree:
-    """A tree like `state`: for each moment the leaf of `values` of its parameter.
+    """Returns a tree like `state`, with each moment replaced by its parameter's leaf of `values`.
 
     A moment is a leaf with the shape of a parameter and a path that ends in the parameter's
     path. Every other leaf (step counts, factored moments) becomes `default`.
@@ -18,8 +18,8 @@ def follow_parameters(state: PyTree, params: PyTree, values: PyTree, *, default:
     Args:
         state: the optimizer's state, or its shapes.
         params: the parameters, or their shapes.
-        values: a tree like `params`, of shardings for instance.
-        default: what the other leaves become.
+        values: a tree like `params`, for example of shardings.
+        default: the value of all other leaves.
     """
     known = {}
     map_with_path(

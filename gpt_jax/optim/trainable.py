@@ -1,8 +1,8 @@
-"""Which numbers a run trains: all parameters, those that are not frozen, or LoRA's adapters.
+"""Trainable parameters of a run: all, those that are not frozen, or LoRA's adapters.
 
-A run's parameters are two trees: the trained one, which alone has gradients, optimizer state and
-an average, and the base, which never changes. Together they make the model's parameters. Trees
-hold only what belongs to them: a branch without leaves is absent.
+A run has two trees of parameters. The trained tree has gradients, optimizer state and an average;
+the base never changes. Joined, they are the model's parameters. A branch without leaves is absent
+from a tree.
 """
 
 import dataclasses
@@ -18,30 +18,30 @@ from gpt_jax.optim import lora
 from gpt_jax.optim.lora import LoraConfig
 from gpt_jax.optim.param_groups import PyTree
 
-_ADAPTER_KEY = 1  # folded into the seed's key, which draws the weights
+_ADAPTER_KEY = 1  # folded into the seed's key, because that key itself draws the weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trainable:
-    """How a model's parameters come apart into what is trained and what is not, and together."""
+    """The rule that splits a model's parameters into trained tree and base, and joins them."""
 
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     frozen: tuple[str, ...] = ()  # regexes of the paths of parameters
 
     @property
     def is_all(self) -> bool:
-        """Whether every parameter is trained, and there is no base."""
+        """True if every parameter is trained, so that there is no base."""
         return not self.lora.rank and not self.frozen
 
     def split(self, params: PyTree, key: jax.Array) -> tuple[PyTree, PyTree | None]:
-        """The trained tree and the base (None: there is none) of parameters in the stored layout.
+        """Returns the trained tree and the base, or None without one, in the stored layout.
 
         Args:
-          params: all of the model's; arrays or boxed.
+          params: all parameters of the model; arrays or boxed.
           key: draws the adapters.
 
         Raises:
-            UserError: a pattern names no parameter, or none is left to train.
+            UserError: a pattern matches no parameter, or no parameter is left to train.
         """
         if self.is_all:
             return params, None
@@ -61,24 +61,24 @@ class Trainable:
         return _nest(trained), _nest({path: flat[path] for path in frozen})
 
     def join(self, trained: PyTree, base: PyTree | None) -> PyTree:
-        """The model's parameters, in either layout."""
+        """Returns the model's parameters; takes the stored or the executed layout."""
         if base is None:
             return trained
         flat, rest = flatten_dict(trained, sep='/'), flatten_dict(base, sep='/')
         return _nest(lora.merge(rest, flat, self.lora) if self.lora.rank else rest | flat)
 
     def dropout_masks(self, trained: PyTree, key: jax.Array | None) -> PyTree | None:
-        """Factors for the trained tree (stored layout); None: nothing is dropped."""
+        """Returns factors for the trained tree (stored layout), or None without dropout."""
         if key is None or not self.lora.rank or not self.lora.dropout:
             return None
         return _nest(lora.dropout_masks(flatten_dict(trained, sep='/'), self.lora, key))
 
 
 def match_paths(key: str, patterns: Iterable[str], paths: Iterable[str]) -> list[str]:
-    """The paths that a pattern matches from end to end, in their order.
+    """Returns the paths that any pattern fully matches, in the order of `paths`.
 
     Raises:
-        UserError: a pattern is no regular expression or matches none; the message lists the paths.
+        UserError: a pattern is no regular expression or matches no path; the message lists them.
     """
     paths, chosen = list(paths), set()
     for pattern in patterns:

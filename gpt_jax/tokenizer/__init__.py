@@ -1,4 +1,4 @@
-"""Text to token ids and back: byte, char, sentencepiece and bpe behind one protocol."""
+"""Tokenizers with one protocol: byte, char, sentencepiece and bpe."""
 
 import pathlib
 import shutil
@@ -32,55 +32,55 @@ __all__ = [
 
 
 class Tokenizer(Protocol):
-    """What the rest of gpt_jax may ask of a tokenizer.
+    """The interface of tokenizers.
 
-    Where `lossless`, `decode(encode(text)) == text` for every str that is valid Unicode. A lone
-    surrogate is not: it raises UserError, as does an id outside the vocabulary.
+    If `lossless`, `decode(encode(text)) == text` for every str that is valid Unicode. A lone
+    surrogate, which is not valid, raises UserError; so does an id outside the vocabulary.
     """
 
     kind: TokenizerKind
     vocab_size: int  # all ids, special tokens included
-    eot_id: int | None  # ends a text; None: an imported vocabulary that has no such token
-    more_ends: tuple[int, ...]  # end a generated text too, but no document
-    bos_id: int | None  # begins every text that a model continues; None: nothing does
-    special_tokens: dict[str, int]  # by name; they have no text
+    eot_id: int | None  # ends a text; None: an imported vocabulary without such a token
+    more_ends: tuple[int, ...]  # further ids that end generated text, but not documents
+    bos_id: int | None  # begins documents and prompts; None: no such token
+    special_tokens: dict[str, int]  # name -> id; special tokens have no text
     lossless: bool
-    chat_template: str | None  # what makes text of conversations, in Jinja; no id depends on it
-    named_tokens: Mapping[str, str]  # special tokens by what templates call them: pad_token, …
+    chat_template: str | None  # Jinja template that renders conversations; no id depends on it
+    named_tokens: Mapping[str, str]  # name in templates (pad_token, …) -> special token
 
     def encode(
         self, text: str, *, allow_special: bool = False, continues: bool = False
     ) -> list[int]:
-        """The ids; names of special tokens are plain text unless `allow_special`.
+        """Returns the ids; names of special tokens are plain text unless `allow_special`.
 
-        `continues`: no space is put before the text, by tokenizers that do so with every text.
+        `continues`: puts no space before the text, for tokenizers that otherwise do.
         """
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The ids (uint32) of every text, as `encode` gives them, in parallel."""
+        """Returns the ids (uint32) of every text, equal to those of `encode`, in parallel."""
 
     def decode(self, ids: Any) -> str:
-        """The text; bytes that are not UTF-8 become U+FFFD, special tokens nothing."""
+        """Returns the text; invalid UTF-8 becomes U+FFFD, and special tokens are left out."""
 
     def id_to_bytes(self, token_id: int) -> bytes:
-        """The bytes that an id adds in the middle of a text."""
+        """Returns the bytes that an id adds in the middle of a text."""
 
     def stream(self) -> StreamDecoder:
-        """A decoder of ids that arrive a few at a time, never showing half a character."""
+        """Returns an incremental decoder, which never emits part of a character."""
 
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides an id."""
+        """Returns the SHA-256 of everything that determines the ids."""
 
     def tokenizer_json(self) -> dict[str, Any]:
-        """The tokenizer.json that makes the `tokenizers` library give the same ids."""
+        """Returns a tokenizer.json with which the `tokenizers` library returns the same ids."""
 
     def with_chat(
         self, *, template: str | None, named_tokens: Mapping[str, str] | None = None
     ) -> 'Tokenizer':
-        """The same ids, with another chat template and, if given, other named tokens."""
+        """Returns a copy with another chat template and, if given, other named tokens."""
 
     def save(self, folder: str | pathlib.Path) -> None:
-        """Writes what `load` reads."""
+        """Writes the files that `load` reads."""
 
 
 TOKENIZERS: dict[
@@ -95,10 +95,10 @@ TOKENIZERS: dict[
 
 
 def load(folder: str | pathlib.Path) -> Tokenizer:
-    """Restores a tokenizer that `save` wrote, fingerprint and all.
+    """Loads a tokenizer that `save` wrote and checks its fingerprint.
 
     Raises:
-        UserError: the folder holds no tokenizer, or its files are damaged.
+        UserError: the folder has no tokenizer, or its files are damaged.
     """
     folder = pathlib.Path(folder)
     path = folder / CONFIG_FILE
@@ -113,7 +113,7 @@ def load(folder: str | pathlib.Path) -> Tokenizer:
     if 'eot_id' in stored:
         ends = {'bos_id': stored.get('bos_id'), 'eot_id': stored['eot_id']}
         tokenizer = tokenizer.with_ends(**ends)
-        if tokenizer.fingerprint() != stored.get('fingerprint'):  # it has no end that was added
+        if tokenizer.fingerprint() != stored.get('fingerprint'):  # saved without the added end id
             tokenizer = tokenizer.with_ends(bos_id=None, eot_id=None).with_ends(**ends)
     if tokenizer.fingerprint() != stored.get('fingerprint'):
         raise UserError(
@@ -126,9 +126,9 @@ def load(folder: str | pathlib.Path) -> Tokenizer:
 
 
 def keep(tokenizer: Tokenizer, folder: pathlib.Path) -> None:
-    """Saves a tokenizer under a name that others read as soon as it is there.
+    """Saves a tokenizer atomically, since other processes read the folder once it exists.
 
-    Where it is there already, it stays.
+    Keeps an existing folder.
 
     Raises:
         UserError: it cannot be written.
@@ -152,11 +152,11 @@ def make_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterable[str]]) 
     """Reads the tokenizer at `config.path`, or builds one from the texts of the corpus.
 
     `char` reads every text for its alphabet; `bpe` and `sentencepiece` train on the first
-    `config.train_megabytes`; `byte` reads nothing. The result depends on the texts and the
-    config only.
+    `config.train_megabytes`; `byte` reads nothing. The result depends only on the texts and the
+    config.
 
     Raises:
-        UserError: the path holds no tokenizer of this kind, or the texts cannot give one.
+        UserError: the path has no tokenizer of this kind, or none can be built from the texts.
     """
     if not config.path:
         return TOKENIZERS[config.kind].build(config, texts)
@@ -174,5 +174,5 @@ def make_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterable[str]]) 
 
 
 def _is_saved(folder: pathlib.Path) -> bool:
-    """Whether `save` wrote the folder; transformers has a file of that name too, with no kind."""
+    """Returns whether `save` wrote the folder; transformers' file of that name has no kind."""
     return 'kind' in read_settings(folder)

@@ -1,8 +1,8 @@
-"""What all tokenizers share: every id stands for fixed bytes, so a table decodes.
+"""The base class of tokenizers: every id has fixed bytes, so a table decodes.
 
-A kind adds how text becomes ids (`encode_batch`), what fixes those ids (`content`), the files
-that hold it (`write_files`), and two constructors: `build(config, texts)` makes one from a
-corpus, `read(path)` takes those files or the kind's usual files made elsewhere.
+A subclass defines the encoding (`encode_batch`), the bytes that determine the ids (`content`), its
+files (`write_files`) and two constructors. `build(config, texts)` makes a tokenizer from a corpus.
+`read(path)` reads those files, or the usual files of other programs.
 """
 
 import abc
@@ -29,7 +29,7 @@ _END_OF_TEXT_NAMES = (END_OF_TEXT, '<|end_of_text|>', '</s>', '<eos>', '[EOS]')
 
 
 class TableTokenizer(abc.ABC):
-    """Base of every entry of `TOKENIZERS`; see `gpt_jax.tokenizer.Tokenizer` for the contract."""
+    """The base of every entry of `TOKENIZERS`; `gpt_jax.tokenizer.Tokenizer` is the interface."""
 
     kind: ClassVar[TokenizerKind]
 
@@ -42,10 +42,10 @@ class TableTokenizer(abc.ABC):
         lossless: bool = True,
         leading_spaces: int = 0,
     ):
-        """Takes the bytes of every id; None is an id that the vocabulary skips.
+        """Takes the bytes of every id; None for an unused id.
 
-        Special tokens and skipped ids have no text: their bytes are empty. `leading_spaces` is how
-        many spaces at the very start of a decoded text are the tokenizer's own and not the text's.
+        Special tokens and unused ids have no text: their bytes are empty. Decoding drops up to
+        `leading_spaces` spaces at the start of a text, because they come from the tokenizer.
         """
         self.special_tokens = special_tokens
         self.eot_id: int | None = eot_id
@@ -61,22 +61,22 @@ class TableTokenizer(abc.ABC):
 
     @abc.abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The ids (uint32) of every text, as `encode` gives them, on all cores."""
+        """Returns the ids (uint32) of every text, equal to those of `encode`, on all cores."""
 
     @abc.abstractmethod
     def content(self) -> bytes:
-        """Bytes that are equal exactly where every text has equal ids."""
+        """Returns bytes that are equal if and only if every text has equal ids."""
 
     @abc.abstractmethod
     def write_files(self, folder: pathlib.Path) -> None:
-        """Writes what `read(folder)` of the same kind restores this tokenizer from."""
+        """Writes the files from which `read(folder)` restores this tokenizer."""
 
     def with_ends(self, *, bos_id: int | None, eot_id: int | None) -> Self:
-        """The same ids of text, begun and ended by other tokens, as imported weights expect it.
+        """Returns a copy with other begin and end tokens, as imported weights expect them.
 
         Args:
-          bos_id: what every text begins with; None: nothing.
-          eot_id: what ends a text; None: nothing does, and the id that was added for it is gone.
+          bos_id: the begin-of-text token; None: none.
+          eot_id: the end-of-text token; None: none, and the id that was added for it is removed.
         """
         changed = copy.copy(self)
         changed.__dict__.pop('_fingerprint', None)
@@ -89,7 +89,7 @@ class TableTokenizer(abc.ABC):
         return changed
 
     def with_more_ends(self, ids: Sequence[int]) -> Self:
-        """The same, with tokens beside `eot_id` at which generated text ends."""
+        """Returns a copy with further tokens, besides `eot_id`, that end generated text."""
         changed = copy.copy(self)
         changed.more_ends = tuple(ids)
         return changed
@@ -97,12 +97,12 @@ class TableTokenizer(abc.ABC):
     def with_chat(
         self, *, template: str | None, named_tokens: Mapping[str, str] | None = None
     ) -> Self:
-        """The same ids, with how a conversation becomes text (`tokenizer/chat_template.py`).
+        """Returns a copy with another chat template (see `tokenizer/chat_template.py`).
 
         Args:
-          template: in Jinja; None: the tokenizer has none of its own.
-          named_tokens: special tokens by what templates call them, such as pad_token; None: as
-            they are.
+          template: in Jinja; None: the tokenizer has no template.
+          named_tokens: special tokens by their names in templates, such as pad_token; None:
+            unchanged.
         """
         changed = copy.copy(self)
         changed.chat_template = template
@@ -112,7 +112,7 @@ class TableTokenizer(abc.ABC):
 
     @abc.abstractmethod
     def tokenizer_json(self) -> dict[str, Any]:
-        """The tokenizer.json that makes the `tokenizers` library give the same ids."""
+        """Returns a tokenizer.json with which the `tokenizers` library returns the same ids."""
 
     @property
     def vocab_size(self) -> int:
@@ -120,20 +120,20 @@ class TableTokenizer(abc.ABC):
         return len(self._token_bytes)
 
     def encode_inside(self, text: str) -> np.ndarray:
-        """The ids (uint32) of a text that goes on inside another: nothing is put before it."""
+        """Returns the ids (uint32) of a text that continues another: no prefix is added."""
         return self.encode_batch([text])[0]
 
     def encode(
         self, text: str, *, allow_special: bool = False, continues: bool = False
     ) -> list[int]:
-        """The ids of `text`; with `allow_special`, names of special tokens become their ids.
+        """Returns the ids of `text`; with `allow_special`, names of special tokens become ids.
 
-        Without it such a name is plain text, so that no document can forge the end of a text.
-        With `continues` the text goes on where another one ended, for tokenizers that put a space
-        before every text.
+        Without it, such names are plain text, so that no document can forge the end of a text.
+        With `continues`, the text continues another one: tokenizers that put a space before every
+        text do not.
         """
         names = sorted(self.special_tokens, key=len, reverse=True) if allow_special else []
-        # The group makes split return text, name, text, …, text.
+        # With the group, re.split returns text, name, text, …, text.
         parts = re.split(f'({"|".join(map(re.escape, names))})', text) if names else [text]
         encoded = self.encode_batch(parts[::2])
         if continues:
@@ -146,7 +146,7 @@ class TableTokenizer(abc.ABC):
         return ids
 
     def decode(self, ids: Any) -> str:
-        """The text of `ids`; bytes that are not UTF-8 become U+FFFD, special tokens nothing.
+        """Returns the text of `ids`; invalid UTF-8 becomes U+FFFD, special tokens are left out.
 
         Raises:
             UserError: an id is outside the vocabulary.
@@ -155,7 +155,7 @@ class TableTokenizer(abc.ABC):
         return stream.push(ids) + stream.flush()
 
     def id_to_bytes(self, token_id: int) -> bytes:
-        """The bytes that an id adds in the middle of a text; empty for special tokens.
+        """Returns the bytes that an id adds in the middle of a text; empty for special tokens.
 
         Raises:
             UserError: the id is outside the vocabulary.
@@ -163,15 +163,15 @@ class TableTokenizer(abc.ABC):
         return self._join([token_id])
 
     def stream(self) -> StreamDecoder:
-        """A decoder of ids that arrive a few at a time."""
+        """Returns an incremental decoder of ids."""
         return StreamDecoder(self._join, leading_spaces=self._leading_spaces)
 
     def fingerprint(self) -> str:
-        """SHA-256 of all that decides an id: equal after save and load, and on every machine."""
+        """Returns the SHA-256 of everything that determines the ids; save and load keep it."""
         return self._fingerprint
 
     def save(self, folder: str | pathlib.Path) -> None:
-        """Writes what `gpt_jax.tokenizer.load` reads; `tokenizer_config.json` comes last."""
+        """Writes the files that `gpt_jax.tokenizer.load` reads; `tokenizer_config.json` last."""
         folder = pathlib.Path(folder)
         self.write_files(folder)
         if self.chat_template is not None:
@@ -211,14 +211,14 @@ class TableTokenizer(abc.ABC):
 
 
 def read_settings(folder: pathlib.Path) -> dict[str, Any]:
-    """A folder's tokenizer_config.json, ours or transformers'; {} where there is none."""
+    """Reads a folder's tokenizer_config.json, ours or transformers'; {} if there is none."""
     path = folder / CONFIG_FILE
     stored = files.read_json(path) if path.is_file() else {}
     return stored if isinstance(stored, dict) else {}
 
 
 def with_end_of_text(special_tokens: dict[str, int], size: int) -> tuple[dict[str, int], int]:
-    """The special tokens and the id that ends a text; where none does, id `size` is added."""
+    """Returns the special tokens and the end-of-text id; if there is none, adds id `size`."""
     for name in _END_OF_TEXT_NAMES:
         if name in special_tokens:
             return special_tokens, special_tokens[name]
@@ -226,12 +226,12 @@ def with_end_of_text(special_tokens: dict[str, int], size: int) -> tuple[dict[st
 
 
 def canonical_json(value: Any) -> bytes:
-    """JSON bytes that are equal where the values are."""
+    """Returns JSON bytes that are equal for equal values."""
     return json.dumps(value, sort_keys=True, separators=(',', ':')).encode()
 
 
 def find_file(path: pathlib.Path, names: Sequence[str]) -> pathlib.Path:
-    """`path` itself where it is a file, else the first of `names` in the folder.
+    """Returns `path` if it is a file, else the first of `names` that exists in the folder.
 
     Raises:
         UserError: there is no such file.

@@ -1,7 +1,7 @@
-"""GPT-2's byte-level BPE: tiktoken encodes it, the `tokenizers` library trains it.
+"""GPT-2's byte-level BPE: tiktoken encodes, and the `tokenizers` library trains.
 
-Ids of a trained vocabulary are laid out as GPT-2's: 256 bytes, the merges in order, the end of
-a text last.
+A trained vocabulary has the order of GPT-2's: 256 bytes, the merges in order, and the end-of-text
+token last.
 """
 
 import dataclasses
@@ -28,20 +28,20 @@ from gpt_jax.tokenizer.config import TokenizerConfig, TokenizerKind, check_vocab
 from gpt_jax.tokenizer.tokenizer_json import JsonTokenizer
 from gpt_jax.tokenizer.unicode import check_unicode, take_megabytes
 
-# tiktoken's spelling of GPT-2's splitting rule (tiktoken_ext/openai_public.py, r50k_pat_str):
+# tiktoken's version of GPT-2's splitting rule (tiktoken_ext/openai_public.py, r50k_pat_str):
 # the same pieces, several times faster.
 _SPLIT = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
-# The rule never joins the last blank of a run to what stands before it, so text cut there gives
-# the same ids. Without cuts a million blanks overflow the regex engine's stack.
+# The rule never joins the last blank of a run to the text before it, so text cut there gives the
+# same ids. Without cuts, a million blanks overflow the stack of the regex engine.
 _CUT = re.compile(r'[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000](?=\S)')
 _CHUNK_CHARACTERS = 1 << 17
-_SMALLEST_VOCABULARY = 257  # the bytes and the end of a text
+_SMALLEST_VOCABULARY = 257  # the bytes and the end-of-text token
 # The trainer's time is quadratic in the length of a word.
 _LONG_WORD = re.compile(r'\S{1000}|\s{1000}')
 
 
 class BpeTokenizer(TableTokenizer):
-    """Byte-level BPE with GPT-2's splitting rule, GPT-2's own vocabulary or a trained one."""
+    """A byte-level BPE with GPT-2's splitting rule and GPT-2's or a trained vocabulary."""
 
     kind = TokenizerKind.BPE
 
@@ -56,18 +56,18 @@ class BpeTokenizer(TableTokenizer):
             token_bytes[token_id] = token
         super().__init__(token_bytes, special_tokens=special_tokens, eot_id=eot_id)
         self._vocabulary = vocabulary
-        # Without special tokens tiktoken stops at every character to look for one.
+        # If given no special tokens, tiktoken searches for one at every character.
         self._encoding = tiktoken.Encoding(
             'gpt_jax', pat_str=_SPLIT, mergeable_ranks=ranks, special_tokens=special_tokens
         )
 
     @classmethod
     def build(cls, config: TokenizerConfig, texts: Callable[[], Iterable[str]]) -> Self:
-        """Trains on the start of the corpus; a tiny corpus ends with fewer ids than asked for.
+        """Trains on the start of the corpus; a tiny corpus gives fewer ids than `vocab_size`.
 
         Raises:
-            UserError: the corpus is empty, or vocab_size cannot hold the 256 bytes and the end
-                of a text.
+            UserError: the corpus is empty, or vocab_size is too small for the 256 bytes and the
+                end-of-text token.
         """
         import tokenizers
 
@@ -76,7 +76,7 @@ class BpeTokenizer(TableTokenizer):
         trained.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
         trained.decoder = tokenizers.decoders.ByteLevel()
         trainer = tokenizers.trainers.BpeTrainer(
-            vocab_size=config.vocab_size - 1,  # the end of a text comes on top
+            vocab_size=config.vocab_size - 1,  # the end-of-text token is added later
             initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
@@ -88,7 +88,7 @@ class BpeTokenizer(TableTokenizer):
 
     @classmethod
     def read(cls, path: pathlib.Path) -> TableTokenizer:
-        """Reads GPT-2-style files, or through the `tokenizers` library any other tokenizer.json.
+        """Reads GPT-2-style files, or any other tokenizer.json with the `tokenizers` library.
 
         Raises:
             UserError: a file is missing or cannot be read.
@@ -99,7 +99,7 @@ class BpeTokenizer(TableTokenizer):
         return JsonTokenizer(spec, name=str(path)) if vocabulary is None else cls(vocabulary)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The ids of every text; long texts are spread over the cores too.
+        """Returns the ids of every text; a long text is also spread over several cores.
 
         Raises:
             UserError: a text is not valid Unicode.
@@ -111,11 +111,11 @@ class BpeTokenizer(TableTokenizer):
         return [_join([next(ids) for _ in parts]) for parts in chunks]
 
     def content(self) -> bytes:
-        """The splitting rule and the ids; the order of the merges follows from them."""
+        """Returns the splitting rule and the ids, which determine the order of the merges."""
         return canonical_json([_SPLIT, self._vocabulary.ids])
 
     def tokenizer_json(self) -> dict[str, Any]:
-        """The vocabulary as a tokenizer.json."""
+        """Returns the vocabulary as a tokenizer.json."""
         vocabulary = self._vocabulary
         return dataclasses.replace(vocabulary, special_tokens=self.special_tokens).to_json()
 
@@ -130,7 +130,7 @@ class BpeTokenizer(TableTokenizer):
         num_threads = min(os.cpu_count() or 1, len(chunks))
         if num_threads <= 1:
             return encode(chunks)
-        # A few shares a thread: short texts cost no scheduling, long ones still balance.
+        # Four shares per thread: little scheduling for short texts, and long ones still balance.
         share = -(-len(chunks) // (4 * num_threads))
         shares = [chunks[i : i + share] for i in range(0, len(chunks), share)]
         with ThreadPoolExecutor(num_threads) as pool:
@@ -138,7 +138,7 @@ class BpeTokenizer(TableTokenizer):
 
 
 def _parts(text: str) -> Iterator[str]:
-    """The text to train on, with words that never end cut into shorter ones."""
+    """Yields the text to train on, with very long words cut into shorter ones."""
     start = 0
     for word in _LONG_WORD.finditer(text):
         yield text[start : word.end()]
@@ -147,7 +147,7 @@ def _parts(text: str) -> Iterator[str]:
 
 
 def _cut(text: str) -> list[str]:
-    """Cuts a long text where that changes no id, about every `_CHUNK_CHARACTERS`."""
+    """Cuts a long text about every `_CHUNK_CHARACTERS`, only where the ids stay the same."""
     chunks = []
     start = 0
     while len(text) - start > _CHUNK_CHARACTERS:

@@ -1,9 +1,9 @@
-"""Byte-level BPE as GPT-2 defined it, between its file formats and what tiktoken takes.
+"""Vocabularies of GPT-2's byte-level BPE: converts its file formats for tiktoken.
 
-Files write a token with one printable character a byte ("Ġthe" is b' the'). tiktoken joins
-whichever neighbours make the token of the lowest id, where the files list ordered pairs; the
-two agree when the ids rise with the order of the merges and every token is what its own bytes
-encode to, which `parse_gpt2` checks.
+Files write a token with one printable character per byte ("Ġthe" is b' the'). tiktoken joins the
+neighbours that make the token with the lowest id, while the files list ordered pairs. Both give the
+same ids if ids increase in the order of the merges and the bytes of every token encode to that
+token. `parse_gpt2` checks this.
 """
 
 import dataclasses
@@ -16,29 +16,29 @@ from gpt_jax import files
 from gpt_jax.errors import UserError
 from gpt_jax.tokenizer.base import read_settings
 
-# GPT-2's splitting rule as the tokenizer.json of several families spells it out.
+# GPT-2's splitting rule, as written in the tokenizer.json of several model families.
 _GPT2_SPLIT = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 _PAIR_FILES = {'encoder.json': 'vocab.bpe', 'vocab.json': 'merges.txt'}  # OpenAI's, transformers'
 _SPLIT_AS_GPT2 = ('gpt2', 'roberta', 'bart', 'longformer', 'codegen')  # families of transformers
 TOKENIZER_JSON = 'tokenizer.json'
-_MOST_SKIPPED = 1 << 16  # ids that stand for nothing, beside one for each token
+_MOST_SKIPPED = 1 << 16  # largest number of unused ids, besides one per token
 
 
 @dataclasses.dataclass(frozen=True)
 class BpeVocabulary:
-    """What fixes the ids of a byte-level BPE with GPT-2's splitting rule."""
+    """The vocabulary of a byte-level BPE with GPT-2's splitting rule; it determines the ids."""
 
-    ids: dict[str, int]  # of the ordinary tokens, written one character a byte
-    merges: list[str]  # 'left right', first one first
+    ids: dict[str, int]  # of the ordinary tokens, written with one character per byte
+    merges: list[str]  # 'left right', in order
     special_tokens: dict[str, int]
 
     def ranks(self) -> dict[bytes, int]:
-        """The ids of the ordinary tokens by their bytes."""
+        """Returns the ids of the ordinary tokens by their bytes."""
         byte_of = {character: byte for byte, character in enumerate(byte_characters())}
         return {bytes(byte_of[c] for c in token): i for token, i in self.ids.items()}
 
     def to_json(self) -> dict[str, Any]:
-        """The tokenizer.json that the `tokenizers` and `transformers` libraries read."""
+        """Returns the tokenizer.json that the `tokenizers` and `transformers` libraries read."""
         special = [
             {
                 'id': token_id,
@@ -84,19 +84,19 @@ class BpeVocabulary:
 
 
 def byte_characters() -> list[str]:
-    """The printable character that stands for each of the 256 bytes in GPT-2's files."""
+    """Returns the printable character for each of the 256 bytes in GPT-2's files."""
     printable = [chr(b) if chr(b).isprintable() and b != ord(' ') else '' for b in range(256)]
     others = iter(range(256, 512))
     return [character or chr(next(others)) for character in printable]
 
 
 def read_tokenizer_json(path: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
-    """The tokenizer.json of a folder or file, made up from GPT-2's pair of files if need be.
+    """Reads the tokenizer.json of a folder or file, or converts GPT-2's pair of files to one.
 
     A pair is encoder.json + vocab.bpe (OpenAI's names) or vocab.json + merges.txt.
 
     Returns:
-        The file that was read, for messages, and the contents of the tokenizer.json.
+        The file that was read, for messages, and the content of the tokenizer.json.
 
     Raises:
         UserError: there is no such file, or it cannot be read.
@@ -119,10 +119,10 @@ def read_tokenizer_json(path: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any
 
 
 def check_spec(spec: Any, name: str) -> None:
-    """Checks that the ids of a tokenizer.json are numbers, each of one token, and nearly dense.
+    """Checks that the ids of a tokenizer.json are whole numbers, unique and nearly dense.
 
     Raises:
-        UserError: they are not, or it is no tokenizer.json; `name` is the file to blame.
+        UserError: they are not, or it is no tokenizer.json; the message names the file `name`.
     """
     model = spec.get('model') if isinstance(spec, dict) else None
     if not isinstance(model, dict):
@@ -144,10 +144,11 @@ def check_spec(spec: Any, name: str) -> None:
 
 
 def check_pair(folder: pathlib.Path, kind: Any) -> None:
-    """Refuses vocabulary and merges of a tokenizer or model that splits texts otherwise than GPT-2.
+    """Checks that a pair of files belongs to a tokenizer or model that splits text like GPT-2.
 
     Raises:
-        UserError: naming `kind`, a class of tokenizers or type of models of transformers.
+        UserError: it does not; the message names `kind`, a tokenizer class or model type of
+            transformers.
     """
     if not str(kind).lower().startswith(_SPLIT_AS_GPT2):
         raise UserError(
@@ -158,7 +159,7 @@ def check_pair(folder: pathlib.Path, kind: Any) -> None:
 
 
 def parse_gpt2(spec: Any) -> BpeVocabulary | None:
-    """The vocabulary of a tokenizer.json, or None where it is not GPT-2's kind of BPE."""
+    """Returns the vocabulary of a tokenizer.json, or None if it is not a GPT-2-style BPE."""
     try:
         if not _is_gpt2_style(spec):
             return None

@@ -1,4 +1,4 @@
-"""The simplest vocabulary: the 256 bytes of UTF-8, and one id for the end of a text."""
+"""A byte tokenizer: the 256 byte values of UTF-8, and one end-of-text id."""
 
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +14,7 @@ from gpt_jax.tokenizer.unicode import check_unicode
 
 
 class ByteTokenizer(TableTokenizer):
-    """Id i is byte i; id 256 ends a text."""
+    """A tokenizer whose id i is byte i; id 256 ends a text."""
 
     kind = TokenizerKind.BYTE
 
@@ -25,13 +25,13 @@ class ByteTokenizer(TableTokenizer):
 
     @classmethod
     def build(cls, config: TokenizerConfig, texts: Callable[[], Iterable[str]]) -> Self:
-        """The same tokenizer for every corpus."""
+        """Returns the same tokenizer for every corpus."""
         del config, texts
         return cls()
 
     @classmethod
     def read(cls, path: pathlib.Path) -> Self:
-        """Accepts only a folder that `save` wrote: there is nothing else to read."""
+        """Accepts only a folder that `save` wrote, since the tokenizer has no other files."""
         if read_settings(path).get('kind') != TokenizerKind.BYTE:
             raise UserError(
                 f'{path}: the byte tokenizer has no files; leave the path empty, or say what it '
@@ -40,20 +40,20 @@ class ByteTokenizer(TableTokenizer):
         return cls()
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The UTF-8 bytes of every text; a copy of memory, for which threads are no help."""
+        """Returns the UTF-8 bytes of every text; a memory copy, which threads do not speed up."""
         for text in texts:
             check_unicode(text)
         return [np.frombuffer(text.encode(), np.uint8).astype(np.uint32) for text in texts]
 
     def content(self) -> bytes:
-        """Nothing: there is one byte tokenizer."""
+        """Returns no bytes: all byte tokenizers are equal."""
         return b''
 
     def tokenizer_json(self) -> dict[str, Any]:
-        """A byte-level BPE without merges."""
+        """Returns a byte-level BPE without merges."""
         ids = {character: byte for byte, character in enumerate(byte_characters())}
         vocabulary = BpeVocabulary(ids=ids, merges=[], special_tokens=self.special_tokens)
         return vocabulary.to_json()
 
     def write_files(self, folder: pathlib.Path) -> None:
-        """Writes nothing: the kind says it all."""
+        """Writes nothing: the kind determines the tokenizer."""

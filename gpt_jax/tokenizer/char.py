@@ -1,4 +1,4 @@
-"""One id a character, for small corpora with a small alphabet (nanoGPT's Shakespeare)."""
+"""A tokenizer with one id per character, for small alphabets (nanoGPT's Shakespeare)."""
 
 import json
 import pathlib
@@ -19,7 +19,7 @@ _UNKNOWN = np.uint32(2**32 - 1)
 
 
 class CharTokenizer(TableTokenizer):
-    """Ids number the characters of an alphabet in order of code point; the last id ends a text."""
+    """A tokenizer that numbers an alphabet by code point; the last id ends a text."""
 
     kind = TokenizerKind.CHAR
 
@@ -38,7 +38,7 @@ class CharTokenizer(TableTokenizer):
             eot_id=eot_id,
         )
         code_points = np.array([ord(character) for character in self.characters], np.uint32)
-        # One slot more than the largest code point stands for everything above it.
+        # One extra slot after the largest code point is for all code points above it.
         self._id_of = np.full(int(code_points.max(initial=0)) + 2, _UNKNOWN)
         self._id_of[code_points] = np.arange(eot_id, dtype=np.uint32)
 
@@ -69,7 +69,7 @@ class CharTokenizer(TableTokenizer):
         return cls(stored['characters'])
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The ids of every text: one table look-up, for which threads are no help.
+        """Returns the ids of every text by a table look-up, which threads do not speed up.
 
         Raises:
             UserError: a character is not in the alphabet.
@@ -77,11 +77,11 @@ class CharTokenizer(TableTokenizer):
         return [self._encode(text) for text in texts]
 
     def content(self) -> bytes:
-        """The alphabet."""
+        """Returns the alphabet."""
         return self.characters.encode()
 
     def tokenizer_json(self) -> dict[str, Any]:
-        """A BPE of characters without merges; characters that it lacks vanish there."""
+        """Returns a BPE of characters without merges; it drops characters that it lacks."""
         import tokenizers
         from tokenizers import decoders, models
 

@@ -1,9 +1,9 @@
-"""Conversations as text: a Jinja template says how messages follow each other.
+"""Chat templates: Jinja templates that render the messages of a conversation to text.
 
-Templates are transformers' and run in its sandbox, with the same names; each belongs to a
-tokenizer, which keeps it. What the assistant says is what a model learns; a template marks it with
-`{% generation %} … {% endgeneration %}`, else it is what each of its messages adds to the rendered
-conversation before it.
+Templates are those of transformers, with the same variables and the same kind of sandbox. Each
+belongs to a tokenizer, which stores it. A model learns the assistant's text. A template marks it
+with `{% generation %} … {% endgeneration %}`; without marks, it is the text that each assistant
+message adds to the rendered conversation before it.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from gpt_jax.tokenizer import Tokenizer
 
 ASSISTANT = 'assistant'
-# For any tokenizer: a line with the role, the message, and after an answer the end of the text.
+# For any tokenizer: a line with the role, the message, and the end-of-text token after an answer.
 DEFAULT = """\
 {% for message in messages %}
 <|{{ message['role'] }}|>
@@ -45,13 +45,13 @@ DEFAULT = """\
 <|assistant|>
 {% endif %}
 """
-# Characters of no meaning that stand in rendered text for what has none.
+# Private-use characters: placeholders in rendered text for marks and tokens that have no text.
 _LEARN, _END, _BOS, _EOS = '\ue000\ue001\ue002\ue003'
 _MEANINGLESS = re.compile(f'[{_LEARN}-{_EOS}\ud800-\udfff]')
-# What a conversation is rendered on that is learned: its ids are the same on every day.
+# The date for rendering conversations to learn, so that their ids are the same on every day.
 _LEARNED_ON = datetime.datetime(2024, 7, 26)
-_MOST_OF_DATE = 1000  # characters of a format
-_ENCODING = 2  # counts the ways in which `encode` made ids of the same segments
+_MOST_OF_DATE = 1000  # characters of a date format
+_ENCODING = 2  # version of `encode`: increase it when the same segments get other ids
 _FAILURES = (
     jinja2.TemplateError,
     TypeError,
@@ -67,27 +67,27 @@ Message = Mapping[str, Any]
 
 
 class Segment(NamedTuple):
-    """A part of a rendered conversation; begin and end of text stand in it as marks."""
+    """A part of a rendered conversation; begin and end tokens are placeholders in it."""
 
     text: str
-    learned: bool  # whether the assistant says it
+    learned: bool  # True for text of the assistant
 
 
 @dataclasses.dataclass(frozen=True)
 class ChatTemplate:
-    """A template, compiled when it is first used; see the module."""
+    """A chat template, compiled at first use; see the module."""
 
     source: str = DEFAULT
-    name: str = 'the default chat template'  # what errors call it
-    # Texts of special tokens by the names that templates know them by, such as pad_token.
+    name: str = 'the default chat template'  # in error messages
+    # Special tokens by their names in templates, such as pad_token.
     tokens: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, tokenizer: 'Tokenizer | None', *, path: str | os.PathLike = '') -> Self:
-        """The template in a file, else the tokenizer's own, else the default one.
+        """Returns the template in the file, else the tokenizer's, else the default one.
 
         Raises:
-            UserError: the file cannot be read, or holds none.
+            UserError: the file cannot be read, or has no valid template.
         """
         tokens = tokenizer.named_tokens if tokenizer else {}
         if path:
@@ -103,26 +103,26 @@ class ChatTemplate:
         return cls(tokenizer.chat_template, "the tokenizer's chat template", tokens)
 
     def fingerprint(self) -> str:
-        """SHA-256 of what decides the ids of a conversation, beside the tokenizer."""
+        """Returns the SHA-256 of everything but the tokenizer that determines the ids."""
         decisive = [_ENCODING, self.source, sorted(self.tokens.items())]
         return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
     def prompt(self, messages: Sequence[Message]) -> list[Segment]:
-        """The conversation up to where the assistant's next answer begins.
+        """Renders the conversation up to the start of the assistant's next answer.
 
         Raises:
-            UserError: the messages are none, or the template refuses them.
+            UserError: the messages are invalid, or the template rejects them.
         """
         check_messages(messages)
         today = datetime.datetime.now()
         return _segments(self._render(messages, add_generation_prompt=True, date=today))
 
     def segments(self, messages: Sequence[Message]) -> list[Segment]:
-        """The whole conversation, cut where the assistant begins and ends.
+        """Renders the whole conversation, cut at the start and end of each assistant text.
 
         Raises:
-            UserError: the messages are none, or the template refuses them, or it does not show
-                what the assistant says.
+            UserError: the messages are invalid, the template rejects them, or it does not show
+                which text is the assistant's.
         """
         check_messages(messages)
         whole = self._render(messages)
@@ -141,20 +141,22 @@ class ChatTemplate:
         ]
 
     def _answer(self, messages: Sequence[Message], whole: str) -> tuple[int, int]:
-        """Where the last of `messages` stands in the whole conversation, of which they are the
-        beginning: what it adds to the text before it, which ends where an answer begins.
+        """Returns (begin, end) of the text that the last of `messages` adds to `whole`.
+
+        `whole` is the rendered conversation, and `messages` are its first ones. The added text
+        begins after the rendering of the previous messages with the generation prompt.
         """
         try:
             before = self._render(messages[:-1], add_generation_prompt=True)
         except UserError:
             if len(messages) > 1:
                 raise
-            before = ''  # many templates look at the first message
+            before = ''  # many templates need a first message
         if not before:
             raise self._unclear('does not say where an answer to nothing begins')
         after = self._render(messages)
         if not whole.startswith(after):
-            after = after.removesuffix(_EOS)  # some end a conversation with it, not an answer
+            after = after.removesuffix(_EOS)  # some put it after a conversation, not an answer
         if not (after.startswith(before) and whole.startswith(after)):
             raise self._unclear(
                 'does not render the beginning of a conversation as a beginning of the whole'
@@ -162,7 +164,7 @@ class ChatTemplate:
         return len(before), len(after)
 
     def _check_end(self) -> None:
-        """Refuses a template that asks for an answer behind every conversation."""
+        """Rejects a template that always ends with the beginning of another answer."""
         if 'add_generation_prompt' in self.source:
             return
         chat = [{'role': 'user', 'content': '1'}, {'role': ASSISTANT, 'content': '2'}]
@@ -204,12 +206,12 @@ class ChatTemplate:
 
 
 def encode(segments: Sequence[Segment], tokenizer: 'Tokenizer') -> tuple[np.ndarray, np.ndarray]:
-    """The ids (uint32) and, as `[n, 2]`, begin and end of the runs of them that are learned.
+    """Returns the ids (uint32) and the bounds `[n, 2]` of their learned runs.
 
-    Segments are encoded one by one, so that an answer is learned behind the ids that its prompt
-    has alone; transformers encodes the whole, and where an answer begins inside a token of that
-    (`[assistant] ` before a word) has other ids. Names of special tokens become their ids; of the
-    ends those that are named, else those of any text.
+    Segments are encoded separately, so the ids before an answer are those of its prompt alone.
+    transformers encodes the whole text, so its ids differ if an answer begins inside a token
+    (`[assistant] ` before a word). Names of special tokens become their ids. Begin and end tokens
+    are the named ones (bos_token, eos_token), else those of any text.
     """
     names, ids_of = tokenizer.named_tokens, tokenizer.special_tokens
     ends = {
@@ -233,21 +235,21 @@ def encode(segments: Sequence[Segment], tokenizer: 'Tokenizer') -> tuple[np.ndar
 
 
 def encode_prompt(messages: Sequence[Message], tokenizer: 'Tokenizer') -> list[int]:
-    """The ids of a conversation up to the assistant's next answer, by the tokenizer's template.
+    """Returns the ids of a conversation up to the next answer, by the tokenizer's template.
 
     Raises:
-        UserError: the messages are none, or the template refuses them.
+        UserError: the messages are invalid, or the template rejects them.
     """
     return encode(ChatTemplate.of(tokenizer).prompt(messages), tokenizer)[0].tolist()
 
 
 def to_text(segments: Sequence[Segment]) -> str:
-    """The conversation without marks."""
+    """Returns the text of a conversation, without placeholders."""
     return re.sub(f'[{_BOS}{_EOS}]', '', ''.join(segment.text for segment in segments))
 
 
 def check_messages(messages: Any) -> None:
-    """Raises UserError unless these are messages: objects with the texts `role` and `content`."""
+    """Raises UserError unless `messages` are objects with the strings `role` and `content`."""
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
         raise UserError('messages must be a list of at least one object')
     for number, message in enumerate(messages, start=1):
@@ -260,7 +262,7 @@ def check_messages(messages: Any) -> None:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """All texts in a value of JSON."""
+    """Yields all strings in a JSON value."""
     waiting = [value]
     while waiting:
         value = waiting.pop()
@@ -273,10 +275,10 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def with_template(tokenizer: 'Tokenizer', path: str) -> 'Tokenizer':
-    """The same tokenizer with the template in a file; `path` is '' where there is none.
+    """Returns the tokenizer with the template in the file `path`; '' changes nothing.
 
     Raises:
-        UserError: the file cannot be read, or holds none.
+        UserError: the file cannot be read, or has no valid template.
     """
     if not path:
         return tokenizer
@@ -284,14 +286,14 @@ def with_template(tokenizer: 'Tokenizer', path: str) -> 'Tokenizer':
 
 
 def _segments(marked: str) -> list[Segment]:
-    """Cuts at the marks around what is learned."""
+    """Cuts rendered text at the marks around the learned parts."""
     parts = re.split(f'[{_LEARN}{_END}]', marked)
     return [Segment(part, learned=bool(i % 2)) for i, part in enumerate(parts) if part]
 
 
 class _Compiled(NamedTuple):
     template: jinja2.Template
-    marks: bool  # whether it says itself what is learned
+    marks: bool  # True if the template marks the learned text
 
 
 @functools.lru_cache(maxsize=8)
@@ -307,7 +309,7 @@ def _compile(source: str) -> _Compiled:
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}`: marks what is learned."""
+    """The Jinja block `{% generation %}`, which marks the learned text."""
 
     tags = {'generation'}
 

@@ -1,4 +1,4 @@
-"""Which tokenizer a run uses, and how it is trained when there is none yet."""
+"""The config of the tokenizer, and of its training if there is none yet."""
 
 import dataclasses
 import enum
@@ -17,7 +17,7 @@ class TokenizerKind(enum.StrEnum):
 
 
 class SentencePieceAlgorithm(enum.StrEnum):
-    """How SentencePiece chooses its pieces."""
+    """The training algorithms of SentencePiece."""
 
     UNIGRAM = 'unigram'
     BPE = 'bpe'
@@ -25,7 +25,7 @@ class SentencePieceAlgorithm(enum.StrEnum):
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class TokenizerConfig:
-    kind: TokenizerKind = TokenizerKind.BYTE  # what turns text into ids
+    kind: TokenizerKind = TokenizerKind.BYTE  # the tokenizer, which turns text into ids
     path: str = file_path()  # an existing tokenizer; '' builds one from the corpus
     vocab_size: int = whole(0, high=2**24)  # ids to train (bpe, sentencepiece); not byte and char
     algorithm: SentencePieceAlgorithm = SentencePieceAlgorithm.UNIGRAM  # sentencepiece training
@@ -33,10 +33,10 @@ class TokenizerConfig:
 
 
 def check_vocab_size(config: TokenizerConfig, *, smallest: int) -> None:
-    """Refuses to train fewer than `smallest` ids.
+    """Checks that `config.vocab_size` is at least `smallest`.
 
     Raises:
-        UserError: `config.vocab_size` is smaller, or was not set.
+        UserError: it is smaller, or not set.
     """
     if config.vocab_size < smallest:
         raise UserError(

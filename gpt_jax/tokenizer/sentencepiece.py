@@ -1,10 +1,9 @@
 """SentencePiece models: any `.model` file, or one trained on the corpus.
 
-SentencePiece writes a space as U+2581 and reads that character back as a space. Where a model
-changes nothing else (no normalisation, byte fallback) this module writes the character itself
-as its three bytes, so that every text comes back; such models, Llama 2's and those trained
-here among them, are lossless. Models with normalisation or unknown characters (T5's) are not:
-they encode exactly as the library does.
+SentencePiece writes a space as U+2581 and decodes that character as a space. If a model changes
+nothing else (no normalisation, byte fallback), this module encodes U+2581 itself as its three
+bytes. Such models are lossless, among them Llama 2's and those trained here. Models with
+normalisation or unknown characters (T5's) are not: they encode exactly as the library does.
 """
 
 import io
@@ -29,10 +28,10 @@ from gpt_jax.tokenizer.config import TokenizerConfig, TokenizerKind, check_vocab
 from gpt_jax.tokenizer.sentencepiece_json import to_tokenizer_json
 from gpt_jax.tokenizer.unicode import check_unicode, empty_corpus, take_megabytes
 
-_SMALLEST_VOCABULARY = 259  # the bytes, unknown, the end of a text and one character
+_SMALLEST_VOCABULARY = 259  # the bytes, unknown, end of text and one character
 _FILES = ('tokenizer.model', 'sentencepiece.model', 'spiece.model')
 _SPACE = '\u2581'
-_RESERVED = re.compile('[\n\u2581\u2585]')  # the library drops whole lines that hold the last one
+_RESERVED = re.compile('[\n\u2581\u2585]')  # the library drops lines that contain the last one
 _TRAINING_LINE = 1000  # characters: the library skips lines of more than 4192 bytes
 
 
@@ -42,7 +41,7 @@ class SentencePieceTokenizer(TableTokenizer):
     kind = TokenizerKind.SENTENCEPIECE
 
     def __init__(self, model: bytes, *, name: str):
-        """Takes the bytes of a `.model` file; `name` is what to blame in messages.
+        """Takes the bytes of a `.model` file; `name` is its name in error messages.
 
         Raises:
             UserError: the bytes are not a SentencePiece model.
@@ -62,7 +61,7 @@ class SentencePieceTokenizer(TableTokenizer):
             if normalizer.remove_extra_whitespaces:
                 leading_spaces = sys.maxsize
             self._prefix = ' ' if lossless and normalizer.add_dummy_prefix else ''
-            if self._prefix:  # written here, once a text, so that a text can be encoded in parts
+            if self._prefix:  # added in encode_batch, so that a text can be encoded in parts
                 normalizer.add_dummy_prefix = False
                 proto.DiscardUnknownFields()  # the self-test expects the prefix
             self._processor = sentencepiece.SentencePieceProcessor(
@@ -99,7 +98,8 @@ class SentencePieceTokenizer(TableTokenizer):
         Line ends are never part of a piece: each is one byte token, as in Llama 2.
 
         Raises:
-            UserError: the corpus is empty, or vocab_size does not fit it (says what would).
+            UserError: the corpus is empty, or vocab_size does not fit it; the message says which
+                size does.
         """
         import sentencepiece
 
@@ -134,7 +134,7 @@ class SentencePieceTokenizer(TableTokenizer):
 
     @classmethod
     def read(cls, path: pathlib.Path) -> Self:
-        """Reads a `.model` file, or the one of a folder.
+        """Reads a `.model` file, or the one in a folder.
 
         Raises:
             UserError: the file is missing or is not a SentencePiece model.
@@ -147,7 +147,7 @@ class SentencePieceTokenizer(TableTokenizer):
         return cls(model, name=str(path))
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The ids of every text, on the library's own threads.
+        """Returns the ids of every text, computed on the library's threads.
 
         Raises:
             UserError: a text is not valid Unicode.
@@ -173,15 +173,15 @@ class SentencePieceTokenizer(TableTokenizer):
         return [self._join_parts([next(encoded) for _ in some]) for some in parts]
 
     def content(self) -> bytes:
-        """The model."""
+        """Returns the serialized model."""
         return self._model
 
     def tokenizer_json(self) -> dict[str, Any]:
-        """The model converted; U+2581 in a text is a space there, as in the library itself."""
+        """Converts the model; there, U+2581 in a text is a space, as in the library."""
         return to_tokenizer_json(self._model, special_tokens=self.special_tokens)
 
     def write_files(self, folder: pathlib.Path) -> None:
-        """Writes the model as it was read or trained."""
+        """Writes the model unchanged, as read or trained."""
         with files.atomic_file(folder / _FILES[0]) as file:
             file.write(self._model)
 

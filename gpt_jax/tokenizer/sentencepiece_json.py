@@ -1,8 +1,8 @@
-"""A SentencePiece model as the tokenizer.json of the `tokenizers` library, with the same ids.
+"""Conversion of a SentencePiece model to a tokenizer.json that gives the same ids.
 
-SentencePiece's BPE joins the pair whose piece has the best score, the library's the pair that
-comes first in a list: the pairs that make each piece, by the piece's score, are that list. This is
-how transformers converts such models; its Llama has the same file.
+SentencePiece's BPE joins the pair whose piece has the best score. The `tokenizers` library joins
+the pair that is first in a list. So the list has all pairs that make a piece, sorted by the score
+of the piece. transformers converts such models the same way; its Llama has the same file.
 """
 
 import json
@@ -15,14 +15,14 @@ _SPACE = '\u2581'
 
 
 def to_tokenizer_json(model: bytes, *, special_tokens: dict[str, int]) -> dict[str, Any]:
-    """The tokenizer.json of a serialized SentencePiece model.
+    """Returns the tokenizer.json of a serialized SentencePiece model.
 
     Args:
-      model: the `.model` file.
-      special_tokens: by name, those that are no piece of the model included.
+      model: the content of the `.model` file.
+      special_tokens: name -> id, with those that are no piece of the model.
 
     Raises:
-        UserError: the model does what a tokenizer.json cannot say.
+        UserError: the model has a feature that a tokenizer.json cannot express.
     """
     import tokenizers
     from sentencepiece import sentencepiece_model_pb2
@@ -69,7 +69,7 @@ def to_tokenizer_json(model: bytes, *, special_tokens: dict[str, int]) -> dict[s
 
 
 def _make_model(proto: Any, *, byte_fallback: bool, whole: bool) -> Any:
-    """The library's BPE or unigram model; `whole`: what is split off is a piece as it stands."""
+    """Returns the library's BPE or unigram model; `whole`: split-off text is a single piece."""
     from tokenizers import models
 
     types = proto.SentencePiece.Type
@@ -84,7 +84,7 @@ def _make_model(proto: Any, *, byte_fallback: bool, whole: bool) -> Any:
             byte_fallback=byte_fallback,
             ignore_merges=whole,
         )
-    # Names of bytes and special pieces are no text: their characters, if known, are likelier.
+    # Names of bytes and special pieces are not text: a low score prefers their known characters.
     in_text = (types.NORMAL, types.USER_DEFINED)
     least = min((piece.score for piece in proto.pieces if piece.type == types.NORMAL), default=0)
     scores = [
@@ -95,7 +95,7 @@ def _make_model(proto: Any, *, byte_fallback: bool, whole: bool) -> Any:
 
 
 def _merges(proto: Any, ids: dict[str, int]) -> list[tuple[str, str]]:
-    """Every pair of pieces that makes a third one, best score first."""
+    """Returns every pair of pieces that makes a third piece, best score first."""
     normal = {p.piece: p.score for p in proto.pieces if p.type == proto.SentencePiece.Type.NORMAL}
     pairs = []
     for piece, score in normal.items():

@@ -1,4 +1,4 @@
-"""Decoding ids as they arrive, without ever showing half of a character."""
+"""Incremental decoding of ids, which never emits part of a character."""
 
 import codecs
 from collections.abc import Callable
@@ -6,21 +6,21 @@ from typing import Any
 
 
 class StreamDecoder:
-    """Text of ids pushed a few at a time; what was pushed and flushed equals `decode(all ids)`.
+    """An incremental decoder; the texts of all pushes and the flush join to `decode(all ids)`.
 
-    Bytes that may still become a character are held back until the next push. To decode the
+    Bytes of an incomplete character are held back until the next push. To decode the
     continuation of a prompt, push the prompt first and ignore its text: some SentencePiece
-    models write a space before the first word, which belongs to the beginning only.
+    models put a space before the first word of a text only.
     """
 
     def __init__(self, to_bytes: Callable[[Any], bytes], *, leading_spaces: int = 0):
-        """Decodes what `to_bytes(ids)` gives, less up to `leading_spaces` spaces at the start."""
+        """Decodes `to_bytes(ids)`, without up to `leading_spaces` spaces at the start."""
         self._to_bytes = to_bytes
         self._leading_spaces = leading_spaces
         self._utf8 = codecs.getincrementaldecoder('utf-8')('replace')
 
     def push(self, ids: Any) -> str:
-        """The characters that `ids` (a sequence, an array or one id) complete.
+        """Returns the characters that `ids` (a sequence, an array or one id) complete.
 
         Raises:
             UserError: an id is outside the vocabulary; the stream is unchanged.
@@ -33,5 +33,5 @@ class StreamDecoder:
         return self._utf8.decode(data)
 
     def flush(self) -> str:
-        """The rest: U+FFFD when the ids ended in the middle of a character, else nothing."""
+        """Returns the rest: U+FFFD if the ids ended inside a character, else ''."""
         return self._utf8.decode(b'', final=True)

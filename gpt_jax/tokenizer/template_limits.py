@@ -1,7 +1,8 @@
-"""Jinja's sandbox with limits of time and size: chat templates come with other people's weights.
+"""Jinja's sandbox with limits of time and size, since chat templates come from other people.
 
-The sandbox limits what a template may reach. Here each loop, macro, call, filter and operator looks
-at the clock, and what would make a longer text than `MOST_CHARACTERS` is refused before it is made.
+The sandbox limits what a template can access. Here, each loop, macro, call, filter and operator
+also checks the clock. Operations that would make a text longer than `MOST_CHARACTERS` are rejected
+before they run.
 """
 
 import contextlib
@@ -19,12 +20,12 @@ import jinja2.sandbox
 import jinja2.visitor
 from jinja2 import nodes
 
-MOST_CHARACTERS = 1 << 24  # of one rendering, and of each text in it
-SECONDS = 10.0  # of one rendering
-_MOST_COUNT = 10**6  # number that is an argument, such as a width
-_MOST_BITS = 1 << 12  # of a whole number
+MOST_CHARACTERS = 1 << 24  # per rendering, and per text in it
+SECONDS = 10.0  # per rendering
+_MOST_COUNT = 10**6  # largest number as an argument, for example a width
+_MOST_BITS = 1 << 12  # of an integer
 _TICK, _CONCAT = '_tick', '_concat'
-# Functions that write as many times what one argument holds as another one says.
+# Functions that repeat one argument as often as another one says.
 _MULTIPLYING = re.compile(
     r'(sync_)?(do_)?(replace|join|indent|expandtabs|wordwrap|center|ljust|rjust|zfill|translate)'
 )
@@ -33,7 +34,7 @@ _WIDTH = re.compile(r'\d{5,}')
 
 
 class _Budget(threading.local):
-    """What is left to the rendering of this thread; without end outside of one."""
+    """The remaining time and characters of this thread's rendering; infinite outside of one."""
 
     deadline = math.inf
     characters = math.inf
@@ -44,7 +45,7 @@ _budget = _Budget()
 
 @contextlib.contextmanager
 def limits() -> Iterator[None]:
-    """Limits what is rendered inside, on this thread."""
+    """Limits renderings inside the context, on this thread."""
     _budget.deadline, _budget.characters = time.monotonic() + SECONDS, MOST_CHARACTERS
     try:
         yield
@@ -55,7 +56,7 @@ def limits() -> Iterator[None]:
 class LimitedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
     """The sandbox of templates; see the module."""
 
-    # No operator is computed when a template is compiled.
+    # Intercept all operators, so that none is evaluated when a template is compiled.
     intercepted_binops = frozenset(jinja2.sandbox.SandboxedEnvironment.default_binop_table)
 
     def __init__(self, **options: Any):
@@ -76,13 +77,13 @@ class LimitedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         self.filters[name] = limited
 
     def limit(self, tree: nodes.Template) -> nodes.Template:
-        """A parsed template whose loops, macros and joined texts are limited."""
+        """Adds limits to the loops, macros and concatenations of a parsed template."""
         tree = _Limiter().visit(tree)
         tree.set_environment(self)
         return tree
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """Calls what a template calls."""
+        """Calls a function for a template, with limited arguments and result."""
         if not isinstance(__obj, jinja2.runtime.Macro):
             # The sandbox wraps str.format.
             method = getattr(__obj, '__wrapped__', __obj)
@@ -91,7 +92,7 @@ class LimitedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return _checked(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Computes `left operator right`."""
+        """Computes `left operator right`, unless the result would be too large."""
         if operator == '**' and _bits(left) * abs(right) > _MOST_BITS:
             raise _too_large()
         if operator == '*':
@@ -108,7 +109,7 @@ class LimitedEnvironment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
 
 class _Limiter(jinja2.visitor.NodeTransformer):
-    """Puts a look at the clock into loops and macros, and limits `~`."""
+    """A transformer that makes loops and macros check the clock, and limits `~`."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:
         return self._ticking(node)
@@ -129,7 +130,7 @@ class _Limiter(jinja2.visitor.NodeTransformer):
         return node
 
 
-@jinja2.pass_context  # so that it is not computed when the template is compiled
+@jinja2.pass_context  # so that it is not evaluated when the template is compiled
 def _tick_filter(context: Any, value: None) -> None:
     del context, value
     _tick()
@@ -146,7 +147,7 @@ def _concat(values: list[Any]) -> str:
 
 
 def _write(value: Any) -> Any:
-    """Counts what a template writes."""
+    """Counts the characters that a template writes."""
     if not isinstance(value, str):
         _check_size(value)
         value = str(value)
@@ -189,7 +190,7 @@ def _check_format(text: str, values: Iterable[Any]) -> None:
 
 
 def _check_size(value: Any) -> None:
-    """Raises TemplateError where a value, lists in lists included, is too long a text."""
+    """Raises TemplateError if a value, including nested lists, is too long as text."""
     size, waiting = 0, [value]
     while waiting:
         value = waiting.pop()

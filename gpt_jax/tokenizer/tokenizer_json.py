@@ -1,7 +1,7 @@
-"""Every tokenizer.json that is not GPT-2-style, through the `tokenizers` library.
+"""A tokenizer for every tokenizer.json that is not GPT-2-style, with the `tokenizers` library.
 
-The library encodes. Decoding is a table like everywhere else, taken from the library's own
-decoder one token at a time, so that streaming and `decode` agree; rules that look at several
+The library encodes. Decoding uses a table, as in the other tokenizers, so that streaming and
+`decode` agree. The table is made with the library's decoder, one token at a time. Rules for several
 tokens at once (WordPiece's clean-up of English) are not applied.
 """
 
@@ -25,19 +25,19 @@ _BYTE_TOKEN = re.compile(r'<0x([0-9A-F]{2})>')
 
 
 class JsonTokenizer(TableTokenizer):
-    """A tokenizer.json of any family; kind bpe, whose files it shares."""
+    """A tokenizer.json of any family; its kind is bpe, since it has the same files."""
 
     kind = TokenizerKind.BPE
 
     def __init__(self, spec: dict[str, Any], *, name: str):
-        """Takes the contents of a tokenizer.json; `name` is the file to blame in messages.
+        """Takes the content of a tokenizer.json; `name` is the file in error messages.
 
         Raises:
             UserError: the library cannot read it.
         """
         try:
             self._tokenizer = _load(spec)
-        except Exception as error:  # the library raises Exception itself
+        except Exception as error:  # the library raises bare Exception
             raise UserError(
                 f'{name} is not a tokenizer.json ({_one_line(error)}); restore it'
             ) from error
@@ -47,7 +47,7 @@ class JsonTokenizer(TableTokenizer):
         special_tokens = {token.content: i for i, token in added.items() if token.special}
         ids = self._tokenizer.get_vocab(with_added_tokens=True)
         size = 1 + max(ids.values(), default=-1)
-        self._named = tuple(special_tokens)  # those that the library knows
+        self._named = tuple(special_tokens)  # the special tokens of the library
         special_tokens, eot_id = with_end_of_text(special_tokens, size)
         texts = {token_id: token.content.encode() for token_id, token in added.items()}
         if _is_byte_level(spec):
@@ -57,11 +57,11 @@ class JsonTokenizer(TableTokenizer):
                     continue
                 if byte_of.keys() >= set(token):
                     texts[token_id] = bytes(byte_of[character] for character in token)
-                else:  # the library writes it as it stands
+                else:  # the library writes it unchanged
                     texts[token_id] = token.encode()
             leading_spaces = 0
         else:
-            # Added words are decoded as any other: Gemma's runs of spaces are such.
+            # Added tokens that are not special, such as Gemma's runs of spaces, are decoded too.
             ordinary = {token: i for token, i in ids.items() if token not in special_tokens}
             leading_spaces = self._decode_each(ordinary, texts)
         super().__init__(
@@ -73,18 +73,18 @@ class JsonTokenizer(TableTokenizer):
         )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restores what the library forgets when it is pickled."""
+        """Restores the library's settings, which are lost in pickling."""
         self.__dict__.update(state)
         for name in ('_inside', '_with_special'):
             self.__dict__.pop(name, None)
         self._tokenizer.encode_special_tokens = True
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The ids of every text, on the library's own threads.
+        """Returns the ids of every text, computed on the library's threads.
 
         Raises:
             UserError: a text is not valid Unicode, or has a character that the vocabulary lacks
-                when it has no token for unknown ones either.
+                and the vocabulary has no unknown token.
         """
         return self._encode(self._tokenizer, texts)
 
@@ -94,7 +94,7 @@ class JsonTokenizer(TableTokenizer):
     def encode(
         self, text: str, *, allow_special: bool = False, continues: bool = False
     ) -> list[int]:
-        """As of every tokenizer; what stands around special tokens is the library's to decide."""
+        """Encodes like every tokenizer; the library handles the spaces around special tokens."""
         if not allow_special:
             return super().encode(text, continues=continues)
         ids = []
@@ -104,7 +104,7 @@ class JsonTokenizer(TableTokenizer):
             start = name.start() if name else len(text)
             ids = self.encode_inside(text[:start]).tolist()
             text = text[start:]
-        added = [name for name in self.special_tokens if name not in self._named]  # or none
+        added = [name for name in self.special_tokens if name not in self._named]  # at most one
         for part in re.split(f'({re.escape(added[0])})', text) if added else [text]:
             if part in added:
                 ids.append(self.special_tokens[part])
@@ -114,12 +114,12 @@ class JsonTokenizer(TableTokenizer):
 
     @functools.cached_property
     def _inside(self) -> Any:
-        """The same without a space before every text."""
+        """The library's tokenizer without a space before every text."""
         return _load(_without_prefix(self._spec))
 
     @functools.cached_property
     def _with_special(self) -> Any:
-        """The same that takes special tokens' names as these."""
+        """The library's tokenizer that encodes names of special tokens as their ids."""
         tokenizer = _load(self._spec)
         tokenizer.encode_special_tokens = False
         return tokenizer
@@ -129,16 +129,16 @@ class JsonTokenizer(TableTokenizer):
             check_unicode(text)
         try:
             encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        except Exception as error:  # the library raises Exception itself
+        except Exception as error:  # the library raises bare Exception
             raise UserError(f'{self._name} cannot encode the text: {_one_line(error)}') from error
         return [np.array(encoding.ids, np.uint32) for encoding in encodings]
 
     def content(self) -> bytes:
-        """The tokenizer.json."""
+        """Returns the tokenizer.json as canonical JSON."""
         return canonical_json(self._spec)
 
     def tokenizer_json(self) -> dict[str, Any]:
-        """What was read."""
+        """Returns the tokenizer.json that was read."""
         return self._spec
 
     def write_files(self, folder: pathlib.Path) -> None:
@@ -146,9 +146,9 @@ class JsonTokenizer(TableTokenizer):
         files.write_json(folder / TOKENIZER_JSON, self._spec)
 
     def _decode_each(self, ordinary: dict[str, int], texts: dict[int, bytes]) -> int:
-        """Adds what each token writes after another one; returns the spaces lost at the start."""
+        """Adds the text of each token after another one; returns the leading spaces to remove."""
         alone = dict(zip(ordinary, self._decode([[i] for i in ordinary.values()]), strict=True))
-        # A word to stand before each token: one that writes itself and nothing else.
+        # A token to put before each token: one whose text is exactly its name.
         anchor = next((i for token, i in ordinary.items() if token == alone[token]), None)
         before = [] if anchor is None else [anchor]
         prefix = self._decode([before])[0]
@@ -170,18 +170,18 @@ class JsonTokenizer(TableTokenizer):
 
 
 def _load(spec: dict[str, Any]) -> Any:
-    """The library's tokenizer, which gives whole texts and takes special tokens' names as text."""
+    """Loads the library's tokenizer without truncation; names of special tokens are plain text."""
     import tokenizers
 
     tokenizer = tokenizers.Tokenizer.from_str(json.dumps(spec))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True  # as plain text, the library means
+    tokenizer.encode_special_tokens = True  # in the library, this means as plain text
     return tokenizer
 
 
 def _without_prefix(spec: dict[str, Any]) -> dict[str, Any]:
-    """The specification of a tokenizer that puts no space before a text."""
+    """Returns the tokenizer.json changed so that no space is put before a text."""
     off = {'add_prefix_space': False, 'prepend_scheme': 'never'}
 
     def change(part: Any) -> Any:
@@ -205,7 +205,7 @@ def _is_byte_level(spec: dict[str, Any]) -> bool:
 
 
 def _is_lossless(spec: dict[str, Any]) -> bool:
-    """Whether every text comes back: byte-level BPE over all bytes, and nothing rewrites text."""
+    """Returns whether decoding restores every text: byte-level BPE that rewrites no text."""
     split = spec.get('pre_tokenizer') or {}
     steps = split['pretokenizers'] if split.get('type') == 'Sequence' else [split]
     byte_level = [step for step in steps if step.get('type') == 'ByteLevel']

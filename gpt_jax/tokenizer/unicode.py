@@ -1,4 +1,4 @@
-"""The text that tokenizers take: valid Unicode only, and a bounded sample of it for training."""
+"""Checks of the text for tokenizers: valid Unicode only, and a bounded sample for training."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ from gpt_jax.errors import UserError
 
 
 def check_unicode(text: str) -> None:
-    """Refuses text that no UTF-8 can hold, so that encoding never changes what it is given.
+    """Checks that UTF-8 can encode a text, so that encoding never changes it.
 
     Raises:
         UserError: `text` has a lone surrogate (U+D800 to U+DFFF).
@@ -24,7 +24,7 @@ def check_unicode(text: str) -> None:
 
 
 def take_megabytes(texts: Iterable[str], megabytes: int) -> list[str]:
-    """The first `megabytes` (10^6 UTF-8 bytes) of the texts; the last one may be cut short.
+    """Returns the first `megabytes` (10^6 UTF-8 bytes) of the texts; the last may be truncated.
 
     Raises:
         UserError: there is no text, the limit is not positive, or a text is not valid Unicode.
@@ -48,7 +48,7 @@ def take_megabytes(texts: Iterable[str], megabytes: int) -> list[str]:
 
 
 def empty_corpus() -> UserError:
-    """The error to show when a tokenizer is to be built from no text at all."""
+    """Returns the error for building a tokenizer from a corpus without text."""
     return UserError(
         'config.data.source has no text to build a tokenizer from; name a corpus that is not empty '
         'or an existing tokenizer (config.tokenizer.path)'
