@@ -246,12 +246,6 @@ def eval_batches(
     )
 
 
-def num_eval_batches(shards: Shards, *, seq_len: int, batch_size: int, limit: int = 0) -> int:
-    """Returns the number of batches that `eval_batches` yields."""
-    batches = -(-_num_eval_windows(shards, seq_len) // batch_size)
-    return min(batches, limit) if limit else batches
-
-
 def _num_eval_windows(shards: Shards, seq_len: int) -> int:
     return -(-(shards.num_tokens - 1) // seq_len)
 

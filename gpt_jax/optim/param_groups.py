@@ -98,11 +98,6 @@ def map_with_path(function, tree: PyTree, *rest: PyTree) -> PyTree:
     )
 
 
-def label_tree(params: PyTree) -> PyTree:
-    """Returns the group of every parameter, as a tree of the same structure."""
-    return map_with_path(lambda path, _: group_of(path), params)
-
-
 def decay_mask(params: PyTree) -> PyTree:
     """Marks parameters with weight decay: every matrix, as in nanoGPT; no biases or scales."""
     return map_with_path(lambda path, _: group_of(path) is not Group.VECTOR, params)
