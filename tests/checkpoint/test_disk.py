@@ -11,7 +11,7 @@ import pytest
 
 from gpt_jax.checkpoint import Checkpointer
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 PROGRAM = """
 import os, resource, sys, time

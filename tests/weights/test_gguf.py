@@ -297,7 +297,7 @@ WRONG = {
     'splitting rule': (set_key('tokenizer.ggml.pre', 'tekken'), "pre='tekken'"),
     'no rule': (without('tokenizer.ggml.pre'), 'has no tokenizer.ggml.pre'),
     'end': (set_key('tokenizer.ggml.eos_token_id', 999), 'eos_token_id=999, but 300 tokens'),
-    'types': (set_key('tokenizer.ggml.token_type', [1]), 'not as many token types'),
+    'types': (set_key('tokenizer.ggml.token_type', [1]), 'another number of token types'),
     'added ends': (set_key('tokenizer.ggml.add_eos_token', True), 'add_eos_token=True'),
 }
 
