@@ -53,10 +53,12 @@ def _read_on_threads() -> Callable[[], Any]:
     parts = np.array_split(matrix, threads)
     pool = concurrent.futures.ThreadPoolExecutor(threads)
 
+    vector = np.ones(matrix.shape[1], np.float32)
+
     def read_part(part: np.ndarray) -> None:
-        # BLAS reads several rows at a time, which is 20 % faster than one stream (a maximum, a
-        # sum), and it releases the GIL.
-        np.ones(len(part), np.float32) @ part
+        # The fastest of the ways that were tried (a maximum, a sum, vector @ part), and what a
+        # decoder does with its weights. BLAS releases the GIL.
+        part @ vector
 
     return lambda: list(pool.map(read_part, parts))
 

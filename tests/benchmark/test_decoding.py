@@ -33,16 +33,11 @@ def test_every_byte_is_read_on_all_threads(monkeypatch):
 class Part:
     """A part of a matrix that notes its size when it is read."""
 
-    __array_ufunc__ = None  # has NumPy leave products to this class
-
     def __init__(self, size, read):
         self.size, self.read = size, read
 
-    def __len__(self):
-        return int(self.size) // 1024
-
-    def __rmatmul__(self, vector):
-        assert vector.shape == (len(self),)
+    def __matmul__(self, vector):
+        assert vector.shape == (1024,)
         self.read.append(self.size)
 
 
