@@ -60,9 +60,7 @@ class TrainConfig:
     frozen: tuple[str, ...] = ()  # paths of parameters that are not trained, as regexes
     z_loss: float = finite(0.0)  # weight of log(Z)², which keeps the logits from drifting; 0: off
     max_bad_steps: int = count(10)  # consecutive non-finite steps that end the run
-    step_timeout: float = real(
-        0.0, 0, 1e9
-    )  # seconds without a step after which the process ends; 0: off
+    step_timeout: float = real(0.0, 0, 1e9)  # seconds without a step that end the run; 0: off
     loss_kernel: LossKernel = LossKernel.AUTO  # auto: the backend's fastest
     loss_chunk_bytes: int = whole(0, high=2**40)  # of float32 logits held at once; 0: by backend
     steps_per_call: int = whole(0)  # steps per call of the device; 0: by backend and size

@@ -86,7 +86,8 @@ def read_config(workdir: pathlib.Path, *, key: str = '--workdir') -> RunConfig:
     Raises:
         UserError: the folder is not a run, or its config is damaged.
     """
-    if files.has_unfinished_swap(workdir / REPLACED):
+    # A store has no swaps: nothing is asked there.
+    if not object_store.is_remote(workdir) and files.has_unfinished_swap(workdir / REPLACED):
         with lock(workdir, key=key):  # locking undoes the swap
             pass
     if not (workdir / CONFIG).is_file():

@@ -79,7 +79,7 @@ class Pod:
 
 
 def run_pod(shape: str, *arguments: str) -> str:
-    """What `--local_pod=PxD` prints of a run that ends well, without its interpreters' start."""
+    """Returns the output of `--local_pod=PxD` for a run that ends well, from forked processes."""
     count, devices = local_pod.parse(shape)
     with Pod(count, devices, *arguments) as pod:
         outputs = [(index, pod.output(index)) for index, status in enumerate(pod.wait())]

@@ -56,7 +56,7 @@ class Command:
             file.close()
 
     def output(self) -> str:
-        """What it has printed so far."""
+        """Returns the output so far."""
         for file in self._files:
             file.seek(0)
         return ''.join(file.read() for file in self._files)

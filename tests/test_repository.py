@@ -210,6 +210,20 @@ def is_config_decorator(node: ast.expr) -> bool:
     return {'slots', 'kw_only'} <= options and 'frozen' not in options
 
 
+def test_every_config_field_is_one_line():
+    """`--help` shows the comment at the end of a field's line."""
+    long = []
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if isinstance(node, ast.ClassDef) and any(
+                map(is_config_decorator, node.decorator_list)
+            ):
+                for field in node.body:
+                    if isinstance(field, ast.AnnAssign) and field.lineno != field.end_lineno:
+                        long.append(f'{relative(path)}:{field.lineno}: {field.target.id}')
+    assert not long, long
+
+
 def test_every_config_field_is_read():
     read = {
         node.attr

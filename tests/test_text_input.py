@@ -1,6 +1,7 @@
 """One rule wherever text comes in: UTF-8, no byte-order mark at the start, all else as it is."""
 
 import gzip
+import hashlib
 import io
 import json
 import pathlib
@@ -45,6 +46,14 @@ def corpus(name: str, file: str, *, source: str = '', compress=bytes):
 
 def zst(content: bytes) -> bytes:
     return pytest.importorskip('zstandard').compress(content)
+
+
+def url(folder, content, monkeypatch):
+    (folder / 'web.txt').write_bytes(content)
+    source, sha256 = (folder / 'web.txt').as_uri(), hashlib.sha256(content).hexdigest()
+    return read_corpus(
+        DataConfig(corpus='url', source=source, sha256=sha256, cache_dir=str(folder / 'cache'))
+    )
 
 
 def chat(folder, content, monkeypatch):
@@ -120,6 +129,7 @@ PLACES = {
     'text.zst': (corpus('text', 'a.txt.zst', compress=zst), False),
     'folder': (corpus('text', 'folder/a.txt', source='folder'), False),
     'glob': (corpus('text', 'a.txt', source='*.txt'), False),
+    'url': (url, False),
     'jsonl': (corpus('jsonl', 'a.jsonl'), True),
     'jsonl.gz': (corpus('jsonl', 'a.jsonl.gz', compress=gzip.compress), True),
     'chat': (chat, True),

@@ -8,9 +8,7 @@ from gpt_jax.config_tree import file_path, positive, whole
 @dataclasses.dataclass(slots=True, kw_only=True)
 class DataConfig:
     corpus: str = 'python_stdlib'  # a key of gpt_jax.data.corpora.CORPORA, or 'shards'
-    source: str = (
-        file_path()
-    )  # file, folder, glob, URL or data set name; shards also gs:// and s3://
+    source: str = file_path()  # file, folder, glob, URL, data set; shards also gs:// and s3://
     text_field: str = 'text'  # the field that holds the text (jsonl, parquet, huggingface)
     skip_bad_rows: bool = False  # leave out rows that cannot be read; the manifest lists the first
     chat_template: str = file_path()  # a Jinja file; '' = the tokenizer's own, else a plain one

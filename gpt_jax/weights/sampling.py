@@ -28,11 +28,13 @@ def read_generation_config(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     sampling = {name: values[name] for name in _KNOBS if values.get(name) is not None}
     do_sample = values.get('do_sample')
+    if do_sample is None:
+        return sampling
     if do_sample is True:
         return {'temperature': 1.0, **sampling}
-    if do_sample is None or do_sample is False:
-        return sampling | ({} if do_sample is None else {'temperature': 0.0})
-    return sampling | {'do_sample': do_sample}
+    if do_sample is False:
+        return sampling | {'temperature': 0.0}
+    return sampling | {'do_sample': do_sample}  # of a wrong type: the caller rejects it
 
 
 def to_generation_config(sampling: Mapping[str, Any]) -> dict[str, Any]:
