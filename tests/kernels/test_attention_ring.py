@@ -18,10 +18,10 @@ from gpt_jax.model.attention import attend
 from gpt_jax.model.config import AttentionKernel, Kernels
 from gpt_jax.model.gpt import GPT, init_params
 from gpt_jax.model.layer_stack import layers_per_period, to_executed
+from tests.kernels.closeness import assert_close
 from tests.model_configs import make_config
 
 B, H, K = 4, 4, 8
-TOLERANCE = 1e-5  # of the largest entry, in float32: both accumulate in it, in another order
 AXES = ('data', 'fsdp', 'tensor', 'context')
 RULES = (
     ('batch', ('data', 'fsdp')),
@@ -80,16 +80,6 @@ def value_and_gradients(kernel, arrays, *, segments=False, slopes=False, dropout
     run = jax.jit(jax.value_and_grad(weighted, argnums=(0, 1, 2, 3), has_aux=True))
     (_, out), gradients = run(*arrays, 0.5 ** jnp.arange(H) if slopes else None)
     return jax.tree.leaves((out, *gradients))
-
-
-def assert_close(actual, expected, *, tolerance=TOLERANCE):
-    """Relative to the largest entry; a true gradient of zero has none of its own."""
-    largest = max(float(jnp.abs(b).max()) for b in expected)
-    for a, b in zip(actual, expected, strict=True):
-        assert a.shape == b.shape and a.dtype == b.dtype
-        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
-        scale = max(np.abs(b).max(), 0.1 * largest)
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale)
 
 
 CASES = {
