@@ -57,9 +57,9 @@ from gpt_jax.tokenizer import (
 from gpt_jax.tokenizer.chat_template import Message
 from gpt_jax.train.fit import fit
 from gpt_jax.train.program import make_program
-from gpt_jax.train.session import Session, evaluate_shards
 from gpt_jax.train.startup_report import describe_passes, warn_of_passes
 from gpt_jax.train.state import TrainState
+from gpt_jax.train.trainer import Trainer, evaluate_shards
 from gpt_jax.weights import load_params, open_source
 from gpt_jax.weights.credits import NO_CREDITS
 from gpt_jax.weights.export import check_folder
@@ -440,15 +440,15 @@ class GPT:
 
     def _run(self, folder: pathlib.Path, quiet: bool) -> Evaluation:
         """Trains this model on the shards in `folder`; returns the validation loss."""
-        session = Session(self.config, self.tokenizer, folder)
+        trainer = Trainer(self.config, self.tokenizer, folder)
         first, batch_size = self.steps, self.config.train.batch_size
         # By content, because the path of a text may change between calls.
         tokens = [shard.sha256 for shard in Manifest.read(folder).splits[TRAIN].shards]
         text = hash_of([tokens, self.config.model.max_seq_len, self.config.seed])
         first_batch = -(-self._seen.get(text, 0) // batch_size)
         if not quiet:
-            passes = session.count_passes(first_batch + self.config.train.num_steps - first)
-            print(f'fit: {session.text_tokens:,} tokens to train on, {describe_passes(passes)}')
+            passes = trainer.count_passes(first_batch + self.config.train.num_steps - first)
+            print(f'fit: {trainer.text_tokens:,} tokens to train on, {describe_passes(passes)}')
             warn_of_passes(passes, keys=['steps', 'batch_size'])
 
         def keep(state: TrainState) -> None:
@@ -457,7 +457,7 @@ class GPT:
             self._seen[text] = (first_batch + self.steps - first) * batch_size
 
         return fit(
-            session,
+            trainer,
             params=self._params,
             step=first,
             first_batch=first_batch,

@@ -74,6 +74,7 @@ class EvalConfig:
     """Evaluation on validation windows during training, and by `--mode evaluate`."""
 
     every: int = whole(200)  # steps between evaluations; 0: only at the end
+    at_end: bool = True  # also evaluate after the last step
     batch_size: int = whole(0)  # windows per batch; 0: train.batch_size
     batches: int = whole(20)  # validation batches used during training; 0: the whole split
     tasks: tuple[str, ...] = ()  # tasks during training: blimp, lambada, … (evaluate/tasks.py)

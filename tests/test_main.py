@@ -16,7 +16,7 @@ from gpt_jax.config_tree import flatten, to_json
 from gpt_jax.errors import UserError
 from gpt_jax.main import main
 from gpt_jax.telemetry import streams
-from gpt_jax.train import session
+from gpt_jax.train import trainer
 from tests.command_line import ROOT, TINY, Command, fingerprints, rows, run_anew
 from tests.tiny_config import TEXT
 
@@ -458,7 +458,7 @@ def test_a_validation_split_that_is_too_short_is_refused_at_the_start(
     def refuse(*_, **__):
         raise UserError('val has 1 tokens')
 
-    monkeypatch.setattr(session, 'eval_batches', refuse)
+    monkeypatch.setattr(trainer, 'eval_batches', refuse)
     arguments = [f'--config={TINY}', f'--workdir={tmp_path / "run"}']
     assert main([*arguments, '--config.train.num_steps=2']) == 2
     captured = capsys.readouterr()

@@ -11,6 +11,7 @@ class SampleConfig:
     """Settings of sampling, in `--mode generate` and for the samples during training."""
 
     every: int = whole(0)  # steps between samples during training; 0: only at the end
+    at_end: bool = True  # also draw samples after the last step
     prompt: str = ''  # the beginning of the text; '': the end-of-text token
     max_new_tokens: int = count(200)  # tokens after the prompt
     num_samples: int = whole(1, low=1, high=10_000)  # texts for each prompt

@@ -27,8 +27,8 @@ from gpt_jax.parallel import peers, runtime
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.telemetry.report import format_table
 from gpt_jax.train.program import Program, make_program
-from gpt_jax.train.session import Session
 from gpt_jax.train.startup_report import summarize
+from gpt_jax.train.trainer import Trainer
 
 KERNELS_KEPT = 50  # kernels of a profile in the JSON, the longest ones
 
@@ -173,8 +173,8 @@ def _open(
         tokenizer = make_run_tokenizer(folder, config.tokenizer)
         config = finalize(config, vocab_size=tokenizer.vocab_size)
         start_up.mark('data')
-        session = Session(config, tokenizer, folder)
-        program, batches = session.program, session.batches(0)
+        trainer = Trainer(config, tokenizer, folder)
+        program, batches = trainer.program, trainer.pipeline.batches(0)
     else:
         vocab_size = known_vocab_size(config)
         config = finalize(config, vocab_size=vocab_size)

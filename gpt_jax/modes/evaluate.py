@@ -31,7 +31,7 @@ from gpt_jax.pretrained import keep_tokenizer
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.telemetry.report import format_columns, format_table
 from gpt_jax.train.program import Program, make_program
-from gpt_jax.train.session import evaluate_shards, make_scorer
+from gpt_jax.train.trainer import evaluate_shards, make_scorer
 
 RESULTS = 'evaluations'  # folder in the workdir, with a folder per checkpoint
 

@@ -1,17 +1,15 @@
 """Train in a workdir (the default mode): prepares missing data, resumes, evaluates, saves."""
 
 import contextlib
-import math
 import pathlib
 import signal
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import optax
 from absl import flags as absl_flags
 
-from gpt_jax import files, object_store
+from gpt_jax import object_store
 from gpt_jax import run as runs
 from gpt_jax.checkpoint import Checkpointer
 from gpt_jax.config import RunConfig, finalize
@@ -26,13 +24,14 @@ from gpt_jax.parallel import peers, probe, runtime
 from gpt_jax.telemetry.metrics import MetricsWriter, last_row
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.telemetry.report import format_table
-from gpt_jax.train import loop
+from gpt_jax.train.evaluators import is_due
 from gpt_jax.train.host_memory import check_host_memory
 from gpt_jax.train.memory import explain_out_of_memory
-from gpt_jax.train.session import Session
+from gpt_jax.train.run_folder import RunFolder, state_items
 from gpt_jax.train.startup_report import describe_passes, summarize, warn_of_passes
 from gpt_jax.train.state import TrainState
 from gpt_jax.train.stop_signal import StopAgreement, StopSignal
+from gpt_jax.train.trainer import Outcome, Trainer
 from gpt_jax.train.watchdog import Watchdog
 
 UNFINISHED = 75  # exit status EX_TEMPFAIL: saved, run me again
@@ -86,21 +85,21 @@ def run(
         runs.check_data(folder, tokenizer, config.data)
         if peers.num_processes() > 1:
             probe.check_shared_folder(workdir)
-        session = Session(final, tokenizer, folder)
-        session.check_texts()
+        trainer = Trainer(final, tokenizer, folder)
+        trainer.check_texts()
         this_run = runs.Run(workdir, final, tokenizer, draft=config)
         with (
             Checkpointer(this_run.checkpoints, final.checkpoint) as checkpointer,
             StopSignal() as signals,
-            explain_out_of_memory(session.program, final),
+            explain_out_of_memory(trainer.program, final),
         ):
-            stop = StopAgreement(signals, session.program.mesh)
+            stop = StopAgreement(signals, trainer.program.mesh)
             if flags.fresh:
                 checkpointer.clear()
             if flags.resume_step is not None:
                 checkpointer.discard_after(flags.resume_step)
-            outcome = _train(session, this_run, checkpointer, stop, overrides)
-    if outcome is loop.Outcome.COMPLETE:
+            outcome = _train(trainer, this_run, checkpointer, stop, overrides)
+    if outcome is Outcome.COMPLETE:
         return 0
     if flags.fresh:
         print('leave --fresh out then: it would begin anew')
@@ -110,18 +109,18 @@ def run(
 
 
 def _train(
-    session: Session,
+    trainer: Trainer,
     this_run: runs.Run,
     checkpointer: Checkpointer,
     stop: StopAgreement,
     overrides: dict[str, Any],
-) -> loop.Outcome:
+) -> Outcome:
     """Restores the state, prints the summary of the run, and runs the loop."""
-    config, workdir = session.config, this_run.workdir
+    config, workdir = trainer.config, this_run.workdir
     meta = {
         'config': to_json(config),
-        'data': session.pipeline.identity,
-        'tokenizer': session.tokenizer.fingerprint(),
+        'data': trainer.pipeline.identity,
+        'tokenizer': trainer.tokenizer.fingerprint(),
     }
     saved = checkpointer.meta()
     if saved is not None:
@@ -131,59 +130,40 @@ def _train(
                 f'another --workdir with --config.train.init_from={workdir}'
             )
         _check_resumable(saved, meta, workdir)
-    passes = session.count_passes(config.train.num_steps)
-    text = f'{session.text_tokens:,} tokens to train on, {describe_passes(passes)}'
+    passes = trainer.count_passes(config.train.num_steps)
+    text = f'{trainer.text_tokens:,} tokens to train on, {describe_passes(passes)}'
     print(
-        format_table(str(workdir), summarize(session.program, config) | {'text': text}), flush=True
+        format_table(str(workdir), summarize(trainer.program, config) | {'text': text}), flush=True
     )
     keys = [f'config.{_length_key(config)}']
     if keys == ['config.train.num_steps']:  # else the number of steps follows from the batch size
         keys.append('config.train.batch_size')
     warn_of_passes(passes, keys=keys)
     _warn_of_warmup(config)
-    restored = checkpointer.restore(_items(session.program.abstract_state))
+    restored = checkpointer.restore(state_items(trainer.program.abstract_state))
     start = 0 if restored is None else restored.step
     # If the run stopped before the evaluation of this step was done, do it now.
     evaluate_first = (
         bool(config.train.init_from)
         if restored is None
         else saved.get('eval_loss') is None
-        and (start == config.train.num_steps or loop.due(config.eval.every, start))
+        and (
+            is_due(config.eval.every, start)
+            or (start == config.train.num_steps and config.eval.at_end)
+        )
     )
     if start > config.train.num_steps or (start == config.train.num_steps and not evaluate_first):
         print(
             f'{workdir} is complete: {start} steps. To see it write: --mode generate; to go on: '
             f'--config.{_length_key(config)}=N; to start over: --fresh'
         )
-        return loop.Outcome.COMPLETE
+        return Outcome.COMPLETE
     if restored is not None:
-        state = TrainState(**restored.items)
+        trainer.state = TrainState(**restored.items)
         meta |= {key: saved.get(key) for key in ('init_from', 'credits')}
         print(f'resuming at step {start}', flush=True)
     else:
-        state, meta['init_from'], meta['credits'] = _begin(session)
-
-    def way_back() -> str:
-        steps = ', '.join(map(str, checkpointer.steps()))
-        if not steps:
-            return ''
-        return (
-            f'. The same command resumes at the last checkpoint, --resume_step=N at an older one '
-            f'(there are {steps})'
-        )
-
-    def keep_sample(step: int, text: str) -> None:
-        if peers.is_primary():
-            files.write_text(workdir / 'samples' / f'{step}.txt', text + '\n')
-
-    norm = jax.jit(optax.tree.norm)
-
-    def save(state: TrainState, step: int, eval_loss: float | None) -> None:
-        if not math.isfinite(float(norm(state.params))):
-            raise UserError(
-                f'the weights after step {step} are not finite, so they are not saved{way_back()}'
-            )
-        checkpointer.save(step, _items(state), meta | {'eval_loss': eval_loss}, eval_loss=eval_loss)
+        meta['init_from'], meta['credits'] = _begin(trainer)
 
     if restored is not None:
         _warn_of_lost_rows(config, saved['config'], workdir, start)
@@ -205,36 +185,19 @@ def _train(
             )
         )
         watchdog = stack.enter_context(Watchdog(config.train.step_timeout))
-        hooks = loop.Hooks(
-            evaluate=session.evaluate,
-            measure=session.measure if config.eval.tasks else None,
-            sample=session.sample,
-            save=save,
-            set_loss=checkpointer.set_loss,
-            keep_sample=keep_sample,
-            way_back=way_back,
-            write=writer.write,
-            flush=writer.flush,
-            stop=stop.requested,
-            alive=watchdog.beat,
-            pause=watchdog.patient,
-            throughput=session.throughput,
-        )
+        run_folder = RunFolder(workdir, checkpointer, writer, meta=meta)
         runs.save_run(this_run, overrides=overrides, origin=meta['init_from'])
-        best = checkpointer.best_step()
-        _, outcome = loop.run(
-            session.program,
-            config,
-            state=state,
-            batches=session.batches(start),
-            hooks=hooks,
+        outcome = trainer.train(
+            first_batch=start,
             progress=progress,
-            best_loss=math.inf if best is None else checkpointer.meta(best)['eval_loss'],
+            folder=run_folder,
+            watchdog=watchdog,
+            stop=stop.requested,
             evaluate_first=evaluate_first,
         )
         with watchdog.patient():
             checkpointer.wait()
-    if outcome is loop.Outcome.COMPLETE:
+    if outcome is Outcome.COMPLETE:
         print(f'complete: {config.train.num_steps} steps in {workdir}')
     else:
         print(f'saved in {workdir}; the same command goes on from there')
@@ -286,15 +249,16 @@ def _check_length(config: RunConfig, overrides: Mapping[str, Any]) -> None:
         )
 
 
-def _begin(session: Session) -> tuple[TrainState, dict[str, Any] | None, dict[str, Any] | None]:
+def _begin(trainer: Trainer) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """Returns the state of step 0; for weights of another run, also their origin and credits."""
-    folder = session.config.train.init_from
+    folder = trainer.config.train.init_from
     if not folder:
-        return session.init(), None, None
+        trainer.init()
+        return None, None
     path = object_store.to_path(folder, key='config.train.init_from')
-    source = runs.Run(path, runs.read_config(path), session.tokenizer)
+    source = runs.Run(path, runs.read_config(path), trainer.tokenizer)
     # Restore in the saved dtype, then cast to this run's config.model.param_dtype.
-    ours, theirs = session.program.abstract_params, source.config.model.param_dtype
+    ours, theirs = trainer.program.abstract_params, source.config.model.param_dtype
     saved = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, theirs, sharding=leaf.sharding), ours
     )
@@ -303,12 +267,8 @@ def _begin(session: Session) -> tuple[TrainState, dict[str, Any] | None, dict[st
     print(f'beginning with the weights of {folder}, step {step}', flush=True)
     origin = {'workdir': folder, 'step': step, 'weights': runs.weights_hash(source, step)}
     credits = runs.read_credits(source, step).of_derived()
-    return session.begin(params), origin, to_json(credits)
-
-
-def _items(state: TrainState) -> dict[str, Any]:
-    """Returns the state by name, so that the weights can be read without the optimizer state."""
-    return {name: getattr(state, name) for name in state.__dataclass_fields__}
+    trainer.begin(params)
+    return origin, to_json(credits)
 
 
 def _check_resumable(saved: dict[str, Any], meta: dict[str, Any], workdir: pathlib.Path) -> None:

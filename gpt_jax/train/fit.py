@@ -1,7 +1,6 @@
-"""A training loop for interactive Python that keeps the last step's state however it ends."""
+"""Training from Python's prompt: whatever ends it, the state after the last step is kept."""
 
 import contextlib
-import dataclasses
 import signal
 import threading
 import types
@@ -13,15 +12,17 @@ import numpy as np
 
 from gpt_jax.evaluate import Evaluation
 from gpt_jax.telemetry.progress import Progress
-from gpt_jax.train import loop
+from gpt_jax.train.evaluators import Evaluator, Report
 from gpt_jax.train.memory import explain_out_of_memory
-from gpt_jax.train.session import Session
+from gpt_jax.train.run_folder import Nowhere
 from gpt_jax.train.state import TrainState
 from gpt_jax.train.stop_signal import StopSignal
+from gpt_jax.train.trainer import Trainer
+from gpt_jax.train.watchdog import Watchdog
 
 
 def fit(
-    session: Session,
+    trainer: Trainer,
     *,
     params: Any,
     step: int,
@@ -29,83 +30,67 @@ def fit(
     keep: Callable[[TrainState], None],
     quiet: bool,
 ) -> Evaluation:
-    """Trains to the session's last step with a new optimizer; returns the final evaluation.
+    """Trains to the config's last step with a new optimizer; returns the final evaluation.
 
     Args:
-      session: the data and the program.
-      params: the initial weights, which are copied; None: random weights.
-      step: number of steps that these weights were trained for.
-      first_batch: index of the first batch to read.
-      keep: called with the state after the last finished step, also when an error ends the loop.
+      trainer: its data and its program; its evaluators are replaced by the validation loss.
+      params: the initial weights, copied; None: random ones.
+      step: number of steps that these weights have taken.
+      first_batch: position in the data at which to start.
+      keep: takes the state after the last step that finished, also if an error ends the loop.
       quiet: show no progress.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C was pressed: raised after the current step, or at once if
-            pressed twice.
+        KeyboardInterrupt: Ctrl-C was pressed, after the step under way; pressed twice, at once.
     """
     results: dict[str, Evaluation] = {}
-    last: list[TrainState] = []
 
-    def evaluate(state: TrainState) -> dict[str, Evaluation]:
-        results.update(session.evaluate(state))
-        return results
+    def evaluate(trainer: Trainer, state: TrainState) -> Report:
+        results.update(trainer.evaluate(state))
+        return Report(lines=[f'eval loss {results["eval"].describe()}'])
 
-    def remember(take_step: Callable) -> Callable:
-        def take(*args: Any) -> Any:
-            state, metrics = take_step(*args)
-            last[:] = [state]
-            return state, metrics
-
-        return take
-
-    program = dataclasses.replace(
-        session.program,
-        train_step=remember(session.program.train_step),
-        train_steps=remember(session.program.train_steps),
-    )
-    num_steps = session.config.train.num_steps
+    trainer.evaluators = [Evaluator(name='loss', every=0, run=evaluate)]
+    _begin(trainer, params, step)
+    num_steps = trainer.config.train.num_steps
     try:
         with (
             _stop_signal() as signals,
             Progress(
                 num_steps, unit='steps', description='fit', start=step, quiet=quiet
             ) as progress,
-            explain_out_of_memory(program, session.config),
+            explain_out_of_memory(trainer.program, trainer.config),
         ):
-            loop.run(
-                program,
-                session.config,
-                state=_begin(session, params, step),
-                batches=session.batches(first_batch),
-                hooks=loop.Hooks(
-                    evaluate=evaluate,
-                    throughput=session.throughput,
-                    stop=lambda: signals.received is not None,
-                ),
+            trainer.train(
+                first_batch=first_batch,
                 progress=progress,
+                folder=Nowhere(),
+                watchdog=Watchdog(0),
+                stop=lambda: signals.received is not None,
             )
     finally:
-        # An interrupted step may have donated the arrays of the state before it.
-        if last and not any(leaf.is_deleted() for leaf in jax.tree.leaves(last[0])):
-            keep(last[0])
+        # A step that was interrupted may have taken the arrays of the one before.
+        deleted = any(leaf.is_deleted() for leaf in jax.tree.leaves(trainer.state))
+        if not deleted and int(trainer.state.step) > step:
+            keep(trainer.state)
     if signals.received is not None:
         signal.raise_signal(signals.received)
     return results['eval']
 
 
-def _begin(session: Session, params: Any, step: int) -> TrainState:
-    """Returns the weights with a new optimizer, at the given step, which dropout depends on."""
+def _begin(trainer: Trainer, params: Any, step: int) -> None:
+    """Makes a state of the weights with a new optimizer, at a step that decides the dropout."""
     if params is None:
-        state = session.init()
+        trainer.init()
     else:
-        shardings = jax.tree.map(lambda x: x.sharding, session.program.abstract_params)
-        state = session.begin(jax.tree.map(jax.numpy.copy, jax.device_put(params, shardings)))
-    number = np.asarray(step, state.step.dtype)
-    return state.replace(step=jax.device_put(number, state.step.sharding))
+        shardings = jax.tree.map(lambda x: x.sharding, trainer.program.abstract_params)
+        trainer.begin(jax.tree.map(jax.numpy.copy, jax.device_put(params, shardings)))
+    number = np.asarray(step, trainer.state.step.dtype)
+    device_step = jax.device_put(number, trainer.state.step.sharding)
+    trainer.state = trainer.state.replace(step=device_step)
 
 
 def _stop_signal() -> contextlib.AbstractContextManager[Any]:
-    """Returns a StopSignal; outside the main thread, which alone gets signals, a placeholder."""
+    """Returns a StopSignal in the main thread, which alone hears signals, else one that waits."""
     if threading.current_thread() is threading.main_thread():
         return StopSignal('ending after this step')
     return contextlib.nullcontext(types.SimpleNamespace(received=None))

@@ -25,7 +25,7 @@ from gpt_jax.inference.generate import Generator  # noqa: E402
 from gpt_jax.parallel.mesh import make_mesh  # noqa: E402
 from gpt_jax.tokenizer import TokenizerConfig, make_tokenizer  # noqa: E402
 from gpt_jax.train.program import make_program  # noqa: E402
-from gpt_jax.train.session import make_scorer  # noqa: E402
+from gpt_jax.train.trainer import make_scorer  # noqa: E402
 from tests.evaluate.test_multiple_choice import PROMPTS  # noqa: E402
 from tests.evaluate.test_rows import write  # noqa: E402
 from tests.tiny_config import get_config  # noqa: E402

@@ -15,7 +15,7 @@ from gpt_jax.model.layer_stack import to_executed
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.tokenizer import TokenizerConfig, make_tokenizer
 from gpt_jax.train.program import make_program
-from gpt_jax.train.session import make_scorer
+from gpt_jax.train.trainer import make_scorer
 from tests.tiny_config import get_config
 
 LENGTH = 64  # the context

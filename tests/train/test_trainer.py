@@ -1,9 +1,8 @@
-"""The loop without a model: what it measures, and in which order things happen."""
+"""The trainer's loop without a model: what it measures, and in which order things happen."""
 
 import contextlib
 import dataclasses
 import itertools
-import math
 import time
 import types
 
@@ -12,9 +11,10 @@ import pytest
 
 from gpt_jax.config import finalize
 from gpt_jax.errors import UserError
-from gpt_jax.evaluate import Evaluation
 from gpt_jax.telemetry.progress import Progress
-from gpt_jax.train import loop
+from gpt_jax.train.evaluators import Evaluator, Report
+from gpt_jax.train.run_folder import Nowhere
+from gpt_jax.train.trainer import Outcome, Trainer
 from tests.tiny_config import get_config
 
 
@@ -46,7 +46,14 @@ class _OnDevice:
 
 
 def _run(
-    monkeypatch, *, bad_from=99, stop_at=99, first=False, call_length=None, **train
+    monkeypatch,
+    *,
+    bad_from=99,
+    stop_at=99,
+    first=False,
+    call_length=None,
+    at_end=True,
+    **train,
 ) -> tuple[list[str], dict[int, dict[str, float]]]:
     """What happens in 20 steps of a second, and their rows; all between takes a hundred."""
     config = get_config()
@@ -85,31 +92,50 @@ def _run(
         call_length=call_length or (lambda done, num_steps: config.train.steps_per_call or 1),
         advance=advance,
     )
-    hooks = loop.Hooks(
-        evaluate=lambda state: take(
-            f'evaluate {state.step}', {'eval': Evaluation(1.0, math.e, None, 0.5, 1)}
-        ),
-        throughput=lambda rate: {},
-        sample=lambda state: take(f'sample {state.step}', ''),
-        save=lambda state, step, loss: take(f'save {step}'),
-        set_loss=lambda step, loss: take(f'set_loss {step}'),
-        keep_sample=lambda step, text: take(f'keep {step}'),
-        way_back=lambda: ' (back)',
-        stop=lambda: clock.done >= stop_at,
-        pause=pause,
-        write=lambda step, row: rows.setdefault(step, {}).update(row),
-    )
-    progress = Progress(20, unit='steps', description='train', start=0, quiet=True)
-    batches = itertools.repeat({})
-    with progress:
+
+    class Folder(Nowhere):
+        """Notes what it is asked to keep."""
+
+        def write(self, step, row):
+            rows.setdefault(step, {}).update(row)
+
+        def save(self, state, step, eval_loss):
+            take(f'save {step}')
+
+        def set_loss(self, step, eval_loss):
+            take(f'set_loss {step}')
+
+        def keep_sample(self, step, text):
+            take(f'keep {step}')
+
+        def resume_hint(self):
+            return ' (back)'
+
+    def evaluate(trainer, state):
+        take(f'evaluate {state.step}')
+        return Report({'eval/loss': 1.0}, loss=1.0)
+
+    def sample(trainer, state):
+        take(f'sample {state.step}')
+        return Report(sample='text')
+
+    trainer = Trainer.__new__(Trainer)  # without data and model
+    trainer.config, trainer.program, trainer.state = config, program, _State(0)
+    trainer.pipeline = types.SimpleNamespace(batches=lambda step: itertools.repeat({}))
+    trainer.throughput = lambda rate: {}
+    every = {'every': 10, 'at_end': at_end}
+    trainer.evaluators = [
+        Evaluator(name='loss', run=evaluate, at_start=True, before_save=True, **every),
+        Evaluator(name='sample', run=sample, **every),
+    ]
+    with Progress(20, unit='steps', description='train', start=0, quiet=True) as progress:
         try:
-            _, outcome = loop.run(
-                program,
-                config,
-                state=_State(0),
-                batches=batches,
-                hooks=hooks,
+            outcome = trainer.train(
+                first_batch=0,
                 progress=progress,
+                folder=Folder(),
+                watchdog=types.SimpleNamespace(patient=pause, beat=lambda: None),
+                stop=lambda: clock.done >= stop_at,
                 evaluate_first=first,
             )
         except UserError as error:
@@ -132,15 +158,26 @@ def test_what_follows_the_last_step_cannot_cost_its_checkpoint(monkeypatch):
     assert happened == [
         *('evaluate 10', 'save 10', 'sample 10', 'keep 10'),
         *('save 20', 'evaluate 20', 'set_loss 20', 'sample 20', 'keep 20'),
-        loop.Outcome.COMPLETE,
+        Outcome.COMPLETE,
+    ]
+
+
+def test_evaluators_at_the_end_can_be_turned_off(monkeypatch):
+    happened, _ = _run(monkeypatch, at_end=False)
+    # Steps 10 and 20 are due by their interval.
+    assert 'evaluate 20' in happened
+    happened, _ = _run(monkeypatch, at_end=False, num_steps=15)
+    assert happened == [
+        *('evaluate 10', 'save 10', 'sample 10', 'keep 10', 'save 15'),
+        Outcome.COMPLETE,
     ]
 
 
 def test_a_stop_saves_at_once_and_the_evaluation_is_made_up_for(monkeypatch):
     happened, _ = _run(monkeypatch, stop_at=10)
-    assert happened == ['save 10', loop.Outcome.STOPPED]
+    assert happened == ['save 10', Outcome.STOPPED]
     happened, rows = _run(monkeypatch, first=True, stop_at=5)
-    assert happened == ['evaluate 0', 'save 5', loop.Outcome.STOPPED]
+    assert happened == ['evaluate 0', 'save 5', Outcome.STOPPED]
     assert 'eval/loss' in rows[0]
 
 
@@ -150,7 +187,7 @@ def test_a_run_whose_last_steps_were_skipped_is_not_complete(monkeypatch, bad_fr
     assert f'steps in a row up to step {step} ' in happened[-1]
     assert happened[-1].endswith('(back)')
     assert f'save {step}' not in happened
-    assert _run(monkeypatch, bad_from=20)[0][-1] is loop.Outcome.COMPLETE  # one bad batch
+    assert _run(monkeypatch, bad_from=20)[0][-1] is Outcome.COMPLETE  # one bad batch
 
 
 def test_the_loss_of_a_row_is_the_mean_since_the_row_before(monkeypatch):
@@ -163,5 +200,5 @@ def test_the_loss_of_a_row_is_the_mean_since_the_row_before(monkeypatch):
 def test_steps_that_are_left_over_are_another_program(monkeypatch):
     """Two calls of 8 steps and 4 of one, whose program is compiled after the row of step 16."""
     happened, rows = _run(monkeypatch, call_length=lambda done, _: 8 if done < 16 else 1)
-    assert happened[-1] is loop.Outcome.COMPLETE
+    assert happened[-1] is Outcome.COMPLETE
     assert rows[16]['train/tokens_per_second'] > 0 and 'train/loss' in rows[20]

@@ -1,0 +1,325 @@
+"""The trainer: data, program and state, one loop over steps, and a list of evaluators."""
+
+import enum
+import itertools
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from gpt_jax.config import RunConfig
+from gpt_jax.data.mixture import open_sources, tokens_per_pass
+from gpt_jax.data.pipeline import eval_batches, make_train_pipeline
+from gpt_jax.data.shards import Shards
+from gpt_jax.data.split import TRAIN, VALIDATION
+from gpt_jax.errors import UserError
+from gpt_jax.evaluate import Evaluation, evaluate, task_runs
+from gpt_jax.evaluate.scoring import LEAST_LENGTH, Scorer, next_rung
+from gpt_jax.inference.generate import Generator, encode_prompt
+from gpt_jax.parallel.mesh import make_mesh
+from gpt_jax.parallel.rules import parts
+from gpt_jax.telemetry.chips import memory_in_use, peak_flops
+from gpt_jax.telemetry.progress import Progress
+from gpt_jax.tokenizer import Tokenizer
+from gpt_jax.train.evaluators import Evaluator, default_evaluators, is_due
+from gpt_jax.train.flops import train_flops_per_token
+from gpt_jax.train.program import Program, make_program
+from gpt_jax.train.recorder import Recorder
+from gpt_jax.train.run_folder import Nowhere
+from gpt_jax.train.state import TrainState
+from gpt_jax.train.watchdog import Watchdog
+
+
+class Outcome(enum.Enum):
+    """The ways in which a training ends without an error."""
+
+    COMPLETE = 'complete'
+    STOPPED = 'stopped'  # on request; all steps so far are saved
+
+
+class Trainer:
+    """A config with its data and its program, the state that it trains, and its evaluators."""
+
+    state: TrainState  # set by `init`, `begin` or the caller; `train` replaces it after each call
+    evaluators: list[Evaluator]  # run in this order
+
+    def __init__(self, config: RunConfig, tokenizer: Tokenizer, folder: pathlib.Path):
+        """Opens the shards in `folder` and builds the program of a finalized config.
+
+        Raises:
+            UserError: the data is too short, or the config does not fit the devices.
+        """
+        self.config, self.tokenizer = config, tokenizer
+        self.program = make_program(config, make_mesh(config.mesh))
+        index, count = self.program.row_share
+        sources = open_sources(folder, config.data, split=TRAIN, tokenizer=tokenizer)
+        self.text_tokens = sources[0].shards.num_tokens
+        self.pipeline = make_train_pipeline(
+            sources,
+            seq_len=config.model.max_seq_len,
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+            process_index=index,
+            process_count=count,
+            segment_ids=config.data.segment_ids,
+            num_threads=config.data.num_threads,
+            prefetch_batches=config.data.prefetch_batches,
+        )
+        self._validation = Shards.open(folder, VALIDATION, tokenizer=tokenizer)
+        # Fail fast: rejects a split that is too short before the first evaluation.
+        evaluation_batches(self.program, config, self._validation, limit=1)
+        self.tasks = task_runs.load(
+            config.eval.tasks, data=config.eval.task_data, limit=config.eval.task_limit
+        )
+        self.scorer = make_scorer(self.program, config, tokenizer)
+        self.evaluators = default_evaluators(self)
+
+    def count_passes(self, steps: int) -> float:
+        """Returns the number of epochs over the training text, or over a mixture's first source."""
+        tokens = steps * self.config.train.batch_size * self.config.model.max_seq_len
+        return tokens / tokens_per_pass(self.text_tokens, self.config.data)
+
+    def check_texts(self) -> None:
+        """Encodes the texts of the tasks and the sample's prompt.
+
+        Raises:
+            UserError: the tokenizer cannot encode them, or the prompt does not fit the context.
+        """
+        for each in self.tasks:
+            each.check(self.tokenizer)
+        context = self.config.model.max_seq_len
+        try:
+            size = len(encode_prompt(self.tokenizer, self.config.sample.prompt))
+        except UserError as error:
+            raise UserError(f'config.sample.prompt: {error}') from error
+        if size > context:
+            raise UserError(f'config.sample.prompt has {size} tokens, the context holds {context}')
+
+    def init(self) -> None:
+        """Makes a new state; its weights depend only on the seed."""
+        self.state = self.program.init(jax.random.key(self.config.seed))
+
+    def begin(self, params: Any) -> None:
+        """Makes a new state with the given weights (stored layout), which are donated."""
+        self.state = self.program.begin(params, jax.random.key(self.config.seed))
+
+    def train(
+        self,
+        *,
+        first_batch: int,
+        progress: Progress,
+        folder: Nowhere,
+        watchdog: Watchdog,
+        stop: Callable[[], bool],
+        evaluate_first: bool = False,
+    ) -> Outcome:
+        """Trains to `config.train.num_steps`, in calls of one or several steps.
+
+        Metrics of a call are read after the next one is dispatched, so that the device never waits
+        for the host. Rows up to a step are on disk before its checkpoint is.
+
+        Args:
+          first_batch: number of the first batch to read.
+          progress: shows the steps; reports are printed above it.
+          folder: takes rows, checkpoints and samples.
+          watchdog: is told of each call, and to be patient with everything else.
+          stop: is polled after each call; True ends the training.
+          evaluate_first: run the evaluators that precede a checkpoint on the given state too: those
+            with `at_start` at step 0, else those that are due.
+
+        Raises:
+            UserError: too many steps in a row were not finite, or the last ones; nothing is saved.
+        """
+        config, program = self.config, self.program
+        batches = self.pipeline.batches(first_batch)
+        num_steps, done = config.train.num_steps, int(self.state.step)
+        best_loss = folder.best_loss
+        recorder = Recorder(
+            config,
+            write=folder.write,
+            throughput=self.throughput,
+            progress=progress,
+            first=done,
+        )
+
+        def run(evaluators: list[Evaluator]) -> float | None:
+            """Runs evaluators and passes on their reports; returns the last loss in them."""
+            loss = None
+            for evaluator in evaluators:
+                report = evaluator.run(self, self.state)
+                if report.row:
+                    folder.write(done, report.row)
+                for line in report.lines:
+                    progress.print(f'step {done}: {line}')
+                if report.sample:
+                    progress.print(f'--- sample at step {done}\n{report.sample}\n---')
+                    folder.keep_sample(done, report.sample)
+                loss = loss if report.loss is None else report.loss
+            return loss
+
+        deciding = [each for each in self.evaluators if each.before_save]
+        others = [each for each in self.evaluators if not each.before_save]
+        if evaluate_first:
+            with watchdog.patient():
+                loss = run([each for each in deciding if each.is_due_first(done, num_steps)])
+                best_loss = best_loss if loss is None else min(best_loss, loss)
+        compiled: set[int] = set()  # lengths of calls
+        while done < num_steps:
+            count = program.call_length(done, num_steps)
+            began = time.perf_counter()
+            call = list(itertools.islice(batches, count))
+            waited = time.perf_counter() - began
+            if count not in compiled:
+                recorder.read_previous()  # its speed excludes the compilation
+                progress.announce('compiling the training step')
+            self.state, metrics = program.advance(self.state, call)
+            if count not in compiled:  # the call returned after its program was compiled
+                compiled.add(count)
+                recorder.restart_clock(done)
+            done += count
+            recorder.read_previous()
+            recorder.remember(done, metrics, waited)
+            watchdog.beat()
+
+            last, stopping = done == num_steps, stop()
+            leaving = stopping and not last  # there may be seconds to save in: no evaluation
+            due = [] if leaving else [e for e in self.evaluators if e.is_due(done, last=last)]
+            saving = last or stopping or is_due(config.checkpoint.save_every, done)
+            if due or saving:
+                recorder.read_previous()
+            self._check_progress(recorder.bad_steps, done, folder, last=last)
+            if not (due or saving):
+                continue
+            began = time.monotonic()
+            with watchdog.patient():
+                if last or leaving:  # an error in an evaluator must not lose the last checkpoint
+                    folder.flush()
+                    folder.save(self.state, done, None)
+                if leaving:
+                    return Outcome.STOPPED
+                loss = run([each for each in deciding if each in due])
+                if loss is not None and config.checkpoint.keep_best and loss < best_loss:
+                    best_loss, saving = loss, True
+                if saving:
+                    folder.flush()
+                if last and loss is not None:
+                    folder.set_loss(done, loss)
+                if saving and not last:
+                    folder.save(self.state, done, loss)
+                run([each for each in others if each in due])
+            recorder.restart_clock(done)
+            progress.skip(time.monotonic() - began)
+        return Outcome.COMPLETE
+
+    def _check_progress(self, bad_steps: int, step: int, folder: Nowhere, *, last: bool) -> None:
+        """Raises UserError if the last steps were not finite: such a run no longer learns."""
+        limit = self.config.train.max_bad_steps
+        if last:  # a single bad batch does not spoil the end
+            limit = min(limit, 2, self.config.train.num_steps)
+        if bad_steps < limit:
+            return
+        folder.flush()
+        raise UserError(
+            f'{bad_steps} steps in a row up to step {step} had a loss, gradient or weights that '
+            f'are not finite; lower config.optimizer.learning_rate or raise '
+            f'config.train.max_bad_steps{folder.resume_hint()}'
+        )
+
+    def weights(self, state: TrainState) -> Iterator[tuple[str, Any]]:
+        """Yields the weights, then their moving average if kept, each with its metrics' prefix."""
+        yield 'eval', self.program.join(state.params, state.base)
+        if state.ema is not None:
+            yield 'eval_ema', self.program.join(state.ema, state.base)
+
+    def evaluate(self, state: TrainState) -> dict[str, Evaluation]:
+        """Computes the validation loss of the weights and of their moving average."""
+        limit = self.config.eval.batches
+        return {
+            prefix: evaluate_shards(
+                self.program, self.config, params, self._validation, limit=limit
+            )
+            for prefix, params in self.weights(state)
+        }
+
+    def sample(self, state: TrainState) -> str:
+        """Generates a text from the moving average, or else the weights; all processes call it."""
+        trained = state.params if state.ema is None else state.ema
+        params = self.program.join(trained, state.base)
+        generator = Generator(self.config.model, params, self.tokenizer)
+        texts = generator.generate([self.config.sample.prompt], self.config.sample)
+        return '\n\n'.join(text.prompt + text.text for text in texts)
+
+    def throughput(self, tokens_per_second: float) -> dict[str, float]:
+        """Returns model FLOPs utilisation and memory, where they are known for the device."""
+        device = self.program.mesh.local_devices[0]
+        row = {}
+        peak = peak_flops(device.device_kind)
+        if peak is not None:
+            length = self.config.model.max_seq_len
+            flops = tokens_per_second * train_flops_per_token(self.config.model, length=length)
+            row['mfu'] = flops / (peak * self.program.mesh.size)
+        memory = memory_in_use(device)
+        if memory is not None:
+            row['memory_gib'] = memory
+        return row
+
+
+def make_scorer(program: Program, config: RunConfig, tokenizer: Tokenizer) -> Scorer:
+    """Returns a scorer of texts that runs the program's score step."""
+    return Scorer(
+        score_step=program.score_step,
+        place=program.place,
+        row_share=program.row_share,
+        tokenizer=tokenizer,
+        batch_size=config.eval.batch_size,
+        max_seq_len=config.model.max_seq_len,
+        length_parts=parts('length', program.mesh),
+        stride=config.eval.stride,
+    )
+
+
+def evaluate_shards(
+    program: Program,
+    config: RunConfig,
+    params: Any,
+    shards: Shards,
+    *,
+    limit: int,
+    batch_size: int = 0,
+) -> Evaluation:
+    """Computes the loss on `limit` batches spread over `shards`; 0: on all of them."""
+    return evaluate(
+        lambda params, batch: program.eval_step(params, program.place(batch)),
+        params,
+        evaluation_batches(program, config, shards, limit=limit, batch_size=batch_size),
+        bytes_per_token=shards.num_bytes / max(1, shards.num_tokens - 1)
+        if shards.all_learned
+        else None,
+    )
+
+
+def evaluation_batches(
+    program: Program, config: RunConfig, shards: Shards, *, limit: int, batch_size: int = 0
+) -> Iterator[dict[str, np.ndarray]]:
+    """Returns this process's rows of the evaluation batches. Raises UserError if there are none.
+
+    Batches have `batch_size` windows (0: `config.eval.batch_size`) of the full context. Batches of
+    a short text are smaller, in powers of two, because each size compiles a program.
+    """
+    index, count = program.row_share
+    length_parts, devices = parts('length', program.mesh), parts('batch', program.mesh)
+    seq_len, size = config.model.max_seq_len, batch_size or config.eval.batch_size
+    targets = max(1, shards.num_tokens - 1)
+    size = min(size, next_rung(-(-targets // seq_len), least=1))
+    return eval_batches(
+        shards,
+        seq_len=min(seq_len, next_rung(targets, least=LEAST_LENGTH * length_parts)),
+        batch_size=-(-size // devices) * devices,
+        limit=limit,
+        process_index=index,
+        process_count=count,
+        segment_ids=config.data.segment_ids,
+    )
