@@ -1,1 +1,1 @@
-"""Training: the state, the loss, the jitted program and the loop that drives it."""
+"""Training: the state, the loss, the jitted program, and the trainer that drives it."""
