@@ -31,11 +31,13 @@ def measure_ours(flags: argparse.Namespace) -> dict[int, float]:
     from gpt_jax.config_tree import freeze
     from gpt_jax.inference.config import SampleConfig
     from gpt_jax.inference.decode import Decoder
-    from gpt_jax.model.config import DType, ModelConfig, finalize_model
+    from gpt_jax.model.config import DType, ModelConfig, PrecisionConfig, finalize_model
     from gpt_jax.model.gpt import init_params
     from gpt_jax.model.presets import PRESETS
 
-    config = ModelConfig(**PRESETS['gpt2_124m'], compute_dtype=DType(flags.dtype))
+    config = ModelConfig(
+        **PRESETS['gpt2_124m'], precision=PrecisionConfig(compute=DType(flags.dtype))
+    )
     finalize_model(config)
     config = freeze(config)
     params = jax.jit(lambda key: nn.unbox(init_params(config, key)))(jax.random.key(0))

@@ -68,7 +68,7 @@ def compare_attention(flags: argparse.Namespace, backend: str, dtype: DType) -> 
         num_kv_heads=flags.num_kv_heads,
         head_dim=flags.head_dim,
         d_model=flags.num_heads * flags.head_dim,
-        compute_dtype=dtype,
+        precision={'compute': dtype},
     )
     finalize_model(config)
     heads = [config.num_heads, config.num_kv_heads, config.num_kv_heads, config.num_heads]

@@ -57,8 +57,8 @@ def main() -> None:
 def run_config(size: str, remat: Remat, sequences: int, kernel: AttentionKernel) -> RunConfig:
     """One step of the size's config on one device, without micro-batches."""
     config = pretraining(SIZES[size])
-    config.model.remat = remat
-    config.model.attention_kernel = kernel
+    config.model.execution.remat = remat
+    config.model.execution.attention_kernel = kernel
     config.train.batch_size = config.eval.batch_size = sequences
     config.train.grad_accumulation = 1
     return finalize(config, vocab_size=config.model.vocab_size)

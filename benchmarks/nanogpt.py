@@ -113,9 +113,9 @@ def make_ours(setup: dict[str, Any]) -> tuple[dict[str, str | int], Run]:
     from gpt_jax.train.program import make_program
 
     on_cpu = jax.default_backend() == 'cpu'
-    if not any(each.startswith('config.model.compute_dtype=') for each in setup['overrides']):
+    if not any(each.startswith('config.model.precision.compute=') for each in setup['overrides']):
         dtype = 'float32' if on_cpu else recipe.gpu_dtype
-        config.model.compute_dtype = type(config.model.compute_dtype)(dtype)
+        config.model.precision.compute = type(config.model.precision.compute)(dtype)
     config = finalize(config, vocab_size=recipe.vocab_size)
     for name in SIZES:
         _require_equal(f'config.model.{name}', getattr(config.model, name), getattr(recipe, name))
@@ -124,7 +124,7 @@ def make_ours(setup: dict[str, Any]) -> tuple[dict[str, str | int], Run]:
     batches = synthetic_batches(config)
     state = jax.block_until_ready(program.init(jax.random.key(config.seed)))
     machine = describe_machine(program.mesh)
-    precision = config.model.matmul_precision
+    precision = config.model.precision.matmul
     products = '' if precision == 'default' else f' with {precision} products'
 
     def run(steps: int) -> dict[str, float]:
@@ -148,7 +148,7 @@ def make_ours(setup: dict[str, Any]) -> tuple[dict[str, str | int], Run]:
         'platform': 'cpu' if on_cpu else 'gpu',
         'device': machine['host_cpu'] if on_cpu else machine['device_kind'],
         'software': f'jax {machine["jax"]}',
-        'settings': f'{config.model.compute_dtype}{products}, '
+        'settings': f'{config.model.precision.compute}{products}, '
         f'{program.steps_per_call} step(s) per call',
         'parameters': sum(math.prod(p.shape) for p in jax.tree.leaves(state.params)),
     }
@@ -168,7 +168,7 @@ def _our_config(recipe: Recipe, overrides: Sequence[str]) -> Any:
         setattr(config.model, name, getattr(recipe, name))
     config.model.use_bias = recipe.use_bias
     config.model.mlp = type(config.model.mlp)('gelu')  # the exact one, nanoGPT's
-    config.model.dropout = config.model.attention_dropout = 0.0
+    config.model.dropouts.residual = config.model.dropouts.attention = 0.0
     config.train.batch_size = recipe.batch_size
     config.train.grad_accumulation = 0  # by backend and size, as in a run of ours
     config.mesh.data = 1

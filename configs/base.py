@@ -24,8 +24,8 @@ def pretraining(
     if variant:
         raise unknown_variant(variant, [])
     config = RunConfig(model=ModelConfig(**PRESETS[preset]))
-    config.model.compute_dtype = DType.BFLOAT16
-    config.model.dropout = config.model.attention_dropout = 0.0
+    config.model.precision.compute = DType.BFLOAT16
+    config.model.dropouts.residual = config.model.dropouts.attention = 0.0
     config.tokenizer.kind = TokenizerKind.BPE
     config.tokenizer.vocab_size = config.model.vocab_size
     config.optimizer = optimizer or AdamW(learning_rate=6e-4, beta2=0.95, weight_decay=0.1)

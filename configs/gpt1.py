@@ -14,7 +14,7 @@ from gpt_jax.config import RunConfig
 def get_config(variant: str = '') -> RunConfig:
     """The run; it has no variants."""
     config = pretraining('gpt1', variant)
-    config.model.dropout = config.model.attention_dropout = 0.1
+    config.model.dropouts.residual = config.model.dropouts.attention = 0.1
     config.optimizer.learning_rate = 2.5e-4
     config.optimizer.beta2 = 0.999
     config.optimizer.weight_decay = 0.01

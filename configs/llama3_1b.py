@@ -15,7 +15,7 @@ from gpt_jax.model.config import Remat
 def get_config(variant: str = '') -> RunConfig:
     """The run; it has no variants."""
     config = pretraining('llama3_1b', variant)
-    config.model.remat = Remat.DOTS
+    config.model.execution.remat = Remat.DOTS
     config.optimizer.learning_rate = 3e-4
     config.train.batch_size = 64
     config.train.grad_accumulation = 4

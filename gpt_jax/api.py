@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gpt_jax import object_store
+from gpt_jax import moved_keys, object_store
 from gpt_jax import run as runs
 from gpt_jax.checkpoint.manifest import list_steps, read_document, read_documents
 from gpt_jax.config import EvalConfig, RunConfig, TrainConfig, finalize
@@ -45,7 +45,7 @@ from gpt_jax.optim.adamw import AdamW
 from gpt_jax.optim.schedule import ScheduleConfig
 from gpt_jax.parallel.compiler_options import compiler_options
 from gpt_jax.parallel.mesh import MeshConfig, make_mesh
-from gpt_jax.pretrained import adopt
+from gpt_jax.pretrained import adopt, model_values
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.tokenizer import (
     Tokenizer,
@@ -338,7 +338,7 @@ class GPT:
         runs.train_whole(config)
         # Settings for the machine that trained it.
         config.train, config.eval = TrainConfig(), EvalConfig()
-        config.model.attention_kernel = AttentionKernel.AUTO
+        config.model.execution.attention_kernel = AttentionKernel.AUTO
         tokenizer = runs.read_tokenizer(workdir)
         gpt = cls(tokenizer=tokenizer, seed=config.seed)
         gpt._set_config(config)
@@ -368,7 +368,7 @@ class GPT:
           tokenizer: for sources without one; not for runs.
           ignore_keys: keys of the source's config that the import rejects although they change no
             logit; not for runs.
-          **model: knobs that change no parameter, such as `compute_dtype`; not for runs.
+          **model: knobs that change no parameter, such as `precision`; not for runs.
 
         Raises:
             UserError: the source is unknown, damaged or not supported; names the reason.
@@ -385,7 +385,7 @@ class GPT:
         if tokenizer is not None:
             source = dataclasses.replace(source, tokenizer=tokenizer)
         config = RunConfig(model=ModelConfig(**model))
-        gpt = cls(tokenizer=adopt(source, config, {f'model.{name}': model[name] for name in model}))
+        gpt = cls(tokenizer=adopt(source, config, model_values(config, model)))
         gpt._set_config(config)
         gpt.params = load_params(source, nn.unbox(abstract_params(gpt.config.model)))
         gpt._source, gpt._credits = source.name, source.credits
@@ -407,7 +407,7 @@ class GPT:
             model,
             self.params,
             self.tokenizer,
-            dtype=model.param_dtype,
+            dtype=model.precision.params,
             credits=self._credits,
             sampling=to_json(self.config.sample),
         )
@@ -496,5 +496,5 @@ def _check_names(given: Iterable[str], config: type, where: str) -> None:
     """
     known = [field.name for field in dataclasses.fields(config)]
     for name in given:
-        if name not in known:
+        if name not in [*known, *moved_keys.old_names(config)]:
             raise UserError(f'{where} has no argument {name!r}; {suggest(name, known)}')

@@ -1,12 +1,14 @@
 """The tree of a run's knobs, and the functions that load a config file and check it."""
 
+import contextlib
 import dataclasses
 import enum
 import importlib.util
 import math
 import pathlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from types import ModuleType
 from typing import Any
 
 from gpt_jax.checkpoint import CheckpointConfig
@@ -58,6 +60,7 @@ class TrainConfig:
     ema_decay: float = fraction(0.0)  # exponential moving average of the weights; 0: off
     init_from: str = file_path()  # a workdir; the run starts with its last weights and tokenizer
     frozen: tuple[str, ...] = ()  # paths of parameters that are not trained, as regexes
+    clip_norm: float = finite(1.0)  # largest global gradient norm; 0: no clipping
     z_loss: float = finite(0.0)  # weight of log(Z)², which keeps the logits from drifting; 0: off
     max_bad_steps: int = count(10)  # consecutive non-finite steps that end the run
     step_timeout: float = real(0.0, 0, 1e9)  # seconds without a step that end the run; 0: off
@@ -91,6 +94,8 @@ def _default(cls: type) -> Any:
 @dataclasses.dataclass(slots=True, kw_only=True)
 class RunConfig:
     """All knobs of one run; each branch is defined beside the code that reads it."""
+
+    config_branch = ''  # the whole tree
 
     seed: int = seed32(0)  # of initialisation, data order and dropout
     tokenizer: TokenizerConfig = _default(TokenizerConfig)
@@ -164,10 +169,11 @@ def _finalize_train(config: RunConfig, train_tokens: int) -> None:
             'config.train.frozen has no effect with config.lora.rank > 0, which freezes all '
             'weights; unset one of them'
         )
-    if train.ema_decay and config.model.param_dtype != 'float32' and not config.lora.rank:
+    dtype = config.model.precision.params
+    if train.ema_decay and dtype != 'float32' and not config.lora.rank:
         raise UserError(
-            f'config.train.ema_decay={train.ema_decay} needs config.model.param_dtype=float32: the '
-            f'steps of an average are too small for {config.model.param_dtype}'
+            f'config.train.ema_decay={train.ema_decay} needs config.model.precision.params='
+            f'float32: the steps of an average are too small for {dtype}'
         )
     _finalize_tasks(evaluation, config.model.max_seq_len)
     tokens_per_step = train.batch_size * config.model.max_seq_len
@@ -205,6 +211,38 @@ def load_config(spec: str) -> RunConfig:
     Raises:
         UserError: the file is missing, fails, or has no such variant.
     """
+    module, variant = _load_module(spec)
+    with _explain(spec):
+        config = module.get_config(variant)
+    if not isinstance(config, RunConfig):
+        raise UserError(f'--config={spec}: get_config returned {type(config)}, not a RunConfig')
+    try:  # an unset or replaced branch has no keys that flags could set
+        return from_json(to_json(config), RunConfig)
+    except UserError as error:
+        raise UserError(f'--config={spec}: {error}') from error
+
+
+def load_evaluators(spec: str, config: RunConfig) -> list[Any]:
+    """Returns the evaluators that a config file defines by `evaluators(config)`.
+
+    They are none without such a function, and without a file (`spec` is '').
+
+    Raises:
+        UserError: the function fails.
+    """
+    module = _load_module(spec)[0] if spec else None
+    if not hasattr(module, 'evaluators'):
+        return []
+    with _explain(spec):
+        return list(module.evaluators(config))
+
+
+def _load_module(spec: str) -> tuple[ModuleType, str]:
+    """Runs the config file of `FILE.py` or `FILE.py:variant`; returns it and the variant.
+
+    Raises:
+        UserError: the file is missing or fails.
+    """
     name, _, variant = spec.partition(':')
     path = pathlib.Path(name)
     if path.name in MOVED_CONFIGS and not variant and not path.is_file():
@@ -219,21 +257,22 @@ def load_config(spec: str) -> RunConfig:
         raise UserError(f'--config={name}: not a Python file')
     module = importlib.util.module_from_spec(loader)
     root = str(path.resolve().parents[1])  # so that one config can import another
-    try:
-        if root not in sys.path:
-            sys.path.append(root)
+    if root not in sys.path:
+        sys.path.append(root)
+    with _explain(spec):
         loader.loader.exec_module(module)
-        config = module.get_config(variant)
+    return module, variant
+
+
+@contextlib.contextmanager
+def _explain(spec: str) -> Iterator[None]:
+    """Turns an exception of a config file into a UserError that names the file."""
+    try:
+        yield
     except UserError:
         raise
     except Exception as error:
         raise UserError(f'--config={spec}: {type(error).__name__}: {error}') from error
-    if not isinstance(config, RunConfig):
-        raise UserError(f'--config={spec}: get_config returned {type(config)}, not a RunConfig')
-    try:  # an unset or replaced branch has no keys that flags could set
-        return from_json(to_json(config), RunConfig)
-    except UserError as error:
-        raise UserError(f'--config={spec}: {error}') from error
 
 
 def unknown_variant(variant: str, known: Iterable[str]) -> UserError:

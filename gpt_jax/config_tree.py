@@ -9,6 +9,7 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
+from gpt_jax import moved_keys
 from gpt_jax.errors import UserError
 
 INT32_MAX = 2**31 - 1
@@ -148,11 +149,13 @@ def to_json(config: Any) -> dict[str, Any]:
             result[field.name] = tag | to_json(value)
         else:
             result[field.name] = list(value) if isinstance(value, tuple) else value
-    return result
+    return result | getattr(config, 'moved_values', {})
 
 
 def from_json(values: dict[str, Any], cls: type, key: str = 'config') -> Any:
     """Builds a config tree from the values of `to_json`; absent keys keep their defaults.
+
+    Keys that have moved are read at their old place too.
 
     Raises:
         UserError: a key is unknown or a value has the wrong type; names the key.
@@ -161,7 +164,7 @@ def from_json(values: dict[str, Any], cls: type, key: str = 'config') -> Any:
         raise UserError(f'{key}={_show(values)} must hold the keys of {cls.__name__}')
     fields = {field.name: field for field in dataclasses.fields(cls)}
     arguments = {}
-    for name, value in values.items():
+    for name, value in moved_keys.rename_json(values, cls).items():
         if name == '_type':
             continue
         if name not in fields:
@@ -236,6 +239,17 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]
+
+
+def get_value(config: Any, path: str) -> Any:
+    """Returns the value of a dotted path, such as 'train.num_steps'."""
+    return functools.reduce(getattr, path.split('.'), config)
+
+
+def set_value(config: Any, path: str, value: Any) -> None:
+    """Sets the value of a dotted path."""
+    *above, name = path.split('.')
+    setattr(functools.reduce(getattr, above, config), name, value)
 
 
 def check_key(config: Any, path: str) -> None:

@@ -9,11 +9,12 @@ import jax
 from absl import flags as absl_flags
 from ml_collections import config_flags
 
-from gpt_jax import object_store, pretrained, run
+from gpt_jax import moved_keys, object_store, pretrained, run
 from gpt_jax.config import RunConfig, load_config, run_name
 from gpt_jax.config_tree import check_key, suggest
 from gpt_jax.errors import UserError
 from gpt_jax.modes import MODES, describe
+from gpt_jax.modes.command import Command
 from gpt_jax.modes.help import describe_config
 from gpt_jax.parallel import cluster, local_pod, peers, runtime
 from gpt_jax.telemetry import streams
@@ -123,7 +124,15 @@ def _main(argv: list[str], *, debug: bool) -> int:
         fresh = 'fresh' in flags and flags.fresh
         pretrained.adopt_run(flags.config, folder, overrides, fresh=fresh)
     with peers.only_primary_prints():
-        status = mode.run(flags, flags.config, folder, overrides)
+        status = mode.run(
+            Command(
+                flags=flags,
+                config=flags.config,
+                workdir=folder,
+                overrides=overrides,
+                config_file=spec,
+            )
+        )
         sys.stdout.flush()  # notice here if the reader is gone
     peers.leave(status)
     return status
@@ -155,6 +164,7 @@ def _take(argv: list[str], name: str) -> tuple[list[str], str]:
 
 def _parse(flags: absl_flags.FlagValues, config: RunConfig, argv: list[str]) -> None:
     """Parses the mode's flags, and the `--config.*` overrides of `config`, into `flags`."""
+    argv = [moved_keys.rename_flag(argument) for argument in argv]
     for argument in argv:
         if match := re.match(r'--?(?:no)?config\.([^=]*)', argument):
             check_key(config, match[1])

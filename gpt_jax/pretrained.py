@@ -1,14 +1,21 @@
 """Configuration of a run that starts from existing weights, whose source fixes many knobs."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gpt_jax import object_store
+from gpt_jax import moved_keys, object_store
 from gpt_jax import run as runs
 from gpt_jax.checkpoint.manifest import list_steps
 from gpt_jax.config import RunConfig
-from gpt_jax.config_tree import check_domains, from_json, to_json
+from gpt_jax.config_tree import (
+    check_domains,
+    flatten,
+    from_json,
+    get_value,
+    set_value,
+    to_json,
+)
 from gpt_jax.data import locations
 from gpt_jax.data.config import DataConfig
 from gpt_jax.data.shard_manifest import hash_of
@@ -21,9 +28,21 @@ from gpt_jax.tokenizer.chat_template import with_template
 from gpt_jax.weights import Source
 
 # Knobs of the computation, which change no parameter and, except for rounding, no logit.
-COMPUTATION = ('attention_kernel', 'compute_dtype', 'matmul_precision', 'scan_layers', 'remat')
+COMPUTATION = (
+    'model.execution.attention_kernel',
+    'model.execution.scan_layers',
+    'model.execution.remat',
+    'model.precision.compute',
+    'model.precision.matmul',
+)
 # Knobs of the model that may be changed when training from given weights.
-FREE = (*COMPUTATION, 'dropout', 'attention_dropout', 'init_std', 'param_dtype')
+FREE = (
+    *COMPUTATION,
+    'model.dropouts.residual',
+    'model.dropouts.attention',
+    'model.init.std',
+    'model.precision.params',
+)
 
 
 def adopt(source: Source, config: RunConfig, chosen: Mapping[str, Any]) -> TableTokenizer:
@@ -32,24 +51,23 @@ def adopt(source: Source, config: RunConfig, chosen: Mapping[str, Any]) -> Table
     Args:
       source: an opened source.
       config: the config of the new run, changed in place.
-      chosen: the user's overrides, by key below config: 'model.param_dtype'.
+      chosen: the user's overrides, by key below config: 'model.precision.params'.
 
     Raises:
         UserError: the user set a knob that is fixed by the source, or there is no tokenizer, or
             it has more ids than the model.
     """
-    model = {key[6:]: value for key, value in chosen.items() if key.startswith('model.')}
     free = _free(source.model)
-    for name in model:
-        if name not in free:
+    values = {key: get_value(config, key) for key in chosen if key.startswith('model.')}
+    for key in values:
+        if key not in free:
+            allowed = ', '.join(name.removeprefix('model.') for name in free)
             raise UserError(
-                f'config.model.{name} is decided by {source.name}; leave it out. You '
-                f'may set {", ".join(free)}'
+                f'config.{key} is decided by {source.name}; leave it out. You may set {allowed}'
             )
-    values = {name: getattr(config.model, name) for name in model}
     config.model = from_json(to_json(source.model), ModelConfig)
-    for name, value in values.items():
-        setattr(config.model, name, value)
+    for key, value in values.items():
+        set_value(config, key, value)
     tokenizer = _tokenizer(source, config, chosen)
     template = source.chat_template or tokenizer.chat_template  # some files have an empty template
     tokenizer = tokenizer.with_chat(template=template)
@@ -90,6 +108,13 @@ def _adopt_sampling(source: Source, config: SampleConfig, chosen: Mapping[str, A
             setattr(config, name, getattr(stated, name))
 
 
+def model_values(config: RunConfig, names: Iterable[str]) -> dict[str, Any]:
+    """Returns the values of the model's knobs and groups with these names, by key below config."""
+    chosen = tuple(moved_keys.rename(f'model.{name}') + '.' for name in names)
+    values = flatten(to_json(config.model), 'model')
+    return {key: value for key, value in values.items() if f'{key}.'.startswith(chosen)}
+
+
 def adopt_run(
     config: RunConfig, workdir: pathlib.Path, chosen: Mapping[str, Any], *, fresh: bool
 ) -> None:
@@ -114,18 +139,23 @@ def adopt_run(
             f'config.train.init_from={folder} holds no run: it has no {runs.CONFIG}; name the '
             f'workdir of a run, or make one with --mode import_weights'
         )
-    source, tokenizer = runs.read_config(folder).model, runs.read_tokenizer(folder)
-    default, ours, theirs = map(to_json, (ModelConfig(), config.model, source))
-    wanted = {key for key in ours if ours[key] != default[key] or f'model.{key}' in chosen}
-    wrong = [key for key in wanted if key not in _free(source) and ours[key] != theirs[key]]
+    source, tokenizer = runs.read_config(folder), runs.read_tokenizer(folder)
+    default, ours, theirs = (
+        flatten(to_json(model), 'model') for model in (ModelConfig(), config.model, source.model)
+    )
+    wanted = {key for key in ours if ours[key] != default[key] or key in chosen}
+    wrong = [key for key in wanted if key not in _free(source.model) and ours[key] != theirs[key]]
     if wrong:
-        values = ', '.join(f'{key}={ours[key]} (it has {theirs[key]})' for key in sorted(wrong))
+        values = ', '.join(
+            f'{key.removeprefix("model.")}={ours[key]} (it has {theirs[key]})'
+            for key in sorted(wrong)
+        )
         raise UserError(
             f'config.model of {folder} is another: {values}; leave these out, and the model is '
             f'that of config.train.init_from'
         )
-    for key in theirs.keys() - set(FREE) - (wanted & {*_free(source)}):
-        setattr(config.model, key, getattr(source, key))
+    for key in theirs.keys() - set(FREE) - (wanted & {*_free(source.model)}):
+        set_value(config, key, get_value(source, key))
     config.tokenizer = keep_tokenizer(tokenizer, config.data)
 
 
@@ -143,7 +173,7 @@ def keep_tokenizer(tokenizer: TableTokenizer, data: DataConfig) -> TokenizerConf
 
 def _free(model: ModelConfig) -> tuple[str, ...]:
     """Returns the knobs that may be changed for weights of this architecture."""
-    return FREE if model.position == PositionKind.LEARNED else (*FREE, 'max_seq_len')
+    return FREE if model.position == PositionKind.LEARNED else (*FREE, 'model.max_seq_len')
 
 
 def _tokenizer(source: Source, config: RunConfig, chosen: Mapping[str, Any]) -> TableTokenizer:

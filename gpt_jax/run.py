@@ -24,7 +24,7 @@ from gpt_jax import files, fingerprint, object_store, tokenizer
 from gpt_jax.checkpoint import Checkpointer
 from gpt_jax.checkpoint.manifest import list_steps, read_document
 from gpt_jax.config import RunConfig
-from gpt_jax.config_tree import from_json, to_json
+from gpt_jax.config_tree import from_json, get_value, set_value, to_json
 from gpt_jax.data import locations
 from gpt_jax.data.config import DataConfig
 from gpt_jax.data.mixture import open_sources
@@ -108,21 +108,17 @@ def read_draft(workdir: pathlib.Path) -> RunConfig:
         UserError: the folder is not a run, or its config is damaged.
     """
     config = read_config(workdir)
-    derived = [key for key, derive in DERIVATIONS.items() if _get(config, key) == derive(config)]
+    derived = [
+        key for key, derive in DERIVATIONS.items() if get_value(config, key) == derive(config)
+    ]
     if (workdir / DERIVED).is_file():
         written = files.read_json(workdir / DERIVED)
         if not isinstance(written, list):
             raise UserError(f'{workdir / DERIVED} is not a list of keys; delete it')
         derived = [key for key in DERIVATIONS if key in written]
     for key in derived:
-        branch, name = key.split('.')
-        setattr(getattr(config, branch), name, 0)
+        set_value(config, key, 0)
     return config
-
-
-def _get(config: RunConfig, key: str) -> Any:
-    branch, name = key.split('.')
-    return getattr(getattr(config, branch), name)
 
 
 def train_whole(config: RunConfig) -> None:
@@ -153,7 +149,9 @@ def save_run(run: Run, *, overrides: dict[str, Any], origin: Any = None) -> None
     if origin:
         provenance['init_from'] = origin
     files.write_json(run.workdir / PROVENANCE, provenance)
-    derived = [key for key in DERIVATIONS if run.draft is not None and not _get(run.draft, key)]
+    derived = [
+        key for key in DERIVATIONS if run.draft is not None and not get_value(run.draft, key)
+    ]
     files.write_json(run.workdir / DERIVED, derived)
     files.write_json(run.workdir / CONFIG, to_json(run.config))
 

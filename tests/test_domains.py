@@ -13,7 +13,7 @@ from absl import flags as absl_flags
 
 from gpt_jax import GPT, object_store, run
 from gpt_jax.config import RunConfig, finalize, load_config
-from gpt_jax.config_tree import INT32_MAX, check_domains, to_json
+from gpt_jax.config_tree import INT32_MAX, check_domains, get_value, set_value, to_json
 from gpt_jax.errors import UserError
 from gpt_jax.inference.config import SampleConfig
 from gpt_jax.main import main
@@ -71,8 +71,8 @@ def test_a_number_is_taken_or_refused_by_its_name(key):
     'key, value',
     [
         ('model.norm_epsilon', math.nan),
-        ('model.init_std', math.inf),
-        ('model.rope_scaling', math.nan),
+        ('model.init.std', math.inf),
+        ('model.rope.scaling', math.nan),
         ('model.window_pattern', (0, -1)),
         ('seed', 2**32),
         ('seed', -1),
@@ -83,7 +83,7 @@ def test_a_number_is_taken_or_refused_by_its_name(key):
         ('sample.repetition_penalty', math.inf),
         ('sample.num_samples', 10**6),
         ('optimizer.learning_rate', math.inf),
-        ('optimizer.clip_norm', math.nan),
+        ('train.clip_norm', math.nan),
         ('optimizer.weight_decay', math.nan),
         ('optimizer.beta1', 1.0),
         ('optimizer.beta2', 2.0),
@@ -98,9 +98,7 @@ def test_a_number_is_taken_or_refused_by_its_name(key):
 )
 def test_numbers_that_cannot_work_are_refused(key, value):
     config = RunConfig()
-    *parents, name = key.split('.')
-    branch = getattr(config, parents[0]) if parents else config
-    setattr(branch, name, value)
+    set_value(config, key, value)
     with pytest.raises(UserError, match=rf'^config\.{key}='):
         finalize(config, vocab_size=5)
 
@@ -210,9 +208,8 @@ def test_a_flag_with_a_nul_is_one_line(flags, capsys):
 )
 def test_a_path_of_a_config_with_a_nul_is_one_line(key):
     config = RunConfig()
-    branch, name = key.split('.')
-    value = 'a\0b' if getattr(getattr(config, branch), name) == '' else ('c=1', 'a\0b=1')
-    setattr(getattr(config, branch), name, value)
+    value = 'a\0b' if get_value(config, key) == '' else ('c=1', 'a\0b=1')
+    set_value(config, key, value)
     with pytest.raises(UserError, match=rf"^config\.{key}='a\\x00b(=1)?' has a NUL byte"):
         finalize(config, vocab_size=10)
 

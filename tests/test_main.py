@@ -207,8 +207,8 @@ WRONG = {
     ),
     'no such sink': ([f'--config={TINY}', "--config.train.sinks=('csv',)"], 'csv'),
     'kernel that cannot run': (
-        [f'--config={TINY}', '--config.model.attention_kernel=cudnn'],
-        'config.model.attention_kernel=cudnn',
+        [f'--config={TINY}', '--config.model.execution.attention_kernel=cudnn'],
+        'config.model.execution.attention_kernel=cudnn',
     ),
     'text shorter than a window': (
         [f'--config={TINY}', '--config.model.max_seq_len=100000'],
@@ -236,13 +236,13 @@ WRONG = {
         'config.data.split=hash:0 leaves nothing to validate on',
     ),
     'negative clipping': (
-        [f'--config={TINY}', '--config.optimizer.clip_norm=-1'],
-        'config.optimizer.clip_norm=-1.0 must not be negative',
+        [f'--config={TINY}', '--config.optimizer.clip_norm=-1'],  # the key has moved
+        'config.train.clip_norm=-1.0 must not be negative',
     ),
     'no chunk': ([f'--config={TINY}', '--config.train.loss_chunk_bytes=-1'], 'loss_chunk_bytes=-1'),
     'average of bfloat16': (
-        [f'--config={TINY}', '--config.model.param_dtype=bfloat16'],
-        'config.train.ema_decay=0.9 needs config.model.param_dtype=float32',
+        [f'--config={TINY}', '--config.model.precision.params=bfloat16'],
+        'config.train.ema_decay=0.9 needs config.model.precision.params=float32',
     ),
     'two lengths': (
         [f'--config={TINY}', '--config.train.num_steps=9', '--config.train.num_epochs=3'],
@@ -307,7 +307,7 @@ def test_wrong_uses_of_a_run(trained, capsys, tmp_path):
 def test_how_a_run_is_computed_can_be_chosen(trained):
     losses = []
     for dtype in ('float32', 'bfloat16'):
-        arguments = [f'--workdir={trained}', f'--config.model.compute_dtype={dtype}']
+        arguments = [f'--workdir={trained}', f'--config.model.precision.compute={dtype}']
         # The architecture that it has may be said again.
         assert main(['--mode=evaluate', *arguments, '--config.model.num_layers=2']) == 0
         losses.append(json.loads((trained / 'eval.json').read_text())['loss'])

@@ -57,7 +57,7 @@ def estimate_step(
     useful = tokens * train_flops_per_token(model, length=length)
     done = useful + tokens * recomputed_flops_per_token(model, length=length)
     weights = _weight_bytes(config) / model_parts
-    passes = 2 if kept_products(model.remat) else 3
+    passes = 2 if kept_products(model.execution.remat) else 3
     moved = 2 * (plan.parameters + plan.optimizer_state) + micro_batches * (
         2 * plan.parameters + passes * weights + 2 * plan.activations
     )
@@ -83,7 +83,7 @@ def _weight_bytes(config: RunConfig) -> float:
     """Returns the bytes of all weights of matrix products, in the compute dtype."""
     flops_per_weight = 6
     weights = train_flops_per_token(config.model, length=0) / flops_per_weight
-    return weights * jnp.dtype(config.model.compute_dtype).itemsize
+    return weights * jnp.dtype(config.model.precision.compute).itemsize
 
 
 def _over(size: float, bandwidth: float | None) -> float | None:

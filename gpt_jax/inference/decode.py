@@ -98,10 +98,12 @@ class Decoder:
         """
         backend = jax.default_backend()
         self.config = config
-        dtype = COMPUTE_DTYPES.get(backend, config.compute_dtype)
-        # Rounding the weights again for each token costs more than it saves.
-        precision = MatmulPrecision.DEFAULT
-        model = dataclasses.replace(config, compute_dtype=dtype, matmul_precision=precision)
+        dtype = COMPUTE_DTYPES.get(backend, config.precision.compute)
+        # The default products: rounding the weights again for each token costs more than it saves.
+        precision = dataclasses.replace(
+            config.precision, compute=dtype, matmul=MatmulPrecision.DEFAULT
+        )
+        model = dataclasses.replace(config, precision=precision)
         self._settings = DecodeSettings(model=model, vocab_size=vocab_size, eot_id=eot_id)
         self._least_rows = LEAST_ROWS.get(backend, 1)
         self._mesh = _mesh_of(params)
@@ -249,7 +251,9 @@ def _prepare(params: Any, *, config: ModelConfig) -> Any:
     """Converts stored parameters for decoding: layers unrolled, matrices in the compute dtype."""
 
     def cast(path: tuple, leaf: jax.Array) -> jax.Array:
-        return leaf.astype(jnp.dtype(config.compute_dtype)) if path[-1].key in MATRICES else leaf
+        return (
+            leaf.astype(jnp.dtype(config.precision.compute)) if path[-1].key in MATRICES else leaf
+        )
 
     executed = to_executed(params, period=config.num_layers)
     return jax.tree_util.tree_map_with_path(cast, executed)

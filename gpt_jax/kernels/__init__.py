@@ -2,8 +2,8 @@
 
 Each has the signature of the plain function and equals it to the tolerance stated in its test.
 Nothing here imports a module of the network. The network and the training step choose from the
-tables in `attention`, `norm` and `loss`. `config.model.attention_kernel`,
-`config.model.norm_kernel` and `config.train.loss_kernel` select one by name.
+tables in `attention`, `norm` and `loss`. `config.model.execution.attention_kernel`,
+`config.model.execution.norm_kernel` and `config.train.loss_kernel` select one by name.
 
     module              replaces                     measured (benchmarks/README.md)
     attention_cudnn     model.attention.attend       6.7 times its speed on an H100, 1,024 tokens

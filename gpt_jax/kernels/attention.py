@@ -9,15 +9,13 @@ from typing import NamedTuple
 
 import jax
 
-from gpt_jax.errors import UserError
 from gpt_jax.kernels.attention_blocked import attend_blocked, blocked_obstacles, blocked_takes
 from gpt_jax.kernels.attention_config import AttentionConfig
 from gpt_jax.kernels.attention_cudnn import attend_cudnn, cudnn_obstacles
 from gpt_jax.kernels.attention_ring import attend_ring
 from gpt_jax.kernels.attention_splash import attend_splash, splash_obstacles
+from gpt_jax.kernels.choice import PLAIN, choose, first_obstacle
 from gpt_jax.kernels.scores import ScoreOptions
-
-AUTO, PLAIN = 'auto', 'xla'
 
 
 class ScoreKernel(NamedTuple):
@@ -69,7 +67,7 @@ def kernel_obstacle(
     }
     if kernel is not None:
         obstacles |= kernel.obstacles(config, backend=backend, segments=segments)
-    return next((obstacle for obstacle, present in obstacles.items() if present), '')
+    return first_obstacle(obstacles)
 
 
 def choose_kernel(
@@ -84,14 +82,13 @@ def choose_kernel(
     Raises:
         UserError: the kernel was requested by name and cannot run.
     """
-    asked = config.attention_kernel
-    for name in [*ATTENTION_KERNELS, PLAIN] if asked == AUTO else [asked]:
-        obstacle = kernel_obstacle(
-            name, config, backend=backend, segments=segments, context=context
-        )
-        if not obstacle:
-            return name
-    raise UserError(
-        f'config.model.attention_kernel={asked} cannot run: {obstacle}; '
-        f'change that or set config.model.attention_kernel=auto'
+
+    def obstacle(name: str) -> str:
+        return kernel_obstacle(name, config, backend=backend, segments=segments, context=context)
+
+    return choose(
+        'config.model.execution.attention_kernel',
+        config.execution.attention_kernel,
+        [*ATTENTION_KERNELS, PLAIN],
+        obstacle,
     )

@@ -174,6 +174,6 @@ def blocked_obstacles(config: AttentionConfig, *, backend: str, segments: bool) 
         f'the backend is {backend}': backend != 'cpu',
         'documents are kept apart (config.data.segment_ids)': segments,
         f'parts of dropout masks need JAX_DEFAULT_PRNG_IMPL=threefry2x32, not {generator}': (
-            config.attention_dropout > 0 and generator != 'threefry2x32'
+            config.dropouts.attention > 0 and generator != 'threefry2x32'
         ),
     }

@@ -40,10 +40,10 @@ def cudnn_obstacles(config: AttentionConfig, *, backend: str, segments: bool) ->
     """Returns the reasons why cuDNN cannot run, and whether each holds."""
     return {
         f'the backend is {backend}, not gpu': backend != 'gpu',
-        'config.model.compute_dtype is not bfloat16': config.compute_dtype != 'bfloat16',
+        'config.model.precision.compute is not bfloat16': config.precision.compute != 'bfloat16',
         'config.model.attention_soft_cap is on': bool(config.attention_soft_cap),
         'config.model.position is alibi': config.position == 'alibi',
-        'config.model.attention_dropout is on': bool(config.attention_dropout),
+        'config.model.dropouts.attention is on': bool(config.dropouts.attention),
         'config.data.segment_ids is on': segments,
         'config.model.head_dim is over 128 or no multiple of 8': (
             config.head_dim > 128 or config.head_dim % 8 != 0

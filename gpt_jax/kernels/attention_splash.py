@@ -111,5 +111,5 @@ def splash_obstacles(config: AttentionConfig, *, backend: str, segments: bool) -
     return {
         f'the backend is {backend}, not tpu': backend != 'tpu',
         'config.model.position is alibi': config.position == 'alibi',
-        'config.model.attention_dropout is on': bool(config.attention_dropout),
+        'config.model.dropouts.attention is on': bool(config.dropouts.attention),
     }

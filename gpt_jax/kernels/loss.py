@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from gpt_jax.errors import UserError
+from gpt_jax.kernels.choice import choose, first_obstacle
 from gpt_jax.kernels.loss_softmax import softmax_xla
 from gpt_jax.kernels.loss_triton import softmax_triton, triton_obstacles
 
@@ -33,12 +33,10 @@ def choose_loss_kernel(asked: str, *, backend: str, vocab_parts: int = 1) -> str
     Raises:
         UserError: the kernel was requested by name and cannot run.
     """
-    for kernel in LOSS_KERNELS if asked == 'auto' else [asked]:
-        obstacles = LOSS_KERNELS[kernel].obstacles(backend=backend, vocab_parts=vocab_parts)
-        obstacle = next((reason for reason, present in obstacles.items() if present), '')
-        if not obstacle:
-            return kernel
-    raise UserError(
-        f'config.train.loss_kernel={asked} cannot run: {obstacle}; '
-        f'change that or set config.train.loss_kernel=auto'
-    )
+
+    def obstacle(name: str) -> str:
+        return first_obstacle(
+            LOSS_KERNELS[name].obstacles(backend=backend, vocab_parts=vocab_parts)
+        )
+
+    return choose('config.train.loss_kernel', asked, LOSS_KERNELS, obstacle)

@@ -1,20 +1,12 @@
 """The kernels of LayerNorm and RMSNorm, and the choice of one for a backend."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 
-from gpt_jax.errors import UserError
+from gpt_jax.kernels.choice import PLAIN, choose
 from gpt_jax.kernels.norm_triton import normalize_triton
-
-AUTO, PLAIN = 'auto', 'xla'
-
-
-class NormConfig(Protocol):
-    """The field of `ModelConfig` that the choice reads."""
-
-    norm_kernel: str
 
 
 class NormalizeKernel(NamedTuple):
@@ -28,19 +20,18 @@ class NormalizeKernel(NamedTuple):
 NORM_KERNELS = {'triton': NormalizeKernel(normalize_triton, 'gpu')}
 
 
-def choose_norm_kernel(config: NormConfig, *, backend: str) -> str:
-    """Returns the name of the kernel that `config` gets on `backend` ('cpu', 'gpu', 'tpu').
+def choose_norm_kernel(asked: str, *, backend: str) -> str:
+    """Returns the name of the kernel that runs on `backend` ('cpu', 'gpu', 'tpu').
+
+    `asked` is a name, or 'auto'.
 
     Raises:
         UserError: the kernel was requested by name and cannot run.
     """
-    asked = config.norm_kernel
-    for name in NORM_KERNELS if asked == AUTO else [asked]:
+
+    def obstacle(name: str) -> str:
         if name == PLAIN or NORM_KERNELS[name].backend == backend:
-            return name
-    if asked == AUTO:
-        return PLAIN
-    raise UserError(
-        f'config.model.norm_kernel={asked} cannot run: the backend is {backend}, not '
-        f'{NORM_KERNELS[asked].backend}; set config.model.norm_kernel=auto'
-    )
+            return ''
+        return f'the backend is {backend}, not {NORM_KERNELS[name].backend}'
+
+    return choose('config.model.execution.norm_kernel', asked, [*NORM_KERNELS, PLAIN], obstacle)

@@ -67,7 +67,7 @@ class GroupedQueryAttention(nn.Module):
             window=self.window,
             soft_cap=c.attention_soft_cap,
             slopes_H=None if position.slopes is None else position.slopes(c),
-            dropout_rate=c.attention_dropout,
+            dropout_rate=c.dropouts.attention,
             dropout_key=dropout_key,
         )
         L, S = q_BLHK.shape[1], k_BSGK.shape[1]

@@ -39,11 +39,11 @@ class Block(nn.Module):
 
         h, x = self._norm('attention_norm')(x) if pre else (x, x)
         h, cache = attention(h, context, cache, keys[0])
-        x = self._join(x, dropout(h, c.dropout, keys[1]), 'attention')
+        x = self._join(x, dropout(h, c.dropouts.residual, keys[1]), 'attention')
 
         h, x = self._norm('mlp_norm')(x) if pre else (x, x)
         h = MLP(c, name='mlp')(h)
-        return self._join(x, dropout(h, c.dropout, keys[2]), 'mlp'), cache
+        return self._join(x, dropout(h, c.dropouts.residual, keys[2]), 'mlp'), cache
 
     def _join(self, x: jax.Array, branch: jax.Array, name: str) -> jax.Array:
         """Adds a branch to the residual stream; applies the norms that come after the branch."""

@@ -63,6 +63,6 @@ class KVCache:
 def make_cache(config: ModelConfig, *, first_slot_B: Int[Array, 'B'], slots: int) -> KVCache:
     """Returns an empty cache in the compute dtype; row b has `first_slot_B[b]` padding slots."""
     shape = (first_slot_B.shape[0], config.num_kv_heads, slots, config.head_dim)
-    zeros = jnp.zeros(shape, jnp.dtype(config.compute_dtype))
+    zeros = jnp.zeros(shape, jnp.dtype(config.precision.compute))
     layers = tuple(LayerCache(zeros, zeros) for _ in range(config.num_layers))
     return KVCache(layers, jnp.zeros((), jnp.int32), first_slot_B)

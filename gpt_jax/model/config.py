@@ -11,10 +11,11 @@ Blocks work on activations `[..., D]`: `[B, L, D]`, or `[B*L, D]` when the model
 
 import dataclasses
 import enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from gpt_jax.config_tree import check_domains, count, finite, fraction, positive, whole
+from gpt_jax.config_tree import check_domains, count, finite, fraction, from_json, positive, whole
 from gpt_jax.errors import UserError
+from gpt_jax.moved_keys import accepts_moved_keys
 
 VOCAB_MULTIPLE = 128  # the table's rows are padded to this, whatever the mesh
 
@@ -97,9 +98,62 @@ class Kernels(NamedTuple):
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
+class RopeConfig:
+    """Rotary positions; the last three are of Llama 3.1's scaling."""
+
+    base: float = positive(10000.0)  # wavelength base
+    scaling: float = positive(1.0)  # positions are divided by this (linear interpolation)
+    original_seq_len: int = whole(0)  # > 0: scaling skips short waves
+    low_freq_factor: float = positive(1.0)  # waves longer than original / this are scaled
+    high_freq_factor: float = positive(4.0)  # waves shorter than original / this are unchanged
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class DropoutConfig:
+    """Rates of dropout."""
+
+    residual: float = fraction(0.0)  # of the embedding and of each residual branch
+    attention: float = fraction(0.0)  # of the attention weights; not in cuDNN and splash
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class InitConfig:
+    """Initial weights."""
+
+    std: float = positive(0.02)  # standard deviation
+    scale_residual: bool = True  # GPT-2: residual projections start at std / sqrt(2N)
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class PrecisionConfig:
+    """Number formats."""
+
+    params: DType = DType.FLOAT32  # of the weights
+    compute: DType = DType.FLOAT32  # of activations and products
+    # bfloat16: linear layers round their operands to it; sums stay in `compute`.
+    matmul: MatmulPrecision = MatmulPrecision.DEFAULT
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class ExecutionConfig:
+    """Choices of speed and memory, which change results by rounding only."""
+
+    attention_kernel: AttentionKernel = AttentionKernel.AUTO  # auto: the backend's fastest
+    norm_kernel: NormKernel = NormKernel.AUTO  # auto: the backend's fastest
+    scan_layers: ScanLayers = ScanLayers.AUTO  # one compiled layer, looped; auto: on TPU
+    remat: Remat = Remat.NONE  # activations kept for the backward pass: model/remat.py
+
+
+def _default(cls: type) -> Any:
+    return dataclasses.field(default_factory=cls)
+
+
+@accepts_moved_keys('model')
+@dataclasses.dataclass(slots=True, kw_only=True)
 class ModelConfig:
     """The architecture of the network; `finalize_model` checks it and fills derived values."""
 
+    # Sizes
     vocab_size: int = whole(0, high=2**31 - VOCAB_MULTIPLE)  # logical size; 0: the tokenizer's
     max_seq_len: int = count(1024)  # context length in tokens
     num_layers: int = count(12)
@@ -108,37 +162,36 @@ class ModelConfig:
     d_model: int = count(768)
     d_ff: int = whole(0)  # 0: 4 * d_model
     head_dim: int = whole(0)  # 0: d_model / num_heads
+    # Attention and positions
     attention: AttentionKind = AttentionKind.GROUPED_QUERY
-    attention_kernel: AttentionKernel = AttentionKernel.AUTO  # auto: the backend's fastest
     window_pattern: tuple[int, ...] = whole(())  # sliding window of each layer, repeating; 0: none
     qk_norm: bool = False  # RMSNorm of queries and keys, per head
     attention_soft_cap: float = finite(0.0)  # scores become cap * tanh(scores / cap); 0: off
-    output_soft_cap: float = finite(0.0)  # the same for the output logits; 0: off
     position: PositionKind = PositionKind.LEARNED
-    rope_base: float = positive(10000.0)  # wavelength base of rotary positions
-    rope_scaling: float = positive(1.0)  # positions are divided by this (linear interpolation)
-    rope_original_seq_len: int = whole(0)  # > 0: rope_scaling skips short waves (Llama 3.1)
-    rope_low_freq_factor: float = positive(1.0)  # waves longer than original / this are scaled
-    rope_high_freq_factor: float = positive(4.0)  # waves shorter than original / this are unchanged
+    rope: RopeConfig = _default(RopeConfig)
+    # Norms, MLP and the output layer
     norm: NormKind = NormKind.LAYERNORM
     norm_placement: NormPlacement = NormPlacement.PRE
-    norm_kernel: NormKernel = NormKernel.AUTO  # auto: the backend's fastest
     norm_epsilon: float = positive(1e-5)
     final_norm: bool = True  # a norm before the output layer
     mlp: MLPKind = MLPKind.GELU_TANH
     use_bias: bool = True  # biases in linear layers and LayerNorm
     qkv_bias: bool = False  # biases of query, key and value even without use_bias (Qwen2)
     tie_embeddings: bool = True  # the output layer is the embedding table
-    dropout: float = fraction(0.0)  # of the embedding and of each residual branch
-    attention_dropout: float = fraction(0.0)  # of the attention weights; not in cuDNN and splash
-    init_std: float = positive(0.02)  # standard deviation of the initial weights
-    scale_residual_init: bool = True  # GPT-2: residual projections start at init_std / sqrt(2N)
-    param_dtype: DType = DType.FLOAT32
-    compute_dtype: DType = DType.FLOAT32  # of activations and products
-    # bfloat16: linear layers round their operands to it; sums stay in compute_dtype.
-    matmul_precision: MatmulPrecision = MatmulPrecision.DEFAULT
-    scan_layers: ScanLayers = ScanLayers.AUTO  # one compiled layer, looped; auto: on TPU
-    remat: Remat = Remat.NONE  # activations kept for the backward pass: model/remat.py
+    output_soft_cap: float = finite(0.0)  # logits become cap * tanh(logits / cap); 0: off
+    # Training and execution
+    dropouts: DropoutConfig = _default(DropoutConfig)
+    init: InitConfig = _default(InitConfig)
+    precision: PrecisionConfig = _default(PrecisionConfig)
+    execution: ExecutionConfig = _default(ExecutionConfig)
+
+    def __post_init__(self) -> None:
+        """Makes the groups that are given as dicts, as in `GPT(rope={'base': 500000.0})`."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, dict):
+                key = f'config.model.{field.name}'
+                setattr(self, field.name, from_json(value, field.type, key))
 
     @property
     def padded_vocab_size(self) -> int:
@@ -177,20 +230,21 @@ def finalize_model(config: ModelConfig) -> None:
         raise UserError(f'{key}head_dim={c.head_dim} must be even for {key}position=rope')
     if c.position == PositionKind.SINUSOIDAL and c.d_model % 2:
         raise UserError(f'{key}d_model={c.d_model} must be even for {key}position=sinusoidal')
-    if c.rope_low_freq_factor >= c.rope_high_freq_factor:
+    if c.rope.low_freq_factor >= c.rope.high_freq_factor:
         raise UserError(
-            f'{key}rope_low_freq_factor={c.rope_low_freq_factor} must be below '
-            f'{key}rope_high_freq_factor={c.rope_high_freq_factor}'
+            f'{key}rope.low_freq_factor={c.rope.low_freq_factor} must be below '
+            f'{key}rope.high_freq_factor={c.rope.high_freq_factor}'
         )
-    if c.scan_layers == ScanLayers.ON and c.num_layers % max(1, len(c.window_pattern)):
+    if c.execution.scan_layers == ScanLayers.ON and c.num_layers % max(1, len(c.window_pattern)):
         raise UserError(
             f'{key}window_pattern has {len(c.window_pattern)} entries, which do not divide '
-            f'{key}num_layers={c.num_layers}; change one of them or set {key}scan_layers=off'
+            f'{key}num_layers={c.num_layers}; change one of them or set '
+            f'{key}execution.scan_layers=off'
         )
-    fused = c.attention_kernel in (AttentionKernel.CUDNN, AttentionKernel.SPLASH)
-    if fused and c.attention_dropout:
+    kernel = c.execution.attention_kernel
+    if kernel in (AttentionKernel.CUDNN, AttentionKernel.SPLASH) and c.dropouts.attention:
         raise UserError(
-            f'{key}attention_kernel={c.attention_kernel} has no dropout: '
-            f'set {key}attention_dropout=0 or {key}attention_kernel=auto'
+            f'{key}execution.attention_kernel={kernel} has no dropout: set '
+            f'{key}dropouts.attention=0 or {key}execution.attention_kernel=auto'
         )
     check_domains(c, 'config.model')  # the derived sizes

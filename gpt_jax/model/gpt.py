@@ -43,8 +43,8 @@ class Period(nn.Module):
         """Runs layers `first_layer` … in order; the dropout key of layer i is fold_in(key, i)."""
         c = self.config
         block_class = Block
-        if c.remat != Remat.NONE:
-            policy = remat_policy(c.remat)
+        if c.execution.remat != Remat.NONE:
+            policy = remat_policy(c.execution.remat)
             block_class = nn.remat(Block, policy=policy, prevent_cse=self.layers > 1)
         new_layers = []
         for j in range(self.layers):
@@ -127,14 +127,14 @@ class GPT(nn.Module):
             positions_BL = jnp.clip(
                 positions_BL + cache.length - cache.first_slot_B[:, None], 0, c.max_seq_len - 1
             )  # positions of padding and drafts may be out of range, but they are masked
-        x = self.embedding(tokens_BL).astype(jnp.dtype(c.compute_dtype))
+        x = self.embedding(tokens_BL).astype(jnp.dtype(c.precision.compute))
         if POSITIONS[c.position].embed is not None:
             x = self.position(x, positions_BL)
         x = x.reshape(B * L, c.d_model) if self.flat else x
         x = nn.with_logical_constraint(x, activation_axes(x))
         if dropout_key is not None:
             dropout_key, embedding_key = jax.random.split(dropout_key)
-            x = dropout(x, c.dropout, embedding_key)
+            x = dropout(x, c.dropouts.residual, embedding_key)
         context = AttentionContext(positions_BL, mask)
         if self.loops:
             first_layers = jnp.arange(0, c.num_layers, self.blocks.layers)
@@ -171,9 +171,9 @@ class Table(nn.Module):
 
     def setup(self):
         c = self.config
-        init = nn.with_logical_partitioning(nn.initializers.normal(c.init_std), ('vocab', 'embed'))
+        init = nn.with_logical_partitioning(nn.initializers.normal(c.init.std), ('vocab', 'embed'))
         shape = (c.padded_vocab_size, c.d_model)
-        self.table = self.param('table', init, shape, jnp.dtype(c.param_dtype))
+        self.table = self.param('table', init, shape, jnp.dtype(c.precision.params))
 
     def __call__(self, ids: Int[Array, '...']) -> Float[Array, '... D']:
         """Returns the rows of `ids`."""

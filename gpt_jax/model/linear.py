@@ -31,17 +31,17 @@ class Linear(nn.Module):
     def __call__(self, x: Float[Array, '... I']) -> Float[Array, '... O']:
         """Maps `[..., prod(inputs)]` to `[..., prod(outputs)]`."""
         c = self.config
-        std = c.init_std
-        if self.residual and c.scale_residual_init:
+        std = c.init.std
+        if self.residual and c.init.scale_residual:
             std /= math.sqrt(2 * c.num_layers)
         kernel = self.param(
             'kernel',
             nn.with_logical_partitioning(nn.initializers.normal(std), self.axes),
             self.inputs + self.outputs,
-            jnp.dtype(c.param_dtype),
+            jnp.dtype(c.precision.params),
         )
         kernel_IO = kernel.reshape(math.prod(self.inputs), -1).astype(x.dtype)
-        y = matmul(x, kernel_IO, OPERANDS[c.matmul_precision])
+        y = matmul(x, kernel_IO, OPERANDS[c.precision.matmul])
         if not (c.use_bias if self.use_bias is None else self.use_bias):
             return checkpoint_name(y, self.name)
         bias = self.param(
@@ -50,7 +50,7 @@ class Linear(nn.Module):
                 nn.initializers.zeros_init(), self.axes[len(self.inputs) :]
             ),
             self.outputs,
-            jnp.dtype(c.param_dtype),
+            jnp.dtype(c.precision.params),
         )
         y = y + jnp.broadcast_to(bias.reshape(-1).astype(x.dtype), y.shape)
         return checkpoint_name(y, self.name)

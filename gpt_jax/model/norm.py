@@ -43,7 +43,7 @@ class _Norm(nn.Module):
 
     def _vector(self, name: str, init: Callable, size: int) -> Float[Array, 'D']:
         init = nn.with_logical_partitioning(init, (self.axis,))
-        return self.param(name, init, (size,), jnp.dtype(self.config.param_dtype))
+        return self.param(name, init, (size,), jnp.dtype(self.config.precision.params))
 
 
 class LayerNorm(_Norm):

@@ -28,9 +28,9 @@ class LearnedPosition(nn.Module):
     ) -> Float[Array, 'B L D']:
         """Returns the token embeddings plus the vectors of their positions."""
         c = self.config
-        normal = nn.initializers.normal(c.init_std)
+        normal = nn.initializers.normal(c.init.std)
         init = nn.with_logical_partitioning(normal, ('positions', 'embed'))
-        table = self.param('table', init, (c.max_seq_len, c.d_model), jnp.dtype(c.param_dtype))
+        table = self.param('table', init, (c.max_seq_len, c.d_model), jnp.dtype(c.precision.params))
         return x_BLD + look_up(table, positions_BL, 'positions').astype(x_BLD.dtype)
 
 
@@ -71,17 +71,17 @@ def rope_frequencies(config: ModelConfig) -> np.ndarray:
     """Returns the angle per position by which each pair of a head is rotated, float32 [K/2].
 
     Scaling divides all of them (Chen et al. 2023, https://arxiv.org/abs/2306.15595). With
-    `rope_original_seq_len` it divides those of long waves and leaves those of short waves
+    `rope.original_seq_len` it divides those of long waves and leaves those of short waves
     unchanged, relative to that context, and interpolates between them (Llama 3.1: Grattafiori et
     al. 2024, https://arxiv.org/abs/2407.21783).
     """
     c = config
     half = c.head_dim // 2
-    frequencies = c.rope_base ** -(np.arange(half) / half)
-    slowed = frequencies / c.rope_scaling
-    if c.rope_original_seq_len:
-        waves = c.rope_original_seq_len * frequencies / (2 * np.pi)  # in the original context
-        ramp = (waves - c.rope_low_freq_factor) / (c.rope_high_freq_factor - c.rope_low_freq_factor)
+    frequencies = c.rope.base ** -(np.arange(half) / half)
+    slowed = frequencies / c.rope.scaling
+    if c.rope.original_seq_len:
+        waves = c.rope.original_seq_len * frequencies / (2 * np.pi)  # in the original context
+        ramp = (waves - c.rope.low_freq_factor) / (c.rope.high_freq_factor - c.rope.low_freq_factor)
         kept = np.clip(ramp, 0, 1)
         slowed = kept * frequencies + (1 - kept) * slowed
     return slowed.astype(np.float32)

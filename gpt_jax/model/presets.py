@@ -10,9 +10,8 @@ _GPT1 = {
     'max_seq_len': 512,
     'norm_placement': NormPlacement.POST,
     'final_norm': False,
-    'dropout': 0.1,
-    'attention_dropout': 0.1,
-    'scale_residual_init': False,
+    'dropouts': {'residual': 0.1, 'attention': 0.1},
+    'init': {'scale_residual': False},
 }
 # Radford et al. 2019. The defaults of ModelConfig are GPT-2's.
 _GPT2 = {'vocab_size': 50257, 'max_seq_len': 1024}
@@ -25,7 +24,7 @@ _LLAMA = {
     'norm': NormKind.RMSNORM,
     'mlp': MLPKind.SWIGLU,
     'use_bias': False,
-    'scale_residual_init': False,
+    'init': {'scale_residual': False},
 }
 
 
@@ -56,7 +55,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         'max_seq_len': 8192,
         'num_kv_heads': 8,
         'd_ff': 8192,
-        'rope_base': 500000.0,
+        'rope': {'base': 500000.0},
     },
     # Common choices for small models today: rotary positions, RMSNorm, query-key norm,
     # squared ReLU, an untied output with a soft cap, no biases.
@@ -71,6 +70,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         'use_bias': False,
         'tie_embeddings': False,
         'output_soft_cap': 15.0,
-        'compute_dtype': DType.BFLOAT16,
+        'precision': {'compute': DType.BFLOAT16},
     },
 }

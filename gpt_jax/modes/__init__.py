@@ -1,4 +1,4 @@
-"""The modes of the command line, one per file: `define_flags(flags)`, `run(...) -> status`."""
+"""The modes of the command line, one per file: `define_flags(flags)`, `run(command)`."""
 
 from types import ModuleType
 

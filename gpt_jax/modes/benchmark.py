@@ -22,6 +22,7 @@ from gpt_jax.config import RunConfig, finalize
 from gpt_jax.config_tree import INT32_MAX, to_json
 from gpt_jax.data.shard_tokenizer import make_run_tokenizer
 from gpt_jax.errors import UserError
+from gpt_jax.modes.command import Command
 from gpt_jax.modes.vocabulary import known_vocab_size
 from gpt_jax.parallel import peers, runtime
 from gpt_jax.parallel.mesh import make_mesh
@@ -78,13 +79,10 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     )
 
 
-def run(
-    flags: absl_flags.FlagValues,
-    config: RunConfig,
-    workdir: pathlib.Path,
-    overrides: dict[str, Any],
-) -> int:
+def run(command: Command) -> int:
     """Measures and prints; writes only the files that a flag names."""
+    flags, config = command.flags, command.config
+    workdir, overrides = command.workdir, command.overrides
     if flags.profile and flags.benchmark_decode:
         raise UserError('--profile traces training steps; leave it out with --benchmark_decode')
     if flags.profile and object_store.is_remote(flags.profile_dir or workdir):

@@ -1,9 +1,7 @@
 """Compile the real training step for devices you do not have: memory, traffic, fastest step."""
 
 import dataclasses
-import pathlib
 import sys
-from typing import Any
 
 import jax
 from absl import flags as absl_flags
@@ -16,6 +14,7 @@ from gpt_jax.config import RunConfig, finalize
 from gpt_jax.config_tree import INT32_MAX, to_json
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import AttentionKernel
+from gpt_jax.modes.command import Command
 from gpt_jax.modes.vocabulary import known_vocab_size
 from gpt_jax.parallel.mesh import ProgramKind
 from gpt_jax.telemetry.chips import GIB
@@ -48,13 +47,9 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string('check_out', '', 'a JSON file to write', flag_values=flags)
 
 
-def run(
-    flags: absl_flags.FlagValues,
-    config: RunConfig,
-    workdir: pathlib.Path,
-    overrides: dict[str, Any],
-) -> int:
+def run(command: Command) -> int:
     """Compiles, prints, and writes the JSON; returns exit status 0 if the step fits."""
+    flags, config, overrides = command.flags, command.config, command.overrides
     if not flags.topology:
         raise UserError(f'--mode compile_check needs --topology: {FORMS}')
     jax.config.update('jax_platforms', 'cpu')  # leave the accelerators of this machine alone
@@ -110,9 +105,10 @@ def _adapt(config: RunConfig, device: jax.Device, *, num_slices: int) -> list[st
     if num_slices > 1:
         config.mesh.slices = num_slices
     is_gpu = device.platform != 'tpu'
-    may_be_cudnn = config.model.attention_kernel in (AttentionKernel.AUTO, AttentionKernel.CUDNN)
+    execution = config.model.execution
+    may_be_cudnn = execution.attention_kernel in (AttentionKernel.AUTO, AttentionKernel.CUDNN)
     if is_gpu and may_be_cudnn and config.mesh.context == 1:
-        config.model.attention_kernel = AttentionKernel.XLA
+        execution.attention_kernel = AttentionKernel.XLA
         return [
             "note: cuDNN's attention cannot be traced without a GPU, so this is the step with the "
             'xla kernel, which keeps the scores: a real run needs less memory and time'

@@ -1,15 +1,14 @@
 """Check the devices, hosts and folders of a run before it starts: differences, bandwidth."""
 
-import pathlib
 import socket
-from typing import Any
 
 import jax
 from absl import flags as absl_flags
 
 from gpt_jax import run as runs
-from gpt_jax.config import RunConfig, finalize
+from gpt_jax.config import finalize
 from gpt_jax.data.shard_tokenizer import make_run_tokenizer
+from gpt_jax.modes.command import Command
 from gpt_jax.parallel import consistency, peers, probe, runtime
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.telemetry.report import format_table
@@ -27,13 +26,9 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     )
 
 
-def run(
-    flags: absl_flags.FlagValues,
-    config: RunConfig,
-    workdir: pathlib.Path,
-    overrides: dict[str, Any],
-) -> int:
+def run(command: Command) -> int:
     """Checks everything and prints a table; an error is one line that names the process."""
+    flags, config, workdir = command.flags, command.config, command.workdir
     finalize(config, vocab_size=1)
     runtime.initialize(config.runtime)
     runs.check_processes(config, workdir)

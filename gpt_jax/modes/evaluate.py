@@ -25,6 +25,7 @@ from gpt_jax.fingerprint import fingerprint_leaves
 from gpt_jax.inference.config import SampleConfig, finalize_sample
 from gpt_jax.inference.generate import Generator
 from gpt_jax.modes import saved_weights
+from gpt_jax.modes.command import Command
 from gpt_jax.parallel import peers
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.pretrained import keep_tokenizer
@@ -69,13 +70,10 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     )
 
 
-def run(
-    flags: absl_flags.FlagValues,
-    config: RunConfig,
-    workdir: pathlib.Path,
-    overrides: dict[str, Any],
-) -> int:
+def run(command: Command) -> int:
     """Prints tables; writes `eval.json`, or one file per task in `evaluations/<step>`."""
+    flags, config = command.flags, command.config
+    workdir, overrides = command.workdir, command.overrides
     if len([name for name in ('tasks', 'harness', 'text') if flags[name].value]) > 1:
         raise UserError('give one of --tasks, --harness and --text')
     if flags['split'].present and (flags.tasks or flags.harness or flags.text):

@@ -1,16 +1,13 @@
 """Write a trained run's weights for other tools: transformers, llama.cpp, llama2.c."""
 
-import pathlib
-from typing import Any
-
 from absl import flags as absl_flags
 
 from gpt_jax import object_store
 from gpt_jax import run as runs
-from gpt_jax.config import RunConfig
 from gpt_jax.config_tree import to_json
 from gpt_jax.errors import UserError
 from gpt_jax.modes import saved_weights
+from gpt_jax.modes.command import Command
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.train.program import make_program
 from gpt_jax.weights.exporters import EXPORTERS, StoredType, find_exporter
@@ -32,13 +29,10 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     )
 
 
-def run(
-    flags: absl_flags.FlagValues,
-    config: RunConfig,
-    workdir: pathlib.Path,
-    overrides: dict[str, Any],
-) -> int:
+def run(command: Command) -> int:
     """Writes the folder and prints the names of its files."""
+    flags, config = command.flags, command.config
+    workdir, overrides = command.workdir, command.overrides
     if not flags.out:
         raise UserError('--mode export needs --out DIR, the folder to write')
     exporter = find_exporter(flags.format)
@@ -51,7 +45,7 @@ def run(
         opened, step=flags.step, weights=flags.weights, abstract=program.abstract_params
     )
     model = opened.config.model
-    dtype = StoredType(flags.dtype or model.param_dtype)
+    dtype = StoredType(flags.dtype or model.precision.params)
     names = exporter(
         out,
         model,

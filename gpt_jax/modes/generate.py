@@ -1,20 +1,18 @@
 """Write text with a trained run's weights, streamed to the terminal."""
 
 import os
-import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from absl import flags as absl_flags
 
 from gpt_jax import files, object_store
 from gpt_jax import run as runs
-from gpt_jax.config import RunConfig
 from gpt_jax.errors import UserError
 from gpt_jax.inference.config import SampleConfig, finalize_sample
 from gpt_jax.inference.generate import Ended, Generator, Prompt
 from gpt_jax.modes import saved_weights
+from gpt_jax.modes.command import Command
 from gpt_jax.parallel import peers
 from gpt_jax.tokenizer import Tokenizer, chat_template
 
@@ -50,13 +48,10 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         define(name, None, text, flag_values=flags)
 
 
-def run(
-    flags: absl_flags.FlagValues,
-    config: RunConfig,
-    workdir: pathlib.Path,
-    overrides: dict[str, Any],
-) -> int:
+def run(command: Command) -> int:
     """Generates and prints; a single sample is printed while it is generated."""
+    flags, config = command.flags, command.config
+    workdir, overrides = command.workdir, command.overrides
     for name in SAMPLE_FLAGS:
         value = flags[name].value
         if value is not None:

@@ -1,8 +1,5 @@
 """Make a run from weights of other tools: transformers, llama.cpp, llama2.c, nanoGPT, minGPT."""
 
-import pathlib
-from typing import Any
-
 from absl import flags as absl_flags
 
 from gpt_jax import run as runs
@@ -11,6 +8,7 @@ from gpt_jax.config import RunConfig, finalize
 from gpt_jax.config_tree import to_json
 from gpt_jax.errors import UserError
 from gpt_jax.model.gpt import count_params
+from gpt_jax.modes.command import Command
 from gpt_jax.parallel import runtime
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.pretrained import adopt
@@ -33,13 +31,10 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     )
 
 
-def run(
-    flags: absl_flags.FlagValues,
-    config: RunConfig,
-    workdir: pathlib.Path,
-    overrides: dict[str, Any],
-) -> int:
+def run(command: Command) -> int:
     """Writes the workdir; its checkpoint of step 0 holds the weights of the source."""
+    flags, config = command.flags, command.config
+    workdir, overrides = command.workdir, command.overrides
     if not flags.source:
         raise UserError('--mode import_weights needs --source FILE, FOLDER or NAME')
     runtime.initialize(config.runtime)
@@ -71,7 +66,7 @@ def run(
 def _describe(config: RunConfig, tokenizer: Tokenizer) -> dict[str, str]:
     model = config.model
     return {
-        'parameters': f'{count_params(model):,} ({model.param_dtype})',
+        'parameters': f'{count_params(model):,} ({model.precision.params})',
         'model': f'{model.num_layers} layers, d_model {model.d_model}, d_ff {model.d_ff}, '
         f'{model.num_heads} heads of {model.head_dim} over {model.num_kv_heads}, context '
         f'{model.max_seq_len}',

@@ -1,16 +1,14 @@
 """Turn the corpus into token shards for training; train does this if they are missing."""
 
-import pathlib
-from typing import Any
-
 from absl import flags as absl_flags
 
 from gpt_jax import run as runs
-from gpt_jax.config import RunConfig, finalize
+from gpt_jax.config import finalize
 from gpt_jax.data import remote_shards
 from gpt_jax.data.prepare import filled_splits
 from gpt_jax.data.shard_tokenizer import make_run_tokenizer
 from gpt_jax.data.shards import Shards
+from gpt_jax.modes.command import Command
 from gpt_jax.parallel import peers
 from gpt_jax.telemetry.report import format_table
 
@@ -22,13 +20,9 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     )
 
 
-def run(
-    flags: absl_flags.FlagValues,
-    config: RunConfig,
-    workdir: pathlib.Path,
-    overrides: dict[str, Any],
-) -> int:
+def run(command: Command) -> int:
     """Prepares the data of `config` and prints the size of each split."""
+    flags, config = command.flags, command.config
     finalize(config, vocab_size=1)
     if flags.publish:  # fail before the work
         remote_shards.target_folder(flags.publish, key='--publish')

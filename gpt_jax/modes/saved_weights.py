@@ -10,8 +10,8 @@ from flax import linen as nn
 
 from gpt_jax import run as runs
 from gpt_jax.config import RunConfig, finalize
+from gpt_jax.config_tree import get_value, set_value
 from gpt_jax.errors import UserError
-from gpt_jax.model.config import ModelConfig
 from gpt_jax.model.gpt import abstract_params
 from gpt_jax.parallel import runtime
 from gpt_jax.parallel.mesh import make_mesh
@@ -40,8 +40,8 @@ def open_run(config: RunConfig, workdir: pathlib.Path, overrides: Mapping[str, A
             an invalid chat template.
     """
     trained = runs.read_config(workdir)
-    for name, value in _chosen(config.model, trained.model, overrides, workdir).items():
-        setattr(trained.model, name, value)
+    for key, value in _chosen(config, trained, overrides, workdir).items():
+        set_value(trained, key, value)
     config.model, config.train.ema_decay = trained.model, 0.0  # no averaging without training
     runs.train_whole(config)
     template = overrides.get('data.chat_template', '')
@@ -52,18 +52,18 @@ def open_run(config: RunConfig, workdir: pathlib.Path, overrides: Mapping[str, A
 
 
 def _chosen(
-    ours: ModelConfig, trained: ModelConfig, overrides: Mapping[str, Any], workdir: pathlib.Path
+    ours: RunConfig, trained: RunConfig, overrides: Mapping[str, Any], workdir: pathlib.Path
 ) -> dict[str, Any]:
     """Returns the knobs of the model whose values in `overrides` differ from the run's."""
-    names = {key.split('.')[1] for key in overrides if key.startswith('model.')}
-    chosen = {name: getattr(ours, name) for name in sorted(names)}
-    chosen = {name: value for name, value in chosen.items() if value != getattr(trained, name)}
-    for name in chosen:
-        if name not in COMPUTATION:
+    keys = [key for key in sorted(overrides) if key.startswith('model.')]
+    chosen = {key: get_value(ours, key) for key in keys}
+    chosen = {key: value for key, value in chosen.items() if value != get_value(trained, key)}
+    for key in chosen:
+        if key not in COMPUTATION:
+            allowed = ', '.join(name.removeprefix('model.') for name in COMPUTATION)
             raise UserError(
-                f'config.model.{name}={chosen[name]}, but the run in {workdir} has '
-                f'{getattr(trained, name)}; leave it out. You may set '
-                f'{", ".join(COMPUTATION)}'
+                f'config.{key}={chosen[key]}, but the run in {workdir} has '
+                f'{get_value(trained, key)}; leave it out. You may set {allowed}'
             )
     return chosen
 

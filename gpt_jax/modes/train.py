@@ -12,14 +12,15 @@ from absl import flags as absl_flags
 from gpt_jax import object_store
 from gpt_jax import run as runs
 from gpt_jax.checkpoint import Checkpointer
-from gpt_jax.config import RunConfig, finalize
-from gpt_jax.config_tree import INT32_MAX, differences, to_json
+from gpt_jax.config import RunConfig, finalize, load_evaluators
+from gpt_jax.config_tree import INT32_MAX, differences, from_json, to_json
 from gpt_jax.data import mixture
 from gpt_jax.data.prepare import filled_splits
 from gpt_jax.data.shard_tokenizer import make_run_tokenizer
 from gpt_jax.data.shards import Shards
 from gpt_jax.data.split import VALIDATION
 from gpt_jax.errors import UserError
+from gpt_jax.modes.command import Command
 from gpt_jax.parallel import peers, probe, runtime
 from gpt_jax.telemetry.metrics import MetricsWriter, last_row
 from gpt_jax.telemetry.progress import Progress
@@ -55,13 +56,10 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     )
 
 
-def run(
-    flags: absl_flags.FlagValues,
-    config: RunConfig,
-    workdir: pathlib.Path,
-    overrides: dict[str, Any],
-) -> int:
+def run(command: Command) -> int:
     """Trains to the end of the run, or until a stop signal; returns the exit status."""
+    flags, config = command.flags, command.config
+    workdir, overrides = command.workdir, command.overrides
     if flags.fresh and flags.resume_step is not None:
         raise UserError('--fresh and --resume_step exclude each other; leave one out')
     draft = finalize(config, vocab_size=1)  # fail fast, before any data is read
@@ -85,7 +83,8 @@ def run(
         runs.check_data(folder, tokenizer, config.data)
         if peers.num_processes() > 1:
             probe.check_shared_folder(workdir)
-        trainer = Trainer(final, tokenizer, folder)
+        evaluators = load_evaluators(command.config_file, final)
+        trainer = Trainer(final, tokenizer, folder, evaluators=evaluators)
         trainer.check_texts()
         this_run = runs.Run(workdir, final, tokenizer, draft=config)
         with (
@@ -121,6 +120,7 @@ def _train(
         'config': to_json(config),
         'data': trainer.pipeline.identity,
         'tokenizer': trainer.tokenizer.fingerprint(),
+        'evaluators': [evaluator.name for evaluator in trainer.added],
     }
     saved = checkpointer.meta()
     if saved is not None:
@@ -166,6 +166,7 @@ def _train(
         meta['init_from'], meta['credits'] = _begin(trainer)
 
     if restored is not None:
+        _warn_of_missing_evaluators(saved, meta['evaluators'])
         _warn_of_lost_rows(config, saved['config'], workdir, start)
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(
@@ -216,6 +217,17 @@ def _warn_of_warmup(config: RunConfig) -> None:
         )
 
 
+def _warn_of_missing_evaluators(saved: Mapping[str, Any], names: list[str]) -> None:
+    """Warns if evaluators that the run had so far are missing: a config file defines them."""
+    missing = [name for name in saved.get('evaluators', ()) if name not in names]
+    if missing:
+        print(
+            f'warning: this run goes on without {", ".join(missing)}: these evaluators are defined '
+            f'by the config file that it was started with; give it by --config',
+            flush=True,
+        )
+
+
 def _warn_of_lost_rows(
     config: RunConfig, before: Mapping[str, Any], workdir: pathlib.Path, start: int
 ) -> None:
@@ -257,8 +269,8 @@ def _begin(trainer: Trainer) -> tuple[dict[str, Any] | None, dict[str, Any] | No
         return None, None
     path = object_store.to_path(folder, key='config.train.init_from')
     source = runs.Run(path, runs.read_config(path), trainer.tokenizer)
-    # Restore in the saved dtype, then cast to this run's config.model.param_dtype.
-    ours, theirs = trainer.program.abstract_params, source.config.model.param_dtype
+    # Restore in the saved dtype, then cast to this run's config.model.precision.params.
+    ours, theirs = trainer.program.abstract_params, source.config.model.precision.params
     saved = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, theirs, sharding=leaf.sharding), ours
     )
@@ -277,7 +289,8 @@ def _check_resumable(saved: dict[str, Any], meta: dict[str, Any], workdir: pathl
     Raises:
         UserError: the data or the tokenizer changed, so resuming would not be exact.
     """
-    changes = differences(saved['config'], meta['config'])
+    before = to_json(from_json(saved['config'], RunConfig))  # with the keys of today
+    changes = differences(before, meta['config'])
     if saved['tokenizer'] != meta['tokenizer']:
         raise UserError(
             f'{workdir} was trained with another tokenizer; choose another --workdir, or start '

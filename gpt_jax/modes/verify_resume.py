@@ -26,6 +26,7 @@ from gpt_jax.config import RunConfig, finalize
 from gpt_jax.config_tree import INT32_MAX, to_json
 from gpt_jax.data.shard_manifest import hash_of
 from gpt_jax.errors import UserError
+from gpt_jax.modes.command import Command
 from gpt_jax.parallel import consistency, peers
 from gpt_jax.telemetry.report import format_table
 
@@ -56,13 +57,9 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     )
 
 
-def run(
-    flags: absl_flags.FlagValues,
-    config: RunConfig,
-    workdir: pathlib.Path,
-    overrides: dict[str, Any],
-) -> int:
+def run(command: Command) -> int:
     """Prints a table and writes the certificate; returns exit status 1 if anything differs."""
+    flags, config, workdir = command.flags, command.config, command.workdir
     if peers.num_processes() > 1:
         raise UserError(
             '--mode=verify_resume starts the processes that it needs; run it without --local_pod, '

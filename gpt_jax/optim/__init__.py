@@ -15,7 +15,6 @@ from gpt_jax.optim.adamw import AdamW
 from gpt_jax.optim.lion import Lion
 from gpt_jax.optim.muon import Muon
 from gpt_jax.optim.precision import in_float32
-from gpt_jax.optim.schedule import ScheduleConfig, make_schedule
 from gpt_jax.optim.sgd import SGD
 
 OptimizerConfig = AdamW | Lion | Adafactor | Muon | SGD
@@ -30,16 +29,12 @@ OPTIMIZERS: dict[type, Callable[..., optax.GradientTransformation]] = {
 
 
 def make_optimizer(
-    config: OptimizerConfig, schedule: ScheduleConfig, *, num_steps: int
+    config: OptimizerConfig, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """Builds the optimizer of a run of `num_steps`, for parameters stacked over layers.
+    """Builds the optimizer of parameters stacked over layers; `schedule` gives its learning rate.
 
     It does not clip: the train step computes the global norm once, for the metrics and for
-    `config.clip_norm`.
-
-    Raises:
-        UserError: the schedule or the learning rate is invalid.
+    `config.train.clip_norm`.
     """
-    rate = make_schedule(schedule, learning_rate=config.learning_rate, num_steps=num_steps)
     make = next(make for kind, make in OPTIMIZERS.items() if isinstance(config, kind))
-    return in_float32(make(config, rate))
+    return in_float32(make(config, schedule))

@@ -13,12 +13,14 @@ import jax.numpy as jnp
 import optax
 
 from gpt_jax.config_tree import count, finite, fraction, positive
+from gpt_jax.moved_keys import KeepsMovedValues, accepts_moved_keys
 from gpt_jax.optim import param_groups
 from gpt_jax.optim.param_groups import PyTree
 
 
+@accepts_moved_keys('optimizer')
 @dataclasses.dataclass(slots=True, kw_only=True)
-class Adafactor:
+class Adafactor(KeepsMovedValues):
     """Settings of Adafactor; `parameter_scale` makes the rate relative to each parameter's RMS."""
 
     learning_rate: float = positive(0.01)  # peak of the schedule
@@ -28,7 +30,6 @@ class Adafactor:
     parameter_scale: bool = True  # scale the update by the RMS of the parameter
     momentum: float = fraction(0.0)  # decay of the mean of updates; 0: no momentum
     weight_decay: float = finite(0.0)  # times the learning rate; matrices only
-    clip_norm: float = finite(1.0)  # largest global gradient norm; 0: no clipping
 
 
 def make(config: Adafactor, schedule: optax.Schedule) -> optax.GradientTransformation:

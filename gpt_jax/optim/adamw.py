@@ -6,11 +6,13 @@ import jax.numpy as jnp
 import optax
 
 from gpt_jax.config_tree import finite, fraction, positive
+from gpt_jax.moved_keys import KeepsMovedValues, accepts_moved_keys
 from gpt_jax.optim import param_groups
 
 
+@accepts_moved_keys('optimizer')
 @dataclasses.dataclass(slots=True, kw_only=True)
-class AdamW:
+class AdamW(KeepsMovedValues):
     """Settings of AdamW; the defaults are nanoGPT's for GPT-2 124M."""
 
     learning_rate: float = positive(6e-4)  # peak of the schedule
@@ -18,7 +20,6 @@ class AdamW:
     beta2: float = fraction(0.95)  # decay of the mean of squared gradients
     epsilon: float = finite(1e-8)  # added to the root of the squared mean
     weight_decay: float = finite(0.1)  # times the learning rate; matrices only
-    clip_norm: float = finite(1.0)  # largest global gradient norm; 0: no clipping
 
 
 def make(config: AdamW, schedule: optax.Schedule) -> optax.GradientTransformation:

@@ -6,18 +6,19 @@ import jax.numpy as jnp
 import optax
 
 from gpt_jax.config_tree import finite, fraction, positive
+from gpt_jax.moved_keys import KeepsMovedValues, accepts_moved_keys
 from gpt_jax.optim import param_groups
 
 
+@accepts_moved_keys('optimizer')
 @dataclasses.dataclass(slots=True, kw_only=True)
-class Lion:
+class Lion(KeepsMovedValues):
     """Settings of Lion; the paper advises 1/3 to 1/10 of AdamW's rate, and 3-10 times its decay."""
 
     learning_rate: float = positive(1e-4)  # peak of the schedule; every weight moves by this much
     beta1: float = fraction(0.9)  # weight of the momentum in the update
     beta2: float = fraction(0.99)  # decay of the momentum
     weight_decay: float = finite(1.0)  # times the learning rate; matrices only
-    clip_norm: float = finite(1.0)  # largest global gradient norm; 0: no clipping
 
 
 def make(config: Lion, schedule: optax.Schedule) -> optax.GradientTransformation:

@@ -14,12 +14,14 @@ import optax
 from optax import contrib
 
 from gpt_jax.config_tree import finite, fraction, positive, whole
+from gpt_jax.moved_keys import KeepsMovedValues, accepts_moved_keys
 from gpt_jax.optim import adamw, param_groups
 from gpt_jax.optim.param_groups import Group, PyTree
 
 
+@accepts_moved_keys('optimizer')
 @dataclasses.dataclass(slots=True, kw_only=True)
-class Muon:
+class Muon(KeepsMovedValues):
     """Settings of Muon; updates have spectral norm rate * sqrt(max(1, outputs / inputs))."""
 
     learning_rate: float = positive(0.02)  # peak of the schedule, for hidden matrices
@@ -32,7 +34,6 @@ class Muon:
     adamw_beta1: float = fraction(0.9)  # AdamW's decay of the mean of gradients
     adamw_beta2: float = fraction(0.95)  # AdamW's decay of the mean of squared gradients
     adamw_epsilon: float = finite(1e-8)  # added to the root of AdamW's squared mean
-    clip_norm: float = finite(1.0)  # largest global gradient norm; 0: no clipping
 
 
 def make(config: Muon, schedule: optax.Schedule) -> optax.GradientTransformation:

@@ -6,18 +6,19 @@ import jax.numpy as jnp
 import optax
 
 from gpt_jax.config_tree import finite, fraction, positive
+from gpt_jax.moved_keys import KeepsMovedValues, accepts_moved_keys
 from gpt_jax.optim import param_groups
 
 
+@accepts_moved_keys('optimizer')
 @dataclasses.dataclass(slots=True, kw_only=True)
-class SGD:
+class SGD(KeepsMovedValues):
     """Settings of SGD; as in torch.optim.SGD, decay is added to the gradient before momentum."""
 
     learning_rate: float = positive(0.1)  # peak of the schedule
     momentum: float = fraction(0.9)  # decay of the sum of gradients; 0: no momentum
     nesterov: bool = False  # look one momentum step ahead
     weight_decay: float = finite(0.0)  # times the parameter, added to the gradient; matrices only
-    clip_norm: float = finite(1.0)  # largest global gradient norm; 0: no clipping
 
 
 def make(config: SGD, schedule: optax.Schedule) -> optax.GradientTransformation:

@@ -20,7 +20,7 @@ OPTIONS: dict[str, dict[str, Option]] = {
     'tpu': {},
 }
 
-# For bfloat16 matmuls in a float32 model (`config.model.matmul_precision`).
+# For bfloat16 matmuls in a float32 model (`config.model.precision.matmul`).
 BFLOAT16_PRODUCTS: dict[str, dict[str, Option]] = {
     # YNNPACK runs these at twice XLA's speed; use it for single matmuls only.
     'cpu': {'xla_cpu_experimental_ynn_fusion_type': 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT'},

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from gpt_jax.errors import UserError
 from gpt_jax.evaluate.task import flatten
 from gpt_jax.train.state import TrainState
 
@@ -68,6 +69,24 @@ def default_evaluators(trainer: Trainer) -> list[Evaluator]:
         name='sample', every=config.sample.every, run=draw_sample, at_end=config.sample.at_end
     )
     return [loss, *([tasks] if trainer.tasks else []), sample]
+
+
+def check_evaluators(evaluators: Sequence[Evaluator]) -> None:
+    """Rejects what a config file may return by mistake.
+
+    Raises:
+        UserError: an entry is no Evaluator, or two have one name.
+    """
+    names = []
+    for each in evaluators:
+        if not isinstance(each, Evaluator):
+            raise UserError(
+                f'evaluators(config) returned {each!r:.80}; its entries must be '
+                f'gpt_jax.train.evaluators.Evaluator'
+            )
+        if each.name in names:
+            raise UserError(f'two evaluators have the name {each.name!r}; rename one')
+        names.append(each.name)
 
 
 def evaluate_loss(trainer: Trainer, state: TrainState) -> Report:

@@ -27,11 +27,11 @@ def recomputed_flops_per_token(config: ModelConfig, *, length: int) -> float:
     'attention' is kept, its two products are not. Not counted: recomputation inside a kernel, and
     that of CPU kernels, which need more residuals than their named output.
     """
-    if config.remat == Remat.NONE:
+    if config.execution.remat == Remat.NONE:
         return 0.0
-    kept = REMAT_KEEPS[config.remat]
+    kept = REMAT_KEEPS[config.execution.remat]
     attention = 0.0 if 'attention' in kept else _attention_flops(config, length)
-    if kept_products(config.remat):
+    if kept_products(config.execution.remat):
         return attention
     outside = config.d_model * config.vocab_size + (config.d_model if config.final_norm else 0)
     weights = count_params(config) - _lookup_tables(config) - outside

@@ -11,9 +11,10 @@ from gpt_jax.config import RunConfig
 from gpt_jax.errors import UserError
 from gpt_jax.model.gpt import abstract_params
 from gpt_jax.optim import make_optimizer
+from gpt_jax.optim.schedule import make_schedule
 from gpt_jax.optim.trainable import Trainable
 from gpt_jax.telemetry.chips import GIB
-from gpt_jax.train.state import make_state
+from gpt_jax.train.state import begin_state
 
 
 def check_host_memory(config: RunConfig, state: Any = None) -> None:
@@ -47,12 +48,15 @@ def physical_memory() -> int:
 
 def _abstract_state(config: RunConfig) -> Any:
     """Returns the shapes of the initial training state."""
-    optimizer = make_optimizer(config.optimizer, config.schedule, num_steps=config.train.num_steps)
-    trainable = Trainable(lora=config.lora, frozen=config.train.frozen)
-    make = functools.partial(make_state, ema_decay=config.train.ema_decay)
-
-    def begin(params: Any, key: jax.Array) -> Any:
-        trained, base = trainable.split(params, key)
-        return make(trained, optimizer, base=base)
-
+    schedule = make_schedule(
+        config.schedule,
+        learning_rate=config.optimizer.learning_rate,
+        num_steps=config.train.num_steps,
+    )
+    begin = functools.partial(
+        begin_state,
+        optimizer=make_optimizer(config.optimizer, schedule),
+        trainable=Trainable(lora=config.lora, frozen=config.train.frozen),
+        ema_decay=config.train.ema_decay,
+    )
     return jax.eval_shape(begin, nn.unbox(abstract_params(config.model)), jax.random.key(0))

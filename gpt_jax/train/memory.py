@@ -76,8 +76,8 @@ def bytes_per_device(tree: Any) -> int:
 def estimate_memory(program: Program, config: RunConfig) -> MemoryPlan:
     """Estimates memory from the state's shardings and from what a layer keeps for backward.
 
-    The latter depends on `config.model.remat`. The constants of a layer without remat fit what XLA
-    needs for GPT-2 124M on a TPU v5e (the table in `model/remat.py`).
+    The latter depends on `config.model.execution.remat`. The constants of a layer without remat
+    fit what XLA needs for GPT-2 124M on a TPU v5e (the table in `model/remat.py`).
     """
     model, mesh = config.model, program.mesh
     trained = bytes_per_device(program.abstract_state.params)
@@ -85,13 +85,13 @@ def estimate_memory(program: Program, config: RunConfig) -> MemoryPlan:
     rows = math.ceil(config.train.batch_size / program.micro_batches / parts('batch', mesh))
     length = model.max_seq_len // parts('length', mesh)
     vocab = model.padded_vocab_size // parts('vocab', mesh, size=model.padded_vocab_size)
-    itemsize = jnp.dtype(model.compute_dtype).itemsize
+    itemsize = jnp.dtype(model.precision.compute).itemsize
     logits = rows * length * vocab
     chunk = logits / chunk_count(length, 4 * logits, program.loss_chunk_bytes)
     table = vocab * model.d_model * (4 + itemsize)  # output table and gradient, columns gathered
     cast = parameters * itemsize / 4 if itemsize < 4 else 0  # the weights in the compute dtype
-    kept = model.num_layers * _kept_bytes(program, config, model.remat)
-    if model.remat != Remat.NONE:  # plus the one layer that is being recomputed
+    kept = model.num_layers * _kept_bytes(program, config, model.execution.remat)
+    if model.execution.remat != Remat.NONE:  # plus the one layer that is being recomputed
         kept += _kept_bytes(program, config, Remat.NONE)
     return MemoryPlan(
         parameters=parameters,
@@ -105,7 +105,7 @@ def estimate_memory(program: Program, config: RunConfig) -> MemoryPlan:
 def _kept_bytes(program: Program, config: RunConfig, remat: Remat) -> float:
     """Returns the bytes per token that a layer keeps for its backward pass."""
     model, mesh = config.model, program.mesh
-    itemsize = jnp.dtype(model.compute_dtype).itemsize
+    itemsize = jnp.dtype(model.precision.compute).itemsize
     ff = model.d_ff / parts('mlp', mesh, size=model.d_ff)
     local_heads = model.num_heads / parts('heads', mesh, size=model.num_heads)
     heads = local_heads * model.head_dim
@@ -165,8 +165,8 @@ def memory_savers(program: Program, config: RunConfig) -> list[list[Overrides]]:
     """
     rows, batch_size = parts('batch', program.mesh), config.train.batch_size
     accumulate = _accumulations(batch_size, rows, above=program.micro_batches)
-    stronger = REMAT_BY_MEMORY[REMAT_BY_MEMORY.index(config.model.remat) + 1 :]
-    rematerialise = [{'model.remat': str(remat)} for remat in stronger]
+    stronger = REMAT_BY_MEMORY[REMAT_BY_MEMORY.index(config.model.execution.remat) + 1 :]
+    rematerialise = [{'model.execution.remat': str(remat)} for remat in stronger]
     full = rematerialise[-1] if rematerialise else {}
     families = [accumulate, rematerialise]
     if full:

@@ -19,7 +19,7 @@ from gpt_jax.errors import UserError
 from gpt_jax.parallel.rules import replicated
 from gpt_jax.train.likelihoods import make_score_step
 from gpt_jax.train.state import TrainState
-from gpt_jax.train.step import Batch, Metrics, StepParts, make_eval_step, make_train_step
+from gpt_jax.train.step import StepParts, make_eval_step, make_train_step, make_train_steps
 
 AXIS = 'batch'  # the name that `kernels.shard_map.batch_part` looks for
 
@@ -39,17 +39,12 @@ def make_pmap_functions(parts: StepParts, mesh: Mesh, shardings: TrainState) -> 
         total=functools.partial(jax.lax.psum, axis_name=AXIS),
         gather=functools.partial(jax.lax.all_gather, axis_name=AXIS, tiled=True),
     )
-    train_step = make_train_step(parts)
-
-    def train_steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
-        return jax.lax.scan(train_step, state, batches)
-
     whole = replicated(mesh)
     replicate = functools.partial(_replicate, devices=list(mesh.devices.flat))
     step = functools.partial(replicate, out_shardings=(shardings, whole), donate=True)
     return {
-        'train_step': step(train_step, batch_axis=0),
-        'train_steps': step(train_steps, batch_axis=1),
+        'train_step': step(make_train_step(parts), batch_axis=0),
+        'train_steps': step(make_train_steps(parts), batch_axis=1),
         'eval_step': replicate(
             make_eval_step(parts), batch_axis=0, out_shardings=whole, donate=False
         ),

@@ -13,7 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from gpt_jax.config import LossKernel, RunConfig, call_cadences
 from gpt_jax.errors import UserError
@@ -28,7 +28,7 @@ from gpt_jax.model.config import (
     NormKernel,
     ScanLayers,
 )
-from gpt_jax.model.gpt import GPT, abstract_params, init_params
+from gpt_jax.model.gpt import GPT, abstract_params
 from gpt_jax.optim import make_optimizer
 from gpt_jax.optim.schedule import make_schedule
 from gpt_jax.optim.state import follow_parameters
@@ -49,8 +49,15 @@ from gpt_jax.train.host_memory import check_host_memory
 from gpt_jax.train.likelihoods import RowScores, make_score_step
 from gpt_jax.train.loss import LossSums
 from gpt_jax.train.pmap_program import make_pmap_functions
-from gpt_jax.train.state import TrainState, make_state
-from gpt_jax.train.step import Batch, Metrics, StepParts, make_eval_step, make_train_step
+from gpt_jax.train.state import TrainState, begin_state, init_state
+from gpt_jax.train.step import (
+    Batch,
+    Metrics,
+    StepParts,
+    make_eval_step,
+    make_train_step,
+    make_train_steps,
+)
 
 # FLOPs per call at most, for the choice of `train.steps_per_call`. Backends without an entry take
 # one step per call.
@@ -164,7 +171,7 @@ def make_program(config: RunConfig, mesh: Mesh, *, traced: bool = False) -> Prog
                     context=parts('length', mesh),
                 )
             ),
-            NormKernel(choose_norm_kernel(config.model, backend=backend)),
+            NormKernel(choose_norm_kernel(config.model.execution.norm_kernel, backend=backend)),
         ),
         scan=use_scan(config.model, backend=backend),
         # Merging a sharded sequence with the batch would gather it.
@@ -181,66 +188,45 @@ def make_program(config: RunConfig, mesh: Mesh, *, traced: bool = False) -> Prog
         learning_rate=config.optimizer.learning_rate,
         num_steps=config.train.num_steps,
     )
-    optimizer = make_optimizer(config.optimizer, config.schedule, num_steps=config.train.num_steps)
-    trainable = Trainable(lora=config.lora, frozen=config.train.frozen)
     step_parts = StepParts(
         model=model,
-        optimizer=optimizer,
+        optimizer=make_optimizer(config.optimizer, schedule),
         schedule=schedule,
-        clip_norm=config.optimizer.clip_norm,
         train=config.train,
         seed=config.seed,
         micro_batches=micro_batches,
         loss_kernel=loss_kernel,
         loss_chunk_bytes=loss_chunk_bytes,
-        trainable=trainable,
+        trainable=Trainable(lora=config.lora, frozen=config.train.frozen),
     )
-
-    def begin(params: Any, key: jax.Array) -> TrainState:
-        trained, base = trainable.split(params, key)
-        return make_state(trained, optimizer, ema_decay=config.train.ema_decay, base=base)
-
-    def init_state(key: jax.Array) -> TrainState:
-        return begin(nn.unbox(init_params(config.model, key)), key)
-
     boxed = abstract_params(config.model)
-    params_shardings = parameter_shardings(boxed, mesh)
+    begin = functools.partial(
+        begin_state,
+        optimizer=step_parts.optimizer,
+        trainable=step_parts.trainable,
+        ema_decay=config.train.ema_decay,
+    )
+    init = functools.partial(init_state, model=config.model, **begin.keywords)
     state = jax.eval_shape(begin, nn.unbox(boxed), jax.random.key(0))
     if backend == 'cpu':
         check_host_memory(config, state)
-    shardings = _state_shardings(trainable, mesh, boxed, state)
+    shardings = _state_shardings(step_parts.trainable, mesh, boxed, state)
+    params_shardings = parameter_shardings(boxed, mesh)
     rows, whole = batch_sharding(mesh), replicated(mesh)
-    deterministic = config.train.deterministic
     options = compiler_options(
         backend,
-        deterministic=deterministic,
-        bfloat16_products=config.model.matmul_precision == MatmulPrecision.BFLOAT16,
+        deterministic=config.train.deterministic,
+        bfloat16_products=config.model.precision.matmul == MatmulPrecision.BFLOAT16,
         traced=traced,
     )
-    train_step = make_train_step(step_parts)
-
-    def train_steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
-        return jax.lax.scan(train_step, state, batches)
-
-    def compile_step(step: Callable, *, inputs: NamedSharding) -> Callable:
-        jitted = jax.jit(
-            step,
-            in_shardings=(shardings, inputs),
-            out_shardings=(shardings, whole),
-            donate_argnums=0,
-            compiler_options=options,
-        )
-        return _on_mesh(mesh, jitted)
-
-    def compile_evaluation(step: Callable) -> Callable:
-        jitted = jax.jit(
-            step,
-            in_shardings=(params_shardings, rows),
-            out_shardings=whole,
-            compiler_options=options,
-        )
-        return _on_mesh(mesh, jitted)
-
+    once = compiler_options(backend, deterministic=config.train.deterministic, once=True)
+    compile_step = functools.partial(
+        _jit, mesh, outputs=(shardings, whole), donate=True, options=options
+    )
+    compile_evaluation = functools.partial(
+        _jit, mesh, inputs=(params_shardings, rows), outputs=whole, options=options
+    )
+    join = step_parts.trainable.join
     program = Program(
         mesh=mesh,
         model=model,
@@ -248,20 +234,13 @@ def make_program(config: RunConfig, mesh: Mesh, *, traced: bool = False) -> Prog
         loss_chunk_bytes=loss_chunk_bytes,
         abstract_state=with_shardings(state, shardings),
         abstract_params=with_shardings(nn.unbox(boxed), params_shardings),
-        init=_on_mesh(
-            mesh,
-            jax.jit(
-                init_state,
-                out_shardings=shardings,
-                compiler_options=compiler_options(backend, deterministic=deterministic, once=True),
-            ),
+        init=_jit(mesh, init, outputs=shardings, options=once),
+        begin=_jit(mesh, begin, outputs=shardings, donate=True),
+        join=join if step_parts.trainable.is_all else _jit(mesh, join, outputs=params_shardings),
+        train_step=compile_step(make_train_step(step_parts), inputs=(shardings, rows)),
+        train_steps=compile_step(
+            make_train_steps(step_parts), inputs=(shardings, batch_sharding(mesh, rows_axis=1))
         ),
-        begin=_on_mesh(mesh, jax.jit(begin, out_shardings=shardings, donate_argnums=0)),
-        join=trainable.join
-        if trainable.is_all
-        else _on_mesh(mesh, jax.jit(trainable.join, out_shardings=params_shardings)),
-        train_step=compile_step(train_step, inputs=rows),
-        train_steps=compile_step(train_steps, inputs=batch_sharding(mesh, rows_axis=1)),
         compiler_options=options,
         micro_batches=micro_batches,
         steps_per_call=choose_steps_per_call(config, backend=backend),
@@ -275,8 +254,8 @@ def make_program(config: RunConfig, mesh: Mesh, *, traced: bool = False) -> Prog
 
 def use_scan(config: ModelConfig, *, backend: str) -> bool:
     """Returns whether layers run as a scan: faster to compile on TPUs, but slower elsewhere."""
-    if config.scan_layers != ScanLayers.AUTO:
-        return config.scan_layers == ScanLayers.ON
+    if config.execution.scan_layers != ScanLayers.AUTO:
+        return config.execution.scan_layers == ScanLayers.ON
     whole_periods = config.num_layers % max(1, len(config.window_pattern)) == 0
     return backend == 'tpu' and whole_periods
 
@@ -352,11 +331,27 @@ def _state_shardings(trainable: Trainable, mesh: Mesh, boxed: Any, state: TrainS
     )
 
 
-def _on_mesh(mesh: Mesh, function: Callable) -> Callable:
-    """Wraps a jitted function so that it runs and lowers on the mesh.
+def _jit(
+    mesh: Mesh,
+    function: Callable,
+    *,
+    outputs: Any,
+    inputs: Any = None,
+    donate: bool = False,
+    options: dict[str, Option] | None = None,
+) -> Callable:
+    """Jits a function for the mesh; `inputs` and `outputs` are shardings.
 
-    A call runs the same program that `lower(...)` compiles ahead of time.
+    `donate` gives away the first argument. `inputs=None` takes the arguments' own shardings. A call
+    runs the same program that `lower(...)` compiles ahead of time.
     """
+    jitted = jax.jit(
+        function,
+        **({} if inputs is None else {'in_shardings': inputs}),
+        out_shardings=outputs,
+        donate_argnums=0 if donate else (),
+        compiler_options=options,
+    )
 
     def within(inner: Callable) -> Callable:
         @functools.wraps(inner)
@@ -366,6 +361,6 @@ def _on_mesh(mesh: Mesh, function: Callable) -> Callable:
 
         return call
 
-    call = within(function)
-    call.lower = within(function.lower)
+    call = within(jitted)
+    call.lower = within(jitted.lower)
     return call

@@ -42,9 +42,10 @@ def summarize(program: Program, config: RunConfig) -> dict[str, str]:
         f'context {model.max_seq_len}, {model.position} positions',
         'kernels': f'attention {kernels.attention}, norm {kernels.norm}, '
         f'loss {program.loss_kernel}',
-        'dtypes': f'parameters {model.param_dtype}, compute {model.compute_dtype}'
+        'dtypes': f'parameters {model.precision.params}, compute {model.precision.compute}'
         + _describe_products(model),
-        'layers': ('scanned' if program.model.scan else 'unrolled') + f', remat {model.remat}',
+        'layers': f'{"scanned" if program.model.scan else "unrolled"}, '
+        f'remat {model.execution.remat}',
         'compiler': ', '.join(program.compiler_options) or "XLA's defaults",
         'optimizer': f'{type(config.optimizer).__name__}, learning rate '
         f'{config.optimizer.learning_rate:g} ({config.schedule.kind})',
@@ -78,9 +79,9 @@ def warn_of_passes(passes: float, *, keys: Sequence[str]) -> None:
 
 def _describe_products(model: ModelConfig) -> str:
     """Names the dtype of products where it is not the compute dtype."""
-    if model.matmul_precision == MatmulPrecision.DEFAULT:
+    if model.precision.matmul == MatmulPrecision.DEFAULT:
         return ''
-    return f', products of {model.matmul_precision}'
+    return f', products of {model.precision.matmul}'
 
 
 def _describe_part(config: RunConfig, trained: int) -> str:

@@ -2,11 +2,16 @@
 
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Key
+
+from gpt_jax.model.config import ModelConfig
+from gpt_jax.model.gpt import init_params
+from gpt_jax.optim.trainable import Trainable
 
 
 @flax.struct.dataclass
@@ -22,21 +27,31 @@ class TrainState:
     base: Any = None  # parameters that are not trained, or None; see optim/trainable.py
 
 
-def make_state(
+def begin_state(
     params: Any,
-    optimizer: optax.GradientTransformation,
+    key: Key[Array, ''],
     *,
+    optimizer: optax.GradientTransformation,
+    trainable: Trainable,
     ema_decay: float,
-    base: Any = None,
 ) -> TrainState:
-    """Returns the state before the first step."""
+    """Returns the state before the first step, from the model's parameters (stored layout).
+
+    The key draws the adapters, if `trainable` has some.
+    """
+    trained, base = trainable.split(params, key)
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
         step=zero,
-        params=params,
-        opt_state=optimizer.init(params),
-        ema=jax.tree.map(jnp.copy, params) if ema_decay else None,
+        params=trained,
+        opt_state=optimizer.init(trained),
+        ema=jax.tree.map(jnp.copy, trained) if ema_decay else None,
         skipped=zero,
         bad_steps=zero,
         base=base,
     )
+
+
+def init_state(key: Key[Array, ''], *, model: ModelConfig, **parts: Any) -> TrainState:
+    """Returns the state before the first step with random weights; `parts` as in `begin_state`."""
+    return begin_state(nn.unbox(init_params(model, key)), key, **parts)

@@ -28,7 +28,6 @@ class StepParts:
     model: GPT
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
-    clip_norm: float  # the gradient's global norm is cut to this; 0: off
     train: TrainConfig
     seed: int
     micro_batches: int = 1  # per step
@@ -50,7 +49,7 @@ def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[Tra
     train, config = parts.train, parts.model.config
     period = layers_per_period(config, scan=parts.model.scan)
     trainable = parts.trainable
-    rates = (config.dropout, config.attention_dropout, trainable.lora.dropout)
+    rates = (config.dropouts.residual, config.dropouts.attention, trainable.lora.dropout)
     has_dropout = any(rate > 0 for rate in rates)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -82,8 +81,8 @@ def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[Tra
 
         with jax.named_scope('clip'):
             grad_norm = optax.tree.norm(grads)
-            if parts.clip_norm:
-                scale = jnp.minimum(1.0, parts.clip_norm / (grad_norm + 1e-6))
+            if train.clip_norm:
+                scale = jnp.minimum(1.0, train.clip_norm / (grad_norm + 1e-6))
                 grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
         with jax.named_scope('optimizer'):
             updates, opt_state = parts.optimizer.update(grads, state.opt_state, state.params)
@@ -124,6 +123,18 @@ def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[Tra
         return new_state, metrics
 
     return train_step
+
+
+def make_train_steps(
+    parts: StepParts,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Returns a function that takes one step per batch of stacked batches."""
+    train_step = make_train_step(parts)
+
+    def train_steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
+        return jax.lax.scan(train_step, state, batches)
+
+    return train_steps
 
 
 def make_eval_step(parts: StepParts) -> Callable[[Any, Batch], LossSums]:

@@ -4,7 +4,7 @@ import enum
 import itertools
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ from gpt_jax.parallel.rules import parts
 from gpt_jax.telemetry.chips import memory_in_use, peak_flops
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.tokenizer import Tokenizer
-from gpt_jax.train.evaluators import Evaluator, default_evaluators, is_due
+from gpt_jax.train.evaluators import Evaluator, check_evaluators, default_evaluators, is_due
 from gpt_jax.train.flops import train_flops_per_token
 from gpt_jax.train.program import Program, make_program
 from gpt_jax.train.recorder import Recorder
@@ -46,11 +46,21 @@ class Trainer:
     state: TrainState  # set by `init`, `begin` or the caller; `train` replaces it after each call
     evaluators: list[Evaluator]  # run in this order
 
-    def __init__(self, config: RunConfig, tokenizer: Tokenizer, folder: pathlib.Path):
+    def __init__(
+        self,
+        config: RunConfig,
+        tokenizer: Tokenizer,
+        folder: pathlib.Path,
+        *,
+        evaluators: Sequence[Evaluator] = (),
+    ):
         """Opens the shards in `folder` and builds the program of a finalized config.
 
+        `evaluators` are run after those that the config asks for.
+
         Raises:
-            UserError: the data is too short, or the config does not fit the devices.
+            UserError: the data is too short, the config does not fit the devices, or two evaluators
+                have one name.
         """
         self.config, self.tokenizer = config, tokenizer
         self.program = make_program(config, make_mesh(config.mesh))
@@ -75,7 +85,9 @@ class Trainer:
             config.eval.tasks, data=config.eval.task_data, limit=config.eval.task_limit
         )
         self.scorer = make_scorer(self.program, config, tokenizer)
-        self.evaluators = default_evaluators(self)
+        self.added = list(evaluators)
+        self.evaluators = [*default_evaluators(self), *evaluators]
+        check_evaluators(self.evaluators)
 
     def count_passes(self, steps: int) -> float:
         """Returns the number of epochs over the training text, or over a mixture's first source."""
@@ -168,7 +180,7 @@ class Trainer:
                 best_loss = best_loss if loss is None else min(best_loss, loss)
         compiled: set[int] = set()  # lengths of calls
         while done < num_steps:
-            count = program.call_length(done, num_steps)
+            count = self._call_length(done)
             began = time.perf_counter()
             call = list(itertools.islice(batches, count))
             waited = time.perf_counter() - began
@@ -213,6 +225,13 @@ class Trainer:
             recorder.restart_clock(done)
             progress.skip(time.monotonic() - began)
         return Outcome.COMPLETE
+
+    def _call_length(self, done: int) -> int:
+        """Returns the number of steps of the next call; it ends at the latest where one is due."""
+        count = self.program.call_length(done, self.config.train.num_steps)
+        inside = range(done + 1, done + count)
+        due = any(each.is_due(step, last=False) for each in self.evaluators for step in inside)
+        return 1 if due else count
 
     def _check_progress(self, bad_steps: int, step: int, folder: Nowhere, *, last: bool) -> None:
         """Raises UserError if the last steps were not finite: such a run no longer learns."""

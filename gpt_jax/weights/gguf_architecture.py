@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 
 from gpt_jax.errors import UserError
-from gpt_jax.model.config import MLPKind, ModelConfig, NormKind, PositionKind, finalize_model
+from gpt_jax.model.config import (
+    InitConfig,
+    MLPKind,
+    ModelConfig,
+    NormKind,
+    PositionKind,
+    RopeConfig,
+    finalize_model,
+)
 from gpt_jax.model.position import rope_frequencies
 from gpt_jax.weights import gpt2, llama
 from gpt_jax.weights.gguf_header import as_decimal
@@ -91,15 +99,17 @@ def _read_llama(c: ConfigReader, common: Mapping[str, Any], *, kind: str) -> Mod
         **common,
         head_dim=c.take_int('attention.key_length', 0),
         position=PositionKind.ROPE,
-        rope_base=c.take_float('rope.freq_base', 10000.0),
-        rope_scaling=factor if scaling == 'linear' and factor else 1.0,
+        rope=RopeConfig(
+            base=c.take_float('rope.freq_base', 10000.0),
+            scaling=factor if scaling == 'linear' and factor else 1.0,
+        ),
         norm=NormKind.RMSNORM,
         norm_epsilon=c.take_float('attention.layer_norm_rms_epsilon'),
         mlp=MLPKind.SWIGLU,
         use_bias=False,
         qkv_bias=kind == QWEN2,
         qk_norm=kind == QWEN3,
-        scale_residual_init=False,
+        init=InitConfig(scale_residual=False),
     )
 
 
@@ -121,10 +131,10 @@ def from_model(model: ModelConfig, *, architecture: str) -> dict[str, int | floa
         'attention.value_length': model.head_dim,
         'attention.layer_norm_rms_epsilon': model.norm_epsilon,
         'rope.dimension_count': model.head_dim,
-        'rope.freq_base': float(model.rope_base),
+        'rope.freq_base': float(model.rope.base),
     }
-    if model.rope_scaling != 1 and not model.rope_original_seq_len:
-        scaling = {'rope.scaling.type': 'linear', 'rope.scaling.factor': float(model.rope_scaling)}
+    if model.rope.scaling != 1 and not model.rope.original_seq_len:
+        scaling = {'rope.scaling.type': 'linear', 'rope.scaling.factor': float(model.rope.scaling)}
         values |= scaling
     return values
 
@@ -134,8 +144,8 @@ def obstacle(model: ModelConfig, *, architecture: str) -> str:
     mlp = MLPKind.GELU_TANH if architecture == GPT2 else MLPKind.SWIGLU
     if model.mlp != mlp:
         return f'config.model.mlp={model.mlp}'
-    if model.rope_original_seq_len and architecture != LLAMA:
-        return f'config.model.rope_original_seq_len={model.rope_original_seq_len}'
+    if model.rope.original_seq_len and architecture != LLAMA:
+        return f'config.model.rope.original_seq_len={model.rope.original_seq_len}'
     return ''
 
 
@@ -173,7 +183,7 @@ def reorder(
 
 def rope_factors(model: ModelConfig) -> np.ndarray:
     """Computes the tensor `ROPE_FACTORS` of an architecture: float32 `[K/2]`."""
-    plain = dataclasses.replace(model, rope_scaling=1.0, rope_original_seq_len=0)
+    plain = dataclasses.replace(model, rope=RopeConfig(base=model.rope.base))
     return rope_frequencies(plain) / rope_frequencies(model)
 
 
@@ -189,7 +199,7 @@ def _read_rope_factors(model: ModelConfig, factors: np.ndarray, *, name: str) ->
     """
     frequencies = rope_frequencies(model).astype(np.float64)
     factors = np.asarray(factors, np.float64)
-    if factors.shape == frequencies.shape and model.rope_scaling == 1:
+    if factors.shape == frequencies.shape and model.rope.scaling == 1:
         scaling = as_decimal(factors.max())
         between = (factors > 1) & (factors < factors.max())
         if between.sum() >= 2:
@@ -197,10 +207,10 @@ def _read_rope_factors(model: ModelConfig, factors: np.ndarray, *, name: str) ->
             slope, start = np.polyfit(frequencies[between], ramp, 1)
             if slope > 0 > start:
                 span = -1 / start
-                model.rope_scaling = scaling
-                model.rope_low_freq_factor = 1.0
-                model.rope_high_freq_factor = round(1 + span, 3)
-                model.rope_original_seq_len = round(2 * np.pi * slope * span)
+                model.rope.scaling = scaling
+                model.rope.low_freq_factor = 1.0
+                model.rope.high_freq_factor = round(1 + span, 3)
+                model.rope.original_seq_len = round(2 * np.pi * slope * span)
                 found = rope_frequencies(model)
                 if np.allclose(found, frequencies / factors, rtol=1e-5, atol=0):
                     return

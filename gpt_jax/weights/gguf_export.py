@@ -102,7 +102,7 @@ def _tensors(
             name,
             architectures.reorder(to_pairs, name, tensor, model, architecture=architecture),
         )
-    if model.rope_original_seq_len:
+    if model.rope.original_seq_len:
         yield architectures.ROPE_FACTORS, architectures.rope_factors(model)
 
 
@@ -116,7 +116,7 @@ def _shapes(model: ModelConfig, params: Any, layout: list) -> Iterator[tuple[str
     for entry in layout:
         for name in entry.names(model.num_layers):
             yield name, entry.shape(shapes)
-    if model.rope_original_seq_len:
+    if model.rope.original_seq_len:
         yield architectures.ROPE_FACTORS, (model.head_dim // 2,)
 
 

@@ -6,7 +6,15 @@ Radford et al. 2019. Tensors have OpenAI's names. Transformers stores matrices a
 
 from typing import Any
 
-from gpt_jax.model.config import MLPKind, ModelConfig, NormKind, NormPlacement, PositionKind
+from gpt_jax.model.config import (
+    DropoutConfig,
+    InitConfig,
+    MLPKind,
+    ModelConfig,
+    NormKind,
+    NormPlacement,
+    PositionKind,
+)
 from gpt_jax.weights.config_keys import INERT_KEYS
 from gpt_jax.weights.layout import TensorLayout
 from gpt_jax.weights.source import ConfigReader
@@ -71,9 +79,8 @@ def to_model(config: dict[str, Any], *, name: str) -> ModelConfig:
         norm_epsilon=c.take_float('layer_norm_epsilon', 1e-5),
         mlp=_ACTIVATIONS[c.require('activation_function', *_ACTIVATIONS)],
         tie_embeddings=c.take_bool('tie_word_embeddings', True),
-        init_std=c.take_float('initializer_range', 0.02),
-        dropout=dropout,
-        attention_dropout=c.take_float('attn_pdrop', 0.1),
+        init=InitConfig(std=c.take_float('initializer_range', 0.02)),
+        dropouts=DropoutConfig(residual=dropout, attention=c.take_float('attn_pdrop', 0.1)),
     )
     c.finish(_INERT)
     return model
@@ -93,10 +100,10 @@ def from_model(model: ModelConfig) -> dict[str, Any]:
         'layer_norm_epsilon': model.norm_epsilon,
         'activation_function': next(a for a, mlp in _ACTIVATIONS.items() if mlp == model.mlp),
         'tie_word_embeddings': model.tie_embeddings,
-        'initializer_range': model.init_std,
-        'resid_pdrop': model.dropout,
-        'embd_pdrop': model.dropout,
-        'attn_pdrop': model.attention_dropout,
+        'initializer_range': model.init.std,
+        'resid_pdrop': model.dropouts.residual,
+        'embd_pdrop': model.dropouts.residual,
+        'attn_pdrop': model.dropouts.attention,
     }
 
 

@@ -8,7 +8,15 @@ normalises queries and keys instead. SmolLM2 and TinyLlama are Llama models.
 from typing import Any
 
 from gpt_jax.errors import UserError
-from gpt_jax.model.config import MLPKind, ModelConfig, NormKind, NormPlacement, PositionKind
+from gpt_jax.model.config import (
+    DropoutConfig,
+    InitConfig,
+    MLPKind,
+    ModelConfig,
+    NormKind,
+    NormPlacement,
+    PositionKind,
+)
 from gpt_jax.weights.config_keys import INERT_KEYS
 from gpt_jax.weights.layout import TensorLayout
 from gpt_jax.weights.source import ConfigReader
@@ -76,9 +84,8 @@ def to_model(config: dict[str, Any], *, name: str) -> ModelConfig:
         qkv_bias=kind == 'qwen2',
         qk_norm=kind == 'qwen3',
         tie_embeddings=c.take_bool('tie_word_embeddings', False),
-        init_std=c.take_float('initializer_range', 0.02),
-        scale_residual_init=False,
-        attention_dropout=c.take_float('attention_dropout', 0.0),
+        init=InitConfig(std=c.take_float('initializer_range', 0.02), scale_residual=False),
+        dropouts=DropoutConfig(attention=c.take_float('attention_dropout', 0.0)),
     )
     _read_rope(c, model, name=name)
     c.finish(_INERT)
@@ -92,7 +99,7 @@ def _read_rope(c: ConfigReader, model: ModelConfig, *, name: str) -> None:
     base = c.take_float('rope_theta', 10000.0)
     scaling = c.take('rope_scaling', None)
     rope = ConfigReader(c.take('rope_parameters', None) or scaling or {}, name=f'{name}, rope')
-    model.rope_base = rope.take_float('rope_theta', base)
+    model.rope.base = rope.take_float('rope_theta', base)
     rope.require('partial_rotary_factor', 1.0)
     kind = rope.take('type', 'default')
     kind = rope.take('rope_type', kind)
@@ -102,28 +109,28 @@ def _read_rope(c: ConfigReader, model: ModelConfig, *, name: str) -> None:
             f"'linear', 'llama3'"
         )
     if kind != 'default':
-        model.rope_scaling = rope.take_float('factor')
+        model.rope.scaling = rope.take_float('factor')
     if kind == 'llama3':
-        model.rope_original_seq_len = rope.take_int('original_max_position_embeddings')
-        model.rope_low_freq_factor = rope.take_float('low_freq_factor')
-        model.rope_high_freq_factor = rope.take_float('high_freq_factor')
+        model.rope.original_seq_len = rope.take_int('original_max_position_embeddings')
+        model.rope.low_freq_factor = rope.take_float('low_freq_factor')
+        model.rope.high_freq_factor = rope.take_float('high_freq_factor')
     rope.finish(())
 
 
 def from_model(model: ModelConfig) -> dict[str, Any]:
     """Returns transformers' config.json for an architecture within `CAPABILITIES`."""
     kind = 'qwen2' if model.qkv_bias else 'qwen3' if model.qk_norm else 'llama'
-    rope: dict[str, Any] = {'rope_type': 'default', 'rope_theta': model.rope_base}
-    if model.rope_original_seq_len:
+    rope: dict[str, Any] = {'rope_type': 'default', 'rope_theta': model.rope.base}
+    if model.rope.original_seq_len:
         rope |= {
             'rope_type': 'llama3',
-            'factor': model.rope_scaling,
-            'original_max_position_embeddings': model.rope_original_seq_len,
-            'low_freq_factor': model.rope_low_freq_factor,
-            'high_freq_factor': model.rope_high_freq_factor,
+            'factor': model.rope.scaling,
+            'original_max_position_embeddings': model.rope.original_seq_len,
+            'low_freq_factor': model.rope.low_freq_factor,
+            'high_freq_factor': model.rope.high_freq_factor,
         }
-    elif model.rope_scaling != 1:
-        rope |= {'rope_type': 'linear', 'factor': model.rope_scaling}
+    elif model.rope.scaling != 1:
+        rope |= {'rope_type': 'linear', 'factor': model.rope.scaling}
     scaling = {key: value for key, value in rope.items() if key != 'rope_theta'}
     return {
         'architectures': [_ARCHITECTURES[kind]],
@@ -139,12 +146,12 @@ def from_model(model: ModelConfig) -> dict[str, Any]:
         'hidden_act': next(a for a, mlp in _ACTIVATIONS.items() if mlp == model.mlp),
         'rms_norm_eps': model.norm_epsilon,
         'attention_bias': kind == 'qwen2',
-        'attention_dropout': model.attention_dropout,
+        'attention_dropout': model.dropouts.attention,
         'tie_word_embeddings': model.tie_embeddings,
-        'initializer_range': model.init_std,
+        'initializer_range': model.init.std,
         # Transformers 5 reads the first key, older versions the other two.
         'rope_parameters': rope,
-        'rope_theta': model.rope_base,
+        'rope_theta': model.rope.base,
         'rope_scaling': scaling if rope['rope_type'] != 'default' else None,
     }
 

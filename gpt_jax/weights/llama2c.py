@@ -15,7 +15,14 @@ import numpy as np
 
 from gpt_jax.config_tree import freeze
 from gpt_jax.errors import UserError
-from gpt_jax.model.config import MLPKind, ModelConfig, NormKind, PositionKind, finalize_model
+from gpt_jax.model.config import (
+    InitConfig,
+    MLPKind,
+    ModelConfig,
+    NormKind,
+    PositionKind,
+    finalize_model,
+)
 from gpt_jax.tokenizer.base import TableTokenizer
 from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 from gpt_jax.weights import llama
@@ -72,7 +79,7 @@ def read(path: pathlib.Path, ignore_keys: Sequence[str] = ()) -> Source:
         mlp=MLPKind.SWIGLU,
         use_bias=False,
         tie_embeddings=vocab_size > 0,
-        scale_residual_init=False,
+        init=InitConfig(scale_residual=False),
     )
     finalize_model(model)
     model = freeze(model)

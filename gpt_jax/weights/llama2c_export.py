@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpt_jax import files
+from gpt_jax.config_tree import get_value
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import MLPKind, ModelConfig
 from gpt_jax.model.position import rope_frequencies
@@ -30,8 +31,8 @@ _CAPABILITIES = llama.CAPABILITIES | {
     'qkv_bias': (False,),
     'qk_norm': (False,),
     'norm_epsilon': (1e-5,),
-    'rope_base': (10000.0,),
-    'rope_scaling': (1.0,),
+    'rope.base': (10000.0,),
+    'rope.scaling': (1.0,),
 }
 # llama2.c's export.py writes these two with newlines.
 _STORED_TEXTS = {'<s>': '\n<s>\n', '</s>': '\n</s>\n'}
@@ -74,12 +75,14 @@ def export_llama2c(
 
 
 def _check_model(model: ModelConfig) -> None:
-    wrong = [name for name, allowed in _CAPABILITIES.items() if getattr(model, name) not in allowed]
+    wrong = [
+        name for name, allowed in _CAPABILITIES.items() if get_value(model, name) not in allowed
+    ]
     if not wrong and model.num_heads * model.head_dim != model.d_model:
         wrong = ['head_dim']
     if wrong:
         raise UserError(
-            f'llama2.c has no config.model.{wrong[0]}={getattr(model, wrong[0])}; '
+            f'llama2.c has no config.model.{wrong[0]}={get_value(model, wrong[0])}; '
             f'--format safetensors takes any architecture'
         )
 

@@ -15,7 +15,7 @@ import numpy as np
 from gpt_jax import files
 from gpt_jax.config_tree import freeze
 from gpt_jax.errors import UserError
-from gpt_jax.model.config import MLPKind, ModelConfig, finalize_model
+from gpt_jax.model.config import DropoutConfig, MLPKind, ModelConfig, finalize_model
 from gpt_jax.weights import gpt2
 from gpt_jax.weights.source import ConfigReader, Source, StoredTensor, without_keys
 
@@ -127,6 +127,7 @@ def _tensor(tensor: Any) -> StoredTensor:
 
 def _nanogpt(args: Mapping[str, Any], *, name: str) -> ModelConfig:
     c = ConfigReader(args, name=name)
+    dropout = c.take_float('dropout', 0.0)
     model = ModelConfig(
         vocab_size=c.take_int('vocab_size'),
         max_seq_len=c.take_int('block_size'),
@@ -135,9 +136,8 @@ def _nanogpt(args: Mapping[str, Any], *, name: str) -> ModelConfig:
         d_model=c.take_int('n_embd'),
         use_bias=c.take_bool('bias', True),
         mlp=MLPKind.GELU,
-        dropout=c.take_float('dropout', 0.0),
+        dropouts=DropoutConfig(residual=dropout, attention=dropout),
     )
-    model.attention_dropout = model.dropout
     c.finish(())
     return model
 
@@ -161,8 +161,7 @@ def _mingpt(config: Mapping[str, Any], *, name: str) -> ModelConfig:
         d_model=width,
         mlp=MLPKind.GELU_TANH,
         tie_embeddings=False,
-        dropout=dropout,
-        attention_dropout=c.take_float('attn_pdrop', 0.1),
+        dropouts=DropoutConfig(residual=dropout, attention=c.take_float('attn_pdrop', 0.1)),
     )
     c.finish(())
     return model

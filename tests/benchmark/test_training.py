@@ -85,7 +85,7 @@ def test_utilisation_counts_every_device(config, program, monkeypatch):
     result = training.flops(config, program, tokens=100, seconds=0.5)
     assert result['mfu'] == pytest.approx(result['model_flops_per_step'] / 0.5e9)
     config = get_config()
-    config.mesh.data, config.model.remat = 4, 'full'
+    config.mesh.data, config.model.execution.remat = 4, 'full'
     config = finalize(config, vocab_size=65)
     program = make_program(config, make_mesh(config.mesh))
     result = training.flops(config, program, tokens=100, seconds=0.5)

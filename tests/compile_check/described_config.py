@@ -17,6 +17,6 @@ def get_config(variant: str = '') -> RunConfig:
     config.model.d_ff = 256
     config.model.max_seq_len = 128
     config.model.use_bias = False
-    config.model.compute_dtype = DType.BFLOAT16
+    config.model.precision.compute = DType.BFLOAT16
     config.train.batch_size = 4
     return config

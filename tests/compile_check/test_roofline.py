@@ -58,7 +58,7 @@ def test_the_slowest_decides(slow, bound):
 
 def test_recomputation_costs_time_and_is_no_use():
     config = get_config()
-    config.model.remat = 'full'
+    config.model.execution.remat = 'full'
     config = finalize(config, vocab_size=65)
     again = estimate_step(
         config,

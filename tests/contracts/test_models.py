@@ -87,7 +87,7 @@ def _executed(model, params):
 def _check(changes):
     """Causal; decoding with a cache, scanning and remat change nothing."""
     config = make_config(**changes)
-    half = config.compute_dtype == 'bfloat16'
+    half = config.precision.compute == 'bfloat16'
     tolerance = 0.05 if half else 2e-5
     close = functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance)
     model = GPT(config)
@@ -141,7 +141,7 @@ def test_each_entry_against_the_default_partners(changes):
 def test_each_entry_on_a_mesh(changes):
     """The same numbers from 8 devices that split batch, weights, heads, MLP and vocabulary."""
     config = make_config(**changes)
-    half = config.compute_dtype == 'bfloat16'
+    half = config.precision.compute == 'bfloat16'
     model, tokens = GPT(config), jnp.asarray(np.concatenate([TOKENS, TOKENS[:, ::-1]]))
     params = _init(model)
     expected = _loss_and_grads(model, params, tokens)

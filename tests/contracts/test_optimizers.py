@@ -9,18 +9,28 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from gpt_jax.optim import OPTIMIZERS, Muon, OptimizerConfig, ScheduleConfig, make_optimizer
+from gpt_jax.optim import OPTIMIZERS, Muon, OptimizerConfig, make_optimizer
+from gpt_jax.optim.schedule import ScheduleConfig, make_schedule
 from gpt_jax.optim.state import follow_parameters
 from tests.optim.parameters import SHAPES, distance, flatten, random_tree
 
 NUM_STEPS = 40
-SCHEDULE = ScheduleConfig(warmup_steps=3)
+WARMUP = 3
 CONFIGS = {kind.__name__: kind for kind in OPTIMIZERS}
+
+
+def build(config):
+    schedule = make_schedule(
+        ScheduleConfig(warmup_steps=WARMUP),
+        learning_rate=config.learning_rate,
+        num_steps=NUM_STEPS,
+    )
+    return make_optimizer(config, schedule)
 
 
 @pytest.fixture(params=CONFIGS.values(), ids=CONFIGS.keys(), scope='module')
 def optimizer(request):
-    return make_optimizer(request.param(learning_rate=0.05), SCHEDULE, num_steps=NUM_STEPS)
+    return build(request.param(learning_rate=0.05))
 
 
 @pytest.fixture(scope='module')
@@ -134,7 +144,7 @@ def test_state_sharding_follows_the_parameters(optimizer):
 
 @pytest.mark.parametrize('kind', OPTIMIZERS, ids=lambda kind: kind.__name__)
 def test_moments_are_float32_whatever_the_parameters_are(kind):
-    optimizer = make_optimizer(kind(), SCHEDULE, num_steps=NUM_STEPS)
+    optimizer = build(kind())
     params = random_tree(0, dtype=jnp.bfloat16)
     state = jax.eval_shape(optimizer.init, params)
     updates, new_state = jax.eval_shape(optimizer.update, params, state, params)
@@ -151,9 +161,9 @@ def test_decay_shrinks_matrices_only(kind):
     """With zero gradients the update is the decay: along a matrix, nothing of a vector."""
     params = random_tree(0)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    optimizer = make_optimizer(kind(weight_decay=0.5), SCHEDULE, num_steps=NUM_STEPS)
+    optimizer = build(kind(weight_decay=0.5))
     updates, _ = jax.jit(optimizer.update)(zeros, optimizer.init(params), params)
-    rate = kind().learning_rate / (SCHEDULE.warmup_steps + 1)
+    rate = kind().learning_rate / (WARMUP + 1)
     for path, update in flatten(updates).items():
         factor = 0.0 if path.endswith(('bias', 'scale')) else 0.5 * rate
         if kind is Muon and not (path.startswith('blocks/') and path.endswith('kernel')):

@@ -203,7 +203,7 @@ def test_auto_takes_the_ring_exactly_where_the_sequence_is_split(backend):
 OBSTACLES = {
     'cudnn': {
         'the backend is cpu': dict(backend='cpu'),
-        'config.model.compute_dtype': dict(compute_dtype='float32'),
+        'config.model.precision.compute': dict(compute_dtype='float32'),
         'config.model.attention_soft_cap': dict(attention_soft_cap=30.0),
         'config.model.position': dict(position='alibi'),
         'config.data.segment_ids': dict(segments=True),
@@ -239,7 +239,7 @@ def test_asking_for_a_kernel_that_cannot_run_is_an_error(kernel, name):
     )
     with pytest.raises(UserError) as error:
         choose_kernel(model_config(attention_kernel=kernel, **changes), **where)
-    assert f'config.model.attention_kernel={kernel}' in str(error.value)
+    assert f'config.model.execution.attention_kernel={kernel}' in str(error.value)
     assert name in str(error.value)
     assert '\n' not in str(error.value)
 
@@ -248,8 +248,8 @@ def test_asking_for_a_kernel_that_cannot_run_is_an_error(kernel, name):
 def test_dropout_is_an_obstacle_and_an_error(kernel, backend):
     dropping = model_config(attention_dropout=0.1)
     obstacle = kernel_obstacle(AttentionKernel(kernel), dropping, backend=backend, segments=False)
-    assert 'config.model.attention_dropout' in obstacle
-    with pytest.raises(UserError, match=r'config\.model\.attention_dropout=0'):
+    assert 'config.model.dropouts.attention' in obstacle
+    with pytest.raises(UserError, match=r'config\.model\.dropouts\.attention=0'):
         model_config(attention_kernel=kernel, attention_dropout=0.1)
 
 

@@ -12,7 +12,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from gpt_jax.errors import UserError
 from gpt_jax.kernels.norm import choose_norm_kernel
 from gpt_jax.kernels.norm_triton import normalize_triton
-from gpt_jax.model.config import ModelConfig, NormKernel
+from gpt_jax.model.config import NormKernel
 from gpt_jax.model.norm import normalize
 
 interpreted = functools.partial(normalize_triton, interpret=True)
@@ -75,12 +75,12 @@ def test_devices_work_on_their_own_rows():
 
 
 def test_is_chosen_on_a_gpu_alone():
-    config = ModelConfig()
-    assert choose_norm_kernel(config, backend='gpu') == NormKernel.TRITON
-    assert {choose_norm_kernel(config, backend=name) for name in ('cpu', 'tpu')} == {NormKernel.XLA}
-    config.norm_kernel = NormKernel.TRITON
-    with pytest.raises(UserError, match='config.model.norm_kernel=triton cannot run: the backend'):
-        choose_norm_kernel(config, backend='cpu')
+    assert choose_norm_kernel('auto', backend='gpu') == NormKernel.TRITON
+    assert {choose_norm_kernel('auto', backend=name) for name in ('cpu', 'tpu')} == {NormKernel.XLA}
+    with pytest.raises(
+        UserError, match='config.model.execution.norm_kernel=triton cannot run: the backend'
+    ):
+        choose_norm_kernel('triton', backend='cpu')
 
 
 def test_lowers_for_a_gpu():

@@ -91,7 +91,7 @@ def test_bfloat16_out_and_in_again(workdir, tmp_path):
     run('--mode=export', f'--workdir={workdir}', f'--out={out}', '--dtype=bfloat16')
     assert files.read_json(out / 'config.json')['dtype'] == 'bfloat16'
     again = tmp_path / 'again'
-    flags = (f'--source={out}', f'--workdir={again}', '--config.model.param_dtype=bfloat16')
+    flags = (f'--source={out}', f'--workdir={again}', '--config.model.precision.params=bfloat16')
     assert '(bfloat16)' in run('--mode=import_weights', *flags)
     run('--mode=export', f'--workdir={again}', f'--out={tmp_path / "out2"}', '--format=hf')
     assert tensors(tmp_path / 'out2') == tensors(out)

@@ -119,7 +119,7 @@ def test_wrong_input_is_one_line(arguments, message, source, tmp_path, capsys):
 
 def test_weights_are_cast_to_another_param_dtype(source, tmp_path, capsys):
     """A run in bfloat16 begins with weights that were saved in float32, rounded."""
-    assert tune(tmp_path, source, STILL, '--config.model.param_dtype=bfloat16') == 0
+    assert tune(tmp_path, source, STILL, '--config.model.precision.params=bfloat16') == 0
     assert f'beginning with the weights of {source}, step 10' in capsys.readouterr().out
     ours, theirs = (jax.tree.leaves(GPT.load(folder).params) for folder in (tmp_path, source))
     for leaf, other in zip(ours, theirs, strict=True):

@@ -5,10 +5,8 @@ import pytest
 
 from gpt_jax.optim import Adafactor, make_optimizer
 from gpt_jax.optim.param_groups import matrix_shape
-from gpt_jax.optim.schedule import ScheduleConfig, ScheduleKind
 from tests.optim.parameters import SHAPES, N, flatten, random_tree
 
-CONSTANT = ScheduleConfig(kind=ScheduleKind.CONSTANT, warmup_steps=0)
 # Small enough for the tiny shapes, and than N, so that a layer axis could be taken for a row.
 CONFIG = Adafactor(min_factored_size=3, weight_decay=0.1)
 
@@ -36,7 +34,9 @@ def make_plain(decay):
 @pytest.mark.parametrize('path', [path for path in SHAPES if path.startswith('blocks/')])
 def test_a_stacked_update_is_the_update_of_each_layer_alone(path):
     params, gradients = random_tree(0), [random_tree(seed, scale=seed) for seed in (1, 2, 3)]
-    stacked = final_updates(make_optimizer(CONFIG, CONSTANT, num_steps=10), params, gradients)
+    stacked = final_updates(
+        make_optimizer(CONFIG, optax.constant_schedule(CONFIG.learning_rate)), params, gradients
+    )
     shape = matrix_shape(path, SHAPES[path])
     plain = make_plain(CONFIG.weight_decay if path.endswith('kernel') else 0.0)
     for layer in range(N):
@@ -48,7 +48,9 @@ def test_a_stacked_update_is_the_update_of_each_layer_alone(path):
 
 
 def test_kernels_are_factored_and_layers_are_not():
-    state = make_optimizer(CONFIG, CONSTANT, num_steps=10).init(random_tree(0))
+    state = make_optimizer(CONFIG, optax.constant_schedule(CONFIG.learning_rate)).init(
+        random_tree(0)
+    )
     moments = {
         path.split('/v_')[1]: leaf.shape for path, leaf in flatten(state).items() if '/v_' in path
     }
@@ -81,14 +83,14 @@ def test_the_defaults_factor_gpt2():
             }
         }
     }
-    state = jax.eval_shape(make_optimizer(Adafactor(), CONSTANT, num_steps=10).init, params)
+    state = jax.eval_shape(make_optimizer(Adafactor(), optax.constant_schedule(0.1)).init, params)
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) < 5 * 12 * 768
 
 
 def test_all_layers_may_be_frozen():
     """Then nothing is stacked, and the rest is updated as before."""
     rest = lambda tree: {name: part for name, part in tree.items() if name != 'blocks'}  # noqa: E731
-    optimizer = make_optimizer(CONFIG, CONSTANT, num_steps=10)
+    optimizer = make_optimizer(CONFIG, optax.constant_schedule(CONFIG.learning_rate))
     params, gradients = random_tree(0), random_tree(1)
     whole = final_updates(optimizer, params, [gradients])
     alone = final_updates(optimizer, rest(params), [rest(gradients)])

@@ -5,9 +5,9 @@ import numpy as np
 import optax
 import pytest
 
-from gpt_jax.optim import SGD, AdamW, ScheduleConfig, make_optimizer
+from gpt_jax.optim import SGD, AdamW, make_optimizer
 from gpt_jax.optim.param_groups import decay_mask
-from gpt_jax.optim.schedule import make_schedule
+from gpt_jax.optim.schedule import ScheduleConfig, make_schedule
 from tests.optim.parameters import flatten, nest, random_tree
 
 STEPS = 20
@@ -15,7 +15,8 @@ SCHEDULE = ScheduleConfig(warmup_steps=5)
 
 
 def run_ours(config, params, gradients):
-    optimizer = make_optimizer(config, SCHEDULE, num_steps=STEPS)
+    schedule = make_schedule(SCHEDULE, learning_rate=config.learning_rate, num_steps=STEPS)
+    optimizer = make_optimizer(config, schedule)
     update = jax.jit(optimizer.update)
     state = optimizer.init(params)
     for gradient in gradients:

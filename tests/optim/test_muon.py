@@ -8,10 +8,8 @@ from optax import contrib
 from gpt_jax.optim import Muon, adamw, make_optimizer
 from gpt_jax.optim.adamw import AdamW
 from gpt_jax.optim.param_groups import Group, group_of, matrix_shape
-from gpt_jax.optim.schedule import ScheduleConfig, ScheduleKind
 from tests.optim.parameters import SHAPES, N, flatten, random_tree
 
-CONSTANT = ScheduleConfig(kind=ScheduleKind.CONSTANT, warmup_steps=0)
 HIDDEN = [path for path in SHAPES if group_of(path) is Group.HIDDEN]
 
 
@@ -27,7 +25,9 @@ def two_updates(optimizer, params, gradients):
 def test_a_stacked_update_is_the_update_of_each_layer_alone(consistent_rms):
     config = Muon(weight_decay=0.1, consistent_rms=consistent_rms)
     params, gradients = random_tree(0), [random_tree(1), random_tree(2)]
-    stacked = two_updates(make_optimizer(config, CONSTANT, num_steps=10), params, gradients)
+    stacked = two_updates(
+        make_optimizer(config, optax.constant_schedule(config.learning_rate)), params, gradients
+    )
     alone = contrib.muon(
         config.learning_rate,
         weight_decay=config.weight_decay,
@@ -49,7 +49,9 @@ def test_a_stacked_update_is_the_update_of_each_layer_alone(consistent_rms):
 def test_an_update_moves_every_direction_alike():
     config = Muon(weight_decay=0.0, momentum=0.0, learning_rate=1.0)
     updates = two_updates(
-        make_optimizer(config, CONSTANT, num_steps=10), random_tree(0), [random_tree(1)]
+        make_optimizer(config, optax.constant_schedule(config.learning_rate)),
+        random_tree(0),
+        [random_tree(1)],
     )
     for path in HIDDEN:
         matrices = np.asarray(updates[path]).reshape(matrix_shape(path, SHAPES[path]))
@@ -61,7 +63,9 @@ def test_an_update_moves_every_direction_alike():
 def test_the_rest_is_adamw_at_its_own_rate():
     config = Muon(weight_decay=0.1, adamw_ratio=0.25)
     params, gradients = random_tree(0), [random_tree(1), random_tree(2)]
-    updates = two_updates(make_optimizer(config, CONSTANT, num_steps=10), params, gradients)
+    updates = two_updates(
+        make_optimizer(config, optax.constant_schedule(config.learning_rate)), params, gradients
+    )
     reference = adamw.make(
         AdamW(weight_decay=0.1), optax.constant_schedule(0.25 * config.learning_rate)
     )
@@ -75,6 +79,8 @@ def test_the_rest_is_adamw_at_its_own_rate():
 
 def test_a_zero_gradient_is_no_nan():
     zeros = jax.tree.map(jnp.zeros_like, random_tree(0))
-    updates = two_updates(make_optimizer(Muon(), CONSTANT, num_steps=10), zeros, [zeros])
+    updates = two_updates(
+        make_optimizer(Muon(), optax.constant_schedule(Muon().learning_rate)), zeros, [zeros]
+    )
     for path, update in updates.items():
         np.testing.assert_array_equal(update, 0, err_msg=path)

@@ -2,9 +2,10 @@ import collections
 import re
 
 import jax
+import optax
 import pytest
 
-from gpt_jax.optim import SGD, Adafactor, AdamW, Lion, Muon, ScheduleConfig, make_optimizer
+from gpt_jax.optim import SGD, Adafactor, AdamW, Lion, Muon, make_optimizer
 from gpt_jax.optim.param_groups import Group, group_of
 from gpt_jax.optim.state import follow_parameters
 from tests.optim.parameters import SHAPES, flatten, nest, random_tree
@@ -30,7 +31,7 @@ JOINED.remove('blocks/attention/output/bias')
     ids=['adamw', 'lion', 'sgd', 'sgd-plain', 'muon', 'adafactor', 'adafactor-factored'],
 )
 def test_each_parameter_has_its_moments(config, moments):
-    optimizer = make_optimizer(config, ScheduleConfig(), num_steps=100)
+    optimizer = make_optimizer(config, optax.constant_schedule(config.learning_rate))
     params = jax.eval_shape(lambda: random_tree(0))
     paths = nest({path: path for path in SHAPES})
     owners = follow_parameters(

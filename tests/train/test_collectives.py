@@ -21,7 +21,7 @@ def compile_step(**mesh):
     config.model.d_model, config.model.d_ff, config.model.num_heads = WIDTH, MLP, 4
     config.model.max_seq_len, config.train.batch_size = LENGTH, BATCH
     config.train.grad_accumulation = config.train.steps_per_call = 1
-    config.model.dropout = config.model.attention_dropout = 0.0
+    config.model.dropouts.residual = config.model.dropouts.attention = 0.0
     for axis, size in mesh.items():
         setattr(config.mesh, axis, size)
     config = finalize(config, vocab_size=65)

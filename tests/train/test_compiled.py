@@ -28,7 +28,7 @@ BATCH, LENGTH, VOCAB = 8, 32, 1000
 @pytest.fixture(scope='module')
 def compiled():
     config = get_config()
-    config.model.dropout = config.model.attention_dropout = 0.0
+    config.model.dropouts.residual = config.model.dropouts.attention = 0.0
     config.train.grad_accumulation = 1
     config.train.ema_decay = 0.0
     config.train.loss_chunk_bytes = 4 * 2 * LENGTH * 1024  # two rows of logits at a time

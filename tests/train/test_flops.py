@@ -26,7 +26,7 @@ VARIATIONS = {
 def _config(**model) -> RunConfig:
     config = get_config()
     config.train.grad_accumulation = 1
-    config.model.dropout = config.model.attention_dropout = 0.0
+    config.model.dropouts.residual = config.model.dropouts.attention = 0.0
     config.model.use_bias = False
     for name, value in model.items():
         setattr(config.model, name, value)

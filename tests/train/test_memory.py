@@ -33,7 +33,7 @@ def _program(*, mesh=None, **overrides):
     """The tiny run's program and config, with `model__d_model=…`."""
     config = get_config()
     config.train.grad_accumulation = 1
-    config.model.dropout = config.model.attention_dropout = 0.0
+    config.model.dropouts.residual = config.model.dropouts.attention = 0.0
     config.mesh = MeshConfig(**(mesh or {'data': 1}))
     for key, value in overrides.items():
         branch, name = key.split('__')
@@ -87,7 +87,13 @@ def test_every_family_of_savers_needs_less_from_member_to_member():
     program, config = _program(mesh={'data': 4})
     families = memory_savers(program, config)
     assert {key for family in families for each in family for key in each} == {
-        *('train.grad_accumulation', 'model.remat', 'mesh.data', 'mesh.fsdp', 'train.batch_size'),
+        *(
+            'train.grad_accumulation',
+            'model.execution.remat',
+            'mesh.data',
+            'mesh.fsdp',
+            'train.batch_size',
+        ),
     }
     needed = estimate_memory(program, config).activations
     for family in families:
@@ -101,19 +107,19 @@ def test_every_family_of_savers_needs_less_from_member_to_member():
 
 def test_only_what_the_formula_thinks_to_fit_is_proposed():
     program, config = _program(model__num_layers=12)
-    family = [{'model.remat': str(remat)} for remat in REMAT_BY_MEMORY]
+    family = [{'model.execution.remat': str(remat)} for remat in REMAT_BY_MEMORY]
     plans = {
         str(remat): _plan(model__num_layers=12, model__remat=remat).total
         for remat in REMAT_BY_MEMORY
     }
     found = list(fitting(program, config, family, limit=plans['dots']))
-    assert [each[0]['model.remat'] for each in found] == ['dots', 'attention', 'full']
+    assert [each[0]['model.execution.remat'] for each in found] == ['dots', 'attention', 'full']
     assert [str(each[1].model.remat) for each in found] == ['dots', 'attention', 'full']
 
 
 def test_overrides_keep_everything_else():
     _, config = _program(train__num_tokens=100_000)
-    changed = with_overrides(config, {'train.batch_size': 4, 'model.remat': 'full'})
+    changed = with_overrides(config, {'train.batch_size': 4, 'model.execution.remat': 'full'})
     assert changed.train.num_steps == config.train.num_steps
     assert changed.model == dataclasses.replace(config.model, remat=Remat.FULL)
     assert changed.train.batch_size == 4

@@ -12,16 +12,17 @@ from flax import linen as nn
 
 from gpt_jax.config import TrainConfig
 from gpt_jax.model.gpt import GPT, init_params
-from gpt_jax.optim import SGD, AdamW, ScheduleConfig, make_optimizer, make_schedule
+from gpt_jax.optim import SGD, AdamW, make_optimizer
+from gpt_jax.optim.schedule import ScheduleConfig, make_schedule
 from gpt_jax.train.loss import LossSums
-from gpt_jax.train.state import make_state
+from gpt_jax.train.state import begin_state
 from gpt_jax.train.step import StepParts, _accumulate, make_eval_step, make_train_step
 from tests.model_configs import make_config
 
 ROWS, LENGTH = 8, 6
 # Plain steps: the update is the gradient times the rate, without the division by its size that
 # would turn rounding into a full step.
-PLAIN = SGD(learning_rate=0.1, momentum=0.0, clip_norm=0.0)
+PLAIN = SGD(learning_rate=0.1, momentum=0.0)
 
 
 @functools.cache
@@ -29,19 +30,30 @@ def build(optimizer='sgd', clip_norm=0.0, dropout=0.0, micro_batches=1, **train)
     """The jitted step of a tiny model, its parts, and a fresh state."""
     config = make_config(max_seq_len=LENGTH, d_model=16, num_layers=2, dropout=dropout)
     chosen = {'sgd': PLAIN, 'adamw': AdamW(learning_rate=0.01)}[optimizer]
-    schedule = ScheduleConfig(warmup_steps=4)
+    schedule = make_schedule(
+        ScheduleConfig(warmup_steps=4), learning_rate=chosen.learning_rate, num_steps=20
+    )
     parts = StepParts(
         model=GPT(config),
-        optimizer=make_optimizer(chosen, schedule, num_steps=20),
-        schedule=make_schedule(schedule, learning_rate=chosen.learning_rate, num_steps=20),
-        clip_norm=clip_norm,
-        train=TrainConfig(batch_size=ROWS, **train),
+        optimizer=make_optimizer(chosen, schedule),
+        schedule=schedule,
+        train=TrainConfig(batch_size=ROWS, clip_norm=clip_norm, **train),
         seed=5,
         micro_batches=micro_batches,
     )
     step = jax.jit(make_train_step(parts))
     params = nn.unbox(init_params(config, jax.random.key(0)))
-    return step, parts, make_state(params, parts.optimizer, ema_decay=parts.train.ema_decay)
+    return step, parts, make_state(parts, params)
+
+
+def make_state(parts, params):
+    return begin_state(
+        params,
+        jax.random.key(0),
+        optimizer=parts.optimizer,
+        trainable=parts.trainable,
+        ema_decay=parts.train.ema_decay,
+    )
 
 
 def make_batch(seed=0, rows=ROWS):
@@ -158,7 +170,7 @@ def test_an_update_that_ruins_the_weights_is_a_bad_step(rate):
     """Finite gradients, and then weights of which the norm is not."""
     _, parts, start = build('adamw', ema_decay=0.9)
     parts = dataclasses.replace(parts, optimizer=optax.sgd(rate))
-    start = make_state(start.params, parts.optimizer, ema_decay=0.9)
+    start = make_state(parts, start.params)
     step = jax.jit(make_train_step(parts))
     _, (metrics,) = run(step, start, make_batch())
     assert np.isfinite(metrics['loss']) and np.isfinite(metrics['grad_norm'])

@@ -64,7 +64,7 @@ def test_out_and_in_is_bit_exact(values, tmp_path):
     names = export_gguf(tmp_path, config, params, tokenizer, dtype='float32')
     assert sorted(names) == sorted(path.name for path in tmp_path.iterdir())
     source, loaded = load(tmp_path / FILE)
-    same = {'scale_residual_init': config.scale_residual_init}  # of training from scratch only
+    same = {'scale_residual_init': config.init.scale_residual}  # of training from scratch only
     assert dataclasses.replace(source.model, **same) == config
     assert_equal_params(loaded, params, config)
     assert source.tokenizer.eot_id == bpe_tokenizer().eot_id
@@ -164,7 +164,7 @@ REFUSED = {
     'Qwen with the positions of Llama 3.1': (
         LLAMA | dict(qk_norm=True, rope_scaling=2.0, rope_original_seq_len=16),
         bpe_tokenizer,
-        'qwen3 has no config.model.rope_original_seq_len=16',
+        'qwen3 has no config.model.rope.original_seq_len=16',
     ),
     'positions': (GPT2 | dict(position='alibi'), bpe_tokenizer, 'position=alibi'),
 }

@@ -57,7 +57,7 @@ def assert_equal(one, other):
 
 def _other(config, model) -> dict:
     """A knob of initialisation, which the formats do not have."""
-    return {'scale_residual_init': model.scale_residual_init}
+    return {'scale_residual_init': model.init.scale_residual}
 
 
 def without_padding(params, config):
