@@ -19,10 +19,11 @@ from gpt_jax import object_store
 from gpt_jax.errors import UserError
 
 _MOVES = 'moves.json'  # of `swap`: the old paths, in the order of their numbers, and the new paths
-# First bytes of files that are often mistaken for text.
+# First bytes of files that are often mistaken for text. Two kinds may be UTF-8 throughout.
+NEVER_TEXT = _PDF, _ZIP = b'%PDF-', b'PK\x03\x04'
 _NOT_TEXT = {
-    b'%PDF': 'a PDF',
-    b'PK\x03\x04': 'a zip archive (as .docx, .odt and .epub are)',
+    _PDF: 'a PDF',
+    _ZIP: 'a zip archive (as .docx, .odt and .epub are)',
     b'\x1f\x8b': 'compressed by gzip (its name does not end in .gz)',
     b'\x28\xb5\x2f\xfd': 'compressed by zstd (its name does not end in .zst)',
     b'\xfd7zXZ': 'compressed by xz',
@@ -32,7 +33,6 @@ _NOT_TEXT = {
     b'PAR1': 'a parquet file (config.data.corpus=parquet)',
     b'\xd0\xcf\x11\xe0': 'an old Office document',
 }
-NEVER_TEXT = (b'%PDF-', b'PK\x03\x04')
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _HEAD_BYTES = 16  # enough to recognise a kind of file
 
@@ -212,7 +212,7 @@ class TextDecoder:
         """
         self._head = (self._head + chunk[:_HEAD_BYTES])[:_HEAD_BYTES]
         self._num_bytes += len(chunk)
-        if self._head.startswith(NEVER_TEXT):  # such a file may be UTF-8 throughout
+        if self._head.startswith(NEVER_TEXT):
             raise _not_utf8(name, 0, head=self._head)
         try:
             text = self._decoder.decode(chunk, final)

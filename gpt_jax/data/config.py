@@ -1,12 +1,21 @@
 """The config of the data: the corpus, the place of its shards, and the reading of batches."""
 
 import dataclasses
+from typing import Any
 
 from gpt_jax.config_tree import file_path, positive, whole
+
+# Knobs that do not change the content of prepared shards, except through the corpus's fingerprint.
+NOT_CONTENT = frozenset(
+    {'source', 'chat_template', 'sha256'}  # the corpus hashes what they name
+    | {'cache_dir', 'weight', 'mixture', 'segment_ids', 'num_threads', 'prefetch_batches'}
+)
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class DataConfig:
+    """Settings of the corpus, its preparation, and the reading of batches."""
+
     corpus: str = 'python_stdlib'  # a key of gpt_jax.data.corpora.CORPORA, or 'shards'
     source: str = file_path()  # file, folder, glob, URL, data set; shards also gs:// and s3://
     text_field: str = 'text'  # the field that holds the text (jsonl, parquet, huggingface)
@@ -21,3 +30,18 @@ class DataConfig:
     segment_ids: bool = False  # mark documents, so that attention does not cross them
     num_threads: int = whole(1, high=1024)  # threads that read ahead; 0: no reading ahead
     prefetch_batches: int = whole(4, high=65_536)  # batches read ahead
+
+
+def content_options(config: DataConfig) -> dict[str, Any]:
+    """Returns the knobs that determine the content of prepared shards, for their identity.
+
+    Every knob counts unless NOT_CONTENT lists it, so a new one can never reuse stale shards. Knobs
+    at their default are left out, because shards prepared before the knob existed stay valid.
+    """
+    default = type(config)()
+    return {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(config)
+        if field.name not in NOT_CONTENT
+        and getattr(config, field.name) != getattr(default, field.name)
+    }

@@ -14,7 +14,7 @@ from typing import Any
 
 from gpt_jax import tokenizer as tokenizers
 from gpt_jax.data import locations, remote_shards
-from gpt_jax.data.config import DataConfig
+from gpt_jax.data.config import DataConfig, content_options
 from gpt_jax.data.corpora import CHAT, Corpus, make_corpus
 from gpt_jax.data.documents import Piece, SkippedRows
 from gpt_jax.data.encode import encode_parts
@@ -105,14 +105,15 @@ def prepare(
     source_fingerprint = corpus.fingerprint()
     identity = hash_of(
         {
-            'version': VERSION,
+            # These three are hashed at their defaults too, as they always were.
             'corpus': config.corpus,
-            'source': source_fingerprint,
             'text_field': config.text_field,
             'separator': config.separator,
+            **content_options(config),
             'split': str(rule),
+            'version': VERSION,
+            'source': source_fingerprint,
             'tokenizer': tokenizer_identity(tokenizer_config, given, chat=template is not None),
-            **({'skip_bad_rows': True} if config.skip_bad_rows else {}),
         }
     )
     folder = locations.cache_folder(config) / f'{corpus.name}-{identity[:12]}'

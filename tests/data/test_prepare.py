@@ -15,7 +15,7 @@ import pytest
 from gpt_jax import tokenizer as tokenizers
 from gpt_jax.data import locations
 from gpt_jax.data import prepare as prepare_module
-from gpt_jax.data.config import DataConfig
+from gpt_jax.data.config import NOT_CONTENT, DataConfig, content_options
 from gpt_jax.data.encode import encode_text_file
 from gpt_jax.data.prepare import prepare
 from gpt_jax.data.shard_manifest import MANIFEST, TOKENIZER, Manifest, ShardInfo
@@ -34,7 +34,7 @@ TEXTS = [f'document {i} ' + 'word ' * (i % 50) for i in range(300)]
 # after (odd) the argv[2] // 2-th time that a file gets its name.
 PREPARE_AND_DIE = """
 import json, os, signal, sys
-from gpt_jax.data.config import DataConfig
+from gpt_jax.data.config import NOT_CONTENT, DataConfig, content_options
 from gpt_jax.data.prepare import prepare
 from gpt_jax.tokenizer import TokenizerConfig
 moment, renames, rename = int(sys.argv[2]), 0, os.replace
@@ -305,6 +305,26 @@ def test_another_setting_is_another_folder(prepare_into, write_jsonl):
     source.write_text(source.read_text() + '{"text": "more"}\n')
     folders.add(prepare_into(**settings))
     assert len(folders) == 5 and all(folder.name.startswith('corpus-') for folder in folders)
+
+
+@dataclasses.dataclass(kw_only=True)
+class NewerConfig(DataConfig):
+    lowercase: bool = False
+
+
+def test_a_new_knob_is_content_unless_it_is_listed(prepare_into, write_jsonl):
+    """So that it cannot reuse shards that were prepared with another value of it."""
+    assert content_options(NewerConfig(source='a', num_threads=3)) == {}
+    assert content_options(NewerConfig(lowercase=True)) == {'lowercase': True}
+    names = {field.name for field in dataclasses.fields(DataConfig)}
+    assert names > NOT_CONTENT
+
+
+def test_shards_of_older_versions_stay_valid(prepare_into):
+    """The name of the folder has the hash of all settings."""
+    settings = {'corpus': 'text', 'source': ROOT / 'tests/golden/alice.txt', 'split': 'tail:0.2'}
+    assert prepare_into(**settings).name == 'alice-e1fdbc051d47'
+    assert prepare_into(**settings, separator='\n\n').name == 'alice-e7868edb7311'
 
 
 def test_an_existing_tokenizer_is_known_by_content(prepare_into, write_jsonl, tmp_path):
