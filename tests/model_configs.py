@@ -57,12 +57,13 @@ SINGLE = {
     'bfloat16': dict(compute_dtype='bfloat16'),
 }
 
-# Factors whose pairs the covering set runs together.
+# Factors whose pairs the covering set runs together. MLPs with one matrix of inputs are alike here,
+# and so are those with two.
 FACTORS = {
     'position': list(PositionKind),
     'norm': list(NormKind),
     'norm_placement': list(NormPlacement),
-    'mlp': list(MLPKind),
+    'mlp': [MLPKind.GELU_TANH, MLPKind.RELU2, MLPKind.SWIGLU],
     'num_kv_heads': [4, 2, 1],
     'window_pattern': [(), (5,), (3, 0)],
     'qk_norm': [False, True],
@@ -96,6 +97,17 @@ def _named(rows: list[dict]) -> dict[str, dict]:
 
 
 PAIRWISE = _named(pairwise(FACTORS))
+
+
+def _is_paired(changes: dict) -> bool:
+    """Whether a row of SINGLE is one value of a factor, which PAIRWISE runs with all the others."""
+    return len(changes) == 1 and all(
+        value in FACTORS.get(name, ()) for name, value in changes.items()
+    )
+
+
+# What the covering set leaves.
+ALONE = {name: changes for name, changes in SINGLE.items() if not _is_paired(changes)}
 CORE = ('position', 'norm_placement', 'mlp', 'num_kv_heads', 'window_pattern')
 FULL = _named(
     [

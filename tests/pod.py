@@ -15,7 +15,7 @@ ARGUMENTS = (
     '--config.mesh.data=-1',
     '--config.schedule.kind=constant',
     '--config.train.log_every=1',
-    # What makes the program small: the first process alone keeps compiled ones.
+    # What makes the program small.
     '--config.train.steps_per_call=1',
     '--config.train.grad_accumulation=1',
     '--config.train.ema_decay=0',

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import types
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Of the time when tests are collected, before any of them changes it.
@@ -144,12 +145,25 @@ def _become(request: dict) -> list[str]:
     return request['arguments']
 
 
+def _keep_programs_of_every_process() -> None:
+    """Lets every process of a pod keep its compiled programs, which JAX allows the first alone.
+
+    Otherwise the others would compile the same programs in every test.
+    """
+    first = types.SimpleNamespace(global_state=types.SimpleNamespace(process_id=0))
+    write = compiler._cache_write
+    names = {**vars(compiler), 'distributed': first}
+    compiler._cache_write = types.FunctionType(write.__code__, names, write.__name__)
+
+
 if __name__ == '__main__':
     import jax
+    from jax._src import compiler
 
     from gpt_jax.main import main
     from gpt_jax.telemetry import streams
 
+    _keep_programs_of_every_process()
     arguments = _become(_fork_for_each(socket.socket(fileno=int(sys.argv[1]))))
     sys.argv[1:] = arguments
     streams.protect()

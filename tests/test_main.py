@@ -439,6 +439,7 @@ def test_a_reader_that_leaves_ends_what_only_prints(trained, monkeypatch, capsys
 
 def test_going_back_and_what_a_run_warns_of(tmp_path, capsys):
     run = [f'--config={TINY}', f'--workdir={tmp_path}', '--config.train.num_steps=20']
+    run.append('--config.sample.at_end=True')
     assert main([*run, '--config.schedule.warmup_steps=30']) == 0
     assert 'the learning rate reaches 0.000387 only' in capsys.readouterr().out
     assert (tmp_path / 'samples' / '20.txt').read_text(encoding='utf-8').strip()

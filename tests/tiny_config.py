@@ -35,6 +35,6 @@ def get_config(variant: str = '') -> RunConfig:
     config.eval.batches = 2
     config.checkpoint.save_every = 10
     config.checkpoint.keep_last = 3
-    config.sample.max_new_tokens = 20
+    config.sample.max_new_tokens, config.sample.at_end = 20, False  # tests that look at it ask
     config.mesh.data = 1
     return config

@@ -13,8 +13,8 @@ import pytest
 
 from gpt_jax.main import main
 from gpt_jax.parallel.peers import LOST
-from tests.command_line import rows, run
-from tests.pod import ARGUMENTS, Pod, assert_same_numbers
+from tests.command_line import rows
+from tests.pod import ARGUMENTS, Pod, assert_same_numbers, run_pod
 
 pytestmark = pytest.mark.slow
 
@@ -120,12 +120,6 @@ def _a_flipped_bit(step: pathlib.Path) -> None:
     path.write_bytes(content)
 
 
-def _a_truncated_file(step: pathlib.Path) -> None:
-    path = _largest_array(step)
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
-
-
 def _an_empty_step_folder(step: pathlib.Path) -> None:
     shutil.rmtree(step)
     step.mkdir()
@@ -139,7 +133,7 @@ def saved(tmp_path_factory) -> pathlib.Path:
     return workdir
 
 
-@pytest.mark.parametrize('damage', [_a_flipped_bit, _a_truncated_file, _an_empty_step_folder])
+@pytest.mark.parametrize('damage', [_a_flipped_bit, _an_empty_step_folder])
 def test_damage_is_found_by_all(damage, saved, tmp_path, table):
     """The newest checkpoint is set aside, and both processes go on from the one before."""
     workdir = tmp_path / 'run'
@@ -167,9 +161,9 @@ def test_restarts_on_other_processes_and_meshes(tmp_path, table):
     shapes = {'2x2': ('fsdp=2', 'tensor=2', 5), '4x1': ('data=4', 'fsdp=1', 10)}
     shapes['1x4'] = ('fsdp=4', 'data=1', 12)
     for shape, (axis, other, step) in shapes.items():
-        output = run(
+        output = run_pod(
+            shape,
             *ARGUMENTS,
-            f'--local_pod={shape}',
             f'--config.mesh.{axis}',
             f'--config.mesh.{other}',
             f'--workdir={workdir}',
@@ -199,11 +193,10 @@ def test_restarts_on_other_processes_and_meshes(tmp_path, table):
 
 def test_a_stalled_worker_ends_the_job_with_its_stacks(tmp_path, table):
     workdir = tmp_path / 'run'
-    # While it compiles nothing is late, so the time is that of compiling on a busy machine. Saves
-    # may take longer than steps, and are rare here.
-    rarely = '--config.checkpoint.save_every=200'
+    # Saves may take longer than steps, and are rare here.
+    rarely = '--config.checkpoint.save_every=40'
     with Pod(
-        2, 1, *FAULTY, rarely, '--config.train.step_timeout=30', f'--workdir={workdir}'
+        2, 1, *FAULTY, rarely, '--config.train.step_timeout=15', f'--workdir={workdir}'
     ) as pod:
         _wait_for_checkpoint(pod, workdir)
         pod.processes[1].send_signal(signal.SIGUSR1)
@@ -212,9 +205,9 @@ def test_a_stalled_worker_ends_the_job_with_its_stacks(tmp_path, table):
         seconds = time.monotonic() - began
         assert seconds < 60
         outputs = [pod.output(index) for index in range(2)]
-    assert 'error: process 1: no step for 30 s (config.train.step_timeout)' in outputs[1]
+    assert 'error: process 1: no step for 15 s (config.train.step_timeout)' in outputs[1]
     assert 'in stand_still' in outputs[1]
-    assert 'error: process 0: no step for 30 s' in outputs[0], 'it waits for the other'
+    assert 'error: process 0: no step for 15 s' in outputs[0], 'it waits for the other'
     result = _check_resumes_exactly(workdir, tmp_path, _steps(workdir)[-1])
     table('process 1 of 2 stands still', f'both: {seconds:.0f} s later, with their stacks', result)
 

@@ -49,7 +49,7 @@ def test_begins_with_the_weights_bit_for_bit(mesh, source, tmp_path, capsys):
     assert weights(tmp_path, 20) == weights(source, 10)
     assert GPT.load(tmp_path).tokenizer.fingerprint() == GPT.load(source).tokenizer.fingerprint()
     config = json.loads((tmp_path / 'config.json').read_text())
-    assert (config['model']['num_layers'], config['model']['dropout']) == (2, 0.0)
+    assert (config['model']['num_layers'], config['model']['dropouts']['residual']) == (2, 0.0)
     origin = json.loads((tmp_path / 'provenance.json').read_text())['init_from']
     assert origin['workdir'] == str(source) and origin['step'] == 10
     assert len(origin['weights']) == 64

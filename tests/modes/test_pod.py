@@ -50,6 +50,7 @@ def test_texts_of_weights_that_no_process_has_whole(single, tmp_path):
     """Samples of a run whose weights are split over processes, and `generate` on such a mesh."""
     split = ('--config.mesh.data=1', '--config.mesh.fsdp=2', '--config.mesh.tensor=2')
     arguments = [*ARGUMENTS, *split, '--config.train.num_steps=4', '--config.sample.every=2']
+    arguments.append('--config.sample.at_end=True')
     workdir = f'--workdir={tmp_path / "run"}'
     output = run_pod('2x2', *arguments, workdir)
     samples = re.findall(r'--- sample at step (\d+)\n(.*?)\n\[0\] ---', output, re.DOTALL)

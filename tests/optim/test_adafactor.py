@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import numpy as np
 import optax
@@ -31,12 +33,17 @@ def make_plain(decay):
     )
 
 
+@functools.cache
+def stacked_updates():
+    """Parameters, three gradients, and the last of the updates."""
+    params, gradients = random_tree(0), [random_tree(seed, scale=seed) for seed in (1, 2, 3)]
+    optimizer = make_optimizer(CONFIG, optax.constant_schedule(CONFIG.learning_rate))
+    return params, gradients, final_updates(optimizer, params, gradients)
+
+
 @pytest.mark.parametrize('path', [path for path in SHAPES if path.startswith('blocks/')])
 def test_a_stacked_update_is_the_update_of_each_layer_alone(path):
-    params, gradients = random_tree(0), [random_tree(seed, scale=seed) for seed in (1, 2, 3)]
-    stacked = final_updates(
-        make_optimizer(CONFIG, optax.constant_schedule(CONFIG.learning_rate)), params, gradients
-    )
+    params, gradients, stacked = stacked_updates()
     shape = matrix_shape(path, SHAPES[path])
     plain = make_plain(CONFIG.weight_decay if path.endswith('kernel') else 0.0)
     for layer in range(N):

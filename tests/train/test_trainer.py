@@ -57,6 +57,7 @@ def _run(
 ) -> tuple[list[str], dict[int, dict[str, float]]]:
     """What happens in 20 steps of a second, and their rows; all between takes a hundred."""
     config = get_config()
+    config.sample.at_end = True
     config.train.num_steps, config.train.log_every = 20, 4
     config.eval.every = config.sample.every = config.checkpoint.save_every = 10
     for name, value in train.items():

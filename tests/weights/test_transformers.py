@@ -109,61 +109,62 @@ import json, sys
 import numpy as np, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-folder, prompt, length = sys.argv[1], sys.argv[2], int(sys.argv[3])
-model = AutoModelForCausalLM.from_pretrained(folder)
-tokenizer = AutoTokenizer.from_pretrained(folder)
-inputs = tokenizer(prompt, return_tensors='pt')
-with torch.no_grad():
-    logits = model(inputs['input_ids']).logits[0].numpy()
-np.save(folder + '/theirs.npy', logits)
-drawn = model.generate(
-    inputs['input_ids'], attention_mask=torch.ones_like(inputs['input_ids']),
-    max_new_tokens=length, do_sample=False,
-)
-start = inputs['input_ids'].shape[1]
-text = tokenizer.decode(drawn[0], skip_special_tokens=True)
-print(json.dumps({'ids': inputs['input_ids'][0].tolist(), 'text': text,
-                  'gpt_jax': 'gpt_jax' in sys.modules, 'type': type(model).__name__}))
+prompt, length, *folders = sys.argv[1:]
+for folder in folders:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    inputs = tokenizer(prompt, return_tensors='pt')
+    with torch.no_grad():
+        logits = model(inputs['input_ids']).logits[0].numpy()
+    np.save(folder + '/theirs.npy', logits)
+    drawn = model.generate(
+        inputs['input_ids'], attention_mask=torch.ones_like(inputs['input_ids']),
+        max_new_tokens=int(length), do_sample=False,
+    )
+    text = tokenizer.decode(drawn[0], skip_special_tokens=True)
+    print(json.dumps({'ids': inputs['input_ids'][0].tolist(), 'text': text,
+                      'gpt_jax': 'gpt_jax' in sys.modules, 'type': type(model).__name__}))
 """
 
 
-def in_transformers(folder: pathlib.Path, prompt: str, length: int) -> dict:
-    """What transformers makes of a folder, in a process that cannot import this project."""
+def in_transformers(folders: list[pathlib.Path], prompt: str, length: int) -> list[dict]:
+    """What transformers makes of folders, in a process that cannot import this project."""
     done = subprocess.run(
-        [sys.executable, '-I', '-c', THEIRS, str(folder), prompt, str(length)],
-        cwd=folder,
+        [sys.executable, '-I', '-c', THEIRS, prompt, str(length), *map(str, folders)],
+        cwd=folders[0],
         capture_output=True,
         text=True,
         timeout=300,
-        env={'HF_HUB_OFFLINE': '1', 'HOME': str(folder)},
+        env={'HF_HUB_OFFLINE': '1', 'HOME': str(folders[0])},
     )
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
-    return result | {'logits': np.load(folder / 'theirs.npy')}
+    results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{')]
+    return [
+        result | {'logits': np.load(folder / 'theirs.npy')}
+        for result, folder in zip(results, folders, strict=True)
+    ]
 
 
-@pytest.mark.parametrize(
-    ('values', 'kind'),
-    [
-        (GPT2, 'GPT2LMHeadModel'),
-        (LLAMA | dict(rope_scaling=4.0, rope_original_seq_len=16), 'LlamaForCausalLM'),
-        (LLAMA | dict(qkv_bias=True), 'Qwen2ForCausalLM'),
-        (LLAMA | dict(qk_norm=True, head_dim=16), 'Qwen3ForCausalLM'),
-    ],
-    ids=['gpt2', 'llama', 'qwen2', 'qwen3'],
-)
-def test_exported_folders_load_in_a_clean_process(values, kind, tmp_path):
-    config, params = write_folder(tmp_path, **values)
+def test_exported_folders_load_in_a_clean_process(tmp_path):
+    models = {
+        'GPT2LMHeadModel': GPT2,
+        'LlamaForCausalLM': LLAMA | dict(rope_scaling=4.0, rope_original_seq_len=16),
+        'Qwen2ForCausalLM': LLAMA | dict(qkv_bias=True),
+        'Qwen3ForCausalLM': LLAMA | dict(qk_norm=True, head_dim=16),
+    }
+    written = {tmp_path / kind: write_folder(tmp_path / kind, **models[kind]) for kind in models}
     prompt, tokenizer = 'The quick brown fox', bpe_tokenizer()
-    theirs = in_transformers(tmp_path, prompt, 12)
-    assert (theirs['type'], theirs['gpt_jax']) == (kind, False)
-    assert theirs['ids'] == tokenizer.encode(prompt)
-    ours = logits(config, params, np.array([theirs['ids']]))[0]
-    assert np.abs(ours - theirs['logits']).max() <= TOLERANCE * np.abs(ours).max()
     sampling = SampleConfig(temperature=0.0, max_new_tokens=12)
     finalize_sample(sampling)
-    [generation] = Generator(config, params, tokenizer).generate([prompt], sampling)
-    assert theirs['text'] == prompt + generation.text
+    for theirs, (folder, model) in zip(
+        in_transformers([*written], prompt, 12), written.items(), strict=True
+    ):
+        assert (theirs['type'], theirs['gpt_jax']) == (folder.name, False)
+        assert theirs['ids'] == tokenizer.encode(prompt)
+        ours = logits(*model, np.array([theirs['ids']]))[0]
+        assert np.abs(ours - theirs['logits']).max() <= TOLERANCE * np.abs(ours).max()
+        [generation] = Generator(*model, tokenizer).generate([prompt], sampling)
+        assert theirs['text'] == prompt + generation.text
 
 
 TOKENIZERS = {
