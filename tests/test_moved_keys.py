@@ -2,12 +2,16 @@
 
 import copy
 import dataclasses
+import json
+import types
 
 import pytest
 
 from gpt_jax import GPT
 from gpt_jax.config import RunConfig, finalize, load_config
 from gpt_jax.config_tree import freeze, from_json, get_value, set_value, to_json
+from gpt_jax.data.shard_manifest import hash_of
+from gpt_jax.evaluate import task_runs
 from gpt_jax.main import main
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.moved_keys import MOVED, rename_flag
@@ -108,6 +112,20 @@ def test_a_config_file_with_old_keys(tmp_path, capsys):
     assert 'config.model.rope_bass is not a key' in capsys.readouterr().err
     assert main([f'--config={file}', '--config.model.rope_base=0']) == 2
     assert 'config.model.rope.base=0.0 must be' in capsys.readouterr().err
+
+
+def test_results_of_tasks_that_were_stored_with_old_keys_are_found(tmp_path):
+    task = types.SimpleNamespace(name='piqa', fingerprint=lambda: 'rows')
+    about = {'weights': 'w', 'model': to_json(ModelConfig(rope={'base': 5e5}))}
+    old = {**about['model'], 'rope_base': 5e5}
+    del old['rope']
+    stored = {'rows': 9, 'metrics': {'acc': 0.5, 'acc_stderr': 0.1}, 'tables': {}}
+    for model, found in ((old, True), (old | {'rope_base': 4.0}, False), (old | {'x': 1}, False)):
+        written = {**about, 'model': model}
+        fingerprint = hash_of({**written, 'benchmark': 'rows'})
+        content = stored | {'about': written, 'fingerprint': fingerprint}
+        (tmp_path / 'piqa.json').write_text(json.dumps(content))
+        assert (task_runs.Results(tmp_path, about).find(task) is not None) == found
 
 
 def test_groups_may_be_dicts():

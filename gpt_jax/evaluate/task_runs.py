@@ -1,5 +1,6 @@
 """Loading the rows of tasks, running the tasks, and storing their results."""
 
+import contextlib
 import dataclasses
 import pathlib
 from collections import Counter
@@ -7,12 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gpt_jax import files
+from gpt_jax.config_tree import from_json, to_json
 from gpt_jax.data.shard_manifest import hash_of
 from gpt_jax.errors import UserError
 from gpt_jax.evaluate.rows import read_rows
 from gpt_jax.evaluate.scoring import Request, Scorer, encode_requests
 from gpt_jax.evaluate.task import Question, Result, Row, Task
 from gpt_jax.evaluate.tasks import TASKS
+from gpt_jax.model.config import ModelConfig
 from gpt_jax.parallel import consistency, peers
 from gpt_jax.tokenizer import Tokenizer
 
@@ -126,7 +129,7 @@ class Results:
         stored = None
         if peers.is_primary() and path.is_file():
             stored = files.read_json(path)
-            if stored.get('fingerprint') != self._fingerprint(task):
+            if not self._is_current(stored, task):
                 stored = None
         stored = peers.gather(f'result of {task.name}', stored)[0]
         return None if stored is None else Result.from_json(stored)
@@ -139,9 +142,20 @@ class Results:
             'task': task.name,
             **result.to_json(),
             'about': self._about,
-            'fingerprint': self._fingerprint(task),
+            'fingerprint': _fingerprint(self._about, task),
         }
         files.write_json(self.folder / f'{task.name}.json', stored)
 
-    def _fingerprint(self, task: LoadedTask) -> str:
-        return hash_of({**self._about, 'benchmark': task.fingerprint()})
+    def _is_current(self, stored: dict[str, Any], task: LoadedTask) -> bool:
+        """Returns whether a stored result has these inputs; its config may have older keys."""
+        about = stored.get('about')
+        if not isinstance(about, dict) or stored.get('fingerprint') != _fingerprint(about, task):
+            return False
+        with contextlib.suppress(UserError, KeyError):
+            model = to_json(from_json(about['model'], ModelConfig))
+            return {**about, 'model': model} == self._about
+        return False
+
+
+def _fingerprint(about: Mapping[str, Any], task: LoadedTask) -> str:
+    return hash_of({**about, 'benchmark': task.fingerprint()})

@@ -33,15 +33,18 @@ def evaluate(
     batches: Iterable[dict[str, Any]],
     *,
     bytes_per_token: float | None,
+    advance: Callable[[float], None] = lambda tokens: None,
 ) -> Evaluation:
     """Returns means over every unmasked target token of `batches`; NaN if there is none.
 
     `eval_step(params, batch)` returns sums with `cross_entropy`, `correct` and `weight`. The sums
-    are added in float64 on the host, in order, so the result is reproducible.
+    are added in float64 on the host, in order, so the result is reproducible. `advance` is called
+    with the number of tokens so far.
     """
     totals = np.zeros(3)
     for sums in one_behind(eval_step(params, batch) for batch in batches):
         totals += [float(sums.cross_entropy), float(sums.correct), float(sums.weight)]
+        advance(totals[2])
     cross_entropy, correct, weight = totals.tolist()
     loss = cross_entropy / weight if weight else math.nan
     return Evaluation(

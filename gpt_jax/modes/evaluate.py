@@ -110,7 +110,16 @@ def run(command: Command) -> int:
             _check_data(opened, step, overrides)
             data = runs.prepare_data(_with_own_tokenizer(opened))
             shards = Shards.open(data, flags.split, tokenizer=opened.tokenizer)
-        result = evaluate_shards(program, opened.config, params, shards, limit=0)
+        with Progress(
+            shards.num_tokens - 1 if shards.all_learned else 0,
+            unit='tokens',
+            description='evaluate',
+            quiet=not peers.is_primary(),
+        ) as progress:
+            progress.announce('compiling', log=False)
+            result = evaluate_shards(
+                program, opened.config, params, shards, limit=0, advance=progress.update
+            )
         rows = {name: f'{value:,.6g}' for name, value in result.row().items()}
         print(format_table(f'{workdir}, step {step}, {source}', rows))
         if peers.is_primary():

@@ -1,5 +1,6 @@
 """Make a run from weights of other tools: transformers, llama.cpp, llama2.c, nanoGPT, minGPT."""
 
+import jax
 from absl import flags as absl_flags
 
 from gpt_jax import run as runs
@@ -9,9 +10,10 @@ from gpt_jax.config_tree import to_json
 from gpt_jax.errors import UserError
 from gpt_jax.model.gpt import count_params
 from gpt_jax.modes.command import Command
-from gpt_jax.parallel import runtime
+from gpt_jax.parallel import peers, runtime
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.pretrained import adopt
+from gpt_jax.telemetry.progress import Progress
 from gpt_jax.telemetry.report import format_table
 from gpt_jax.tokenizer import Tokenizer
 from gpt_jax.train.program import make_program
@@ -51,7 +53,13 @@ def run(command: Command) -> int:
                 f'--workdir={workdir} holds a run already; choose another one, or replace its '
                 f'checkpoints with --fresh'
             )
-        params = load_params(source, program.abstract_params)
+        with Progress(
+            sum(leaf.size for leaf in jax.tree.leaves(program.abstract_params)),
+            unit='parameters',
+            description='import',
+            quiet=not peers.is_primary(),
+        ) as progress:
+            params = load_params(source, program.abstract_params, advance=progress.update)
         meta = {
             'config': to_json(final),
             'source': source.name,

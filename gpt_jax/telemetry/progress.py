@@ -84,11 +84,14 @@ class Progress:
             self._write_line()
             self._next_line = now + self._every_seconds
 
-    def announce(self, what: str) -> None:
-        """Shows the current activity until the next `update`."""
+    def announce(self, what: str, *, log: bool = True) -> None:
+        """Shows the current activity until the next `update`, or until `announce('')`.
+
+        `log=False` shows it on live lines only.
+        """
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], status=what)
-        else:
+            self._bar.update(self._bar.task_ids[0], status=what or self._status())
+        elif log:
             self.print(f'{self.description}  {what}')
 
     def skip(self, seconds: float) -> None:

@@ -32,8 +32,8 @@ def summarize(program: Program, config: RunConfig) -> dict[str, str]:
         {} if program.abstract_state.base is None else {'trained': _describe_part(config, trained)}
     )
     return {
-        'devices': f'{len(devices)} x {kind}, {jax.process_count()} process(es), '
-        f'jax {jax.__version__}',
+        'devices': f'{len(devices)} x {kind}, '
+        f'{_count(jax.process_count(), "process", "processes")}, jax {jax.__version__}',
         'mesh': _describe_mesh(program, config),
         'parameters': f'{count_params(model):,} (state {held / 2**20:,.1f} MiB per device)',
         **part,
@@ -50,10 +50,15 @@ def summarize(program: Program, config: RunConfig) -> dict[str, str]:
         'optimizer': f'{type(config.optimizer).__name__}, learning rate '
         f'{config.optimizer.learning_rate:g} ({config.schedule.kind})',
         'batch': f'{train.batch_size} x {model.max_seq_len} = {tokens:,} tokens per step, '
-        f'{program.micro_batches} micro-batch(es), {program.steps_per_call} step(s) per call',
+        f'{_count(program.micro_batches, "micro-batch", "micro-batches")}, '
+        f'{_count(program.steps_per_call, "step", "steps")} per call',
         'work': f'{train.num_steps:,} steps, {train.num_steps * tokens:,} tokens, '
         f'{train_flops_per_token(model, length=model.max_seq_len) * tokens:.3g} FLOPs per step',
     }
+
+
+def _count(number: int, one: str, several: str) -> str:
+    return f'{number} {one if number == 1 else several}'
 
 
 def describe_passes(passes: float) -> str:

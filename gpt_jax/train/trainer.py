@@ -161,6 +161,7 @@ class Trainer:
             """Runs evaluators and passes on their reports; returns the last loss in them."""
             loss = None
             for evaluator in evaluators:
+                progress.announce(f'evaluating: {evaluator.name}', log=False)
                 report = evaluator.run(self, self.state)
                 if report.row:
                     folder.write(done, report.row)
@@ -170,6 +171,7 @@ class Trainer:
                     progress.print(f'--- sample at step {done}\n{report.sample}\n---')
                     folder.keep_sample(done, report.sample)
                 loss = loss if report.loss is None else report.loss
+            progress.announce('', log=False)
             return loss
 
         deciding = [each for each in self.evaluators if each.before_save]
@@ -308,8 +310,12 @@ def evaluate_shards(
     *,
     limit: int,
     batch_size: int = 0,
+    advance: Callable[[float], None] = lambda tokens: None,
 ) -> Evaluation:
-    """Computes the loss on `limit` batches spread over `shards`; 0: on all of them."""
+    """Computes the loss on `limit` batches spread over `shards`; 0: on all of them.
+
+    `advance` is called with the number of tokens so far.
+    """
     return evaluate(
         lambda params, batch: program.eval_step(params, program.place(batch)),
         params,
@@ -317,6 +323,7 @@ def evaluate_shards(
         bytes_per_token=shards.num_bytes / max(1, shards.num_tokens - 1)
         if shards.all_learned
         else None,
+        advance=advance,
     )
 
 

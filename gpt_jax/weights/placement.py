@@ -17,13 +17,16 @@ from gpt_jax.weights.layout import TABLES
 from gpt_jax.weights.source import Source
 
 
-def load_params(source: Source, abstract: Any) -> Any:
+def load_params(
+    source: Source, abstract: Any, *, advance: Callable[[int], None] = lambda count: None
+) -> Any:
     """Loads the parameters (stored layout) of a source.
 
     Args:
       source: the result of a reader.
       abstract: ShapeDtypeStructs of the parameters. Each parameter gets its sharding, or the first
         device if it has none.
+      advance: is called with the number of parameters loaded so far.
 
     Raises:
         UserError: a tensor is missing, unexpected or has another shape.
@@ -47,6 +50,7 @@ def load_params(source: Source, abstract: Any) -> Any:
             placed[path] = _place(leaf, functools.partial(read, path), num_layers=leaf.shape[0])
         else:
             placed[path] = _place(leaf, functools.partial(read, path), num_layers=0)
+        advance(sum(each.size for each in placed.values()))
     return jax.tree.unflatten(jax.tree.structure(abstract), placed.values())
 
 

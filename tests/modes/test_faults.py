@@ -170,7 +170,7 @@ def test_restarts_on_other_processes_and_meshes(tmp_path, table):
             f'--config.train.num_steps={step}',
         )
         assert f'[0] complete: {step} steps' in output
-        assert f'4 x cpu, {shape[0]} process(es)' in output
+        assert f'4 x cpu, {shape[0]} process' in output
         assert not re.search(r'^\[[1-9]\]', output, re.MULTILINE), 'one process prints'
     assert main([*last, f'--workdir={workdir}']) == 0
     made, undisturbed = (
