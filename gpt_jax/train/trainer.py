@@ -157,8 +157,11 @@ class Trainer:
             first=done,
         )
 
-        def run(evaluators: list[Evaluator]) -> float | None:
-            """Runs evaluators and passes on their reports; returns the last loss in them."""
+        def run(evaluators: list[Evaluator], *, saved: bool = False) -> float | None:
+            """Runs evaluators and passes on their reports; returns the last loss in them.
+
+            `saved`: the step has a checkpoint already, which gets the loss.
+            """
             loss = None
             for evaluator in evaluators:
                 progress.announce(f'evaluating: {evaluator.name}', log=False)
@@ -170,7 +173,11 @@ class Trainer:
                 if report.sample:
                     progress.print(f'--- sample at step {done}\n{report.sample}\n---')
                     folder.keep_sample(done, report.sample)
-                loss = loss if report.loss is None else report.loss
+                if report.loss is not None:
+                    loss = report.loss
+                    if saved:
+                        folder.flush()
+                        folder.set_loss(done, loss)
             progress.announce('', log=False)
             return loss
 
@@ -214,13 +221,11 @@ class Trainer:
                     folder.save(self.state, done, None)
                 if leaving:
                     return Outcome.STOPPED
-                loss = run([each for each in deciding if each in due])
+                loss = run([each for each in deciding if each in due], saved=last)
                 if loss is not None and config.checkpoint.keep_best and loss < best_loss:
                     best_loss, saving = loss, True
                 if saving:
                     folder.flush()
-                if last and loss is not None:
-                    folder.set_loss(done, loss)
                 if saving and not last:
                     folder.save(self.state, done, loss)
                 run([each for each in others if each in due])
