@@ -142,7 +142,7 @@ def system_errno(error: BaseException) -> int | None:
     return int(found[1]) if found else None
 
 
-def may_be_whole(error: BaseException) -> bool:
+def is_access_error(error: BaseException) -> bool:
     """Returns whether a failed read leaves the file possibly intact: permissions, network etc."""
     return isinstance(error, PermissionError) or system_errno(error) in {
         errno.EACCES,
@@ -157,7 +157,7 @@ def may_be_whole(error: BaseException) -> bool:
 
 
 def cannot_read(path: str | os.PathLike, error: BaseException) -> UserError:
-    """Returns the error to show if `may_be_whole(error)`."""
+    """Returns the error to show if `is_access_error(error)`."""
     return UserError(
         f'cannot read {path}: {_reason(error)}; nothing was changed; correct the cause and '
         f'try again'

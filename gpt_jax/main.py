@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
             raise
         status = 1
         if isinstance(error, jax.errors.JaxRuntimeError) and not re.match(OWN_ERRORS, str(error)):
-            peers.wait_to_be_ended()  # most likely another process is lost; the reason follows
+            peers.wait_for_termination()  # most likely another process is lost; the reason follows
             status = peers.LOST  # else a device or the network failed, perhaps temporarily
         traceback.print_exc()
         return _end(status, f'{type(error).__name__}: {error}'.partition('\n')[0])

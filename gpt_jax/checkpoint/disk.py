@@ -126,7 +126,7 @@ def read_item(folder: pathlib.Path, tree: dict[str, jax.ShapeDtypeStruct]) -> di
     except (jax.errors.JaxRuntimeError, MemoryError):
         raise  # out of memory does not mean damaged
     except Exception as error:  # orbax and tensorstore raise many kinds
-        if files.may_be_whole(error):
+        if files.is_access_error(error):
             raise files.cannot_read(folder, error) from error
         raise DamagedError(str(error).partition('\n')[0][:120] or type(error).__name__) from error
 

@@ -67,7 +67,7 @@ def read_document(folder: pathlib.Path, step: int) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise DamagedError(f'{META}/{path.name} is missing') from error
     except (OSError, ValueError, KeyError, TypeError) as error:
-        if files.may_be_whole(error):
+        if files.is_access_error(error):
             raise files.cannot_read(path, error) from error
         raise DamagedError(f'{META}/{path.name} is not a document') from error
     if not intact:

@@ -77,7 +77,7 @@ def open_token_file(path: pathlib.Path) -> np.ndarray:
         dtype, start = _HEADERS[magic, version], _HEADER_BYTES
         if size != start + tokens * np.dtype(dtype).itemsize:
             raise UserError(
-                f'{path} is torn: its header promises {tokens} tokens, but it has {size} bytes; '
+                f'{path} is truncated: its header says {tokens} tokens, but it has {size} bytes; '
                 'fetch it again'
             )
     if size <= start or (size - start) % np.dtype(dtype).itemsize:

@@ -164,7 +164,7 @@ def _build(
             for split in SPLITS
         }
         with progress(corpus.size, unit=corpus.unit, description='prepare') as line:
-            unfinished = (part for part in parts() if not writers[part.split].take_finished())
+            unfinished = (part for part in parts() if not writers[part.split].skip_if_finished())
             for batch in encode_parts(unfinished, tokenizer):
                 for part, ids, spans in batch:
                     writers[part.split].add(

@@ -17,7 +17,7 @@ class ShardWriter:
     """A writer that collects encoded pieces and writes a shard per `shard_tokens` or more tokens.
 
     The end of a shard depends only on the pieces. So a writer that finds finished shards in its
-    folder keeps them and continues after them; see `take_finished`.
+    folder keeps them and continues after them; see `skip_if_finished`.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class ShardWriter:
         self.tokens = sum(shard.tokens for shard in self._shards)
         self._clear()
 
-    def take_finished(self) -> bool:
+    def skip_if_finished(self) -> bool:
         """Returns whether the next piece is in a finished shard; if so, do not `add` it."""
         self._to_skip -= 1
         return self._to_skip >= 0

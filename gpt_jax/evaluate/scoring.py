@@ -126,12 +126,12 @@ def cut_windows(encoded: Encoded, *, length: int, stride: int) -> Iterator[Windo
         done, step = end, stride
 
 
-def next_rung(number: int, *, least: int) -> int:
+def padded_size(number: int, *, least: int) -> int:
     """Returns the first of `least`, 2 * `least`, 4 * `least`, … that is at least `number`."""
-    rung = least
-    while rung < number:
-        rung *= 2
-    return rung
+    size = least
+    while size < number:
+        size *= 2
+    return size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -205,11 +205,11 @@ class Scorer:
         Long windows come first, so that running out of memory happens at once. All batches of a
         length have the same number of rows, so that each length is compiled once.
         """
-        rungs: dict[int, list[int]] = {}
+        buckets: dict[int, list[int]] = {}
         for index, window in enumerate(windows):
-            rungs.setdefault(self._rung(len(window.ids) - 1), []).append(index)
-        for length in sorted(rungs, reverse=True):
-            indices = sorted(rungs[length], key=lambda index: -len(windows[index].ids))
+            buckets.setdefault(self._padded_length(len(window.ids) - 1), []).append(index)
+        for length in sorted(buckets, reverse=True):
+            indices = sorted(buckets[length], key=lambda index: -len(windows[index].ids))
             most = self.batch_size * max(1, self.max_seq_len // length)
             rows = self.batch_size
             while rows < min(len(indices), most):
@@ -217,10 +217,10 @@ class Scorer:
             for first in range(0, len(indices), rows):
                 yield indices[first : first + rows], length, rows
 
-    def _rung(self, length: int) -> int:
+    def _padded_length(self, length: int) -> int:
         """Returns the padded length: LEAST_LENGTH, 2 * LEAST_LENGTH, …, at most max_seq_len."""
-        rung = next_rung(length, least=LEAST_LENGTH * self.length_parts)
-        return min(rung, self.max_seq_len)
+        size = padded_size(length, least=LEAST_LENGTH * self.length_parts)
+        return min(size, self.max_seq_len)
 
     def _batch(
         self, windows: Sequence[Window], indices: Sequence[int], length: int, rows: int

@@ -58,12 +58,8 @@ def kernel_obstacle(
     kernel = ATTENTION_KERNELS.get(name)
     splits = kernel is not None and kernel.splits_sequence
     obstacles = {
-        f'the sequence is split over devices by config.mesh.context={context}': (
-            context > 1 and not splits
-        ),
-        'the sequence is not split over devices by config.mesh.context=1': (
-            context == 1 and splits
-        ),
+        f'the sequence is sharded by config.mesh.context={context}': (context > 1 and not splits),
+        'the sequence is not sharded by config.mesh.context=1': (context == 1 and splits),
     }
     if kernel is not None:
         obstacles |= kernel.obstacles(config, backend=backend, segments=segments)

@@ -81,8 +81,8 @@ def from_environment(environment: Mapping[str, str], *, timeout: int) -> Cluster
                 f'{", ".join(names.values())} belong together'
             )
         given = {field: environment[name] for field, name in names.items()}
-        return _several(_checked(given, names=names))
-    return _several(_detected(environment, timeout=timeout))
+        return _unless_single(_checked(given, names=names))
+    return _unless_single(_detected(environment, timeout=timeout))
 
 
 def connect(cluster: Cluster, *, connect_timeout: int, heartbeat_timeout: int) -> None:
@@ -217,7 +217,7 @@ def _detected(environment: Mapping[str, str], *, timeout: int) -> Cluster | None
     )
 
 
-def _several(cluster: Cluster | None) -> Cluster | None:
+def _unless_single(cluster: Cluster | None) -> Cluster | None:
     """Returns the cluster, or None if it has a single process, which has nothing to join."""
     return cluster if cluster is not None and cluster.num_processes > 1 else None
 

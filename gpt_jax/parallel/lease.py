@@ -90,12 +90,12 @@ def _renew(path: pathlib.Path, mine: dict[str, Any], ended: threading.Event) -> 
 
 
 def _read(path: pathlib.Path) -> dict[str, Any] | None:
-    """Returns the contents of the object; None if it does not exist, {} if it is torn."""
+    """Returns the contents of the object; None if it does not exist, {} if it is half-written."""
     try:
         return dict(json.loads(object_store.read_bytes(path)))
     except FileNotFoundError:
         return None
-    except (TypeError, ValueError):  # torn: not every disk replaces files atomically
+    except (TypeError, ValueError):  # half-written: not every disk replaces files atomically
         return {}
 
 

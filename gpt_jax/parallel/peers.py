@@ -175,7 +175,7 @@ def fail(status: int, message: str) -> None:
     os._exit(status)
 
 
-def wait_to_be_ended() -> None:
+def wait_for_termination() -> None:
     """Waits, after a failed collective, for the watch thread to find the lost process and exit."""
     time.sleep(_watched_seconds)
 
@@ -227,7 +227,7 @@ def _wait_for(key: str, index: int, name: str, seconds: int) -> str:
 def _wait_for_word(error: jax.errors.JaxRuntimeError) -> None:
     """Waits for the watch thread to report the lost process, unless the wait just timed out."""
     if 'DEADLINE_EXCEEDED' not in str(error) and not _ending.is_set():
-        wait_to_be_ended()
+        wait_for_termination()
 
 
 def _unique(name: str) -> str:

@@ -17,7 +17,7 @@ from gpt_jax.data.shards import Shards
 from gpt_jax.data.split import TRAIN, VALIDATION
 from gpt_jax.errors import UserError
 from gpt_jax.evaluate import Evaluation, evaluate, task_runs
-from gpt_jax.evaluate.scoring import LEAST_LENGTH, Scorer, next_rung
+from gpt_jax.evaluate.scoring import LEAST_LENGTH, Scorer, padded_size
 from gpt_jax.inference.generate import Generator, encode_prompt
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.rules import parts
@@ -344,10 +344,10 @@ def evaluation_batches(
     length_parts, devices = parts('length', program.mesh), parts('batch', program.mesh)
     seq_len, size = config.model.max_seq_len, batch_size or config.eval.batch_size
     targets = max(1, shards.num_tokens - 1)
-    size = min(size, next_rung(-(-targets // seq_len), least=1))
+    size = min(size, padded_size(-(-targets // seq_len), least=1))
     return eval_batches(
         shards,
-        seq_len=min(seq_len, next_rung(targets, least=LEAST_LENGTH * length_parts)),
+        seq_len=min(seq_len, padded_size(targets, least=LEAST_LENGTH * length_parts)),
         batch_size=-(-size // devices) * devices,
         limit=limit,
         process_index=index,

@@ -109,8 +109,8 @@ def _stored(path: pathlib.Path, tensor: TensorInfo, data: np.ndarray) -> StoredT
     num_bytes = math.prod(tensor.shape) // block * size
     if tensor.shape[-1] % block or tensor.offset + num_bytes > len(data):
         raise UserError(
-            f'{path} is not a GGUF file, or is torn ({tensor.name} reaches beyond it); fetch it '
-            f'again'
+            f'{path} is not a GGUF file, or is truncated ({tensor.name} reaches beyond '
+            f'it); fetch it again'
         )
     stored = data[tensor.offset : tensor.offset + num_bytes].reshape(*tensor.shape[:-1], -1)
     return StoredTensor(tensor.shape, functools.partial(_read, stored, kind))

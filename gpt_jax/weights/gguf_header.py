@@ -56,7 +56,7 @@ def read_header(path: pathlib.Path, architectures: Collection[str]) -> Header:
     except (_TornError, ValueError, struct.error, OSError) as error:
         reason = ' '.join(str(error).split())[:200]
         raise UserError(
-            f'{path} is not a GGUF file, or is torn ({reason}); fetch it again'
+            f'{path} is not a GGUF file, or is truncated ({reason}); fetch it again'
         ) from error
 
 

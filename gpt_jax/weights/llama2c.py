@@ -63,7 +63,7 @@ def read(path: pathlib.Path, ignore_keys: Sequence[str] = ()) -> Source:
     expected = HEADER.size + 4 * _count_floats(HEADER.unpack(header))
     if size != expected:
         raise UserError(
-            f'{path} has {size} bytes, its header makes it {expected}; it is torn, or not of '
+            f'{path} has {size} bytes, its header makes it {expected}; it is truncated, or not of '
             f'version 0'
         )
     model = ModelConfig(
@@ -184,7 +184,9 @@ def read_tokenizer(path: pathlib.Path, vocab_size: int) -> SentencePieceTokenize
         position += 8 + length
         pieces.append(Piece(text.replace(' ', '\u2581'), score, _NORMAL))
     if position != len(data) or len(pieces) < len(CONTROL_PIECES) + 256:
-        raise UserError(f'{path} is not a tokenizer.bin of llama2.c, or is torn; fetch it again')
+        raise UserError(
+            f'{path} is not a tokenizer.bin of llama2.c, or is truncated; fetch it again'
+        )
     for token_id, (text, kind) in enumerate(CONTROL_PIECES):
         pieces[token_id] = Piece(text, pieces[token_id].score, kind)
     for token_id, text in enumerate(BYTE_PIECES, start=len(CONTROL_PIECES)):

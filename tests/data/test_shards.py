@@ -140,7 +140,7 @@ def test_bytes_of_tokens_without_manifest_are_counted(tmp_path):
         (b'', 'no whole number of tokens'),
         (b'abc', 'no whole number of tokens'),
         (np.array([20240520, 2, 0] + [0] * 253, '<i4').tobytes(), 'version 2, which is unknown'),
-        (np.array([20240520, 1, 9] + [0] * 253, '<i4').tobytes() + b'ab' * 8, 'promises 9 tokens'),
+        (np.array([20240520, 1, 9] + [0] * 253, '<i4').tobytes() + b'ab' * 8, 'says 9 tokens'),
         (np.array([20240520, 1, 0] + [0] * 253, '<i4').tobytes(), 'no whole number of tokens'),
     ],
 )

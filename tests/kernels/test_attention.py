@@ -209,20 +209,20 @@ OBSTACLES = {
         'config.data.segment_ids': dict(segments=True),
         'config.model.head_dim is over 128': dict(head_dim=136),
         'config.model.head_dim is over 128 or no multiple of 8': dict(head_dim=60),
-        'split over devices by config.mesh.context=4': dict(context=4),
+        'sharded by config.mesh.context=4': dict(context=4),
     },
     'splash': {
         'the backend is gpu': dict(backend='gpu'),
         'config.model.position': dict(position='alibi'),
-        'split over devices by config.mesh.context=2': dict(context=2),
+        'sharded by config.mesh.context=2': dict(context=2),
     },
     'blocked': {
         'the backend is gpu': dict(backend='gpu'),
         'config.data.segment_ids': dict(segments=True),
-        'split over devices by config.mesh.context=2': dict(context=2),
+        'sharded by config.mesh.context=2': dict(context=2),
     },
-    'xla': {'split over devices by config.mesh.context=2': dict(context=2)},
-    'ring': {'not split over devices by config.mesh.context=1': dict(context=1)},
+    'xla': {'sharded by config.mesh.context=2': dict(context=2)},
+    'ring': {'not sharded by config.mesh.context=1': dict(context=1)},
 }
 BACKENDS = {'cudnn': 'gpu', 'splash': 'tpu', 'xla': 'cpu', 'ring': 'cpu', 'blocked': 'cpu'}
 

@@ -215,7 +215,7 @@ CLAIMS = {
 @pytest.mark.parametrize('claim', CLAIMS.values(), ids=CLAIMS)
 def test_claims_are_compared_with_the_file(claim, tmp_path):
     (tmp_path / 'm.gguf').write_bytes(b'GGUF' + claim)
-    with pytest.raises(UserError, match='is not a GGUF file, or is torn'):
+    with pytest.raises(UserError, match='is not a GGUF file, or is truncated'):
         open_source(str(tmp_path / 'm.gguf'))
 
 
@@ -332,7 +332,7 @@ def test_torn_files(size, tmp_path):
     write(tmp_path / 'm.gguf')
     data = (tmp_path / 'm.gguf').read_bytes()
     (tmp_path / 'm.gguf').write_bytes(data[:size])
-    with pytest.raises(UserError, match='is not a GGUF file, or is torn') as error:
+    with pytest.raises(UserError, match='is not a GGUF file, or is truncated') as error:
         open_source(str(tmp_path / 'm.gguf'))
     assert '\n' not in str(error.value)
 

@@ -95,10 +95,14 @@ def test_a_tokenizer_of_another_size_is_not_taken(stories, tmp_path):
     shutil.copy(stories / 'stories260K.bin', tmp_path / 'model.bin')
     tokenizer = (stories / 'tok512.bin').read_bytes()
     (tmp_path / 'tok.bin').write_bytes(tokenizer[:-1])
-    with pytest.raises(UserError, match=r'tok.bin is not a tokenizer.bin of llama2.c, or is torn'):
+    with pytest.raises(
+        UserError, match=r'tok.bin is not a tokenizer.bin of llama2.c, or is truncated'
+    ):
         open_source(str(tmp_path / 'model.bin'))
     (tmp_path / 'tok.bin').write_bytes(tokenizer[:8] + struct.pack('<i', -8) + tokenizer[12:])
-    with pytest.raises(UserError, match=r'tok.bin is not a tokenizer.bin of llama2.c, or is torn'):
+    with pytest.raises(
+        UserError, match=r'tok.bin is not a tokenizer.bin of llama2.c, or is truncated'
+    ):
         open_source(str(tmp_path / 'model.bin'))
     (tmp_path / 'tok.bin').unlink()
     output = run(
