@@ -65,14 +65,14 @@ def run_config(size: str, remat: Remat, sequences: int, kernel: AttentionKernel)
 
 
 def compiled_bytes(size: str, remat: Remat, sequences: int) -> float:
-    """What a step with XLA's attention holds, by its compiler."""
+    """Returns the memory of a step with XLA's attention, by its compiler."""
     config = run_config(size, remat, sequences, AttentionKernel.XLA)
     check = check_program(build(config, describe_devices(TOPOLOGY)), config)
     return float('inf') if check.peak_bytes is None else check.peak_bytes
 
 
 def estimated_bytes(size: str, remat: Remat, sequences: int) -> float:
-    """What a step with cuDNN's attention holds, by formula."""
+    """Returns the memory of a step with cuDNN's attention, by formula."""
     config = run_config(size, remat, sequences, AttentionKernel.CUDNN)
     return estimate_memory(build(config, describe_devices(TOPOLOGY)), config).total
 

@@ -47,7 +47,7 @@ def describe_ratio(ours: Sequence[float], theirs: Sequence[float]) -> str:
 
 
 def print_result(value: Any) -> None:
-    """What a worker answers with."""
+    """The answer of a worker."""
     print(RESULT + json.dumps(value), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""What the pre-training configs share: a corpus in GPT-2's tokens and AdamW with a cosine.
+"""The common part of the pre-training configs: a corpus in GPT-2's tokens and AdamW with a cosine.
 
 Give the corpus and the vocabulary on the command line:
 

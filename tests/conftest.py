@@ -78,5 +78,5 @@ def forget_compiled_programs():
     """
     yield
     maps = pathlib.Path('/proc/self/maps')
-    if 'jax' in sys.modules and maps.exists() and maps.read_bytes().count(b'\n') > 40_000:
+    if 'jax' in sys.modules and maps.exists() and maps.read_bytes().count(b'\n') > 20_000:
         sys.modules['jax'].clear_caches()

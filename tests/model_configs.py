@@ -100,7 +100,7 @@ PAIRWISE = _named(pairwise(FACTORS))
 
 
 def _is_paired(changes: dict) -> bool:
-    """Whether a row of SINGLE is one value of a factor, which PAIRWISE runs with all the others."""
+    """Returns whether a row is one value of a factor, which PAIRWISE has with all others."""
     return len(changes) == 1 and all(
         value in FACTORS.get(name, ()) for name, value in changes.items()
     )

@@ -17,7 +17,7 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope='session')
 def s3_environment() -> Iterator[dict[str, str]]:
-    """What makes clients find a local S3."""
+    """Returns the environment in which clients find a local S3."""
     from moto.server import ThreadedMotoServer
 
     logging.getLogger('werkzeug').setLevel(logging.ERROR)  # a line for each request
@@ -35,7 +35,7 @@ def s3_environment() -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope='session')
 def gs_environment() -> Iterator[dict[str, str]]:
-    """What makes clients find a local Google Cloud Storage."""
+    """Returns the environment in which clients find a local Google Cloud Storage."""
     from gcp_storage_emulator.server import create_server
 
     with socket.socket() as listener:

@@ -57,7 +57,7 @@ class Pod:
                 process.wait()
 
     def output(self, index: int) -> str:
-        """What a process has printed so far."""
+        """Returns the text that a process has printed so far."""
         return self.processes[index].output()
 
     def wait(self, seconds: float = 240) -> list[int]:

@@ -1,4 +1,4 @@
-"""What `launch/` starts: scripts, manifest, and commands that this version understands."""
+"""The files of `launch/`: scripts, manifest, and commands that this version understands."""
 
 import os
 import pathlib

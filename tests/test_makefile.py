@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not shutil.which('make'), reason='needs make')
 
 
 def recipe(*arguments: str, cwd: pathlib.Path = ROOT) -> str:
-    """What make would run, comments and all."""
+    """Returns what make would run, with comments."""
     makefile = ROOT / 'Makefile'
     command = ['make', '-n', '-B', '-f', str(makefile), *arguments]
     # Under `make test` the variables of that call would be this one's too.

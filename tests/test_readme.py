@@ -154,7 +154,7 @@ def test_commands_that_are_not_run_have_flags_that_exist(monkeypatch, capsys):
 
 
 def tiny(command: str) -> list[str]:
-    """What makes a command take a moment; it changes no more than it must."""
+    """Returns overrides that make a command short; they change no more than they must."""
     flags = [
         *('--config.train.num_steps=2', '--config.train.num_epochs=0'),
         *('--config.train.batch_size=8', '--config.eval.batch_size=8', '--config.eval.batches=1'),

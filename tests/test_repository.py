@@ -162,7 +162,7 @@ def imported_names(path: pathlib.Path) -> set[str]:
 
 
 def run_python(code: str) -> str:
-    """What a fresh interpreter prints when it runs `code` in the repository."""
+    """Returns the output of `code` in a fresh interpreter, in the repository."""
     result = subprocess.run(
         [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -243,7 +243,7 @@ REQUIREMENTS = sorted(ROOT.glob('requirements*.txt'))
 
 
 def requirements(path: pathlib.Path, python: str) -> list[Requirement]:
-    """What a requirements file installs on one version of Python."""
+    """Returns what a requirements file installs on one version of Python."""
     lines = (line.split('#')[0].strip() for line in path.read_text().splitlines())
     return [
         requirement

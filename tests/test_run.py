@@ -1,4 +1,4 @@
-"""What a workdir says of its run: which values were set, and which follow from others."""
+"""The values of a run that were set, and those that follow from others."""
 
 import json
 

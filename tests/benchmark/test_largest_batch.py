@@ -20,7 +20,7 @@ def script():
 
 @pytest.mark.parametrize('bend', [-0.3, 0, 0.3])
 def test_the_largest_number_is_confirmed(bend, script):
-    """What a step holds need not grow quite evenly."""
+    """The memory of a step need not grow quite evenly."""
 
     def size_of(sequences):
         return 10 + 3 * sequences + bend * max(0, sequences - 8)

@@ -1,4 +1,4 @@
-"""What is timed is what training runs: compiled once, the same state, the pipeline's batches."""
+"""The timed step is the one of training: compiled once, the same state, the pipeline's batches."""
 
 import itertools
 

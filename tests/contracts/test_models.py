@@ -1,4 +1,4 @@
-"""What every architecture must keep, over the model's tables."""
+"""Properties of every architecture, over the model's tables."""
 
 import dataclasses
 import functools

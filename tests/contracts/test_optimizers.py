@@ -1,4 +1,4 @@
-"""What the trainer relies on, for every entry of OPTIMIZERS."""
+"""The trainer's demands on every entry of OPTIMIZERS."""
 
 import typing
 

@@ -1,4 +1,4 @@
-"""What every tokenizer promises, over the table."""
+"""Properties of every tokenizer, over the table."""
 
 import json
 import pickle

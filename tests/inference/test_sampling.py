@@ -1,4 +1,4 @@
-"""Which tokens may be drawn, from the definitions of the filters; and how often they are."""
+"""The tokens that may be drawn, by the definitions of the filters, and their frequencies."""
 
 import jax
 import jax.numpy as jnp

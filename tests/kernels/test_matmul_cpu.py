@@ -39,7 +39,7 @@ def test_gradients_are_those_of_the_plain_product(inputs, outputs):
 
 @pytest.mark.parametrize('inputs,outputs', [(8, 24), (24, 8)])
 def test_rounded_operands(inputs, outputs):
-    """What is multiplied is rounded once, gradients too; sums and results are not."""
+    """Operands are rounded once, gradients too; sums and results are not."""
     x, kernel = _arrays(inputs, outputs)
     dy = jax.random.normal(jax.random.key(2), (2, 5, outputs))
 

@@ -1,4 +1,4 @@
-"""What each policy keeps, by what the backward pass has to compute again."""
+"""The values that each policy keeps, seen by what the backward pass computes again."""
 
 import collections
 
@@ -16,7 +16,7 @@ from tests.model_configs import make_config
 
 
 def operations(remat, **changes):
-    """How often each primitive runs for the gradient of one layer."""
+    """Counts each primitive in the gradient of one layer."""
     config = make_config(num_layers=1, remat=remat, **changes)
     params = to_executed(nn.unbox(init_params(config, jax.random.key(0))), period=1)
     tokens = jnp.zeros((2, 8), jnp.int32)

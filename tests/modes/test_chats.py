@@ -191,7 +191,7 @@ def test_adapters_learn_answers_and_go_on_exactly(source, chats, tmp_path, capsy
 
 
 def test_a_run_without_a_template_answers_by_the_default(plain, capsys):
-    """What `--chat` makes of a prompt is what the default template would."""
+    """`--chat` renders a prompt as the default template does."""
     chat = answer(plain, 'fox?', capsys=capsys)
     capsys.readouterr()
     prompt = '<|user|>\nfox?\n<|assistant|>\n'

@@ -1,4 +1,4 @@
-"""What pods do to runs, done to real processes; nothing is lost.
+"""Faults of pods, done to real processes; nothing is lost.
 
 `pytest tests/modes/test_faults.py` ends with a table of what was done and what was lost.
 """

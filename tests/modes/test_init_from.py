@@ -84,7 +84,7 @@ def test_goes_on_exactly_without_the_source(variant, source, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_adapters_travel_merged(source, tmp_path):
-    """What was trained with LoRA is a plain model for others, and another run's beginning."""
+    """A LoRA run is a plain model for others, and another run's beginning."""
     tuned, folder, third = tmp_path / 'tuned', tmp_path / 'exported', tmp_path / 'third'
     assert tune(tuned, source, config=f'{CONFIG}:lora') == 0
     assert main([f'--workdir={tuned}', '--mode=export', '--format=hf', f'--out={folder}']) == 0

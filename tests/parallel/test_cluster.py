@@ -1,4 +1,4 @@
-"""Which processes make up a run: flags, the variables of schedulers, and joining for real."""
+"""The processes of a run: flags, the variables of schedulers, and joining for real."""
 
 import os
 import re

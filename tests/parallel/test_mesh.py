@@ -1,4 +1,4 @@
-"""Which devices a mesh takes, what its sizes must be, and who holds what."""
+"""The devices of a mesh, its sizes, and the process of each row."""
 
 import jax
 import pytest

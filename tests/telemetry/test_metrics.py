@@ -238,7 +238,7 @@ def test_wandb_keeps_its_run_across_a_resume(tmp_path, monkeypatch):
 
 
 def local_copy(workdir, tmp_path) -> pathlib.Path:
-    """What a reader finds in an object store."""
+    """Returns the rows that a reader finds in an object store."""
     folder = tmp_path / 'copy'
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()

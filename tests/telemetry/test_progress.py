@@ -1,4 +1,4 @@
-"""What the progress line says on a terminal and in a log."""
+"""The progress line on a terminal and in a log."""
 
 import contextlib
 import io
@@ -135,7 +135,7 @@ def test_print_goes_to_standard_output_by_default(capsys):
 
 
 def _everything_on(screen: int) -> str:
-    """What was written to the other end of a terminal that is closed by now; closes this end."""
+    """Returns the text written to the closed end of a terminal; closes this end."""
     written = b''
     # One read may return less than everything; Linux ends a terminal with EIO instead of b''.
     with os.fdopen(screen, 'rb', buffering=0) as reader, contextlib.suppress(OSError):

@@ -181,7 +181,7 @@ def test_names_of_special_tokens_are_ids(tmp_path):
 
 
 def test_templates_of_transformers_run_here():
-    """What they use beside plain Jinja: loop controls, tojson, whitespace control."""
+    """Templates use more than plain Jinja: loop controls, tojson, whitespace control."""
     template = ChatTemplate(
         '{% for m in messages %}\n'
         '  {% if loop.index > 1 %}{% break %}{% endif %}\n'
@@ -203,7 +203,7 @@ def test_what_is_learned_does_not_depend_on_the_day():
 
 
 def test_tokens_that_are_named():
-    """What a template calls by transformers' names, whether or not texts begin with it."""
+    """Names of transformers in a template, whether or not texts begin with the token."""
     tokenizer = BYTE.with_chat(
         template="{{ bos_token }}{{ pad_token }}{{ messages[0]['content'] }}{{ eos_token }}",
         named_tokens={'bos_token': '<|endoftext|>', 'pad_token': '<|endoftext|>'},

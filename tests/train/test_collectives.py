@@ -1,4 +1,4 @@
-"""What the devices exchange in a step: weights under FSDP, never the batch."""
+"""The collectives of a step: weights under FSDP, never the batch."""
 
 import re
 

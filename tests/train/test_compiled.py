@@ -1,4 +1,4 @@
-"""What the compiled step looks like: facts that a slower program would break on any machine.
+"""The compiled step: facts that a slower program would break on any machine.
 
 The bounds are what the pinned versions compile, with a little room; a change that needs more
 should say what it buys.
@@ -42,7 +42,7 @@ def compiled():
 
 @pytest.fixture(scope='module')
 def operations(compiled) -> collections.Counter:
-    """How often each operation stands in the whole module."""
+    """Counts each operation of the whole module."""
     pattern = r'^\s*(?:ROOT )?%?[\w.\-]+ = \(?\S+.*? ([a-z][\w\-]*)\('
     return collections.Counter(re.findall(pattern, compiled.as_text(), re.MULTILINE))
 

@@ -84,7 +84,7 @@ def test_metrics_state_and_evaluation_are_those_of_the_jitted_program(jitted, da
 
 
 def test_a_run_goes_on_in_the_other_program(jitted):
-    """What a checkpoint holds: either program takes the state that the other one made."""
+    """Either program takes the state that the other one made."""
     reference, _, rows = jitted
     program = build('pmap')
     start = program.init(jax.random.key(0))

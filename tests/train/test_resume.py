@@ -33,7 +33,7 @@ def _wait_for_rows(command: Command, workdir, count: int) -> None:
 
 @pytest.mark.slow
 def test_goes_on_from_half_time(tmp_path, capsys):
-    """What a kill after the checkpoint of step 20 leaves."""
+    """A kill after the checkpoint of step 20 changes nothing."""
     config = [f'--config={TINY}']
     whole, resumed = tmp_path / 'whole', tmp_path / 'resumed'
     assert main([*config, f'--workdir={whole}']) == 0

@@ -55,7 +55,7 @@ def _run(
     at_end=True,
     **train,
 ) -> tuple[list[str], dict[int, dict[str, float]]]:
-    """What happens in 20 steps of a second, and their rows; all between takes a hundred."""
+    """Returns the events of 20 steps of a second, and their rows; all between takes a hundred."""
     config = get_config()
     config.sample.at_end = True
     config.train.num_steps, config.train.log_every = 20, 4

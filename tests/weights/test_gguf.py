@@ -59,7 +59,7 @@ def random_tensor(rng, kind, shape):
 
 
 def metadata(architecture):
-    """What the converter writes for a model of these sizes."""
+    """Returns what the converter writes for a model of these sizes."""
     common = {
         'context_length': 32,
         'embedding_length': WIDTH,

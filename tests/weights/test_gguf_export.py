@@ -1,4 +1,4 @@
-"""What goes out as GGUF comes back; what the format cannot hold is refused by name."""
+"""Exported GGUF files come back; settings that the format cannot hold are refused by name."""
 
 import dataclasses
 

@@ -128,7 +128,7 @@ for folder in folders:
 
 
 def in_transformers(folders: list[pathlib.Path], prompt: str, length: int) -> list[dict]:
-    """What transformers makes of folders, in a process that cannot import this project."""
+    """Loads folders with transformers, in a process that cannot import this project."""
     done = subprocess.run(
         [sys.executable, '-I', '-c', THEIRS, prompt, str(length), *map(str, folders)],
         cwd=folders[0],

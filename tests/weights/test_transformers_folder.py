@@ -298,7 +298,7 @@ def test_a_chat_template_is_a_text(template, tmp_path):
 
 
 def test_ends_of_texts(tmp_path):
-    """Which tokens begin and end a text: the tokenizer's template, the model's several ends."""
+    """The tokens that begin and end a text: the tokenizer's template, the model's several ends."""
     write_folder(tmp_path, **LLAMA)
     path, end = tmp_path / 'generation_config.json', bpe_tokenizer().eot_id
     path.write_text(json.dumps({'eos_token_id': [7, end]}))
