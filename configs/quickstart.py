@@ -2,7 +2,7 @@
 
     python -m gpt_jax.main --config configs/quickstart.py
 
-Expect a validation loss near 2.7 (1.46 bits per byte) after 1,200 steps, and text that looks
+Expect a validation loss near 2.7 (1.48 bits per byte) after 1,200 steps, and text that looks
 like Python. The parts are those of `modern_124m`, which learn more from so few steps than GPT-2's:
 rotary positions, RMSNorm, query-key norm, squared ReLU, Muon.
 """

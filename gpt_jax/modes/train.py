@@ -212,7 +212,7 @@ def _warn_of_warmup(config: RunConfig) -> None:
         reached = config.optimizer.learning_rate * steps / (warmup + 1)
         print(
             f'warning: config.schedule.warmup_steps={warmup} is not less than the {steps} steps of '
-            f'the run, so the learning rate reaches {reached:.3g} only; lower it',
+            f'the run, so the learning rate reaches {reached:.3g} only; lower that key',
             flush=True,
         )
 

@@ -87,7 +87,7 @@ def run(command: Command) -> int:
             'versions': consistency.code_facts(),
             'git_commit': runs.git_commit(),
             'config': hash_of(to_json(config)),
-            'xla_flags': _table_row(output, 'compiler'),
+            'xla_flags': _table_row(output, 'XLA options'),
         }
         other = _other_mesh(config, devices=int(certificate['devices'].partition(' ')[0] or 1))
         if other is not None:

@@ -46,7 +46,7 @@ def summarize(program: Program, config: RunConfig) -> dict[str, str]:
         + _describe_products(model),
         'layers': f'{"scanned" if program.model.scan else "unrolled"}, '
         f'remat {model.execution.remat}',
-        'compiler': ', '.join(program.compiler_options) or "XLA's defaults",
+        'XLA options': ', '.join(program.compiler_options) or "XLA's defaults",
         'optimizer': f'{type(config.optimizer).__name__}, learning rate '
         f'{config.optimizer.learning_rate:g} ({config.schedule.kind})',
         'batch': f'{train.batch_size} x {model.max_seq_len} = {tokens:,} tokens per step, '

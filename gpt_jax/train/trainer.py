@@ -165,7 +165,11 @@ class Trainer:
             loss = None
             for evaluator in evaluators:
                 progress.announce(f'evaluating: {evaluator.name}', log=False)
-                report = evaluator.run(self, self.state)
+                try:
+                    report = evaluator.run(self, self.state)
+                except Exception as error:
+                    error.add_note(f'in the evaluator {evaluator.name!r}, after step {done}')
+                    raise
                 if report.row:
                     folder.write(done, report.row)
                 for line in report.lines:
