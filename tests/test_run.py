@@ -50,8 +50,8 @@ def test_the_command_line_derives_again(tmp_path, monkeypatch):
     save(tmp_path)
     seen = []
 
-    def take(flags, config, workdir, overrides) -> int:
-        seen.append(finalize(config, vocab_size=257).model)
+    def take(command) -> int:
+        seen.append(finalize(command.config, vocab_size=257).model)
         return 0
 
     monkeypatch.setattr(train, 'run', take)

@@ -452,18 +452,20 @@ WRONG = {
     'd_model=31': dict(position='sinusoidal', d_model=31, head_dim=8),
     'd_ff': dict(d_ff=-1),
     'norm_epsilon': dict(norm_epsilon=0.0),
-    'init_std': dict(init_std=-0.02),
-    'rope_base': dict(rope_base=0.0),
-    'rope_scaling': dict(rope_scaling=0.0),
-    'rope_original_seq_len': dict(rope_original_seq_len=-1),
-    'rope_low_freq_factor': dict(rope_low_freq_factor=4.0),
+    'init.std': dict(init={'std': -0.02}),
+    'rope.base': dict(rope={'base': 0.0}),
+    'rope.scaling': dict(rope={'scaling': 0.0}),
+    'rope.original_seq_len': dict(rope={'original_seq_len': -1}),
+    'rope.low_freq_factor': dict(rope={'low_freq_factor': 4.0}),
     'attention_soft_cap': dict(attention_soft_cap=-1.0),
     'output_soft_cap': dict(output_soft_cap=-1.0),
-    'dropout': dict(dropout=1.0),
-    'attention_dropout': dict(attention_dropout=-0.1),
+    'dropouts.residual': dict(dropouts={'residual': 1.0}),
+    'dropouts.attention': dict(dropouts={'attention': -0.1}),
     'window_pattern': dict(window_pattern=(4, -1)),
     'window_pattern has 3': dict(window_pattern=(4, 4, 0), scan_layers='on', num_layers=4),
-    'attention_kernel': dict(attention_kernel='cudnn', attention_dropout=0.1),
+    'execution.attention_kernel': dict(
+        execution={'attention_kernel': 'cudnn'}, dropouts={'attention': 0.1}
+    ),
 }
 
 
