@@ -1,4 +1,4 @@
-r"""What small GPTs are trained with today, at GPT-2 small's width and depth.
+r"""The choices of small GPTs today, at GPT-2 small's width and depth.
 
     python -m gpt_jax.main --config configs/modern_124m.py --config.data.corpus=text \
         --config.data.source=FOLDER --config.tokenizer.path=FOLDER
