@@ -24,7 +24,7 @@ from gpt_jax.tokenizer import Tokenizer
 from gpt_jax.tokenizer.base import CHAT_TEMPLATE
 from gpt_jax.weights import native, safetensors_files
 from gpt_jax.weights.credits import NO_CREDITS, README, Credits
-from gpt_jax.weights.layout import TABLES, TensorLayout
+from gpt_jax.weights.layout import TABLES, TensorLayout, check_complete
 from gpt_jax.weights.model_card import is_model_card, model_card
 from gpt_jax.weights.sampling import NO_SAMPLING, to_generation_config
 from gpt_jax.weights.transformers_folder import (
@@ -96,7 +96,9 @@ def export_transformers(
         'torch_dtype': str(dtype),  # its name before transformers 5
         **_ends(tokenizer),
     }
-    tensors = _tensors(model, params, family.layout(model), dtype)
+    layout = family.layout(model)
+    check_complete(layout, params, format=f'{family.model_types[0]} of transformers')
+    tensors = _tensors(model, params, layout, dtype)
     return _write(folder, config, tensors, model, tokenizer, credits, sampling)
 
 
@@ -115,7 +117,9 @@ def export_safetensors(
     Arguments, result and errors are those of `export_transformers`.
     """
     config = native.from_model(model)
-    tensors = _tensors(model, params, native.layout(model), dtype)
+    layout = native.layout(model)
+    check_complete(layout, params, format='--format safetensors')
+    tensors = _tensors(model, params, layout, dtype)
     return _write(folder, config, tensors, model, tokenizer, credits, sampling)
 
 

@@ -18,7 +18,7 @@ from gpt_jax.weights.credits import NO_CREDITS, README, Credits
 from gpt_jax.weights.export import choose_family, named_tensors
 from gpt_jax.weights.gguf_file import load_library
 from gpt_jax.weights.gguf_tokenizer import tokenizer_metadata
-from gpt_jax.weights.layout import TABLES
+from gpt_jax.weights.layout import TABLES, check_complete
 from gpt_jax.weights.model_card import model_card
 from gpt_jax.weights.rope_pairs import to_pairs
 from gpt_jax.weights.sampling import NO_SAMPLING, to_gguf
@@ -57,6 +57,7 @@ def export_gguf(
         raise UserError(f"llama.cpp's {architecture} has no {reason}; --format hf takes it")
     metadata = tokenizer_metadata(tokenizer)
     layout = architectures.layout(model, architecture=architecture)
+    check_complete(layout, params, format=f"llama.cpp's {architecture}")
     tensors = _tensors(model, params, layout, architecture=architecture)
     if not peers.is_primary():
         for _ in tensors:

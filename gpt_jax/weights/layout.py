@@ -7,9 +7,14 @@ and transposes are views, so a device that stores a shard reads only that part o
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+
+from gpt_jax.errors import UserError
+from gpt_jax.fingerprint import named_leaves
 
 # Kernels whose first two dimensions are inputs: heads and head dimension.
 _TWO_INPUTS = ('blocks/attention/output/kernel',)
@@ -61,6 +66,21 @@ class TensorLayout:
         ]
         matrix = matrices[0] if len(matrices) == 1 else np.concatenate(matrices, -1)
         return np.ascontiguousarray(matrix.T if self.transposed else matrix)
+
+
+def check_complete(layout: Sequence[TensorLayout], params: Any, *, format: str) -> None:
+    """Rejects an export that would leave out or repeat a parameter.
+
+    Raises:
+        UserError: a parameter is not stored exactly once; names it and the format.
+    """
+    stored = Counter(path for entry in layout for path in entry.paths)
+    wrong = sorted(path for path in named_leaves(params) if stored[path] != 1)
+    if wrong:
+        raise UserError(
+            f'{format} has no place for the parameter {wrong[0]} of this model; '
+            f'--format safetensors takes any'
+        )
 
 
 def _matrix_shape(path: str, shape: Sequence[int]) -> tuple[int, ...]:

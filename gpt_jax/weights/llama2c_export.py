@@ -18,6 +18,7 @@ from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 from gpt_jax.weights import llama
 from gpt_jax.weights.credits import NO_CREDITS, README, Credits
 from gpt_jax.weights.export import named_tensors
+from gpt_jax.weights.layout import check_complete
 from gpt_jax.weights.llama2c import BOS, BYTE_PIECES, CONTROL_PIECES, HEADER, parts
 from gpt_jax.weights.model_card import model_card
 from gpt_jax.weights.rope_pairs import to_pairs
@@ -56,6 +57,9 @@ def export_llama2c(
         raise UserError(f'--format llama2c holds float32 only, not {dtype}; add --dtype float32')
     _check_model(model)
     pieces = _pieces(model, tokenizer)
+    entries = {entry.name: entry for entry in llama.layout(model)}
+    layout = [entries[part.name] for part in parts(model) if part.name]
+    check_complete(layout, params, format='llama2.c')
     numbers = _numbers(model, params)
     if not peers.is_primary():
         for _ in numbers:
