@@ -35,7 +35,7 @@ from gpt_jax.data.split import TRAIN, VALIDATION
 from gpt_jax.errors import UserError
 from gpt_jax.model.gpt import abstract_params
 from gpt_jax.optim.lora import LoraConfig
-from gpt_jax.optim.param_groups import map_with_path
+from gpt_jax.optim.param_groups import ParameterGroups, map_with_path
 from gpt_jax.optim.trainable import Trainable
 from gpt_jax.parallel import consistency, file_systems, lease, peers
 from gpt_jax.telemetry.metrics import read_rows
@@ -410,7 +410,11 @@ def restore_weights(
     item = 'params' if weights == 'raw' else 'ema'
     if abstract is None:
         abstract = nn.unbox(abstract_params(run.config.model))
-    trainable = Trainable(lora=trained_by.lora, frozen=trained_by.train.frozen)
+    trainable = Trainable(
+        lora=trained_by.lora,
+        frozen=trained_by.train.frozen,
+        groups=ParameterGroups.of(abstract_params(run.config.model)),
+    )
     trained, base = _abstract_parts(trainable, abstract)
     with Checkpointer(run.checkpoints, run.config.checkpoint, read_only=True) as checkpointer:
         restored = checkpointer.restore({item: trained, 'base': base}, step=step)

@@ -22,6 +22,7 @@ from gpt_jax.model.linear import look_up
 from gpt_jax.model.norm import NORMS
 from gpt_jax.model.position import POSITIONS, default_positions
 from gpt_jax.model.remat import remat_policy
+from gpt_jax.parameter import LAYERS, Role, declare
 
 
 class Period(nn.Module):
@@ -73,7 +74,7 @@ class GPT(nn.Module):
 
     def setup(self):
         c = self.config
-        self.embedding = Table(c)
+        self.embedding = Table(c, in_product=c.tie_embeddings)
         if POSITIONS[c.position].embed is not None:
             self.position = POSITIONS[c.position].embed(c)
         layers = layers_per_period(c, scan=self.scan)
@@ -85,7 +86,7 @@ class GPT(nn.Module):
                 split_rngs={'params': True},
                 in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
                 length=c.num_layers // layers,
-                metadata_params={nn.PARTITION_NAME: 'layers'},
+                metadata_params={nn.PARTITION_NAME: LAYERS},
             )
             self.blocks = scanned(c, self.kernels, layers)
         else:
@@ -168,10 +169,12 @@ class Table(nn.Module):
     """A learned row for each token; their number is padded to a multiple of VOCAB_MULTIPLE."""
 
     config: ModelConfig
+    in_product: bool = True  # the output layer multiplies by it
 
     def setup(self):
         c = self.config
-        init = nn.with_logical_partitioning(nn.initializers.normal(c.init.std), ('vocab', 'embed'))
+        normal = nn.initializers.normal(c.init.std)
+        init = declare(normal, ('vocab', 'embed'), role=Role.EMBEDDING, in_product=self.in_product)
         shape = (c.padded_vocab_size, c.d_model)
         self.table = self.param('table', init, shape, jnp.dtype(c.precision.params))
 
@@ -189,7 +192,7 @@ def init_params(config: ModelConfig, key: Key[Array, '']) -> dict[str, Any]:
     model = GPT(dataclasses.replace(config, window_pattern=()), scan=True)
     params = model.init(key, jnp.zeros((1, 1), jnp.int32))['params']
     if config.num_layers == 1:  # without a scan over the layers, flax has not named their axis
-        blocks = add_axis(params['blocks'], 0, {nn.PARTITION_NAME: 'layers'})
+        blocks = add_axis(params['blocks'], 0, {nn.PARTITION_NAME: LAYERS})
         params = {**params, 'blocks': blocks}
     return to_stored(params, num_layers=config.num_layers)
 

@@ -9,6 +9,8 @@ from jaxtyping import Array, Float, Int
 
 from gpt_jax.kernels.matmul_cpu import matmul
 from gpt_jax.model.config import MatmulPrecision, ModelConfig
+from gpt_jax.model.remat import PRODUCT
+from gpt_jax.parameter import Role, declare
 
 OPERANDS = {MatmulPrecision.DEFAULT: None, MatmulPrecision.BFLOAT16: jnp.bfloat16}
 
@@ -36,24 +38,24 @@ class Linear(nn.Module):
             std /= math.sqrt(2 * c.num_layers)
         kernel = self.param(
             'kernel',
-            nn.with_logical_partitioning(nn.initializers.normal(std), self.axes),
+            declare(
+                nn.initializers.normal(std), self.axes, role=Role.HIDDEN, inputs=len(self.inputs)
+            ),
             self.inputs + self.outputs,
             jnp.dtype(c.precision.params),
         )
         kernel_IO = kernel.reshape(math.prod(self.inputs), -1).astype(x.dtype)
         y = matmul(x, kernel_IO, OPERANDS[c.precision.matmul])
         if not (c.use_bias if self.use_bias is None else self.use_bias):
-            return checkpoint_name(y, self.name)
+            return checkpoint_name(y, PRODUCT)
         bias = self.param(
             'bias',
-            nn.with_logical_partitioning(
-                nn.initializers.zeros_init(), self.axes[len(self.inputs) :]
-            ),
+            declare(nn.initializers.zeros_init(), self.axes[len(self.inputs) :], role=Role.VECTOR),
             self.outputs,
             jnp.dtype(c.precision.params),
         )
         y = y + jnp.broadcast_to(bias.reshape(-1).astype(x.dtype), y.shape)
-        return checkpoint_name(y, self.name)
+        return checkpoint_name(y, PRODUCT)
 
 
 def look_up(

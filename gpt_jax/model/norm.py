@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from gpt_jax.kernels.norm import NORM_KERNELS
 from gpt_jax.model.config import ModelConfig, NormKernel, NormKind
+from gpt_jax.parameter import Role, declare
 
 
 class _Norm(nn.Module):
@@ -42,7 +43,7 @@ class _Norm(nn.Module):
         return run(x, scale_D, bias_D, epsilon=self.config.norm_epsilon, centred=self.centred)
 
     def _vector(self, name: str, init: Callable, size: int) -> Float[Array, 'D']:
-        init = nn.with_logical_partitioning(init, (self.axis,))
+        init = declare(init, (self.axis,), role=Role.VECTOR)
         return self.param(name, init, (size,), jnp.dtype(self.config.precision.params))
 
 

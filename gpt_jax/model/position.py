@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from gpt_jax.model.config import ModelConfig, PositionKind
 from gpt_jax.model.linear import look_up
+from gpt_jax.parameter import Role, declare
 
 
 class LearnedPosition(nn.Module):
@@ -29,7 +30,7 @@ class LearnedPosition(nn.Module):
         """Returns the token embeddings plus the vectors of their positions."""
         c = self.config
         normal = nn.initializers.normal(c.init.std)
-        init = nn.with_logical_partitioning(normal, ('positions', 'embed'))
+        init = declare(normal, ('positions', 'embed'), role=Role.EMBEDDING, in_product=False)
         table = self.param('table', init, (c.max_seq_len, c.d_model), jnp.dtype(c.precision.params))
         return x_BLD + look_up(table, positions_BL, 'positions').astype(x_BLD.dtype)
 

@@ -21,14 +21,14 @@ import jax
 
 from gpt_jax.model.config import Remat
 
-# Names given by `checkpoint_name`: that of a Linear, and 'attention' for the output of an
-# attention kernel together with its softmax statistics.
-DOTS = ('query', 'key', 'value', 'output', 'up', 'gate', 'down')
+# Names given by `checkpoint_name`: to the output of every Linear, and to that of an attention
+# kernel together with its softmax statistics.
+PRODUCT, ATTENTION = 'product', 'attention'
 REMAT_KEEPS: dict[Remat, tuple[str, ...]] = {
     Remat.FULL: (),
-    Remat.ATTENTION: ('attention',),
-    Remat.DOTS: DOTS,
-    Remat.DOTS_AND_ATTENTION: (*DOTS, 'attention'),
+    Remat.ATTENTION: (ATTENTION,),
+    Remat.DOTS: (PRODUCT,),
+    Remat.DOTS_AND_ATTENTION: (PRODUCT, ATTENTION),
 }
 # cuDNN's statistics stay inside its custom derivative, so they are found by their primitive.
 CUDNN_ATTENTION = 'dot_product_attention_fwd_wrapper'
@@ -36,7 +36,7 @@ CUDNN_ATTENTION = 'dot_product_attention_fwd_wrapper'
 
 def kept_products(remat: Remat) -> bool:
     """Returns whether the backward pass recomputes no product with weights."""
-    return remat == Remat.NONE or set(DOTS) <= set(REMAT_KEEPS[remat])
+    return remat == Remat.NONE or PRODUCT in REMAT_KEEPS[remat]
 
 
 def remat_policy(remat: Remat) -> Callable[..., bool]:
@@ -45,7 +45,7 @@ def remat_policy(remat: Remat) -> Callable[..., bool]:
     is_named = jax.checkpoint_policies.save_only_these_names(*names)
 
     def keeps(primitive, *args, **params) -> bool:
-        is_cudnn = primitive.name == CUDNN_ATTENTION and 'attention' in names
+        is_cudnn = primitive.name == CUDNN_ATTENTION and ATTENTION in names
         return is_cudnn or is_named(primitive, *args, **params)
 
     return keeps

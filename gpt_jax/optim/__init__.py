@@ -1,7 +1,7 @@
 """Optimizers: their table, and the function that builds one from its config and a schedule.
 
-An optimizer is a file with a config dataclass and `make(config, schedule)`. To skip a step, keep
-the old parameters and the whole old state. Optimizers count steps only in their state, so the
+An optimizer is a file with a config dataclass and `make(config, schedule, groups)`. To skip a step,
+keep the old parameters and the whole old state. Optimizers count steps only in their state, so the
 schedule advances once per applied update.
 """
 
@@ -14,6 +14,7 @@ from gpt_jax.optim.adafactor import Adafactor
 from gpt_jax.optim.adamw import AdamW
 from gpt_jax.optim.lion import Lion
 from gpt_jax.optim.muon import Muon
+from gpt_jax.optim.param_groups import ParameterGroups
 from gpt_jax.optim.precision import in_float32
 from gpt_jax.optim.sgd import SGD
 
@@ -29,12 +30,17 @@ OPTIMIZERS: dict[type, Callable[..., optax.GradientTransformation]] = {
 
 
 def make_optimizer(
-    config: OptimizerConfig, schedule: optax.Schedule
+    config: OptimizerConfig, schedule: optax.Schedule, groups: ParameterGroups
 ) -> optax.GradientTransformation:
-    """Builds the optimizer of parameters stacked over layers; `schedule` gives its learning rate.
+    """Builds the optimizer of parameters stacked over layers.
+
+    Args:
+      config: chooses the optimizer.
+      schedule: gives the learning rate.
+      groups: the declarations of the trained parameters.
 
     It does not clip: the train step computes the global norm once, for the metrics and for
     `config.train.clip_norm`.
     """
     make = next(make for kind, make in OPTIMIZERS.items() if isinstance(config, kind))
-    return in_float32(make(config, schedule))
+    return in_float32(make(config, schedule, groups))

@@ -14,8 +14,7 @@ import optax
 
 from gpt_jax.config_tree import count, finite, fraction, positive
 from gpt_jax.moved_keys import KeepsMovedValues, accepts_moved_keys
-from gpt_jax.optim import param_groups
-from gpt_jax.optim.param_groups import PyTree
+from gpt_jax.optim.param_groups import ParameterGroups, PyTree, map_with_path
 
 
 @accepts_moved_keys('optimizer')
@@ -32,8 +31,17 @@ class Adafactor(KeepsMovedValues):
     weight_decay: float = finite(0.0)  # times the learning rate; matrices only
 
 
-def make(config: Adafactor, schedule: optax.Schedule) -> optax.GradientTransformation:
+def make(
+    config: Adafactor, schedule: optax.Schedule, groups: ParameterGroups
+) -> optax.GradientTransformation:
     """Builds the optimizer; the train step clips."""
+
+    def labels(params: PyTree) -> PyTree:
+        """Labels parameters that are stacked over layers 'layers', all others 'rest'."""
+        return map_with_path(
+            lambda path, _: 'layers' if groups.is_stacked(path) else 'rest', params
+        )
+
     direction = optax.chain(
         optax.scale_by_factored_rms(
             decay_rate=config.decay_exponent, min_dim_size_to_factor=config.min_factored_size
@@ -43,21 +51,16 @@ def make(config: Adafactor, schedule: optax.Schedule) -> optax.GradientTransform
     )
     momentum = optax.ema(config.momentum, debias=False, accumulator_dtype=jnp.float32)
     return optax.chain(
-        optax.partition({'layers': per_layer(direction), 'rest': direction}, labels),
+        optax.partition({'layers': per_layer(direction, groups), 'rest': direction}, labels),
         momentum if config.momentum else optax.identity(),
-        optax.add_decayed_weights(config.weight_decay, mask=param_groups.decay_mask),
+        optax.add_decayed_weights(config.weight_decay, mask=groups.decay_mask),
         optax.scale_by_learning_rate(schedule),
     )
 
 
-def labels(params: PyTree) -> PyTree:
-    """Labels parameters that are stacked over layers 'layers', all others 'rest'."""
-    return param_groups.map_with_path(
-        lambda path, _: 'layers' if path.startswith('blocks/') else 'rest', params
-    )
-
-
-def per_layer(direction: optax.GradientTransformation) -> optax.GradientTransformation:
+def per_layer(
+    direction: optax.GradientTransformation, groups: ParameterGroups
+) -> optax.GradientTransformation:
     """Applies `direction` to each layer of a stacked tree separately, with the heads merged.
 
     `direction` is the chain that `make` builds: only its factored moments get a layer axis, and
@@ -69,21 +72,21 @@ def per_layer(direction: optax.GradientTransformation) -> optax.GradientTransfor
     def init(params):
         if not jax.tree.leaves(params):
             return optax.EmptyState()
-        return jax.vmap(direction.init, out_axes=axes)(as_matrices(params))
+        return jax.vmap(direction.init, out_axes=axes)(as_matrices(params, groups))
 
     def update(gradients, state, params):
         if not jax.tree.leaves(gradients):
             return gradients, state
         updates, state = jax.vmap(direction.update, in_axes=(0, axes, 0), out_axes=(0, axes))(
-            as_matrices(gradients), state, as_matrices(params)
+            as_matrices(gradients, groups), state, as_matrices(params, groups)
         )
         return jax.tree.map(lambda update, like: update.reshape(like.shape), updates, params), state
 
     return optax.GradientTransformation(init, update)
 
 
-def as_matrices(tree: PyTree) -> PyTree:
+def as_matrices(tree: PyTree, groups: ParameterGroups) -> PyTree:
     """Reshapes leaves to one matrix or vector per layer: [N, inputs, outputs] or [N, size]."""
-    return param_groups.map_with_path(
-        lambda path, leaf: leaf.reshape(param_groups.matrix_shape(path, leaf.shape)), tree
+    return map_with_path(
+        lambda path, leaf: leaf.reshape(groups.matrix_shape(path, leaf.shape)), tree
     )

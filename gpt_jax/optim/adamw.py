@@ -7,7 +7,7 @@ import optax
 
 from gpt_jax.config_tree import finite, fraction, positive
 from gpt_jax.moved_keys import KeepsMovedValues, accepts_moved_keys
-from gpt_jax.optim import param_groups
+from gpt_jax.optim.param_groups import ParameterGroups
 
 
 @accepts_moved_keys('optimizer')
@@ -22,7 +22,9 @@ class AdamW(KeepsMovedValues):
     weight_decay: float = finite(0.1)  # times the learning rate; matrices only
 
 
-def make(config: AdamW, schedule: optax.Schedule) -> optax.GradientTransformation:
+def make(
+    config: AdamW, schedule: optax.Schedule, groups: ParameterGroups
+) -> optax.GradientTransformation:
     """Builds the optimizer; the train step clips."""
     return optax.adamw(
         schedule,
@@ -31,5 +33,5 @@ def make(config: AdamW, schedule: optax.Schedule) -> optax.GradientTransformatio
         eps=config.epsilon,
         mu_dtype=jnp.float32,
         weight_decay=config.weight_decay,
-        mask=param_groups.decay_mask,
+        mask=groups.decay_mask,
     )

@@ -7,7 +7,7 @@ import optax
 
 from gpt_jax.config_tree import finite, fraction, positive
 from gpt_jax.moved_keys import KeepsMovedValues, accepts_moved_keys
-from gpt_jax.optim import param_groups
+from gpt_jax.optim.param_groups import ParameterGroups
 
 
 @accepts_moved_keys('optimizer')
@@ -21,7 +21,9 @@ class Lion(KeepsMovedValues):
     weight_decay: float = finite(1.0)  # times the learning rate; matrices only
 
 
-def make(config: Lion, schedule: optax.Schedule) -> optax.GradientTransformation:
+def make(
+    config: Lion, schedule: optax.Schedule, groups: ParameterGroups
+) -> optax.GradientTransformation:
     """Builds the optimizer; the train step clips."""
     return optax.lion(
         schedule,
@@ -29,5 +31,5 @@ def make(config: Lion, schedule: optax.Schedule) -> optax.GradientTransformation
         b2=config.beta2,
         mu_dtype=jnp.float32,
         weight_decay=config.weight_decay,
-        mask=param_groups.decay_mask,
+        mask=groups.decay_mask,
     )

@@ -7,6 +7,7 @@ is that of W. Adapters are stored under their kernel: `blocks/attention/query/ke
 """
 
 import dataclasses
+import functools
 import math
 import zlib
 from typing import Any
@@ -16,10 +17,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gpt_jax.config_tree import fraction, positive, whole
-from gpt_jax.optim.param_groups import Group, group_of, matrix_axes
+from gpt_jax.optim.param_groups import ParameterGroups
+from gpt_jax.parameter import Parameter, Role
 
 A, B = 'lora_a', 'lora_b'
-Leaves = dict[str, Any]  # by path; arrays or their boxes (`flax.linen.Partitioned`)
+Leaves = dict[str, Any]  # by path; arrays or their boxes (`gpt_jax.parameter`)
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -32,12 +34,9 @@ class LoraConfig:
     targets: tuple[str, ...] = ('blocks/attention/(query|value)/kernel',)  # paths, as regexes
 
 
-def can_adapt(path: str) -> bool:
-    """Returns whether the parameter at `path` can have an adapter: it is a kernel of the blocks."""
-    return group_of(path) is Group.HIDDEN
-
-
-def init_adapters(kernels: Leaves, config: LoraConfig, key: jax.Array) -> Leaves:
+def init_adapters(
+    kernels: Leaves, config: LoraConfig, key: jax.Array, groups: ParameterGroups
+) -> Leaves:
     """Initializes float32 adapters: A normal with standard deviation 1 / sqrt(inputs), B zero.
 
     Args:
@@ -45,21 +44,23 @@ def init_adapters(kernels: Leaves, config: LoraConfig, key: jax.Array) -> Leaves
         axes of A and B are sharded like the kernel's axes.
       config: gives the rank.
       key: folded with the path of each kernel, so a draw does not depend on the other targets.
+      groups: the declarations of the kernels.
     """
     adapters = {}
     for path, kernel in kernels.items():
         shape = nn.unbox(kernel).shape
         layers, *_ = shape
         inputs, outputs = (
-            tuple(shape[axis] for axis in axes) for axes in matrix_axes(path, len(shape))
+            tuple(shape[axis] for axis in axes) for axes in groups.matrix_axes(path, len(shape))
         )
         draw = jax.random.normal(_key_of(path, key), (layers, *inputs, config.rank), jnp.float32)
         a = draw / math.sqrt(math.prod(inputs))
         b = jnp.zeros((layers, config.rank, *outputs), jnp.float32)
-        if isinstance(kernel, nn.Partitioned):
+        if isinstance(kernel, Parameter):
             names, split = kernel.names, 1 + len(inputs)
-            a = kernel.replace(value=a, names=(*names[:split], None))
-            b = kernel.replace(value=b, names=(names[0], None, *names[split:]))
+            factor = functools.partial(kernel.replace, role=Role.ADAPTER)
+            a = factor(value=a, names=(*names[:split], None), inputs=len(inputs))
+            b = factor(value=b, names=(names[0], None, *names[split:]), inputs=1)
         adapters |= {f'{path}/{A}': a, f'{path}/{B}': b}
     return adapters
 

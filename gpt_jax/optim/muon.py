@@ -15,8 +15,9 @@ from optax import contrib
 
 from gpt_jax.config_tree import finite, fraction, positive, whole
 from gpt_jax.moved_keys import KeepsMovedValues, accepts_moved_keys
-from gpt_jax.optim import adamw, param_groups
-from gpt_jax.optim.param_groups import Group, PyTree
+from gpt_jax.optim import adamw
+from gpt_jax.optim.param_groups import ParameterGroups, PyTree, map_with_path
+from gpt_jax.parameter import Role
 
 
 @accepts_moved_keys('optimizer')
@@ -36,8 +37,24 @@ class Muon(KeepsMovedValues):
     adamw_epsilon: float = finite(1e-8)  # added to the root of AdamW's squared mean
 
 
-def make(config: Muon, schedule: optax.Schedule) -> optax.GradientTransformation:
+def make(
+    config: Muon, schedule: optax.Schedule, groups: ParameterGroups
+) -> optax.GradientTransformation:
     """Builds the optimizer; the train step clips."""
+
+    def labels(params: PyTree) -> PyTree:
+        """Labels hidden matrices 'muon', all other parameters 'adamw'."""
+        return map_with_path(
+            lambda path, _: 'muon' if groups.role(path) is Role.HIDDEN else 'adamw', params
+        )
+
+    def dimension_numbers(hidden: PyTree) -> PyTree:
+        """Returns the matrix axes of hidden kernels; optax treats the other axes as a batch."""
+        return map_with_path(
+            lambda path, leaf: contrib.MuonDimensionNumbers(*groups.matrix_axes(path, leaf.ndim)),
+            hidden,
+        )
+
     hidden = contrib.muon(
         schedule,
         ns_steps=config.newton_schulz_steps,
@@ -56,20 +73,6 @@ def make(config: Muon, schedule: optax.Schedule) -> optax.GradientTransformation
             weight_decay=config.weight_decay,
         ),
         lambda count: config.adamw_ratio * schedule(count),
+        groups,
     )
     return optax.partition({'muon': hidden, 'adamw': rest}, labels)
-
-
-def labels(params: PyTree) -> PyTree:
-    """Labels hidden matrices 'muon', all other parameters 'adamw'."""
-    return param_groups.map_with_path(
-        lambda path, _: 'muon' if param_groups.group_of(path) is Group.HIDDEN else 'adamw', params
-    )
-
-
-def dimension_numbers(hidden: PyTree) -> PyTree:
-    """Returns the matrix axes of each hidden kernel; optax treats the other axes as a batch."""
-    return param_groups.map_with_path(
-        lambda path, leaf: contrib.MuonDimensionNumbers(*param_groups.matrix_axes(path, leaf.ndim)),
-        hidden,
-    )

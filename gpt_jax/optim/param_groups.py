@@ -1,93 +1,70 @@
 """Groups of parameters that optimizers treat alike, and the matrix axes of each parameter.
 
-Groups are assigned by path, never by the number of dimensions. Parameters are stacked over layers
-(a leading axis N), so a norm scale [N, D] has two dimensions, and an embedding looks like a
-hidden matrix. Paths are joined by slashes: `blocks/attention/query/kernel`.
+Both are declared by the module that creates a parameter (`gpt_jax.parameter`), and never guessed
+from the number of dimensions: parameters are stacked over layers (a leading axis N), so a norm
+scale [N, D] has two dimensions, and an embedding looks like a hidden matrix. Here parameters are
+known by their paths, joined by slashes: `blocks/attention/query/kernel`.
 """
 
-import enum
+import dataclasses
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Self
 
 import jax
+
+from gpt_jax.parameter import Parameter, Role
 
 PyTree = Any
 
 
-class Group(enum.StrEnum):
-    """The kinds of parameters that optimizers treat differently."""
+@dataclasses.dataclass(frozen=True)
+class ParameterGroups:
+    """The declarations of a tree of parameters, by path."""
 
-    HIDDEN = 'hidden'  # the matrices inside the blocks, stacked over layers
-    EMBEDDING = 'embedding'  # matrices with a vocabulary or position axis
-    VECTOR = 'vector'  # biases and norm scales
-    ADAPTER = 'adapter'  # the two factors of a low-rank update of a hidden matrix (LoRA)
+    declared: Mapping[str, Parameter] = dataclasses.field(default_factory=dict)
 
+    @classmethod
+    def of(cls, boxed: PyTree) -> Self:
+        """Collects the declarations of a boxed tree."""
+        declared = {}
+        map_with_path(declared.__setitem__, boxed, is_leaf=lambda x: isinstance(x, Parameter))
+        return cls(declared)
 
-# Last component of a path -> group.
-GROUPS = {
-    'kernel': Group.HIDDEN,
-    'table': Group.EMBEDDING,
-    'bias': Group.VECTOR,
-    'scale': Group.VECTOR,
-    'lora_a': Group.ADAPTER,
-    'lora_b': Group.ADAPTER,
-}
+    def role(self, path: str) -> Role:
+        """Returns the role of the parameter at `path`. Raises KeyError if it is not declared."""
+        return self.declared[path].role
 
-# Hidden kernel -> number of input axes after the layer axis; the remaining axes are the output.
-# query [N, D, H, K] multiplies D; the attention output [N, H, K, D] multiplies (H, K).
-INPUT_AXES = {
-    'attention/query': 1,
-    'attention/key': 1,
-    'attention/value': 1,
-    'attention/output': 2,
-    'mlp/up': 1,
-    'mlp/gate': 1,
-    'mlp/down': 1,
-}
+    def is_stacked(self, path: str) -> bool:
+        """Returns whether the parameter has a leading axis of layers."""
+        return self.declared[path].is_stacked
 
+    def matrix_axes(self, path: str, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Returns the (input, output) axes of a matrix, without that of the layers."""
+        first = int(self.is_stacked(path))
+        outputs_start = first + self.declared[path].inputs
+        return tuple(range(first, outputs_start)), tuple(range(outputs_start, ndim))
 
-def group_of(path: str) -> Group:
-    """Returns the group of the parameter at `path`.
+    def matrix_shape(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the shape of a stacked parameter with heads merged, one matrix or vector a layer.
 
-    Raises:
-        ValueError: the path ends in a name that `GROUPS` does not list, or is a kernel outside
-            the blocks.
-    """
-    group = GROUPS.get(path.rpartition('/')[2])
-    if group is None or (group is Group.HIDDEN and not path.startswith('blocks/')):
-        raise ValueError(f'parameter {path!r} belongs to no group; list it in param_groups.GROUPS')
-    return group
+        The shape is [N, inputs, outputs] for hidden matrices and [N, size] for biases and scales.
+        """
+        if self.role(path) is not Role.HIDDEN:
+            return (shape[0], math.prod(shape[1:]))
+        inputs, outputs = self.matrix_axes(path, len(shape))
+        return (
+            shape[0],
+            math.prod(shape[axis] for axis in inputs),
+            math.prod(shape[axis] for axis in outputs),
+        )
 
-
-def matrix_axes(path: str, ndim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Returns the (input, output) axes of a stacked hidden kernel, without the layer axis 0.
-
-    Raises:
-        ValueError: `INPUT_AXES` does not list the kernel.
-    """
-    layer = path.removeprefix('blocks/').removesuffix('/kernel')
-    if layer not in INPUT_AXES:
-        raise ValueError(f'hidden kernel {path!r}: list its axes in param_groups.INPUT_AXES')
-    outputs_start = 1 + INPUT_AXES[layer]
-    return tuple(range(1, outputs_start)), tuple(range(outputs_start, ndim))
+    def decay_mask(self, params: PyTree) -> PyTree:
+        """Marks parameters with weight decay: every matrix, as in nanoGPT; no biases or scales."""
+        return map_with_path(lambda path, _: self.role(path) is not Role.VECTOR, params)
 
 
-def matrix_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the shape of a stacked parameter with heads merged: one matrix or vector per layer.
-
-    The shape is [N, inputs, outputs] for hidden kernels and [N, size] for biases and scales.
-    """
-    if group_of(path) is not Group.HIDDEN:
-        return (shape[0], math.prod(shape[1:]))
-    inputs, outputs = matrix_axes(path, len(shape))
-    return (
-        shape[0],
-        math.prod(shape[axis] for axis in inputs),
-        math.prod(shape[axis] for axis in outputs),
-    )
-
-
-def map_with_path(function, tree: PyTree, *rest: PyTree) -> PyTree:
+def map_with_path(function: Any, tree: PyTree, *rest: PyTree, is_leaf: Any = None) -> PyTree:
     """Maps like `jax.tree.map`, with the slash-joined path of each leaf as the first argument."""
     return jax.tree.map_with_path(
         lambda keys, *leaves: function(
@@ -95,9 +72,5 @@ def map_with_path(function, tree: PyTree, *rest: PyTree) -> PyTree:
         ),
         tree,
         *rest,
+        is_leaf=is_leaf,
     )
-
-
-def decay_mask(params: PyTree) -> PyTree:
-    """Marks parameters with weight decay: every matrix, as in nanoGPT; no biases or scales."""
-    return map_with_path(lambda path, _: group_of(path) is not Group.VECTOR, params)

@@ -7,7 +7,7 @@ import optax
 
 from gpt_jax.config_tree import finite, fraction, positive
 from gpt_jax.moved_keys import KeepsMovedValues, accepts_moved_keys
-from gpt_jax.optim import param_groups
+from gpt_jax.optim.param_groups import ParameterGroups
 
 
 @accepts_moved_keys('optimizer')
@@ -21,10 +21,12 @@ class SGD(KeepsMovedValues):
     weight_decay: float = finite(0.0)  # times the parameter, added to the gradient; matrices only
 
 
-def make(config: SGD, schedule: optax.Schedule) -> optax.GradientTransformation:
+def make(
+    config: SGD, schedule: optax.Schedule, groups: ParameterGroups
+) -> optax.GradientTransformation:
     """Builds the optimizer; the train step clips."""
     return optax.chain(
-        optax.add_decayed_weights(config.weight_decay, mask=param_groups.decay_mask),
+        optax.add_decayed_weights(config.weight_decay, mask=groups.decay_mask),
         optax.sgd(
             schedule,
             momentum=config.momentum or None,

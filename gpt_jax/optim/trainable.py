@@ -16,7 +16,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from gpt_jax.errors import UserError
 from gpt_jax.optim import lora
 from gpt_jax.optim.lora import LoraConfig
-from gpt_jax.optim.param_groups import PyTree
+from gpt_jax.optim.param_groups import ParameterGroups, PyTree
+from gpt_jax.parameter import Role
 
 _ADAPTER_KEY = 1  # folded into the seed's key, because that key itself draws the weights
 
@@ -27,6 +28,7 @@ class Trainable:
 
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
     frozen: tuple[str, ...] = ()  # regexes of the paths of parameters
+    groups: ParameterGroups = ParameterGroups()  # the declarations of all parameters, for LoRA
 
     @property
     def is_all(self) -> bool:
@@ -47,11 +49,11 @@ class Trainable:
             return params, None
         flat = flatten_dict(params, sep='/')
         if self.lora.rank:
-            paths = [path for path in flat if lora.can_adapt(path)]
+            paths = [path for path in flat if self.groups.role(path) is Role.HIDDEN]
             chosen = match_paths('config.lora.targets', self.lora.targets, paths)
             kernels = {path: flat[path] for path in chosen}
             key = jax.random.fold_in(key, _ADAPTER_KEY)
-            return _nest(lora.init_adapters(kernels, self.lora, key)), params
+            return _nest(lora.init_adapters(kernels, self.lora, key, self.groups)), params
         frozen = match_paths('config.train.frozen', self.frozen, flat)
         if len(frozen) == len(flat):
             raise UserError(

@@ -1,20 +1,14 @@
 """A check that the machine's memory can hold a training state, before it is allocated."""
 
-import functools
 import os
 from typing import Any
 
 import jax
-from flax import linen as nn
 
 from gpt_jax.config import RunConfig
 from gpt_jax.errors import UserError
-from gpt_jax.model.gpt import abstract_params
-from gpt_jax.optim import make_optimizer
-from gpt_jax.optim.schedule import make_schedule
-from gpt_jax.optim.trainable import Trainable
 from gpt_jax.telemetry.chips import GIB
-from gpt_jax.train.state import begin_state
+from gpt_jax.train.state import plan_beginning
 
 
 def check_host_memory(config: RunConfig, state: Any = None) -> None:
@@ -29,7 +23,7 @@ def check_host_memory(config: RunConfig, state: Any = None) -> None:
     """
     if jax.default_backend() != 'cpu' or jax.process_count() > 1:
         return
-    state = _abstract_state(config) if state is None else state
+    state = plan_beginning(config).state if state is None else state
     needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     needed += 4 * config.train.batch_size * config.model.max_seq_len
     available = physical_memory()
@@ -44,19 +38,3 @@ def check_host_memory(config: RunConfig, state: Any = None) -> None:
 def physical_memory() -> int:
     """Returns the bytes of RAM of this machine."""
     return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-
-
-def _abstract_state(config: RunConfig) -> Any:
-    """Returns the shapes of the initial training state."""
-    schedule = make_schedule(
-        config.schedule,
-        learning_rate=config.optimizer.learning_rate,
-        num_steps=config.train.num_steps,
-    )
-    begin = functools.partial(
-        begin_state,
-        optimizer=make_optimizer(config.optimizer, schedule),
-        trainable=Trainable(lora=config.lora, frozen=config.train.frozen),
-        ema_decay=config.train.ema_decay,
-    )
-    return jax.eval_shape(begin, nn.unbox(abstract_params(config.model)), jax.random.key(0))

@@ -17,10 +17,13 @@ import jax.numpy as jnp
 from gpt_jax.config import RunConfig, finalize
 from gpt_jax.config_tree import from_json, to_json
 from gpt_jax.errors import UserError
-from gpt_jax.model.config import AttentionKernel, MLPKind, Remat
-from gpt_jax.model.remat import DOTS, REMAT_KEEPS
+from gpt_jax.model.config import AttentionKernel, Remat
+from gpt_jax.model.gpt import abstract_params
+from gpt_jax.model.remat import ATTENTION, PRODUCT, REMAT_KEEPS
+from gpt_jax.optim.param_groups import ParameterGroups
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.rules import parts
+from gpt_jax.parameter import Role
 from gpt_jax.telemetry.chips import CHIPS, GIB
 from gpt_jax.train.loss import chunk_count
 from gpt_jax.train.program import Program, make_program
@@ -106,26 +109,26 @@ def _kept_bytes(program: Program, config: RunConfig, remat: Remat) -> float:
     """Returns the bytes per token that a layer keeps for its backward pass."""
     model, mesh = config.model, program.mesh
     itemsize = jnp.dtype(model.precision.compute).itemsize
-    ff = model.d_ff / parts('mlp', mesh, size=model.d_ff)
     local_heads = model.num_heads / parts('heads', mesh, size=model.num_heads)
-    heads = local_heads * model.head_dim
-    kv_heads = model.head_dim * (
-        model.num_kv_heads / parts('kv_heads', mesh, size=model.num_kv_heads)
-    )
-    gated = model.mlp in (MLPKind.SWIGLU, MLPKind.GEGLU)
-    widths = {
-        'query': heads,
-        'key': kv_heads,
-        'value': kv_heads,
-        'attention': heads,
-        'output': model.d_model,
-        'up': ff,
-        'gate': ff if gated else 0,
-        'down': model.d_model,
+    attention = local_heads * model.head_dim
+    groups = ParameterGroups.of(abstract_params(model))
+    outputs = {
+        path: math.prod(
+            size / parts(name, mesh, size=size)
+            for axis in groups.matrix_axes(path, each.value.ndim)[1]
+            for name, size in [(each.names[axis], each.value.shape[axis])]
+        )
+        for path, each in groups.declared.items()
+        if each.role is Role.HIDDEN
     }
-    names = (*DOTS, 'attention') if remat == Remat.NONE else REMAT_KEEPS[remat]
-    kept = itemsize * (model.d_model + sum(widths[name] for name in names))
+    names = (PRODUCT, ATTENTION) if remat == Remat.NONE else REMAT_KEEPS[remat]
+    kept = itemsize * (
+        model.d_model
+        + (sum(outputs.values()) if PRODUCT in names else 0)
+        + (attention if ATTENTION in names else 0)
+    )
     if remat == Remat.NONE:
+        ff = model.d_ff / parts('mlp', mesh, size=model.d_ff)
         kept += 4 * (7 * model.d_model + 4 * ff)  # norms and activation functions, in float32
         if program.model.kernels.attention in (AttentionKernel.XLA, AttentionKernel.BLOCKED):
             kept += (4 + itemsize) * local_heads * model.max_seq_len  # scores and their softmax

@@ -29,8 +29,6 @@ from gpt_jax.model.config import (
     ScanLayers,
 )
 from gpt_jax.model.gpt import GPT, abstract_params
-from gpt_jax.optim import make_optimizer
-from gpt_jax.optim.schedule import make_schedule
 from gpt_jax.optim.state import follow_parameters
 from gpt_jax.optim.trainable import Trainable
 from gpt_jax.parallel.compiler_options import Option, compiler_options
@@ -49,7 +47,7 @@ from gpt_jax.train.host_memory import check_host_memory
 from gpt_jax.train.likelihoods import RowScores, make_score_step
 from gpt_jax.train.loss import LossSums
 from gpt_jax.train.pmap_program import make_pmap_functions
-from gpt_jax.train.state import TrainState, begin_state, init_state
+from gpt_jax.train.state import TrainState, init_state, plan_beginning
 from gpt_jax.train.step import (
     Batch,
     Metrics,
@@ -183,31 +181,20 @@ def make_program(config: RunConfig, mesh: Mesh, *, traced: bool = False) -> Prog
         vocab_parts=parts('vocab', mesh),
     )
     loss_chunk_bytes = config.train.loss_chunk_bytes or LOSS_CHUNK_BYTES[backend]
-    schedule = make_schedule(
-        config.schedule,
-        learning_rate=config.optimizer.learning_rate,
-        num_steps=config.train.num_steps,
-    )
+    beginning = plan_beginning(config)
     step_parts = StepParts(
         model=model,
-        optimizer=make_optimizer(config.optimizer, schedule),
-        schedule=schedule,
+        optimizer=beginning.optimizer,
+        schedule=beginning.schedule,
         train=config.train,
         seed=config.seed,
         micro_batches=micro_batches,
         loss_kernel=loss_kernel,
         loss_chunk_bytes=loss_chunk_bytes,
-        trainable=Trainable(lora=config.lora, frozen=config.train.frozen),
+        trainable=beginning.trainable,
     )
-    boxed = abstract_params(config.model)
-    begin = functools.partial(
-        begin_state,
-        optimizer=step_parts.optimizer,
-        trainable=step_parts.trainable,
-        ema_decay=config.train.ema_decay,
-    )
-    init = functools.partial(init_state, model=config.model, **begin.keywords)
-    state = jax.eval_shape(begin, nn.unbox(boxed), jax.random.key(0))
+    boxed, state = abstract_params(config.model), beginning.state
+    init = functools.partial(init_state, model=config.model, begin=beginning.begin)
     if backend == 'cpu':
         check_host_memory(config, state)
     shardings = _state_shardings(step_parts.trainable, mesh, boxed, state)
@@ -235,7 +222,7 @@ def make_program(config: RunConfig, mesh: Mesh, *, traced: bool = False) -> Prog
         abstract_state=with_shardings(state, shardings),
         abstract_params=with_shardings(nn.unbox(boxed), params_shardings),
         init=_jit(mesh, init, outputs=shardings, options=once),
-        begin=_jit(mesh, begin, outputs=shardings, donate=True),
+        begin=_jit(mesh, beginning.begin, outputs=shardings, donate=True),
         join=join if step_parts.trainable.is_all else _jit(mesh, join, outputs=params_shardings),
         train_step=compile_step(make_train_step(step_parts), inputs=(shardings, rows)),
         train_steps=compile_step(

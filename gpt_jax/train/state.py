@@ -1,6 +1,8 @@
 """The training state: everything that a step reads and writes, so a checkpoint must hold it."""
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -9,8 +11,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key
 
+from gpt_jax.config import RunConfig
 from gpt_jax.model.config import ModelConfig
-from gpt_jax.model.gpt import init_params
+from gpt_jax.model.gpt import abstract_params, init_params
+from gpt_jax.optim import make_optimizer
+from gpt_jax.optim.param_groups import ParameterGroups
+from gpt_jax.optim.schedule import make_schedule
 from gpt_jax.optim.trainable import Trainable
 
 
@@ -25,6 +31,39 @@ class TrainState:
     skipped: Int[Array, '']  # updates skipped: something was not finite, or no token counted
     bad_steps: Int[Array, '']  # non-finite steps in a row, up to this step
     base: Any = None  # parameters that are not trained, or None; see optim/trainable.py
+
+
+class Beginning(NamedTuple):
+    """The rules by which a run begins; they follow from its config alone."""
+
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    trainable: Trainable
+    begin: Callable[[Any, jax.Array], TrainState]  # from all parameters and a key
+    state: TrainState  # its shapes
+
+
+def plan_beginning(config: RunConfig) -> Beginning:
+    """Returns the rules by which the run of a finalized config begins."""
+    schedule = make_schedule(
+        config.schedule,
+        learning_rate=config.optimizer.learning_rate,
+        num_steps=config.train.num_steps,
+    )
+    boxed, key = abstract_params(config.model), jax.random.key(0)
+    trainable = Trainable(
+        lora=config.lora, frozen=config.train.frozen, groups=ParameterGroups.of(boxed)
+    )
+    trained, _ = jax.eval_shape(trainable.split, boxed, key)
+    optimizer = make_optimizer(config.optimizer, schedule, ParameterGroups.of(trained))
+    begin = functools.partial(
+        begin_state,
+        optimizer=optimizer,
+        trainable=trainable,
+        ema_decay=config.train.ema_decay,
+    )
+    state = jax.eval_shape(begin, nn.unbox(boxed), key)
+    return Beginning(schedule, optimizer, trainable, begin, state)
 
 
 def begin_state(
@@ -52,6 +91,8 @@ def begin_state(
     )
 
 
-def init_state(key: Key[Array, ''], *, model: ModelConfig, **parts: Any) -> TrainState:
-    """Returns the state before the first step with random weights; `parts` as in `begin_state`."""
-    return begin_state(nn.unbox(init_params(model, key)), key, **parts)
+def init_state(
+    key: Key[Array, ''], *, model: ModelConfig, begin: Callable[[Any, jax.Array], TrainState]
+) -> TrainState:
+    """Returns the state before the first step with random weights."""
+    return begin(nn.unbox(init_params(model, key)), key)

@@ -19,6 +19,8 @@ from gpt_jax import files
 from gpt_jax.errors import UserError
 from gpt_jax.fingerprint import named_leaves
 from gpt_jax.model.config import DType, ModelConfig
+from gpt_jax.model.gpt import abstract_params
+from gpt_jax.optim.param_groups import ParameterGroups
 from gpt_jax.parallel import peers
 from gpt_jax.tokenizer import Tokenizer
 from gpt_jax.tokenizer.base import CHAT_TEMPLATE
@@ -152,7 +154,7 @@ def named_tensors(
     model: ModelConfig, params: Any, layout: list[TensorLayout], dtype: Any
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the tensors of another format, one at a time on the host. Collective."""
-    leaves = named_leaves(params)
+    leaves, groups = named_leaves(params), ParameterGroups.of(abstract_params(model))
     for entry in layout:
         for layer, name in enumerate(entry.names(model.num_layers)):
             parts = {
@@ -161,7 +163,7 @@ def named_tensors(
             }
             if entry.paths[0] in TABLES:
                 parts = {path: part[: model.vocab_size] for path, part in parts.items()}
-            yield name, entry.join(parts).astype(dtype)
+            yield name, entry.join(parts, groups).astype(dtype)
 
 
 def write_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer, *, max_length: int) -> None:

@@ -11,6 +11,8 @@ from gpt_jax import files
 from gpt_jax.errors import UserError
 from gpt_jax.fingerprint import named_leaves
 from gpt_jax.model.config import ModelConfig
+from gpt_jax.model.gpt import abstract_params
+from gpt_jax.optim.param_groups import ParameterGroups
 from gpt_jax.parallel import peers
 from gpt_jax.tokenizer import Tokenizer
 from gpt_jax.weights import gguf_architecture as architectures
@@ -109,14 +111,14 @@ def _tensors(
 
 def _shapes(model: ModelConfig, params: Any, layout: list) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yields names and shapes in the order of `_tensors`."""
-    leaves = named_leaves(params)
+    leaves, groups = named_leaves(params), ParameterGroups.of(abstract_params(model))
     shapes = {path: x.shape[path.startswith('blocks/') :] for path, x in leaves.items()}
     for path in TABLES:
         if path in shapes:
             shapes[path] = (model.vocab_size, *shapes[path][1:])
     for entry in layout:
         for name in entry.names(model.num_layers):
-            yield name, entry.shape(shapes)
+            yield name, entry.shape(shapes, groups)
     if model.rope.original_seq_len:
         yield architectures.ROPE_FACTORS, (model.head_dim // 2,)
 

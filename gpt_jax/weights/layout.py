@@ -15,9 +15,9 @@ import numpy as np
 
 from gpt_jax.errors import UserError
 from gpt_jax.fingerprint import named_leaves
+from gpt_jax.optim.param_groups import ParameterGroups
+from gpt_jax.parameter import Role
 
-# Kernels whose first two dimensions are inputs: heads and head dimension.
-_TWO_INPUTS = ('blocks/attention/output/kernel',)
 TABLES = ('embedding/table', 'output/table')  # ours have padding rows
 
 
@@ -40,29 +40,35 @@ class TensorLayout:
             return [self.name]
         return [self.name.format(layer=layer) for layer in range(num_layers)]
 
-    def shape(self, shapes: Mapping[str, Sequence[int]]) -> tuple[int, ...]:
+    def shape(
+        self, shapes: Mapping[str, Sequence[int]], groups: ParameterGroups
+    ) -> tuple[int, ...]:
         """Returns the shape of the format's tensor from those of our parameters (one layer)."""
-        matrices = [_matrix_shape(path, shapes[path]) for path in self.paths]
+        matrices = [_matrix_shape(path, shapes[path], groups) for path in self.paths]
         outputs = sum(matrix[-1] for matrix in matrices)
         shape = (*matrices[0][:-1], outputs)
         return shape[::-1] if self.transposed else shape
 
     def split(
-        self, tensor: np.ndarray, shapes: Mapping[str, Sequence[int]]
+        self,
+        tensor: np.ndarray,
+        shapes: Mapping[str, Sequence[int]],
+        groups: ParameterGroups,
     ) -> dict[str, np.ndarray]:
         """Returns views of the format's tensor as our parameters (of one layer)."""
         matrix = tensor.T if self.transposed else tensor
         parts, start = {}, 0
         for path in self.paths:
-            outputs = _matrix_shape(path, shapes[path])[-1]
+            outputs = _matrix_shape(path, shapes[path], groups)[-1]
             parts[path] = matrix[..., start : start + outputs].reshape(shapes[path])
             start += outputs
         return parts
 
-    def join(self, parts: Mapping[str, np.ndarray]) -> np.ndarray:
+    def join(self, parts: Mapping[str, np.ndarray], groups: ParameterGroups) -> np.ndarray:
         """Inverts `split`; returns a contiguous array."""
         matrices = [
-            parts[path].reshape(_matrix_shape(path, parts[path].shape)) for path in self.paths
+            parts[path].reshape(_matrix_shape(path, parts[path].shape, groups))
+            for path in self.paths
         ]
         matrix = matrices[0] if len(matrices) == 1 else np.concatenate(matrices, -1)
         return np.ascontiguousarray(matrix.T if self.transposed else matrix)
@@ -83,9 +89,11 @@ def check_complete(layout: Sequence[TensorLayout], params: Any, *, format: str) 
         )
 
 
-def _matrix_shape(path: str, shape: Sequence[int]) -> tuple[int, ...]:
-    """Returns `[inputs, outputs]` for a kernel, `[outputs]` for a bias; tables keep their shape."""
-    if path.endswith('/kernel'):
-        inputs = 2 if path in _TWO_INPUTS else 1
+def _matrix_shape(path: str, shape: Sequence[int], groups: ParameterGroups) -> tuple[int, ...]:
+    """Returns `[inputs, outputs]` of a hidden matrix; tables keep their shape, vectors are flat."""
+    role, inputs = groups.role(path), groups.declared[path].inputs
+    if role is Role.EMBEDDING:
+        return tuple(shape)
+    if role is Role.HIDDEN:
         return math.prod(shape[:inputs]), math.prod(shape[inputs:])
-    return tuple(shape) if path.endswith('/table') else (math.prod(shape),)
+    return (math.prod(shape),)

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.fingerprint import named_leaves
+from gpt_jax.model.gpt import abstract_params
+from gpt_jax.optim.param_groups import ParameterGroups
 from gpt_jax.weights.layout import TABLES
 from gpt_jax.weights.source import Source
 
@@ -38,11 +40,12 @@ def load_params(
     }
     source.check(shapes)
     entries = {path: entry for entry in source.layout for path in entry.paths}
+    groups = ParameterGroups.of(abstract_params(source.model))
 
     def read(path: str, layer: int) -> np.ndarray:
         entry = entries[path]
         tensor = source.tensors[entry.name.format(layer=layer)].read()
-        return tensor if path in TABLES else entry.split(tensor, shapes)[path]
+        return tensor if path in TABLES else entry.split(tensor, shapes, groups)[path]
 
     placed = {}
     for path, leaf in leaves.items():

@@ -11,6 +11,8 @@ import numpy as np
 
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import ModelConfig
+from gpt_jax.model.gpt import abstract_params
+from gpt_jax.optim.param_groups import ParameterGroups
 from gpt_jax.tokenizer import Tokenizer
 from gpt_jax.weights.credits import NO_CREDITS, Credits
 from gpt_jax.weights.layout import TABLES, TensorLayout
@@ -54,8 +56,9 @@ class Source:
                 f'{self.name} has {len(self.tensors)} tensors, its config {self.model.num_layers} '
                 f'layers; it is damaged or of another architecture'
             )
+        groups = ParameterGroups.of(abstract_params(self.model))
         expected = {
-            name: self.stored_shape(entry, shapes)
+            name: self._stored_shape(entry, shapes, groups)
             for entry in self.layout
             for name in entry.names(self.model.num_layers)
         }
@@ -80,13 +83,16 @@ class Source:
         if known != set(shapes):
             raise AssertionError(f'layout and parameters differ: {known ^ set(shapes)}')
 
-    def stored_shape(
-        self, entry: TensorLayout, shapes: Mapping[str, Sequence[int]]
+    def _stored_shape(
+        self,
+        entry: TensorLayout,
+        shapes: Mapping[str, Sequence[int]],
+        groups: ParameterGroups,
     ) -> tuple[int, ...]:
         """Returns the shape of a tensor in the source: tables have no padding rows there."""
         if entry.paths[0] in TABLES:
             return (self.model.vocab_size, *shapes[entry.paths[0]][1:])
-        return entry.shape(shapes)
+        return entry.shape(shapes, groups)
 
 
 class ConfigReader:

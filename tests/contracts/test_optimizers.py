@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from gpt_jax.optim import OPTIMIZERS, Muon, OptimizerConfig, make_optimizer
 from gpt_jax.optim.schedule import ScheduleConfig, make_schedule
 from gpt_jax.optim.state import follow_parameters
-from tests.optim.parameters import SHAPES, distance, flatten, random_tree
+from tests.optim.parameters import GROUPS, SHAPES, distance, flatten, random_tree
 
 NUM_STEPS = 40
 WARMUP = 3
@@ -25,7 +25,7 @@ def build(config):
         learning_rate=config.learning_rate,
         num_steps=NUM_STEPS,
     )
-    return make_optimizer(config, schedule)
+    return make_optimizer(config, schedule, GROUPS)
 
 
 @pytest.fixture(params=CONFIGS.values(), ids=CONFIGS.keys(), scope='module')

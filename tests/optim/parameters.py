@@ -4,6 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gpt_jax.model.config import ModelConfig, finalize_model
+from gpt_jax.model.gpt import abstract_params
+from gpt_jax.optim.param_groups import ParameterGroups
+
 N, D, H, G, K, F, V, T = 3, 8, 2, 1, 4, 16, 20, 6
 
 SHAPES = {
@@ -37,6 +41,28 @@ SHAPES = {
     'final_norm/bias': (D,),
     'output/table': (V, D),
 }
+
+
+def declared() -> ParameterGroups:
+    """The declarations of a model that has all these parameters."""
+    config = ModelConfig(
+        vocab_size=V,
+        max_seq_len=T,
+        num_layers=N,
+        num_heads=H,
+        num_kv_heads=G,
+        d_model=D,
+        d_ff=F,
+        norm_placement='sandwich',
+        mlp='swiglu',
+        qk_norm=True,
+        tie_embeddings=False,
+    )
+    finalize_model(config)
+    return ParameterGroups.of(abstract_params(config))
+
+
+GROUPS = declared()
 
 
 def nest(flat: dict) -> dict:

@@ -6,8 +6,7 @@ import optax
 import pytest
 
 from gpt_jax.optim import Adafactor, make_optimizer
-from gpt_jax.optim.param_groups import matrix_shape
-from tests.optim.parameters import SHAPES, N, flatten, random_tree
+from tests.optim.parameters import GROUPS, SHAPES, N, flatten, random_tree
 
 # Small enough for the tiny shapes, and than N, so that a layer axis could be taken for a row.
 CONFIG = Adafactor(min_factored_size=3, weight_decay=0.1)
@@ -37,14 +36,14 @@ def make_plain(decay):
 def stacked_updates():
     """Parameters, three gradients, and the last of the updates."""
     params, gradients = random_tree(0), [random_tree(seed, scale=seed) for seed in (1, 2, 3)]
-    optimizer = make_optimizer(CONFIG, optax.constant_schedule(CONFIG.learning_rate))
+    optimizer = make_optimizer(CONFIG, optax.constant_schedule(CONFIG.learning_rate), GROUPS)
     return params, gradients, final_updates(optimizer, params, gradients)
 
 
 @pytest.mark.parametrize('path', [path for path in SHAPES if path.startswith('blocks/')])
 def test_a_stacked_update_is_the_update_of_each_layer_alone(path):
     params, gradients, stacked = stacked_updates()
-    shape = matrix_shape(path, SHAPES[path])
+    shape = GROUPS.matrix_shape(path, SHAPES[path])
     plain = make_plain(CONFIG.weight_decay if path.endswith('kernel') else 0.0)
     for layer in range(N):
         leaves = [flatten(tree)[path].reshape(shape)[layer] for tree in (params, *gradients)]
@@ -55,7 +54,7 @@ def test_a_stacked_update_is_the_update_of_each_layer_alone(path):
 
 
 def test_kernels_are_factored_and_layers_are_not():
-    state = make_optimizer(CONFIG, optax.constant_schedule(CONFIG.learning_rate)).init(
+    state = make_optimizer(CONFIG, optax.constant_schedule(CONFIG.learning_rate), GROUPS).init(
         random_tree(0)
     )
     moments = {
@@ -90,14 +89,16 @@ def test_the_defaults_factor_gpt2():
             }
         }
     }
-    state = jax.eval_shape(make_optimizer(Adafactor(), optax.constant_schedule(0.1)).init, params)
+    state = jax.eval_shape(
+        make_optimizer(Adafactor(), optax.constant_schedule(0.1), GROUPS).init, params
+    )
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) < 5 * 12 * 768
 
 
 def test_all_layers_may_be_frozen():
     """Then nothing is stacked, and the rest is updated as before."""
     rest = lambda tree: {name: part for name, part in tree.items() if name != 'blocks'}  # noqa: E731
-    optimizer = make_optimizer(CONFIG, optax.constant_schedule(CONFIG.learning_rate))
+    optimizer = make_optimizer(CONFIG, optax.constant_schedule(CONFIG.learning_rate), GROUPS)
     params, gradients = random_tree(0), random_tree(1)
     whole = final_updates(optimizer, params, [gradients])
     alone = final_updates(optimizer, rest(params), [rest(gradients)])

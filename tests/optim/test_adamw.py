@@ -6,9 +6,8 @@ import optax
 import pytest
 
 from gpt_jax.optim import SGD, AdamW, make_optimizer
-from gpt_jax.optim.param_groups import decay_mask
 from gpt_jax.optim.schedule import ScheduleConfig, make_schedule
-from tests.optim.parameters import flatten, nest, random_tree
+from tests.optim.parameters import GROUPS, flatten, nest, random_tree
 
 STEPS = 20
 SCHEDULE = ScheduleConfig(warmup_steps=5)
@@ -16,7 +15,7 @@ SCHEDULE = ScheduleConfig(warmup_steps=5)
 
 def run_ours(config, params, gradients):
     schedule = make_schedule(SCHEDULE, learning_rate=config.learning_rate, num_steps=STEPS)
-    optimizer = make_optimizer(config, schedule)
+    optimizer = make_optimizer(config, schedule, GROUPS)
     update = jax.jit(optimizer.update)
     state = optimizer.init(params)
     for gradient in gradients:
@@ -30,7 +29,7 @@ def run_torch(torch, make, config, params, gradients):
         path: torch.nn.Parameter(torch.tensor(np.asarray(leaf)))
         for path, leaf in flatten(params).items()
     }
-    mask = flatten(decay_mask(params))
+    mask = flatten(GROUPS.decay_mask(params))
     optimizer = make(
         [
             {'params': [t for path, t in tensors.items() if mask[path]]},

@@ -8,19 +8,22 @@ from flax import linen as nn
 
 from gpt_jax.errors import UserError
 from gpt_jax.fingerprint import named_leaves
-from gpt_jax.model.gpt import init_params
+from gpt_jax.model.gpt import abstract_params, init_params
 from gpt_jax.model.layer_stack import to_executed
 from gpt_jax.optim.lora import LoraConfig
+from gpt_jax.optim.param_groups import ParameterGroups
 from gpt_jax.optim.trainable import Trainable
 from tests.model_configs import make_config
 
 KEY = jax.random.key(3)
 KERNELS = ('blocks/attention/(query|output)/kernel', 'blocks/mlp/up/kernel')
-LORA = Trainable(lora=LoraConfig(rank=2, alpha=6.0, targets=KERNELS))
+MODEL = make_config(d_model=16, num_layers=3, num_heads=2)
+GROUPS = ParameterGroups.of(abstract_params(MODEL))
+LORA = Trainable(lora=LoraConfig(rank=2, alpha=6.0, targets=KERNELS), groups=GROUPS)
 
 
 def boxed_params():
-    return init_params(make_config(d_model=16, num_layers=3, num_heads=2), jax.random.key(0))
+    return init_params(MODEL, jax.random.key(0))
 
 
 def random_adapters(params):
@@ -102,7 +105,7 @@ def test_weights_of_less_precision_keep_their_dtype():
 
 
 def test_dropout_zeroes_input_features_and_scales_the_rest():
-    trainable = Trainable(lora=LoraConfig(rank=2, dropout=0.25, targets=KERNELS))
+    trainable = Trainable(lora=LoraConfig(rank=2, dropout=0.25, targets=KERNELS), groups=GROUPS)
     adapters, _ = trainable.split(nn.unbox(boxed_params()), KEY)
     masks = named_leaves(trainable.dropout_masks(adapters, jax.random.key(1)))
     for path, mask in masks.items():
@@ -137,10 +140,13 @@ def test_frozen_parameters_come_apart_and_together_again():
         (Trainable(frozen=('blocks/(',)), 'is no regular expression'),
         (Trainable(frozen=('.*',)), 'leaves no parameter to train'),
         (
-            Trainable(lora=LoraConfig(rank=1, targets=('embedding/table',))),
+            Trainable(lora=LoraConfig(rank=1, targets=('embedding/table',)), groups=GROUPS),
             "^config.lora.targets: 'embedding/table' matches none of blocks/attention/key/kernel, ",
         ),
-        (Trainable(lora=LoraConfig(rank=1, targets=())), '^config.lora.targets is empty; name'),
+        (
+            Trainable(lora=LoraConfig(rank=1, targets=()), groups=GROUPS),
+            '^config.lora.targets is empty; name',
+        ),
     ],
 )
 def test_wrong_patterns(trainable, message):

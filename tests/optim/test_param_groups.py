@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from gpt_jax.optim import param_groups
-from tests.optim.parameters import SHAPES, flatten, random_tree
+from gpt_jax.parameter import Role
+from tests.optim.parameters import GROUPS, SHAPES, flatten, random_tree
 
 # path                                group      decays  inputs   outputs (axes of a hidden kernel)
 TABLE = """
@@ -41,44 +41,45 @@ ROWS = {row.split()[0]: row.split()[1:] for row in TABLE.strip().splitlines()}
 
 def test_every_path_has_its_group():
     params = random_tree(0)
-    mask = flatten(param_groups.decay_mask(params))
+    mask = flatten(GROUPS.decay_mask(params))
     actual = {
-        path: [str(param_groups.group_of(path)), 'yes' if mask[path] else 'no', *axes(path)]
+        path: [str(GROUPS.role(path)), 'yes' if mask[path] else 'no', *axes(path)]
         for path in SHAPES
     }
     assert actual == ROWS
 
 
 def axes(path):
-    if param_groups.group_of(path) is not param_groups.Group.HIDDEN:
+    if GROUPS.role(path) is not Role.HIDDEN:
         return []
-    sides = param_groups.matrix_axes(path, len(SHAPES[path]))
+    sides = GROUPS.matrix_axes(path, len(SHAPES[path]))
     return [','.join(map(str, side)) for side in sides]
 
 
-@pytest.mark.parametrize('path', ['blocks/attention/sinks', 'head/kernel', 'blocks/mlp/table2'])
+def test_every_parameter_of_the_tree_is_declared():
+    assert GROUPS.declared.keys() == SHAPES.keys()
+    assert {path for path in SHAPES if GROUPS.is_stacked(path)} == {
+        path for path in SHAPES if path.startswith('blocks/')
+    }
+
+
+@pytest.mark.parametrize('path', ['blocks/attention/sinks', 'head/kernel'])
 def test_an_unknown_path_is_refused(path):
-    with pytest.raises(ValueError, match=path):
-        param_groups.group_of(path)
-
-
-def test_an_unknown_hidden_kernel_has_no_axes():
-    assert param_groups.group_of('blocks/mlp/router/kernel') is param_groups.Group.HIDDEN
-    with pytest.raises(ValueError, match='blocks/mlp/router/kernel'):
-        param_groups.matrix_axes('blocks/mlp/router/kernel', 3)
+    with pytest.raises(KeyError, match=path):
+        GROUPS.role(path)
 
 
 def test_matrix_shape_joins_heads():
-    assert param_groups.matrix_shape('blocks/attention/query/kernel', (3, 8, 2, 4)) == (3, 8, 8)
-    assert param_groups.matrix_shape('blocks/attention/output/kernel', (3, 2, 5, 7)) == (3, 10, 7)
-    assert param_groups.matrix_shape('blocks/attention/query/bias', (3, 2, 4)) == (3, 8)
-    assert param_groups.matrix_shape('blocks/mlp/up/bias', (3, 16)) == (3, 16)
+    assert GROUPS.matrix_shape('blocks/attention/query/kernel', (3, 8, 2, 4)) == (3, 8, 8)
+    assert GROUPS.matrix_shape('blocks/attention/output/kernel', (3, 2, 5, 7)) == (3, 10, 7)
+    assert GROUPS.matrix_shape('blocks/attention/query/bias', (3, 2, 4)) == (3, 8)
+    assert GROUPS.matrix_shape('blocks/mlp/up/bias', (3, 16)) == (3, 16)
 
 
 def test_a_matrix_is_the_layer_as_it_multiplies():
     kernel = np.random.default_rng(0).standard_normal((3, 8, 2, 4))
     x = np.ones(8)
-    shape = param_groups.matrix_shape('blocks/attention/query/kernel', kernel.shape)
+    shape = GROUPS.matrix_shape('blocks/attention/query/kernel', kernel.shape)
     np.testing.assert_allclose(
         (x @ kernel.reshape(shape)[1]).reshape(2, 4), np.einsum('D,DHK->HK', x, kernel[1])
     )

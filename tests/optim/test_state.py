@@ -6,12 +6,12 @@ import optax
 import pytest
 
 from gpt_jax.optim import SGD, Adafactor, AdamW, Lion, Muon, make_optimizer
-from gpt_jax.optim.param_groups import Group, group_of
 from gpt_jax.optim.state import follow_parameters
-from tests.optim.parameters import SHAPES, flatten, nest, random_tree
+from gpt_jax.parameter import Role
+from tests.optim.parameters import GROUPS, SHAPES, flatten, nest, random_tree
 
-HIDDEN = [path for path in SHAPES if group_of(path) is Group.HIDDEN]
-VECTORS = [path for path in SHAPES if group_of(path) is Group.VECTOR]
+HIDDEN = [path for path in SHAPES if GROUPS.role(path) is Role.HIDDEN]
+VECTORS = [path for path in SHAPES if GROUPS.role(path) is Role.VECTOR]
 # Adafactor keeps the moments of these with the heads as one axis.
 JOINED = [path for path in SHAPES if re.search(r'/(query|key|value|output)/', path)]
 JOINED.remove('blocks/attention/output/bias')
@@ -31,7 +31,7 @@ JOINED.remove('blocks/attention/output/bias')
     ids=['adamw', 'lion', 'sgd', 'sgd-plain', 'muon', 'adafactor', 'adafactor-factored'],
 )
 def test_each_parameter_has_its_moments(config, moments):
-    optimizer = make_optimizer(config, optax.constant_schedule(config.learning_rate))
+    optimizer = make_optimizer(config, optax.constant_schedule(config.learning_rate), GROUPS)
     params = jax.eval_shape(lambda: random_tree(0))
     paths = nest({path: path for path in SHAPES})
     owners = follow_parameters(

@@ -7,6 +7,7 @@ from gpt_jax import GPT
 from gpt_jax.config import RunConfig, finalize
 from gpt_jax.errors import UserError
 from gpt_jax.main import main
+from gpt_jax.model.gpt import abstract_params
 from gpt_jax.train import host_memory
 from tests.command_line import TINY
 
@@ -33,7 +34,7 @@ def test_too_large_a_size_is_one_line(key, value, monkeypatch):
 
 def test_the_state_is_counted_with_the_optimizer(monkeypatch):
     config = finalize(RunConfig(), vocab_size=5)
-    leaves = jax.tree.leaves(host_memory.abstract_params(config.model))
+    leaves = jax.tree.leaves(abstract_params(config.model))
     needed = 3 * sum(leaf.size * 4 for leaf in leaves)  # the weights and two moments
     monkeypatch.setattr(host_memory, 'physical_memory', lambda: needed - 1)
     with pytest.raises(UserError, match='this machine has'):
