@@ -30,7 +30,6 @@ from gpt_jax.model.config import (
 )
 from gpt_jax.model.gpt import GPT, abstract_params
 from gpt_jax.optim.state import follow_parameters
-from gpt_jax.optim.trainable import Trainable
 from gpt_jax.parallel.compiler_options import Option, compiler_options
 from gpt_jax.parallel.mesh import ProgramKind
 from gpt_jax.parallel.rules import (
@@ -197,7 +196,7 @@ def make_program(config: RunConfig, mesh: Mesh, *, traced: bool = False) -> Prog
     init = functools.partial(init_state, model=config.model, begin=beginning.begin)
     if backend == 'cpu':
         check_host_memory(config, state)
-    shardings = _state_shardings(step_parts.trainable, mesh, boxed, state)
+    shardings = _state_shardings(mesh, beginning.boxed_parts, state)
     params_shardings = parameter_shardings(boxed, mesh)
     rows, whole = batch_sharding(mesh), replicated(mesh)
     options = compiler_options(
@@ -302,10 +301,9 @@ def _check_divisible(config: RunConfig, mesh: Mesh, *, micro_batches: int) -> No
             )
 
 
-def _state_shardings(trainable: Trainable, mesh: Mesh, boxed: Any, state: TrainState) -> TrainState:
+def _state_shardings(mesh: Mesh, boxed_parts: tuple[Any, Any], state: TrainState) -> TrainState:
     """Returns the sharding of each leaf of the state; moments are sharded like their parameters."""
-    parts_of_boxed = jax.eval_shape(trainable.split, boxed, jax.random.key(0))
-    params, base = (parameter_shardings(part, mesh) for part in parts_of_boxed)
+    params, base = (parameter_shardings(part, mesh) for part in boxed_parts)
     whole = replicated(mesh)
     return TrainState(
         step=whole,

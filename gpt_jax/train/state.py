@@ -39,6 +39,7 @@ class Beginning(NamedTuple):
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     trainable: Trainable
+    boxed_parts: tuple[Any, Any]  # shapes of the trained tree and of the base, boxed
     begin: Callable[[Any, jax.Array], TrainState]  # from all parameters and a key
     state: TrainState  # its shapes
 
@@ -54,8 +55,8 @@ def plan_beginning(config: RunConfig) -> Beginning:
     trainable = Trainable(
         lora=config.lora, frozen=config.train.frozen, groups=ParameterGroups.of(boxed)
     )
-    trained, _ = jax.eval_shape(trainable.split, boxed, key)
-    optimizer = make_optimizer(config.optimizer, schedule, ParameterGroups.of(trained))
+    boxed_parts = jax.eval_shape(trainable.split, boxed, key)
+    optimizer = make_optimizer(config.optimizer, schedule, ParameterGroups.of(boxed_parts[0]))
     begin = functools.partial(
         begin_state,
         optimizer=optimizer,
@@ -63,7 +64,7 @@ def plan_beginning(config: RunConfig) -> Beginning:
         ema_decay=config.train.ema_decay,
     )
     state = jax.eval_shape(begin, nn.unbox(boxed), key)
-    return Beginning(schedule, optimizer, trainable, begin, state)
+    return Beginning(schedule, optimizer, trainable, boxed_parts, begin, state)
 
 
 def begin_state(
