@@ -7,7 +7,7 @@ import importlib.util
 import math
 import pathlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -211,30 +211,32 @@ def load_config(spec: str) -> RunConfig:
     Raises:
         UserError: the file is missing, fails, or has no such variant.
     """
+    return load_config_file(spec)[0]
+
+
+def load_config_file(spec: str) -> tuple[RunConfig, Callable[[RunConfig], list[Any]]]:
+    """Loads `FILE.py:variant`; returns its config, and the function that makes its evaluators.
+
+    The function calls the file's `evaluators(config)`; without one, it returns [].
+
+    Raises:
+        UserError: the file is missing, fails, or has no such variant. The function raises it too.
+    """
     module, variant = _load_module(spec)
     with _explain(spec):
         config = module.get_config(variant)
     if not isinstance(config, RunConfig):
         raise UserError(f'--config={spec}: get_config returned {type(config)}, not a RunConfig')
     try:  # an unset or replaced branch has no keys that flags could set
-        return from_json(to_json(config), RunConfig)
+        config = from_json(to_json(config), RunConfig)
     except UserError as error:
         raise UserError(f'--config={spec}: {error}') from error
 
+    def evaluators(config: RunConfig) -> list[Any]:
+        with _explain(spec):
+            return list(module.evaluators(config)) if hasattr(module, 'evaluators') else []
 
-def load_evaluators(spec: str, config: RunConfig) -> list[Any]:
-    """Returns the evaluators that a config file defines by `evaluators(config)`.
-
-    They are none without such a function, and without a file (`spec` is '').
-
-    Raises:
-        UserError: the function fails.
-    """
-    module = _load_module(spec)[0] if spec else None
-    if not hasattr(module, 'evaluators'):
-        return []
-    with _explain(spec):
-        return list(module.evaluators(config))
+    return config, evaluators
 
 
 def _load_module(spec: str) -> tuple[ModuleType, str]:

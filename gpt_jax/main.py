@@ -10,7 +10,7 @@ from absl import flags as absl_flags
 from ml_collections import config_flags
 
 from gpt_jax import moved_keys, object_store, pretrained, run
-from gpt_jax.config import RunConfig, load_config, run_name
+from gpt_jax.config import RunConfig, load_config, load_config_file, run_name
 from gpt_jax.config_tree import check_key, suggest
 from gpt_jax.errors import UserError
 from gpt_jax.modes import MODES, describe
@@ -109,8 +109,9 @@ def _main(argv: list[str], *, debug: bool) -> int:
         raise UserError('give --config FILE.py[:variant] or --workdir DIR; see --help')
     folder = object_store.to_path(workdir or f'runs/{run_name(spec)}', key='--workdir')
     object_store.check_reachable(folder, key='--workdir')
+    evaluators = lambda config: []  # noqa: E731
     if spec:
-        config = load_config(spec)
+        config, evaluators = load_config_file(spec)
     elif name == 'import_weights':  # creates the run, so there is none to read
         config = RunConfig()
     else:
@@ -130,7 +131,7 @@ def _main(argv: list[str], *, debug: bool) -> int:
                 config=flags.config,
                 workdir=folder,
                 overrides=overrides,
-                config_file=spec,
+                evaluators=evaluators,
             )
         )
         sys.stdout.flush()  # notice here if the reader is gone

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags as absl_flags
@@ -17,4 +18,4 @@ class Command:
     config: RunConfig  # not finalized
     workdir: pathlib.Path
     overrides: dict[str, Any]  # the values of `--config.KEY` flags, by key below config
-    config_file: str = ''  # FILE.py[:variant] of --config; '': the config is the workdir's
+    evaluators: Callable[[RunConfig], list[Any]]  # of the file of --config, from a final config

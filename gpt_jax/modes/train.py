@@ -12,7 +12,7 @@ from absl import flags as absl_flags
 from gpt_jax import object_store
 from gpt_jax import run as runs
 from gpt_jax.checkpoint import Checkpointer
-from gpt_jax.config import RunConfig, finalize, load_evaluators
+from gpt_jax.config import RunConfig, finalize
 from gpt_jax.config_tree import INT32_MAX, differences, from_json, to_json
 from gpt_jax.data import mixture
 from gpt_jax.data.prepare import filled_splits
@@ -83,8 +83,7 @@ def run(command: Command) -> int:
         runs.check_data(folder, tokenizer, config.data)
         if peers.num_processes() > 1:
             probe.check_shared_folder(workdir)
-        evaluators = load_evaluators(command.config_file, final)
-        trainer = Trainer(final, tokenizer, folder, evaluators=evaluators)
+        trainer = Trainer(final, tokenizer, folder, evaluators=command.evaluators(final))
         trainer.check_texts()
         this_run = runs.Run(workdir, final, tokenizer, draft=config)
         with (

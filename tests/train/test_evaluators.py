@@ -15,6 +15,8 @@ import optax
 from gpt_jax.train.evaluators import Evaluator, Report
 from tests import tiny_config
 
+print('the file runs')
+
 
 def get_config(variant=''):
     config = tiny_config.get_config()
@@ -43,7 +45,8 @@ def test_a_config_file_adds_an_evaluator(tmp_path, capsys):
     rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
     steps = [row['step'] for row in rows if 'table/norm' in row]
     assert steps == [4, 8, 12, 16, 20]
-    assert 'step 4: table norm' in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert 'step 4: table norm' in printed and printed.count('the file runs') == 1
 
     longer = '--config.train.num_steps=24'
     shutil.copytree(workdir, tmp_path / 'copy')
