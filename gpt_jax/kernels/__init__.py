@@ -2,7 +2,7 @@
 
 Each has the signature of the plain function and equals it to the tolerance stated in its test.
 Nothing here imports a module of the network. The network and the training step choose from the
-tables in `attention`, `norm` and `loss`. `config.model.execution.attention_kernel`,
+tables in `attention`, `norm`, `loss` and `experts`. `config.model.execution.attention_kernel`,
 `config.model.execution.norm_kernel` and `config.train.loss_kernel` select one by name.
 
     module              replaces                     measured (benchmarks/README.md)
@@ -12,6 +12,7 @@ tables in `attention`, `norm` and `loss`. `config.model.execution.attention_kern
     attention_ring      model.attention.attend       sequences sharded over devices; not timed
     norm_triton         model.norm.normalize         69.4 -> 64.7 ms per step, GPT-2 124M on an H100
     matmul_cpu          x @ kernel                   7,255 -> 7,059 ms per step, 'baby' on two cores
+    experts_blocked     experts.multiply_xla         cost of the rows, not rows x experts, on CPUs
     loss_triton         loss_softmax.softmax_xla     1.14 times its speed on an H100
 
 `scores` has the attention mask; `dropout` draws the mask of a block of an array; `shard_map` calls
