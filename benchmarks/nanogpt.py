@@ -167,7 +167,7 @@ def _our_config(recipe: Recipe, overrides: Sequence[str]) -> Any:
     for name in SIZES:
         setattr(config.model, name, getattr(recipe, name))
     config.model.use_bias = recipe.use_bias
-    config.model.mlp = type(config.model.mlp)('gelu')  # the exact one, nanoGPT's
+    config.model.mlp = 'gelu'  # the exact one, nanoGPT's
     config.model.dropouts.residual = config.model.dropouts.attention = 0.0
     config.train.batch_size = recipe.batch_size
     config.train.grad_accumulation = 0  # by backend and size, as in a run of ours

@@ -102,7 +102,7 @@ class RunConfig:
     data: DataConfig = _default(DataConfig)
     model: ModelConfig = _default(ModelConfig)
     lora: LoraConfig = _default(LoraConfig)
-    optimizer: OptimizerConfig = _default(AdamW)  # chosen by a config file; flags set its values
+    optimizer: OptimizerConfig = _default(AdamW)  # a flag chooses too: --config.optimizer=muon
     schedule: ScheduleConfig = _default(ScheduleConfig)
     train: TrainConfig = _default(TrainConfig)
     eval: EvalConfig = _default(EvalConfig)

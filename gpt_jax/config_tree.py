@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import enum
 import functools
+import re
 import types
 import typing
 from collections.abc import Callable
@@ -163,27 +164,33 @@ def from_json(values: dict[str, Any], cls: type, key: str = 'config') -> Any:
     if not isinstance(values, dict):
         raise UserError(f'{key}={_show(values)} must hold the keys of {cls.__name__}')
     fields = {field.name: field for field in dataclasses.fields(cls)}
+    values = {
+        name: {'_type': value} if name in fields and _is_choice(fields[name].type, value) else value
+        for name, value in values.items()
+    }
     arguments = {}
     for name, value in moved_keys.rename_json(values, cls).items():
         if name == '_type':
             continue
         if name not in fields:
             raise UserError(f'{key}.{name} is not a known key')
-        arguments[name] = _from_json_value(value, fields[name].type, f'{key}.{name}')
+        arguments[name] = from_json_value(value, fields[name].type, f'{key}.{name}')
     return cls(**arguments)
 
 
-def _from_json_value(value: Any, kind: Any, key: str) -> Any:
-    """Converts one value for `from_json`."""
-    members = _members(kind)
-    if members:
+def from_json_value(value: Any, kind: Any, key: str) -> Any:
+    """Converts the value of one field of a config tree, whose type is `kind`, for `from_json`.
+
+    Raises:
+        UserError: the value has the wrong type; names the key.
+    """
+    if _members(kind):
+        if _is_choice(kind, value):
+            value = {'_type': value}
         if not isinstance(value, dict):
-            names = ', '.join(member.__name__ for member in members)
-            raise UserError(f'{key}={_show(value)} must be one of {names}')
-        chosen = [member for member in members if member.__name__ == value.get('_type')]
-        if not chosen:
-            raise UserError(f'{key}._type={value.get("_type")!r} is not known')
-        return from_json(value, chosen[0], key)
+            raise UserError(f'{key}={_show(value)} must be one of {", ".join(choices(kind))}')
+        member, given = choose_member(value.get('_type'), kind, key)
+        return from_json(given | value, member, key)
     if dataclasses.is_dataclass(kind):
         return from_json(value, kind, key)
     try:
@@ -191,9 +198,9 @@ def _from_json_value(value: Any, kind: Any, key: str) -> Any:
             value = (value,) if isinstance(value, str) else value
             return tuple(_from_json_item(item, typing.get_args(kind)[0]) for item in value)
         if isinstance(kind, type) and issubclass(kind, enum.Enum):
-            choices = [str(each.value) for each in kind]
-            if value not in choices:
-                raise UserError(f'{key}={value!r} is not one of {", ".join(choices)}')
+            names = [str(each.value) for each in kind]
+            if value not in names:
+                raise UserError(f'{key}={value!r} is not one of {", ".join(names)}')
             return kind(value)
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
@@ -222,6 +229,59 @@ def _members(kind: Any) -> tuple[type, ...]:
     return typing.get_args(kind) if isinstance(kind, types.UnionType) else ()
 
 
+def _is_choice(kind: Any, value: Any) -> bool:
+    """Returns whether `value` names a member of the union `kind`."""
+    return bool(_members(kind)) and isinstance(value, str)
+
+
+def _snake(name: str) -> str:
+    """Returns 'grouped_query' for 'GroupedQuery', and 'adamw' for 'AdamW'."""
+    return re.sub('(?<=[a-z])(?=[A-Z][a-z])', '_', name).lower()
+
+
+def member_name(value: Any) -> str:
+    """Returns the text that chooses this member of a union: 'grouped_query'."""
+    return _snake(type(value).__name__)
+
+
+def choices(kind: Any) -> list[str]:
+    """Returns the texts that choose a member of a union, as in --config.model.mlp=swiglu.
+
+    They are the names of the members; a member with a class attribute `shorthand`, the name of one
+    of its knobs, is also chosen by a value of that knob.
+    """
+    texts = []
+    for member in _members(kind):
+        texts.append(_snake(member.__name__))
+        if shorthand := getattr(member, 'shorthand', ''):
+            texts += [str(each.value) for each in _field(member, shorthand).type]
+    return texts
+
+
+def choose_member(name: str | None, kind: Any, key: str) -> tuple[type, dict[str, Any]]:
+    """Returns the member of a union that `name` chooses, and the values that it gives to knobs.
+
+    None chooses the first member.
+
+    Raises:
+        UserError: no member has this name.
+    """
+    members = _members(kind)
+    if name is None:
+        return members[0], {}
+    for member in members:
+        if name in (member.__name__, _snake(member.__name__)):
+            return member, {}
+        shorthand = getattr(member, 'shorthand', '')
+        if shorthand and name in [*_field(member, shorthand).type]:
+            return member, {shorthand: str(name)}
+    raise UserError(f'{key}={_show(name)} is not one of {", ".join(choices(kind))}')
+
+
+def _field(cls: type, name: str) -> dataclasses.Field:
+    return next(field for field in dataclasses.fields(cls) if field.name == name)
+
+
 def flatten(values: dict[str, Any], prefix: str = 'config') -> dict[str, Any]:
     """Flattens nested JSON values to `{'config.train.num_steps': …}`."""
     flat = {}
@@ -241,9 +301,11 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     ]
 
 
-def get_value(config: Any, path: str) -> Any:
-    """Returns the value of a dotted path, such as 'train.num_steps'."""
-    return functools.reduce(getattr, path.split('.'), config)
+def get_value(config: Any, path: str, *default: Any) -> Any:
+    """Returns the value of a dotted path, such as 'train.num_steps', or the default without it."""
+    for name in path.split('.'):
+        config = getattr(config, name, *default)
+    return config
 
 
 def set_value(config: Any, path: str, value: Any) -> None:
@@ -258,7 +320,6 @@ def check_key(config: Any, path: str) -> None:
     Raises:
         UserError: the path is unknown or a branch; names the nearest key, or the branch's knobs.
     """
-    root = config
     for depth, name in enumerate(parts := path.split('.')):
         where = '.'.join(['config', *parts[:depth]])
         if not dataclasses.is_dataclass(config):
@@ -271,20 +332,36 @@ def check_key(config: Any, path: str) -> None:
         knobs = [field.name for field in dataclasses.fields(config)]
         raise UserError(
             f'config.{path} holds knobs and takes no value: set config.{path}.{knobs[0]}, or '
-            f'another of {", ".join(knobs)}' + _choice_of(root, parts)
+            f'another of {", ".join(knobs)}'
         )
 
 
-def _choice_of(root: Any, parts: list[str]) -> str:
-    """Returns advice for choosing the class of a branch with several; '' for other branches."""
-    *above, name = parts
+def has_choice(config: Any, path: str) -> bool:
+    """Returns whether the value at a dotted path is a member of a union."""
+    return bool(_members(_kind_of(config, path)))
+
+
+def choose(config: Any, path: str, name: str) -> None:
+    """Sets the union at a dotted path to the member that `name` chooses.
+
+    The knobs of the member get their defaults, unless it was chosen before.
+
+    Raises:
+        UserError: the union has no such member.
+    """
+    member, given = choose_member(name, _kind_of(config, path), f'config.{path}')
+    old = get_value(config, path)
+    kept = to_json(old) if type(old) is member else {}
+    set_value(config, path, from_json(kept | given, member, f'config.{path}'))
+
+
+def _kind_of(config: Any, path: str) -> Any:
+    """Returns the declared type of the field at a dotted path; None if there is none."""
+    *above, name = path.split('.')
     for part in above:
-        root = getattr(root, part)
-    kinds = {field.name: field.type for field in dataclasses.fields(root)}
-    members = [member.__name__ for member in _members(kinds[name])]
-    if not members:
-        return ''
-    return f'; which of {", ".join(members)} it is, the config file says ({name}={members[0]}())'
+        config = getattr(config, part, None)
+    fields = dataclasses.fields(config) if dataclasses.is_dataclass(config) else ()
+    return next((field.type for field in fields if field.name == name), None)
 
 
 def suggest(name: str, known: list[str]) -> str:

@@ -11,7 +11,7 @@ from ml_collections import config_flags
 
 from gpt_jax import moved_keys, object_store, pretrained, run
 from gpt_jax.config import RunConfig, load_config, load_config_file, run_name
-from gpt_jax.config_tree import check_key, suggest
+from gpt_jax.config_tree import check_key, choose, has_choice, suggest
 from gpt_jax.errors import UserError
 from gpt_jax.modes import MODES, describe
 from gpt_jax.modes.command import Command
@@ -118,8 +118,9 @@ def _main(argv: list[str], *, debug: bool) -> int:
         config = run.read_draft(folder)
     flags = absl_flags.FlagValues()
     mode.define_flags(flags)
+    argv, chosen = _choose(config, argv)
     _parse(flags, config, argv)
-    overrides = dict(config_flags.get_override_values(flags['config']))
+    overrides = chosen | dict(config_flags.get_override_values(flags['config']))
     runtime.join(processes, flags.config.runtime)
     if flags.config.train.init_from and name != 'import_weights':
         fresh = 'fresh' in flags and flags.fresh
@@ -161,6 +162,24 @@ def _take(argv: list[str], name: str) -> tuple[list[str], str]:
         elif (value := match[2] if match[1] else next(arguments, '')) == '':
             raise UserError(f'--{name} needs a value')
     return rest, value
+
+
+def _choose(config: RunConfig, argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Sets the unions of `config` to the members that flags such as --config.model.mlp=swiglu name.
+
+    Returns the other arguments, and the names by key below config. ml_collections, which parses
+    the rest, has flags for the knobs of the chosen members only.
+    """
+    rest, chosen, arguments = [], {}, iter(argv)
+    for argument in arguments:
+        match = re.fullmatch(r'--?config\.([^=]*)(=(.*))?', argument, re.DOTALL)
+        if match is None or not has_choice(config, match[1]):
+            rest.append(argument)
+            continue
+        name = match[3] if match[2] else next(arguments, '')
+        choose(config, match[1], name)
+        chosen[match[1]] = name
+    return rest, chosen
 
 
 def _parse(flags: absl_flags.FlagValues, config: RunConfig, argv: list[str]) -> None:

@@ -17,6 +17,8 @@ MOVED = {
     'model.rope_original_seq_len': 'model.rope.original_seq_len',
     'model.rope_low_freq_factor': 'model.rope.low_freq_factor',
     'model.rope_high_freq_factor': 'model.rope.high_freq_factor',
+    'model.qk_norm': 'model.attention.qk_norm',
+    'model.qkv_bias': 'model.attention.qkv_bias',
     'model.dropout': 'model.dropouts.residual',
     'model.attention_dropout': 'model.dropouts.attention',
     'model.init_std': 'model.init.std',
@@ -150,8 +152,11 @@ def _accept_keywords(cls: type, names: Mapping[str, str]) -> Callable[..., None]
             group, _, name = names[old].partition('.')
             if group in defaults:  # a copy: the given group may be frozen, or belong to others
                 given = values.get(group)
+                given = {'_type': str(given)} if isinstance(given, str) else given
                 given = defaults[group]() if given is None else given
-                values[group] = dataclasses.replace(given, **{name: value})
+                is_dict = isinstance(given, dict)
+                changed = given | {name: value} if is_dict else None
+                values[group] = changed or dataclasses.replace(given, **{name: value})
             else:
                 outside[old] = value
         init(self, **values)

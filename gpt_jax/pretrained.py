@@ -30,6 +30,7 @@ from gpt_jax.weights import Source
 # Knobs of the computation, which change no parameter and, except for rounding, no logit.
 COMPUTATION = (
     'model.execution.attention_kernel',
+    'model.execution.expert_kernel',
     'model.execution.scan_layers',
     'model.execution.remat',
     'model.precision.compute',
@@ -143,19 +144,25 @@ def adopt_run(
     default, ours, theirs = (
         flatten(to_json(model), 'model') for model in (ModelConfig(), config.model, source.model)
     )
-    wanted = {key for key in ours if ours[key] != default[key] or key in chosen}
-    wrong = [key for key in wanted if key not in _free(source.model) and ours[key] != theirs[key]]
+    wanted = {
+        key for key in ours if ours[key] != default.get(key) or key.removesuffix('._type') in chosen
+    }
+    wrong = [
+        key for key in wanted if key not in _free(source.model) and ours[key] != theirs.get(key)
+    ]
     if wrong:
         values = ', '.join(
-            f'{key.removeprefix("model.")}={ours[key]} (it has {theirs[key]})'
+            f'{key.removeprefix("model.")}={ours[key]} (it has {theirs.get(key)})'
             for key in sorted(wrong)
         )
         raise UserError(
             f'config.model of {folder} is another: {values}; leave these out, and the model is '
             f'that of config.train.init_from'
         )
-    for key in theirs.keys() - set(FREE) - (wanted & {*_free(source.model)}):
-        set_value(config, key, get_value(source, key))
+    model = from_json(to_json(source.model), ModelConfig)
+    for key in (ours.keys() & FREE) | (wanted & {*_free(source.model)}):
+        set_value(model, key.removeprefix('model.'), get_value(config, key))
+    config.model = model
     config.tokenizer = keep_tokenizer(tokenizer, config.data)
 
 

@@ -33,11 +33,11 @@ from gpt_jax.data.shard_manifest import hash_of
 from gpt_jax.data.shards import Shards
 from gpt_jax.data.split import TRAIN, VALIDATION
 from gpt_jax.errors import UserError
-from gpt_jax.model.gpt import abstract_params
+from gpt_jax.model.gpt import abstract_params, parameter_groups
 from gpt_jax.optim.lora import LoraConfig
-from gpt_jax.optim.param_groups import ParameterGroups, map_with_path
 from gpt_jax.optim.trainable import Trainable
 from gpt_jax.parallel import consistency, file_systems, lease, peers
+from gpt_jax.parameter import map_with_path
 from gpt_jax.telemetry.metrics import read_rows
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.tokenizer import Tokenizer
@@ -413,7 +413,7 @@ def restore_weights(
     trainable = Trainable(
         lora=trained_by.lora,
         frozen=trained_by.train.frozen,
-        groups=ParameterGroups.of(abstract_params(run.config.model)),
+        groups=parameter_groups(run.config.model),
     )
     trained, base = _abstract_parts(trainable, abstract)
     with Checkpointer(run.checkpoints, run.config.checkpoint, read_only=True) as checkpointer:

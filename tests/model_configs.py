@@ -13,6 +13,13 @@ from gpt_jax.model.config import (
     finalize_model,
 )
 
+EXPERTS = dict(
+    _type='mixture_of_experts',
+    num_experts=4,
+    experts_per_token=2,
+    d_expert=16,
+    router_z_loss=0.001,
+)
 BASE = dict(vocab_size=70, max_seq_len=16, num_heads=4, d_model=32)
 
 
@@ -37,7 +44,17 @@ SINGLE = {
     **_others('position', PositionKind),
     **_others('norm', NormKind),
     **_others('norm_placement', NormPlacement),
-    **_others('mlp', MLPKind),
+    **{f'mlp={kind}': dict(mlp=kind) for kind in MLPKind if kind != MLPKind.GELU_TANH},
+    'experts': dict(mlp=EXPERTS),
+    'experts, balanced by bias': dict(
+        mlp=EXPERTS | dict(balance='bias', scores='sigmoid', shared_experts=1, gate_scale=2.0)
+    ),
+    'experts, not gated': dict(mlp=EXPERTS | dict(activation='relu2', normalize_gates=False)),
+    'differential': dict(attention='differential'),
+    'differential rope gqa': dict(attention='differential', position='rope', num_kv_heads=2),
+    'differential alibi window': dict(
+        attention='differential', position='alibi', window_pattern=(5,)
+    ),
     'gqa': dict(num_kv_heads=2),
     'mqa': dict(num_kv_heads=1),
     'head_dim': dict(head_dim=6),

@@ -7,8 +7,8 @@ import pytest
 
 from gpt_jax.config import MOVED_CONFIGS, RunConfig, finalize, load_config, run_name
 from gpt_jax.config_tree import freeze, from_json, to_json
-from gpt_jax.optim.param_groups import map_with_path
 from gpt_jax.parallel.mesh import MeshConfig, make_mesh
+from gpt_jax.parameter import map_with_path
 from gpt_jax.train.program import make_program
 from tests.golden_file import check_golden
 

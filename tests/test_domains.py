@@ -150,7 +150,7 @@ def test_every_config_is_walked():
         ('train', None),
         ('train', []),
         ('optimizer', None),
-        ('optimizer', 'lion'),
+        ('optimizer', 'lyon'),
         ('seed', None),
         ('model', {'window_pattern': [None]}),
         ('model', {'num_layers': True}),

@@ -169,8 +169,8 @@ WRONG = {
         '--mode=trian is not a mode; did you mean train?',
     ),
     'optimizer by flag': (
-        [f'--config={TINY}', '--config.optimizer=lion'],
-        'of AdamW, Lion, Adafactor, Muon, SGD it is, the config file says (optimizer=AdamW())',
+        [f'--config={TINY}', '--config.optimizer=lyon'],
+        "config.optimizer='lyon' is not one of adamw, lion, adafactor, muon, sgd",
     ),
     'value for a branch': (
         [f'--config={TINY}', '--config.model=3'],

@@ -18,6 +18,7 @@ import numpy as np
 from gpt_jax.config_tree import freeze
 from gpt_jax.inference.config import SampleConfig
 from gpt_jax.inference.decode import Decoder
+from gpt_jax.model.cache import cache_bytes_per_token
 from gpt_jax.model.config import ModelConfig
 
 READ_BYTES = 2**28
@@ -132,8 +133,7 @@ def _bytes_per_token(decoder: Decoder, batch_size: int, length: float) -> float:
     if not c.tie_embeddings:
         del matrices['embedding']  # only single rows of it are read, as of the positions
     leaves = jax.tree.leaves(matrices)
-    itemsize = params['embedding']['table'].dtype.itemsize
-    cache = 2 * c.num_layers * c.num_kv_heads * c.head_dim * itemsize * length * batch_size
+    cache = cache_bytes_per_token(c) * length * batch_size
     return sum(leaf.nbytes for leaf in leaves) + cache
 
 

@@ -25,8 +25,9 @@ from gpt_jax.errors import UserError
 from gpt_jax.inference.config import SampleConfig
 from gpt_jax.inference.sampling import SamplingRule, make_rule, sample
 from gpt_jax.inference.speculative import count_accepted, end_drafts, propose
+from gpt_jax.kernels.experts import choose_expert_kernel
 from gpt_jax.model.cache import KVCache, make_cache
-from gpt_jax.model.config import DType, MatmulPrecision, ModelConfig
+from gpt_jax.model.config import DType, ExpertKernel, Kernels, MatmulPrecision, ModelConfig
 from gpt_jax.model.gpt import GPT
 from gpt_jax.model.layer_stack import to_executed
 from gpt_jax.parallel.rules import decoding_rules, on_mesh
@@ -45,6 +46,7 @@ class DecodeSettings:
     """The static settings that programs are compiled for, besides shapes."""
 
     model: ModelConfig
+    kernels: Kernels
     vocab_size: int  # ids >= vocab_size are never drawn
     eot_id: int
 
@@ -104,7 +106,13 @@ class Decoder:
             config.precision, compute=dtype, matmul=MatmulPrecision.DEFAULT
         )
         model = dataclasses.replace(config, precision=precision)
-        self._settings = DecodeSettings(model=model, vocab_size=vocab_size, eot_id=eot_id)
+        experts = choose_expert_kernel(config.execution.expert_kernel, backend=backend)
+        self._settings = DecodeSettings(
+            model=model,
+            kernels=Kernels(experts=ExpertKernel(experts)),
+            vocab_size=vocab_size,
+            eot_id=eot_id,
+        )
         self._least_rows = LEAST_ROWS.get(backend, 1)
         self._mesh = _mesh_of(params)
         if self._mesh is None:
@@ -278,7 +286,7 @@ def _prefill(
 ) -> DecodeState:
     """Returns the state after the prompts, which are in slots `first_slot_B` … `length - 1`."""
     B, L = tokens_BL.shape
-    model = GPT(settings.model)
+    model = GPT(settings.model, kernels=settings.kernels)
     cache = make_cache(settings.model, first_slot_B=first_slot_B, slots=slots)
     hidden_BLD, cache = model.apply({'params': params}, tokens_BL, cache=cache, method='hidden')
     last_BD = jax.lax.dynamic_index_in_dim(hidden_BLD, length - 1, axis=1, keepdims=False)
@@ -325,7 +333,7 @@ def _decode(
     Each pass of the model takes the next drawn token and `drafts` guesses of the tokens after it.
     Correct guesses are accepted.
     """
-    model = GPT(settings.model)
+    model = GPT(settings.model, kernels=settings.kernels)
     end = state.drawn + count
     B, V = state.logits_BV.shape
     drawable_1V = jnp.arange(V)[None] < settings.vocab_size

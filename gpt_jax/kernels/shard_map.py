@@ -44,6 +44,11 @@ def batch_part() -> tuple[int | jax.Array, int]:
     return jax.lax.axis_index('batch'), jax.lax.axis_size('batch')
 
 
+def mean_over_replicas(x: jax.Array) -> jax.Array:
+    """Averages over replicas under a mapped axis 'batch' (`batch_part`); else returns `x`."""
+    return x if batch_part()[1] == 1 else jax.lax.pmean(x, 'batch')
+
+
 def shard_map(
     function: Callable[..., Any],
     arrays: Sequence[jax.Array],

@@ -5,10 +5,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
 from gpt_jax.kernels.dropout import dropout
-from gpt_jax.model.attention import ATTENTIONS, AttentionContext
-from gpt_jax.model.cache import LayerCache
+from gpt_jax.model.attention import AttentionContext
+from gpt_jax.model.attention.layer_cache import LayerCache
 from gpt_jax.model.config import Kernels, ModelConfig, NormPlacement
-from gpt_jax.model.mlp import MLP
 from gpt_jax.model.norm import NORMS
 
 
@@ -31,9 +30,7 @@ class Block(nn.Module):
         c = self.config
         pre = c.norm_placement != NormPlacement.POST
         keys = [None] * 3 if dropout_key is None else jax.random.split(dropout_key, 3)
-        attention = ATTENTIONS[c.attention](
-            c, self.kernels.attention, self.window, name='attention'
-        )
+        attention = c.attention.make(c, kernels=self.kernels, window=self.window, name='attention')
         # Without this the partitioner may replicate the batch and shard the model instead.
         x = nn.with_logical_constraint(x, activation_axes(x))
 
@@ -42,7 +39,7 @@ class Block(nn.Module):
         x = self._join(x, dropout(h, c.dropouts.residual, keys[1]), 'attention')
 
         h, x = self._norm('mlp_norm')(x) if pre else (x, x)
-        h = MLP(c, name='mlp')(h)
+        h = c.mlp.make(c, kernels=self.kernels, name='mlp')(h)
         return self._join(x, dropout(h, c.dropouts.residual, keys[2]), 'mlp'), cache
 
     def _join(self, x: jax.Array, branch: jax.Array, name: str) -> jax.Array:

@@ -22,7 +22,8 @@ from gpt_jax.model.linear import look_up
 from gpt_jax.model.norm import NORMS
 from gpt_jax.model.position import POSITIONS, default_positions
 from gpt_jax.model.remat import remat_policy
-from gpt_jax.parameter import LAYERS, Role, declare
+from gpt_jax.model.sown import LOSSES, METRICS, sum_sown
+from gpt_jax.parameter import LAYERS, ParameterGroups, Role, declare
 
 
 class Period(nn.Module):
@@ -50,8 +51,10 @@ class Period(nn.Module):
         new_layers = []
         for j in range(self.layers):
             block = block_class(c, self.kernels, c.window(j), name=f'layer_{j}')
-            key = None if dropout_key is None else jax.random.fold_in(dropout_key, first_layer + j)
-            x, layer_cache = block(x, context, None if cache is None else cache.layers[j], key)
+            layer = first_layer + j
+            key = None if dropout_key is None else jax.random.fold_in(dropout_key, layer)
+            layer_cache = None if cache is None else cache.layers[j]
+            x, layer_cache = block(x, context.replace(layer=layer), layer_cache, key)
             new_layers.append(layer_cache)
         if cache is not None:
             cache = cache.replace(layers=tuple(new_layers))
@@ -82,7 +85,7 @@ class GPT(nn.Module):
         if self.loops:
             scanned = nn.scan(
                 Period,
-                variable_axes={'params': 0, 'intermediates': 0},
+                variable_axes={'params': 0, 'intermediates': 0, LOSSES: 0, METRICS: 0},
                 split_rngs={'params': True},
                 in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
                 length=c.num_layers // layers,
@@ -189,22 +192,43 @@ def init_params(config: ModelConfig, key: Key[Array, '']) -> dict[str, Any]:
     `flax.linen.unbox` gives the arrays, `flax.linen.get_partition_spec` the axes. One layer is
     compiled and run in a loop, so that compilation takes no longer for large models.
     """
+    return _init(config, key)[0]
+
+
+def _init(config: ModelConfig, key: Key[Array, '']) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns new parameters, and what the modules sow."""
     model = GPT(dataclasses.replace(config, window_pattern=()), scan=True)
-    params = model.init(key, jnp.zeros((1, 1), jnp.int32))['params']
+    variables = model.init(key, jnp.zeros((1, 1), jnp.int32))
+    params = variables['params']
     if config.num_layers == 1:  # without a scan over the layers, flax has not named their axis
         blocks = add_axis(params['blocks'], 0, {nn.PARTITION_NAME: LAYERS})
         params = {**params, 'blocks': blocks}
-    return to_stored(params, num_layers=config.num_layers)
+    return to_stored(params, num_layers=config.num_layers), sum_sown(variables)
 
 
 def abstract_params(config: ModelConfig) -> dict[str, Any]:
     """Returns the shapes of `init_params`, boxed with their logical axes; cached per config."""
-    return _abstract_params(freeze(config))
+    return _abstract(freeze(config))[0]
+
+
+def sown_shapes(config: ModelConfig) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """Returns the shapes of what the modules sow, as `sum_sown` returns it."""
+    return _abstract(freeze(config))[1]
 
 
 @functools.lru_cache(maxsize=16)
-def _abstract_params(config: ModelConfig) -> dict[str, Any]:
-    return jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+def _abstract(config: ModelConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    return jax.eval_shape(functools.partial(_init, config), jax.random.key(0))
+
+
+def parameter_groups(config: ModelConfig) -> ParameterGroups:
+    """Returns the declarations of the parameters; cached per config."""
+    return _parameter_groups(freeze(config))
+
+
+@functools.lru_cache(maxsize=16)
+def _parameter_groups(config: ModelConfig) -> ParameterGroups:
+    return ParameterGroups.of(_abstract(config)[0])
 
 
 def output_table(params: dict[str, Any]) -> jax.Array:
@@ -214,7 +238,31 @@ def output_table(params: dict[str, Any]) -> jax.Array:
 
 def count_params(config: ModelConfig) -> int:
     """Returns the number of parameters, without the padding rows of the tables."""
-    params = nn.unbox(abstract_params(config))
+    return round(sum(_sizes(config).values()))
+
+
+def count_active_params(config: ModelConfig) -> int:
+    """Returns the number of parameters that a token uses: of experts, only the chosen ones."""
+    declared = parameter_groups(config).declared
+    return round(sum(size * declared[path].active for path, size in _sizes(config).items()))
+
+
+def count_multiplied_params(config: ModelConfig) -> int:
+    """Returns the number of parameters that a token uses, without tables that are looked up."""
+    declared = parameter_groups(config).declared
+    return round(
+        sum(
+            size * declared[path].active
+            for path, size in _sizes(config).items()
+            if declared[path].in_product
+        )
+    )
+
+
+def _sizes(config: ModelConfig) -> dict[str, int]:
+    """Returns the size of each parameter by path, without the padding rows of tables."""
     padding = (config.padded_vocab_size - config.vocab_size) * config.d_model
-    tables = 1 if config.tie_embeddings else 2
-    return sum(leaf.size for leaf in jax.tree.leaves(params)) - tables * padding
+    return {
+        path: each.value.size - (padding if each.names[0] == 'vocab' else 0)
+        for path, each in parameter_groups(config).declared.items()
+    }

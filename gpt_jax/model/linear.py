@@ -8,7 +8,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from gpt_jax.kernels.matmul_cpu import matmul
-from gpt_jax.model.config import MatmulPrecision, ModelConfig
+from gpt_jax.model.options import CommonConfig, MatmulPrecision
 from gpt_jax.model.remat import PRODUCT
 from gpt_jax.parameter import Role, declare
 
@@ -22,10 +22,10 @@ class Linear(nn.Module):
     over a mesh axis. They are merged for the product (`[D, H*K]`), which suits matrix units.
     """
 
-    config: ModelConfig
+    config: CommonConfig
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    axes: tuple[str, ...]  # logical names of the kernel's dimensions, inputs then outputs
+    axes: tuple[str | None, ...]  # logical names of the kernel's dimensions, inputs then outputs
     use_bias: bool | None = None  # None: the config's
     residual: bool = False  # ends a residual branch: GPT-2's scaled initialisation
 

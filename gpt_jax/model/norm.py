@@ -8,14 +8,14 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from gpt_jax.kernels.norm import NORM_KERNELS
-from gpt_jax.model.config import ModelConfig, NormKernel, NormKind
+from gpt_jax.model.options import CommonConfig, NormKernel, NormKind
 from gpt_jax.parameter import Role, declare
 
 
 class _Norm(nn.Module):
     """Base of the norms: normalizes rows, then applies a learned scale and, if centred, a bias."""
 
-    config: ModelConfig
+    config: CommonConfig
     kernel: NormKernel = NormKernel.XLA
     axis: str = 'embed'
 

@@ -13,15 +13,15 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from gpt_jax.model.config import ModelConfig, PositionKind
 from gpt_jax.model.linear import look_up
+from gpt_jax.model.options import CommonConfig, PositionKind
 from gpt_jax.parameter import Role, declare
 
 
 class LearnedPosition(nn.Module):
     """A learned vector per position, added to the token embeddings (GPT-1, GPT-2)."""
 
-    config: ModelConfig
+    config: CommonConfig
 
     @nn.compact
     def __call__(
@@ -41,7 +41,7 @@ class SinusoidalPosition(nn.Module):
     Vaswani et al. 2017, https://arxiv.org/abs/1706.03762.
     """
 
-    config: ModelConfig
+    config: CommonConfig
 
     def __call__(
         self, x_BLD: Float[Array, 'B L D'], positions_BL: Int[Array, 'B L']
@@ -54,13 +54,13 @@ class SinusoidalPosition(nn.Module):
 
 
 def rotate(
-    config: ModelConfig, x_BLHK: Float[Array, 'B L H K'], positions_BL: Int[Array, 'B L']
+    config: CommonConfig, x_BLHK: Float[Array, 'B L H K'], positions_BL: Int[Array, 'B L']
 ) -> Float[Array, 'B L H K']:
     """Rotates the pairs `(i, i + K/2)` of queries or keys by angles that grow with the position.
 
     Su et al. 2021, https://arxiv.org/abs/2104.09864.
     """
-    frequencies = rope_frequencies(config)
+    frequencies = rope_frequencies(config, x_BLHK.shape[-1])
     angles = positions_BL[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None]
     sin, cos = jnp.sin(angles), jnp.cos(angles)
     first, second = jnp.split(x_BLHK.astype(jnp.float32), 2, -1)
@@ -68,8 +68,10 @@ def rotate(
     return jnp.concatenate(turned, -1).astype(x_BLHK.dtype)
 
 
-def rope_frequencies(config: ModelConfig) -> np.ndarray:
+def rope_frequencies(config: CommonConfig, width: int = 0) -> np.ndarray:
     """Returns the angle per position by which each pair of a head is rotated, float32 [K/2].
+
+    `width` is the head's, `K` (0: head_dim).
 
     Scaling divides all of them (Chen et al. 2023, https://arxiv.org/abs/2306.15595). With
     `rope.original_seq_len` it divides those of long waves and leaves those of short waves
@@ -77,7 +79,7 @@ def rope_frequencies(config: ModelConfig) -> np.ndarray:
     al. 2024, https://arxiv.org/abs/2407.21783).
     """
     c = config
-    half = c.head_dim // 2
+    half = (width or c.head_dim) // 2
     frequencies = c.rope.base ** -(np.arange(half) / half)
     slowed = frequencies / c.rope.scaling
     if c.rope.original_seq_len:
@@ -88,7 +90,7 @@ def rope_frequencies(config: ModelConfig) -> np.ndarray:
     return slowed.astype(np.float32)
 
 
-def alibi_slopes(config: ModelConfig) -> Float[Array, 'H']:
+def alibi_slopes(config: CommonConfig) -> Float[Array, 'H']:
     """Returns the amount that each head subtracts from a score per token of distance.
 
     Press et al. 2021, https://arxiv.org/abs/2108.12409, with its rule for head counts that are
@@ -109,7 +111,7 @@ class Position(NamedTuple):
 
     embed: type[nn.Module] | None = None  # on the token embeddings
     rotate: Callable[..., jax.Array] | None = None  # on queries and keys
-    slopes: Callable[[ModelConfig], jax.Array] | None = None  # on the scores
+    slopes: Callable[[CommonConfig], jax.Array] | None = None  # on the scores
 
 
 POSITIONS = {

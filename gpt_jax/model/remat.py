@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import jax
 
-from gpt_jax.model.config import Remat
+from gpt_jax.model.options import Remat
 
 # Names given by `checkpoint_name`: to the output of every Linear, and to that of an attention
 # kernel together with its softmax statistics.

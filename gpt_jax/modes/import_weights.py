@@ -75,8 +75,8 @@ def _describe(config: RunConfig, tokenizer: Tokenizer) -> dict[str, str]:
     model = config.model
     return {
         'parameters': f'{count_params(model):,} ({model.precision.params})',
-        'model': f'{model.num_layers} layers, d_model {model.d_model}, d_ff {model.d_ff}, '
-        f'{model.num_heads} heads of {model.head_dim} over {model.num_kv_heads}, context '
+        'model': f'{model.num_layers} layers, d_model {model.d_model}, '
+        f'{model.mlp.describe(model)}, {model.attention.describe(model)}, context '
         f'{model.max_seq_len}',
         'vocabulary': f'{model.vocab_size:,} tokens, {tokenizer.kind} tokenizer',
         'texts': f'begin with {_token(tokenizer, tokenizer.bos_id)}, end with '

@@ -57,13 +57,14 @@ def _chosen(
     """Returns the knobs of the model whose values in `overrides` differ from the run's."""
     keys = [key for key in sorted(overrides) if key.startswith('model.')]
     chosen = {key: get_value(ours, key) for key in keys}
-    chosen = {key: value for key, value in chosen.items() if value != get_value(trained, key)}
+    theirs = {key: get_value(trained, key, None) for key in keys}
+    chosen = {key: value for key, value in chosen.items() if value != theirs[key]}
     for key in chosen:
         if key not in COMPUTATION:
             allowed = ', '.join(name.removeprefix('model.') for name in COMPUTATION)
             raise UserError(
                 f'config.{key}={chosen[key]}, but the run in {workdir} has '
-                f'{get_value(trained, key)}; leave it out. You may set {allowed}'
+                f'{theirs[key]}; leave it out. You may set {allowed}'
             )
     return chosen
 

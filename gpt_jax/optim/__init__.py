@@ -6,7 +6,9 @@ schedule advances once per applied update.
 """
 
 from collections.abc import Callable
+from typing import Any
 
+import jax.numpy as jnp
 import optax
 
 from gpt_jax.optim import adafactor, adamw, lion, muon, sgd
@@ -14,9 +16,9 @@ from gpt_jax.optim.adafactor import Adafactor
 from gpt_jax.optim.adamw import AdamW
 from gpt_jax.optim.lion import Lion
 from gpt_jax.optim.muon import Muon
-from gpt_jax.optim.param_groups import ParameterGroups
 from gpt_jax.optim.precision import in_float32
 from gpt_jax.optim.sgd import SGD
+from gpt_jax.parameter import ParameterGroups, PyTree, Role, map_with_path
 
 OptimizerConfig = AdamW | Lion | Adafactor | Muon | SGD
 
@@ -43,4 +45,25 @@ def make_optimizer(
     `config.train.clip_norm`.
     """
     make = next(make for kind, make in OPTIMIZERS.items() if isinstance(config, kind))
-    return in_float32(make(config, schedule, groups))
+    optimizer = in_float32(make(config, schedule, groups))
+    if not any(each.role is Role.BALANCE for each in groups.declared.values()):
+        return optimizer
+
+    def labels(params: PyTree) -> PyTree:
+        return map_with_path(
+            lambda path, _: 'balance' if groups.role(path) is Role.BALANCE else 'rest', params
+        )
+
+    return optax.partition({'rest': optimizer, 'balance': _move_by_steps(groups)}, labels)
+
+
+def _move_by_steps(groups: ParameterGroups) -> optax.GradientTransformation:
+    """Moves each entry of a parameter by its declared step, against the sign of its gradient."""
+
+    def update(gradients: PyTree, state: Any, params: PyTree | None = None) -> tuple[PyTree, Any]:
+        del params
+        return map_with_path(
+            lambda path, gradient: -groups.declared[path].step * jnp.sign(gradient), gradients
+        ), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

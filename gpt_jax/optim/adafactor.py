@@ -14,7 +14,7 @@ import optax
 
 from gpt_jax.config_tree import count, finite, fraction, positive
 from gpt_jax.moved_keys import KeepsMovedValues, accepts_moved_keys
-from gpt_jax.optim.param_groups import ParameterGroups, PyTree, map_with_path
+from gpt_jax.parameter import ParameterGroups, PyTree, map_with_path
 
 
 @accepts_moved_keys('optimizer')
@@ -37,10 +37,9 @@ def make(
     """Builds the optimizer; the train step clips."""
 
     def labels(params: PyTree) -> PyTree:
-        """Labels parameters that are stacked over layers 'layers', all others 'rest'."""
-        return map_with_path(
-            lambda path, _: 'layers' if groups.is_stacked(path) else 'rest', params
-        )
+        """Labels parameters by the axes over which they are stacked."""
+        names = ('rest', 'layers', 'experts')
+        return map_with_path(lambda path, _: names[groups.declared[path].batch_axes], params)
 
     direction = optax.chain(
         optax.scale_by_factored_rms(
@@ -49,9 +48,12 @@ def make(
         optax.clip_by_block_rms(config.update_clip),
         optax.scale_by_param_block_rms() if config.parameter_scale else optax.identity(),
     )
+    kinds = {'layers': per_layer(direction, groups), 'rest': direction}
+    if any(each.batch_axes > 1 for each in groups.declared.values()):
+        kinds['experts'] = kinds['layers']
     momentum = optax.ema(config.momentum, debias=False, accumulator_dtype=jnp.float32)
     return optax.chain(
-        optax.partition({'layers': per_layer(direction, groups), 'rest': direction}, labels),
+        optax.partition(kinds, labels),
         momentum if config.momentum else optax.identity(),
         optax.add_decayed_weights(config.weight_decay, mask=groups.decay_mask),
         optax.scale_by_learning_rate(schedule),
@@ -61,7 +63,7 @@ def make(
 def per_layer(
     direction: optax.GradientTransformation, groups: ParameterGroups
 ) -> optax.GradientTransformation:
-    """Applies `direction` to each layer of a stacked tree separately, with the heads merged.
+    """Applies `direction` to each layer (and expert) of a tree separately, with the heads merged.
 
     `direction` is the chain that `make` builds: only its factored moments get a layer axis, and
     all layers share their step count. A tree without arrays (all layers frozen) has no state.
@@ -86,7 +88,7 @@ def per_layer(
 
 
 def as_matrices(tree: PyTree, groups: ParameterGroups) -> PyTree:
-    """Reshapes leaves to one matrix or vector per layer: [N, inputs, outputs] or [N, size]."""
+    """Reshapes leaves by `matrix_shape`: [N, inputs, outputs] or [N, size]."""
     return map_with_path(
         lambda path, leaf: leaf.reshape(groups.matrix_shape(path, leaf.shape)), tree
     )

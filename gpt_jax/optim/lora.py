@@ -17,8 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gpt_jax.config_tree import fraction, positive, whole
-from gpt_jax.optim.param_groups import ParameterGroups
-from gpt_jax.parameter import Parameter, Role
+from gpt_jax.parameter import Parameter, ParameterGroups, Role
 
 A, B = 'lora_a', 'lora_b'
 Leaves = dict[str, Any]  # by path; arrays or their boxes (`gpt_jax.parameter`)
@@ -49,18 +48,20 @@ def init_adapters(
     adapters = {}
     for path, kernel in kernels.items():
         shape = nn.unbox(kernel).shape
-        layers, *_ = shape
+        batch = groups.declared[path].batch_axes  # layers, and experts
         inputs, outputs = (
             tuple(shape[axis] for axis in axes) for axes in groups.matrix_axes(path, len(shape))
         )
-        draw = jax.random.normal(_key_of(path, key), (layers, *inputs, config.rank), jnp.float32)
+        draw = jax.random.normal(
+            _key_of(path, key), (*shape[:batch], *inputs, config.rank), jnp.float32
+        )
         a = draw / math.sqrt(math.prod(inputs))
-        b = jnp.zeros((layers, config.rank, *outputs), jnp.float32)
+        b = jnp.zeros((*shape[:batch], config.rank, *outputs), jnp.float32)
         if isinstance(kernel, Parameter):
-            names, split = kernel.names, 1 + len(inputs)
+            names, split = kernel.names, batch + len(inputs)
             factor = functools.partial(kernel.replace, role=Role.ADAPTER)
             a = factor(value=a, names=(*names[:split], None), inputs=len(inputs))
-            b = factor(value=b, names=(names[0], None, *names[split:]), inputs=1)
+            b = factor(value=b, names=(*names[:batch], None, *names[split:]), inputs=1)
         adapters |= {f'{path}/{A}': a, f'{path}/{B}': b}
     return adapters
 

@@ -16,8 +16,7 @@ from optax import contrib
 from gpt_jax.config_tree import finite, fraction, positive, whole
 from gpt_jax.moved_keys import KeepsMovedValues, accepts_moved_keys
 from gpt_jax.optim import adamw
-from gpt_jax.optim.param_groups import ParameterGroups, PyTree, map_with_path
-from gpt_jax.parameter import Role
+from gpt_jax.parameter import ParameterGroups, PyTree, Role, map_with_path
 
 
 @accepts_moved_keys('optimizer')

@@ -7,7 +7,7 @@ import optax
 
 from gpt_jax.config_tree import finite, fraction, positive
 from gpt_jax.moved_keys import KeepsMovedValues, accepts_moved_keys
-from gpt_jax.optim.param_groups import ParameterGroups
+from gpt_jax.parameter import ParameterGroups
 
 
 @accepts_moved_keys('optimizer')

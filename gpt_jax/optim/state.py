@@ -6,7 +6,7 @@
 
 from typing import Any
 
-from gpt_jax.optim.param_groups import PyTree, map_with_path
+from gpt_jax.parameter import PyTree, map_with_path
 
 
 def follow_parameters(state: PyTree, params: PyTree, values: PyTree, *, default: Any) -> PyTree:

@@ -16,8 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from gpt_jax.errors import UserError
 from gpt_jax.optim import lora
 from gpt_jax.optim.lora import LoraConfig
-from gpt_jax.optim.param_groups import ParameterGroups, PyTree
-from gpt_jax.parameter import Role
+from gpt_jax.parameter import ParameterGroups, PyTree, Role
 
 _ADAPTER_KEY = 1  # folded into the seed's key, because that key itself draws the weights
 

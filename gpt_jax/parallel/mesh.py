@@ -2,9 +2,10 @@
 
 The axes, from the slowest connection to the fastest: `data` (replicas of the model, each with its
 own sequences), `fsdp` (own sequences; weights are sharded, and gathered when needed; ZeRO,
-Rajbhandari et al. 2019, https://arxiv.org/abs/1910.02054), `context` (each sequence sharded) and
-`tensor` (heads, MLP and vocabulary sharded; Shoeybi et al. 2019,
-https://arxiv.org/abs/1909.08053).
+Rajbhandari et al. 2019, https://arxiv.org/abs/1910.02054), `expert` (own sequences; each device
+has some of the experts of a mixture, and tokens travel to them; Lepikhin et al. 2020,
+https://arxiv.org/abs/2006.16668), `context` (each sequence sharded) and `tensor` (heads, MLP and
+vocabulary sharded; Shoeybi et al. 2019, https://arxiv.org/abs/1909.08053).
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from jax.sharding import AxisType, Mesh
 from gpt_jax.config_tree import INT32_MAX, Domain, count, knob
 from gpt_jax.errors import UserError
 
-AXES = ('data', 'fsdp', 'context', 'tensor')
+AXES = ('data', 'fsdp', 'expert', 'context', 'tensor')
 _AXIS_SIZE = Domain(
     int,
     f'must be a whole number from 1 to {INT32_MAX}, or -1: all devices that are left',
@@ -45,6 +46,7 @@ class MeshConfig:
 
     data: int = axis_size(-1)  # replicas of the model, each with its own sequences
     fsdp: int = axis_size(1)  # devices that shard the batch and the weights
+    expert: int = axis_size(1)  # devices that shard the batch and the experts of a mixture
     tensor: int = axis_size(1)  # devices that shard heads, MLP and vocabulary
     context: int = axis_size(1)  # devices that shard the length of each sequence
     program: ProgramKind = ProgramKind.JIT  # pmap: the older API, supports the data axis only
@@ -73,8 +75,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 def _sizes(config: MeshConfig, count: int) -> dict[str, int]:
     """Computes the size of each axis over `count` devices."""
-    values = (config.data, config.fsdp, config.context, config.tensor)
-    sizes = dict(zip(AXES, values, strict=True))
+    sizes = {axis: getattr(config, axis) for axis in AXES}
     asked = _spell(sizes)
     free = [axis for axis, size in sizes.items() if size == -1]
     for axis, size in sizes.items():

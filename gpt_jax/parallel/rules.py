@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 # Activations first, then parameters. None: replicated.
 RULES: dict[str, str | tuple[str, ...] | None] = {
-    'batch': ('data', 'fsdp'),
+    'batch': ('data', 'fsdp', 'expert'),
     'length': 'context',
     'activation': None,
     'layers': None,
@@ -20,6 +20,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     'kv_heads': 'tensor',
     'head_dim': None,
     'mlp': 'tensor',
+    'experts': 'expert',
     'vocab': 'tensor',
     'positions': None,
 }

@@ -4,20 +4,21 @@ XLA's own count cannot be used, because it counts the body of a loop once.
 """
 
 from gpt_jax.model.config import ModelConfig, NormPlacement, Remat
-from gpt_jax.model.gpt import abstract_params, count_params
+from gpt_jax.model.gpt import count_multiplied_params
 from gpt_jax.model.remat import ATTENTION, REMAT_KEEPS, kept_products
-from gpt_jax.optim.param_groups import ParameterGroups
 
 
 def train_flops_per_token(config: ModelConfig, *, length: int) -> float:
     """Returns FLOPs per token of forward and backward, for sequences of `length` tokens.
 
-    6 for each weight that is part of a product, and 12 * H * K * length for each layer's attention
-    (PaLM, Chowdhery et al. 2022, appendix B, https://arxiv.org/abs/2204.02311). By convention
-    masked scores count too. A layer with a window counts the window instead of `length`.
+    6 for each weight that is multiplied with the token (of experts, only the chosen ones), and
+    three times the forward pass of what attention computes besides, which is 4 * H * K * length
+    for grouped-query attention (PaLM, Chowdhery et al. 2022, appendix B,
+    https://arxiv.org/abs/2204.02311). By convention masked scores count too. A layer with a window
+    counts the window instead of `length`.
     """
-    weights = _multiplied_weights(config)
-    return 6.0 * weights + 3 * _attention_flops(config, length)
+    weights = count_multiplied_params(config)
+    return 6.0 * weights + 3 * _attention_flops(config, length) + 3 * _mlp_flops(config)
 
 
 def recomputed_flops_per_token(config: ModelConfig, *, length: int) -> float:
@@ -35,22 +36,18 @@ def recomputed_flops_per_token(config: ModelConfig, *, length: int) -> float:
     if kept_products(config.execution.remat):
         return attention
     outside = config.d_model * config.vocab_size + (config.d_model if config.final_norm else 0)
-    weights = _multiplied_weights(config) - outside
+    weights = count_multiplied_params(config) - outside
     if config.norm_placement == NormPlacement.PRE:
-        weights -= config.num_layers * config.d_ff * config.d_model
+        weights -= config.num_layers * config.mlp.last_weights(config)
     return 2.0 * weights + attention
 
 
 def _attention_flops(config: ModelConfig, length: int) -> float:
-    """Returns forward FLOPs per token of the scores and of the weighted sum of values."""
+    """Returns forward FLOPs per token of all attention but its products with weights."""
     spans = [min(config.window(i) or length, length) for i in range(config.num_layers)]
-    return 4.0 * config.num_heads * config.head_dim * sum(spans)
+    return sum(config.attention.flops(config, span) for span in spans)
 
 
-def _multiplied_weights(config: ModelConfig) -> int:
-    """Returns the number of parameters without tables that are only looked up."""
-    groups = ParameterGroups.of(abstract_params(config))
-    looked_up = [each for each in groups.declared.values() if not each.in_product]
-    padding = (config.padded_vocab_size - config.vocab_size) * config.d_model
-    rows = sum(each.value.size - (padding if each.names[0] == 'vocab' else 0) for each in looked_up)
-    return count_params(config) - rows
+def _mlp_flops(config: ModelConfig) -> float:
+    """Returns forward FLOPs per token of all MLPs but their products with weights."""
+    return config.num_layers * config.mlp.flops(config)

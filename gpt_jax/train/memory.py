@@ -13,17 +13,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from gpt_jax.config import RunConfig, finalize
 from gpt_jax.config_tree import from_json, to_json
 from gpt_jax.errors import UserError
-from gpt_jax.model.config import AttentionKernel, Remat
-from gpt_jax.model.gpt import abstract_params
+from gpt_jax.model.config import AttentionKernel, ModelConfig, Remat
+from gpt_jax.model.gpt import parameter_groups
 from gpt_jax.model.remat import ATTENTION, PRODUCT, REMAT_KEEPS
-from gpt_jax.optim.param_groups import ParameterGroups
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.rules import parts
-from gpt_jax.parameter import Role
+from gpt_jax.parameter import Parameter, Role
 from gpt_jax.telemetry.chips import CHIPS, GIB
 from gpt_jax.train.loss import chunk_count
 from gpt_jax.train.program import Program, make_program
@@ -110,17 +110,8 @@ def _kept_bytes(program: Program, config: RunConfig, remat: Remat) -> float:
     model, mesh = config.model, program.mesh
     itemsize = jnp.dtype(model.precision.compute).itemsize
     local_heads = model.num_heads / parts('heads', mesh, size=model.num_heads)
-    attention = local_heads * model.head_dim
-    groups = ParameterGroups.of(abstract_params(model))
-    outputs = {
-        path: math.prod(
-            size / parts(name, mesh, size=size)
-            for axis in groups.matrix_axes(path, each.value.ndim)[1]
-            for name, size in [(each.names[axis], each.value.shape[axis])]
-        )
-        for path, each in groups.declared.items()
-        if each.role is Role.HIDDEN
-    }
+    inputs, outputs = _widths(model, mesh)
+    attention = inputs['blocks/attention/output/kernel']
     names = (PRODUCT, ATTENTION) if remat == Remat.NONE else REMAT_KEEPS[remat]
     kept = itemsize * (
         model.d_model
@@ -128,11 +119,33 @@ def _kept_bytes(program: Program, config: RunConfig, remat: Remat) -> float:
         + (attention if ATTENTION in names else 0)
     )
     if remat == Remat.NONE:
-        ff = model.d_ff / parts('mlp', mesh, size=model.d_ff)
+        ff = max(outputs[path] for path in outputs if path.startswith('blocks/mlp/'))
         kept += 4 * (7 * model.d_model + 4 * ff)  # norms and activation functions, in float32
         if program.model.kernels.attention in (AttentionKernel.XLA, AttentionKernel.BLOCKED):
             kept += (4 + itemsize) * local_heads * model.max_seq_len  # scores and their softmax
     return kept
+
+
+def _widths(model: ModelConfig, mesh: Mesh) -> tuple[dict[str, float], dict[str, float]]:
+    """Returns the inputs and the outputs per token and device of each hidden matrix, by path.
+
+    A matrix of experts has those of the experts that a token uses.
+    """
+    groups = parameter_groups(model)
+
+    def width(each: Parameter, axes: tuple[int, ...]) -> float:
+        sizes = [(each.names[axis], each.value.shape[axis]) for axis in axes]
+        experts = math.prod(each.value.shape[1 : each.batch_axes])
+        local = math.prod(size / parts(name, mesh, size=size) for name, size in sizes)
+        return each.active * experts * local
+
+    widths = {
+        path: [width(each, axes) for axes in groups.matrix_axes(path, each.value.ndim)]
+        for path, each in groups.declared.items()
+        if each.role is Role.HIDDEN
+    }
+    inputs, outputs = ({path: both[i] for path, both in widths.items()} for i in range(2))
+    return inputs, outputs
 
 
 def memory_limit(device: jax.Device) -> float | None:
@@ -177,9 +190,8 @@ def memory_savers(program: Program, config: RunConfig) -> list[list[Overrides]]:
     over = program.mesh.size // config.mesh.slices
     if program.mesh.shape['fsdp'] < over:
         split = {'mesh.data': config.mesh.slices, 'mesh.fsdp': over}
-        split |= {
-            f'mesh.{axis}': 1 for axis in ('context', 'tensor') if program.mesh.shape[axis] > 1
-        }
+        others = [axis for axis in ('expert', 'context', 'tensor') if program.mesh.shape[axis] > 1]
+        split |= {f'mesh.{axis}': 1 for axis in others}
         if config.eval.batch_size % program.mesh.size:  # it must divide over the devices too
             split['eval.batch_size'] = -(-config.eval.batch_size // over) * over
         spread = [split | each for each in _accumulations(batch_size, program.mesh.size, above=0)]

@@ -58,7 +58,7 @@ def make_pmap_functions(parts: StepParts, mesh: Mesh, shardings: TrainState) -> 
 
 def _check(parts: StepParts, mesh: Mesh) -> None:
     """Rejects meshes that need a partitioner, and configs that need compiler options."""
-    for axis in ('fsdp', 'tensor', 'context'):
+    for axis in ('fsdp', 'expert', 'tensor', 'context'):
         if mesh.shape[axis] > 1:
             raise UserError(
                 f'config.mesh.program=pmap splits the batch alone: set config.mesh.{axis}=1 '

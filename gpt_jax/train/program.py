@@ -18,10 +18,12 @@ from jax.sharding import Mesh
 from gpt_jax.config import LossKernel, RunConfig, call_cadences
 from gpt_jax.errors import UserError
 from gpt_jax.kernels.attention import choose_kernel
+from gpt_jax.kernels.experts import choose_expert_kernel
 from gpt_jax.kernels.loss import choose_loss_kernel
 from gpt_jax.kernels.norm import choose_norm_kernel
 from gpt_jax.model.config import (
     AttentionKernel,
+    ExpertKernel,
     Kernels,
     MatmulPrecision,
     ModelConfig,
@@ -162,13 +164,18 @@ def make_program(config: RunConfig, mesh: Mesh, *, traced: bool = False) -> Prog
         kernels=Kernels(
             AttentionKernel(
                 choose_kernel(
-                    config.model,
+                    dataclasses.replace(
+                        config.model, head_dim=config.model.attention.score_width(config.model)
+                    ),
                     backend=backend,
                     segments=config.data.segment_ids,
                     context=parts('length', mesh),
                 )
             ),
             NormKernel(choose_norm_kernel(config.model.execution.norm_kernel, backend=backend)),
+            ExpertKernel(
+                choose_expert_kernel(config.model.execution.expert_kernel, backend=backend)
+            ),
         ),
         scan=use_scan(config.model, backend=backend),
         # Merging a sharded sequence with the batch would gather it.
@@ -271,7 +278,7 @@ def choose_micro_batches(config: RunConfig, *, backend: str, devices: int) -> in
     limit = ACTIVATION_BYTES.get(backend)
     if train.grad_accumulation or limit is None:
         return train.grad_accumulation or 1
-    rows = devices * max(1, limit // (4 * model.max_seq_len * model.d_ff))
+    rows = devices * max(1, limit // (4 * model.max_seq_len * model.mlp.width(model)))
     for count in range(1, train.batch_size + 1):
         size, rest = divmod(train.batch_size, count)
         if rest == 0 and size <= rows and size % devices == 0:
@@ -296,8 +303,8 @@ def _check_divisible(config: RunConfig, mesh: Mesh, *, micro_batches: int) -> No
     for name, size in sizes.items():
         if size % devices:
             raise UserError(
-                f'{name} = {size} is not divisible by the {devices} devices of the data and fsdp '
-                f'axes; change it, or use fewer devices with config.mesh.data'
+                f'{name} = {size} is not divisible by the {devices} devices of the data, fsdp '
+                f'and expert axes; change it, or use fewer devices with config.mesh.data'
             )
 
 

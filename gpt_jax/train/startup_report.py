@@ -22,9 +22,6 @@ def summarize(program: Program, config: RunConfig) -> dict[str, str]:
     devices = program.mesh.devices.flatten()
     tokens = train.batch_size * model.max_seq_len
     held = bytes_per_device(program.abstract_state)
-    heads = f'{model.num_heads} heads of {model.head_dim}'
-    if model.num_kv_heads != model.num_heads:
-        heads += f' over {model.num_kv_heads} key/value heads'
     memory = memory_size(devices[0].device_kind)
     kind = devices[0].device_kind + (f' ({memory:.0f} GiB)' if memory else '')
     trained = sum(leaf.size for leaf in jax.tree.leaves(program.abstract_state.params))
@@ -37,7 +34,8 @@ def summarize(program: Program, config: RunConfig) -> dict[str, str]:
         'mesh': _describe_mesh(program, config),
         'parameters': f'{count_params(model):,} (state {held / 2**20:,.1f} MiB per device)',
         **part,
-        'model': f'{model.num_layers} layers, d_model {model.d_model}, d_ff {model.d_ff}, {heads}, '
+        'model': f'{model.num_layers} layers, d_model {model.d_model}, '
+        f'{model.mlp.describe(model)}, {model.attention.describe(model)}, '
         f'vocabulary {model.vocab_size:,} (table {model.padded_vocab_size:,}), '
         f'context {model.max_seq_len}, {model.position} positions',
         'kernels': f'attention {kernels.attention}, norm {kernels.norm}, '

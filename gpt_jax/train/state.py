@@ -15,9 +15,9 @@ from gpt_jax.config import RunConfig
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.model.gpt import abstract_params, init_params
 from gpt_jax.optim import make_optimizer
-from gpt_jax.optim.param_groups import ParameterGroups
 from gpt_jax.optim.schedule import make_schedule
 from gpt_jax.optim.trainable import Trainable
+from gpt_jax.parameter import ParameterGroups
 
 
 @flax.struct.dataclass

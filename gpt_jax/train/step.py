@@ -10,8 +10,9 @@ import optax
 
 from gpt_jax.config import LossKernel, TrainConfig
 from gpt_jax.kernels.loss_softmax import LossOptions
-from gpt_jax.model.gpt import GPT, output_table
+from gpt_jax.model.gpt import GPT, output_table, sown_shapes
 from gpt_jax.model.layer_stack import layers_per_period, to_executed, to_stored
+from gpt_jax.model.sown import LOSSES, METRICS, sum_sown
 from gpt_jax.optim.trainable import Trainable
 from gpt_jax.train.loss import LossSums, cross_entropy
 from gpt_jax.train.state import TrainState
@@ -60,24 +61,31 @@ def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[Tra
         executed = to_executed(state.params, period=period)
         base = None if state.base is None else to_executed(state.base, period=period)
 
-        def micro_loss(executed: Any, micro: Batch, index: jax.Array) -> tuple[jax.Array, LossSums]:
+        def micro_loss(executed: Any, micro: Batch, index: jax.Array) -> tuple[jax.Array, Any]:
             dropout_key = jax.random.fold_in(key, index) if has_dropout else None
             masks = trainable.dropout_masks(state.params, dropout_key)
             if masks is not None:
                 executed = jax.tree.map(jnp.multiply, executed, to_executed(masks, period=period))
             params = trainable.join(executed, base)
-            loss, sums = _loss(parts, params, micro, dropout_key, z_loss=train.z_loss)
-            return loss / total_weight, sums
+            loss, sums, sown = _loss(parts, params, micro, dropout_key, z_loss=train.z_loss)
+            loss = loss / total_weight
+            # A micro-batch counts by its tokens, in these sums too.
+            sown = jax.tree.map(lambda value: value * (sums.weight / total_weight), sown)
+            for value in sown[LOSSES].values():
+                loss += value
+            return loss, (sums, sown)
 
         grad_fn = jax.value_and_grad(micro_loss, has_aux=True)
         if parts.micro_batches == 1:
-            (loss, sums), grads = grad_fn(executed, batch, jnp.int32(0))
+            (loss, (sums, sown)), grads = grad_fn(executed, batch, jnp.int32(0))
         else:
-            loss, sums, grads = _accumulate(grad_fn, executed, batch, parts.micro_batches)
+            loss, (sums, sown), grads = _accumulate(
+                grad_fn, executed, batch, parts.micro_batches, sown_shapes(config)
+            )
         # Without the barrier XLA stacks the gradients again in every operation that reads them,
         # which makes the optimizer of 48 layers three times as slow on a GPU.
         grads = jax.lax.optimization_barrier(to_stored(grads, num_layers=config.num_layers))
-        loss, sums, grads = parts.total((loss, sums, grads))
+        loss, sums, sown, grads = parts.total((loss, sums, sown, grads))
 
         with jax.named_scope('clip'):
             grad_norm = optax.tree.norm(grads)
@@ -119,8 +127,9 @@ def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[Tra
             'bad_steps': new_state.bad_steps,
         }
         if train.z_loss:
-            metrics['z_loss'] = loss - metrics['loss']
-        return new_state, metrics
+            metrics['z_loss'] = loss - metrics['loss'] - sum(sown[LOSSES].values())
+        losses = {name: value for name, value in sown[LOSSES].items() if not name.startswith('_')}
+        return new_state, metrics | losses | sown[METRICS]
 
     return train_step
 
@@ -143,21 +152,23 @@ def make_eval_step(parts: StepParts) -> Callable[[Any, Batch], LossSums]:
 
     def eval_step(params: Any, batch: Batch) -> LossSums:
         executed = to_executed(params, period=period)
-        return parts.total(_loss(parts, executed, _with_loss_mask(batch), None, z_loss=0.0)[1])
+        _, sums, _ = _loss(parts, executed, _with_loss_mask(batch), None, z_loss=0.0)
+        return parts.total(sums)
 
     return eval_step
 
 
 def _loss(parts: StepParts, executed: Any, batch: Batch, dropout_key, *, z_loss: float):
-    """Computes the summed loss and the sums of one (micro-)batch."""
+    """Computes the summed loss, the sums and what the model sowed of one (micro-)batch."""
     config, tokens = parts.model.config, batch['tokens']
     segments = batch.get('segment_ids')
-    hidden_BLD, _ = parts.model.apply(
+    (hidden_BLD, _), sown = parts.model.apply(
         {'params': executed},
         tokens[:, :-1],
         segment_ids_BL=None if segments is None else segments[:, :-1],
         dropout_key=dropout_key,
         method='hidden',
+        mutable=[LOSSES, METRICS],
     )
     options = LossOptions(
         vocab_size=config.vocab_size,
@@ -167,9 +178,10 @@ def _loss(parts: StepParts, executed: Any, batch: Batch, dropout_key, *, z_loss:
         kernel=parts.loss_kernel,
     )
     with jax.named_scope('loss'):
-        return cross_entropy(
+        loss, sums = cross_entropy(
             hidden_BLD, output_table(executed), tokens[:, 1:], batch['loss_mask'], options
         )
+    return loss, sums, sum_sown(sown)
 
 
 def _with_loss_mask(batch: Batch) -> Batch:
@@ -181,8 +193,8 @@ def _with_loss_mask(batch: Batch) -> Batch:
     return {'loss_mask': ones, **batch}
 
 
-def _accumulate(grad_fn, executed: Any, batch: Batch, micro_batches: int):
-    """Sums losses and gradients over micro-batches, one at a time.
+def _accumulate(grad_fn, executed: Any, batch: Batch, micro_batches: int, sown: Any):
+    """Sums losses, gradients and what the model sows over micro-batches, one at a time.
 
     The sums are float32 whatever the parameters are: in bfloat16 small addends would be lost.
     Micro-batch i takes every `micro_batches`-th row, so that rows stay on their devices.
@@ -193,12 +205,12 @@ def _accumulate(grad_fn, executed: Any, batch: Batch, micro_batches: int):
 
     def add_micro_batch(total: Any, indexed: tuple[jax.Array, Batch]) -> tuple[Any, None]:
         index, micro = indexed
-        (loss, sums), grads = grad_fn(executed, micro, index)
-        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, (loss, sums, grads)), None
+        (loss, aux), grads = grad_fn(executed, micro, index)
+        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, (loss, aux, grads)), None
 
     zero = jnp.zeros((), jnp.float32)
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), executed)
-    start = (zero, LossSums(zero, zero, zero), zeros)
+    start = (zero, (LossSums(zero, zero, zero), jax.tree.map(lambda _: zero, sown)), zeros)
     micros = (jnp.arange(micro_batches), jax.tree.map(split, batch))
     total, _ = jax.lax.scan(add_micro_batch, start, micros)
     return total

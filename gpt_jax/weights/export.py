@@ -19,14 +19,13 @@ from gpt_jax import files
 from gpt_jax.errors import UserError
 from gpt_jax.fingerprint import named_leaves
 from gpt_jax.model.config import DType, ModelConfig
-from gpt_jax.model.gpt import abstract_params
-from gpt_jax.optim.param_groups import ParameterGroups
+from gpt_jax.model.gpt import parameter_groups
 from gpt_jax.parallel import peers
 from gpt_jax.tokenizer import Tokenizer
 from gpt_jax.tokenizer.base import CHAT_TEMPLATE
 from gpt_jax.weights import native, safetensors_files
 from gpt_jax.weights.credits import NO_CREDITS, README, Credits
-from gpt_jax.weights.layout import TABLES, TensorLayout, check_complete
+from gpt_jax.weights.layout import TABLES, TensorLayout, check_complete, unsupported
 from gpt_jax.weights.model_card import is_model_card, model_card
 from gpt_jax.weights.sampling import NO_SAMPLING, to_generation_config
 from gpt_jax.weights.transformers_folder import (
@@ -135,12 +134,7 @@ def choose_family(model: ModelConfig) -> Family:
     for family in FAMILIES:
         if family.model_types == native.MODEL_TYPES:
             continue
-        wrong = [
-            f'config.model.{name}={getattr(model, name)}'
-            for name, allowed in family.capabilities.items()
-            if getattr(model, name) not in allowed
-        ]
-        if reason := wrong[0] if wrong else family.obstacle(model):
+        if reason := unsupported(model, family.capabilities) or family.obstacle(model):
             obstacles.append(f'{family.model_types[0]} has no {reason}')
         else:
             return family
@@ -154,7 +148,7 @@ def named_tensors(
     model: ModelConfig, params: Any, layout: list[TensorLayout], dtype: Any
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the tensors of another format, one at a time on the host. Collective."""
-    leaves, groups = named_leaves(params), ParameterGroups.of(abstract_params(model))
+    leaves, groups = named_leaves(params), parameter_groups(model)
     for entry in layout:
         for layer, name in enumerate(entry.names(model.num_layers)):
             parts = {

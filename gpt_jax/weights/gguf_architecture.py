@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpt_jax.errors import UserError
+from gpt_jax.model.attention import GroupedQuery
 from gpt_jax.model.config import (
     InitConfig,
     MLPKind,
@@ -107,8 +108,7 @@ def _read_llama(c: ConfigReader, common: Mapping[str, Any], *, kind: str) -> Mod
         norm_epsilon=c.take_float('attention.layer_norm_rms_epsilon'),
         mlp=MLPKind.SWIGLU,
         use_bias=False,
-        qkv_bias=kind == QWEN2,
-        qk_norm=kind == QWEN3,
+        attention=GroupedQuery(qkv_bias=kind == QWEN2, qk_norm=kind == QWEN3),
         init=InitConfig(scale_residual=False),
     )
 
@@ -142,8 +142,8 @@ def from_model(model: ModelConfig, *, architecture: str) -> dict[str, int | floa
 def obstacle(model: ModelConfig, *, architecture: str) -> str:
     """Returns the setting that llama.cpp lacks but transformers' family has; '' if none."""
     mlp = MLPKind.GELU_TANH if architecture == GPT2 else MLPKind.SWIGLU
-    if model.mlp != mlp:
-        return f'config.model.mlp={model.mlp}'
+    if model.mlp.activation != mlp:
+        return f'config.model.mlp={model.mlp.activation}'
     if model.rope.original_seq_len and architecture != LLAMA:
         return f'config.model.rope.original_seq_len={model.rope.original_seq_len}'
     return ''

@@ -11,8 +11,7 @@ from gpt_jax import files
 from gpt_jax.errors import UserError
 from gpt_jax.fingerprint import named_leaves
 from gpt_jax.model.config import ModelConfig
-from gpt_jax.model.gpt import abstract_params
-from gpt_jax.optim.param_groups import ParameterGroups
+from gpt_jax.model.gpt import parameter_groups
 from gpt_jax.parallel import peers
 from gpt_jax.tokenizer import Tokenizer
 from gpt_jax.weights import gguf_architecture as architectures
@@ -111,7 +110,7 @@ def _tensors(
 
 def _shapes(model: ModelConfig, params: Any, layout: list) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yields names and shapes in the order of `_tensors`."""
-    leaves, groups = named_leaves(params), ParameterGroups.of(abstract_params(model))
+    leaves, groups = named_leaves(params), parameter_groups(model)
     shapes = {path: x.shape[path.startswith('blocks/') :] for path, x in leaves.items()}
     for path in TABLES:
         if path in shapes:

@@ -6,6 +6,7 @@ Radford et al. 2019. Tensors have OpenAI's names. Transformers stores matrices a
 
 from typing import Any
 
+from gpt_jax.model.attention import GroupedQuery
 from gpt_jax.model.config import (
     DropoutConfig,
     InitConfig,
@@ -15,6 +16,7 @@ from gpt_jax.model.config import (
     NormPlacement,
     PositionKind,
 )
+from gpt_jax.model.mlp import Dense
 from gpt_jax.weights.config_keys import INERT_KEYS
 from gpt_jax.weights.layout import TensorLayout
 from gpt_jax.weights.source import ConfigReader
@@ -45,9 +47,11 @@ CAPABILITIES = {
     'norm': (NormKind.LAYERNORM,),
     'norm_placement': (NormPlacement.PRE,),
     'final_norm': (True,),
-    'mlp': (MLPKind.GELU_TANH, MLPKind.GELU),
+    'attention': (GroupedQuery,),
+    'attention.qk_norm': (False,),
+    'mlp': (Dense,),
+    'mlp.activation': (MLPKind.GELU_TANH, MLPKind.GELU),
     'use_bias': (True,),
-    'qk_norm': (False,),
     'window_pattern': ((),),
     'attention_soft_cap': (0.0,),
     'output_soft_cap': (0.0,),
@@ -98,7 +102,9 @@ def from_model(model: ModelConfig) -> dict[str, Any]:
         'n_embd': model.d_model,
         'n_inner': model.d_ff,
         'layer_norm_epsilon': model.norm_epsilon,
-        'activation_function': next(a for a, mlp in _ACTIVATIONS.items() if mlp == model.mlp),
+        'activation_function': next(
+            a for a, mlp in _ACTIVATIONS.items() if mlp == model.mlp.activation
+        ),
         'tie_word_embeddings': model.tie_embeddings,
         'initializer_range': model.init.std,
         'resid_pdrop': model.dropouts.residual,

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from gpt_jax.config_tree import get_value, member_name
 from gpt_jax.errors import UserError
 from gpt_jax.fingerprint import named_leaves
-from gpt_jax.optim.param_groups import ParameterGroups
-from gpt_jax.parameter import Role
+from gpt_jax.model.config import ModelConfig
+from gpt_jax.parameter import ParameterGroups, Role
 
 TABLES = ('embedding/table', 'output/table')  # ours have padding rows
 
@@ -72,6 +73,26 @@ class TensorLayout:
         ]
         matrix = matrices[0] if len(matrices) == 1 else np.concatenate(matrices, -1)
         return np.ascontiguousarray(matrix.T if self.transposed else matrix)
+
+
+def unsupported(model: ModelConfig, capabilities: Mapping[str, Sequence[Any]]) -> str:
+    """Returns the first setting of a model that is not among the supported ones; '' if none.
+
+    Args:
+      model: the architecture.
+      capabilities: supported values by key below config.model. A class supports the members of a
+        union that are of it; keys below the union come after it.
+    """
+    for key, allowed in capabilities.items():
+        value = get_value(model, key)
+        if dataclasses.is_dataclass(value):
+            if not isinstance(value, tuple(allowed)):
+                return f'config.model.{key}={member_name(value)}'
+        elif value not in allowed:
+            union, _, name = key.partition('.')
+            shorthand = getattr(getattr(model, union), 'shorthand', None)
+            return f'config.model.{union if name == shorthand else key}={value}'
+    return ''
 
 
 def check_complete(layout: Sequence[TensorLayout], params: Any, *, format: str) -> None:

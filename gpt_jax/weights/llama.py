@@ -8,6 +8,7 @@ normalises queries and keys instead. SmolLM2 and TinyLlama are Llama models.
 from typing import Any
 
 from gpt_jax.errors import UserError
+from gpt_jax.model.attention import GroupedQuery
 from gpt_jax.model.config import (
     DropoutConfig,
     InitConfig,
@@ -17,6 +18,7 @@ from gpt_jax.model.config import (
     NormPlacement,
     PositionKind,
 )
+from gpt_jax.model.mlp import Dense
 from gpt_jax.weights.config_keys import INERT_KEYS
 from gpt_jax.weights.layout import TensorLayout
 from gpt_jax.weights.source import ConfigReader
@@ -41,7 +43,9 @@ CAPABILITIES = {
     'norm': (NormKind.RMSNORM,),
     'norm_placement': (NormPlacement.PRE,),
     'final_norm': (True,),
-    'mlp': tuple(_ACTIVATIONS.values()),
+    'attention': (GroupedQuery,),
+    'mlp': (Dense,),
+    'mlp.activation': tuple(_ACTIVATIONS.values()),
     'use_bias': (False,),
     'window_pattern': ((),),
     'attention_soft_cap': (0.0,),
@@ -81,8 +85,7 @@ def to_model(config: dict[str, Any], *, name: str) -> ModelConfig:
         norm_epsilon=c.take_float('rms_norm_eps', 1e-6),
         mlp=_ACTIVATIONS[c.require('hidden_act', *_ACTIVATIONS)],
         use_bias=False,
-        qkv_bias=kind == 'qwen2',
-        qk_norm=kind == 'qwen3',
+        attention=GroupedQuery(qkv_bias=kind == 'qwen2', qk_norm=kind == 'qwen3'),
         tie_embeddings=c.take_bool('tie_word_embeddings', False),
         init=InitConfig(std=c.take_float('initializer_range', 0.02), scale_residual=False),
         dropouts=DropoutConfig(attention=c.take_float('attention_dropout', 0.0)),
@@ -119,7 +122,7 @@ def _read_rope(c: ConfigReader, model: ModelConfig, *, name: str) -> None:
 
 def from_model(model: ModelConfig) -> dict[str, Any]:
     """Returns transformers' config.json for an architecture within `CAPABILITIES`."""
-    kind = 'qwen2' if model.qkv_bias else 'qwen3' if model.qk_norm else 'llama'
+    kind = 'qwen2' if model.attention.qkv_bias else 'qwen3' if model.attention.qk_norm else 'llama'
     rope: dict[str, Any] = {'rope_type': 'default', 'rope_theta': model.rope.base}
     if model.rope.original_seq_len:
         rope |= {
@@ -143,7 +146,7 @@ def from_model(model: ModelConfig) -> dict[str, Any]:
         'head_dim': model.head_dim,
         'hidden_size': model.d_model,
         'intermediate_size': model.d_ff,
-        'hidden_act': next(a for a, mlp in _ACTIVATIONS.items() if mlp == model.mlp),
+        'hidden_act': next(a for a, mlp in _ACTIVATIONS.items() if mlp == model.mlp.activation),
         'rms_norm_eps': model.norm_epsilon,
         'attention_bias': kind == 'qwen2',
         'attention_dropout': model.dropouts.attention,
@@ -158,10 +161,10 @@ def from_model(model: ModelConfig) -> dict[str, Any]:
 
 def obstacle(model: ModelConfig) -> str:
     """Returns an unsupported setting that `CAPABILITIES` does not cover; '' if there is none."""
-    if model.qkv_bias and model.qk_norm:
-        return 'config.model.qkv_bias with config.model.qk_norm'
-    if model.qkv_bias and model.num_heads * model.head_dim != model.d_model:
-        return f'config.model.head_dim={model.head_dim} with config.model.qkv_bias'
+    if model.attention.qkv_bias and model.attention.qk_norm:
+        return 'config.model.attention.qkv_bias with config.model.attention.qk_norm'
+    if model.attention.qkv_bias and model.num_heads * model.head_dim != model.d_model:
+        return f'config.model.head_dim={model.head_dim} with config.model.attention.qkv_bias'
     return ''
 
 
@@ -181,10 +184,10 @@ def layout(model: ModelConfig) -> list[TensorLayout]:
         'input_layernorm.weight': 'attention_norm/scale',
         'post_attention_layernorm.weight': 'mlp_norm/scale',
     }
-    if model.qkv_bias:
+    if model.attention.qkv_bias:
         for theirs, ours in (('q', 'query'), ('k', 'key'), ('v', 'value')):
             vectors[f'self_attn.{theirs}_proj.bias'] = f'attention/{ours}/bias'
-    if model.qk_norm:
+    if model.attention.qk_norm:
         for theirs, ours in (('q', 'query'), ('k', 'key')):
             vectors[f'self_attn.{theirs}_norm.weight'] = f'attention/{ours}_norm/scale'
     entries = [TensorLayout('model.embed_tokens.weight', ('embedding/table',))]

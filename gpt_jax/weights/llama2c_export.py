@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from gpt_jax import files
-from gpt_jax.config_tree import get_value
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import MLPKind, ModelConfig
 from gpt_jax.model.position import rope_frequencies
@@ -18,7 +17,7 @@ from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 from gpt_jax.weights import llama
 from gpt_jax.weights.credits import NO_CREDITS, README, Credits
 from gpt_jax.weights.export import named_tensors
-from gpt_jax.weights.layout import check_complete
+from gpt_jax.weights.layout import check_complete, unsupported
 from gpt_jax.weights.llama2c import BOS, BYTE_PIECES, CONTROL_PIECES, HEADER, parts
 from gpt_jax.weights.model_card import model_card
 from gpt_jax.weights.rope_pairs import to_pairs
@@ -28,9 +27,9 @@ from gpt_jax.weights.sentencepiece_pieces import USER_DEFINED, Piece, list_piece
 MODEL, TOKENIZER = 'model.bin', 'tokenizer.bin'
 # Settings hard-coded in run.c, in addition to those of the Llama family.
 _CAPABILITIES = llama.CAPABILITIES | {
-    'mlp': (MLPKind.SWIGLU,),
-    'qkv_bias': (False,),
-    'qk_norm': (False,),
+    'mlp.activation': (MLPKind.SWIGLU,),
+    'attention.qkv_bias': (False,),
+    'attention.qk_norm': (False,),
     'norm_epsilon': (1e-5,),
     'rope.base': (10000.0,),
     'rope.scaling': (1.0,),
@@ -79,16 +78,11 @@ def export_llama2c(
 
 
 def _check_model(model: ModelConfig) -> None:
-    wrong = [
-        name for name, allowed in _CAPABILITIES.items() if get_value(model, name) not in allowed
-    ]
+    wrong = unsupported(model, _CAPABILITIES)
     if not wrong and model.num_heads * model.head_dim != model.d_model:
-        wrong = ['head_dim']
+        wrong = f'config.model.head_dim={model.head_dim}'
     if wrong:
-        raise UserError(
-            f'llama2.c has no config.model.{wrong[0]}={get_value(model, wrong[0])}; '
-            f'--format safetensors takes any architecture'
-        )
+        raise UserError(f'llama2.c has no {wrong}; --format safetensors takes any architecture')
 
 
 def _pieces(model: ModelConfig, tokenizer: Tokenizer) -> list[Piece]:

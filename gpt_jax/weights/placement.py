@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.fingerprint import named_leaves
-from gpt_jax.model.gpt import abstract_params
-from gpt_jax.optim.param_groups import ParameterGroups
+from gpt_jax.model.gpt import parameter_groups
 from gpt_jax.weights.layout import TABLES
 from gpt_jax.weights.source import Source
 
@@ -40,7 +39,7 @@ def load_params(
     }
     source.check(shapes)
     entries = {path: entry for entry in source.layout for path in entry.paths}
-    groups = ParameterGroups.of(abstract_params(source.model))
+    groups = parameter_groups(source.model)
 
     def read(path: str, layer: int) -> np.ndarray:
         entry = entries[path]

@@ -11,8 +11,8 @@ import numpy as np
 
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import ModelConfig
-from gpt_jax.model.gpt import abstract_params
-from gpt_jax.optim.param_groups import ParameterGroups
+from gpt_jax.model.gpt import parameter_groups
+from gpt_jax.parameter import ParameterGroups
 from gpt_jax.tokenizer import Tokenizer
 from gpt_jax.weights.credits import NO_CREDITS, Credits
 from gpt_jax.weights.layout import TABLES, TensorLayout
@@ -56,7 +56,7 @@ class Source:
                 f'{self.name} has {len(self.tensors)} tensors, its config {self.model.num_layers} '
                 f'layers; it is damaged or of another architecture'
             )
-        groups = ParameterGroups.of(abstract_params(self.model))
+        groups = parameter_groups(self.model)
         expected = {
             name: self._stored_shape(entry, shapes, groups)
             for entry in self.layout

@@ -10,9 +10,8 @@ import pytest
 from gpt_jax import GPT
 from gpt_jax.checkpoint import Checkpointer
 from gpt_jax.main import main
-from gpt_jax.model.gpt import abstract_params
+from gpt_jax.model.gpt import parameter_groups
 from gpt_jax.optim.lora import LoraConfig
-from gpt_jax.optim.param_groups import ParameterGroups
 from gpt_jax.optim.trainable import Trainable
 from tests.command_line import TINY, fingerprints, rows
 
@@ -67,7 +66,7 @@ def test_a_run_goes_on_exactly_and_is_read_as_a_whole_model(part, tmp_path, caps
 def test_loaded_weights_have_the_adapters_in_them(adapted):
     gpt = GPT.load(adapted)
     assert gpt.config.lora.rank == 0  # what it saves is a whole model
-    groups = ParameterGroups.of(abstract_params(gpt.config.model))
+    groups = parameter_groups(gpt.config.model)
     trainable = Trainable(lora=LoraConfig(rank=2, alpha=4.0), groups=groups)
     adapters, base = jax.eval_shape(trainable.split, gpt.params, jax.random.key(0))
     with Checkpointer(adapted / 'checkpoints', read_only=True) as checkpointer:

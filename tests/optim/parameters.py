@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.model.config import ModelConfig, finalize_model
-from gpt_jax.model.gpt import abstract_params
-from gpt_jax.optim.param_groups import ParameterGroups
+from gpt_jax.model.gpt import parameter_groups
+from gpt_jax.parameter import ParameterGroups
 
 N, D, H, G, K, F, V, T = 3, 8, 2, 1, 4, 16, 20, 6
 
@@ -59,7 +59,7 @@ def declared() -> ParameterGroups:
         tie_embeddings=False,
     )
     finalize_model(config)
-    return ParameterGroups.of(abstract_params(config))
+    return parameter_groups(config)
 
 
 GROUPS = declared()

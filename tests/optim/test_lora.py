@@ -8,17 +8,16 @@ from flax import linen as nn
 
 from gpt_jax.errors import UserError
 from gpt_jax.fingerprint import named_leaves
-from gpt_jax.model.gpt import abstract_params, init_params
+from gpt_jax.model.gpt import init_params, parameter_groups
 from gpt_jax.model.layer_stack import to_executed
 from gpt_jax.optim.lora import LoraConfig
-from gpt_jax.optim.param_groups import ParameterGroups
 from gpt_jax.optim.trainable import Trainable
 from tests.model_configs import make_config
 
 KEY = jax.random.key(3)
 KERNELS = ('blocks/attention/(query|output)/kernel', 'blocks/mlp/up/kernel')
 MODEL = make_config(d_model=16, num_layers=3, num_heads=2)
-GROUPS = ParameterGroups.of(abstract_params(MODEL))
+GROUPS = parameter_groups(MODEL)
 LORA = Trainable(lora=LoraConfig(rank=2, alpha=6.0, targets=KERNELS), groups=GROUPS)
 
 

@@ -11,9 +11,8 @@ import pytest
 from flax import linen as nn
 
 from gpt_jax.config import TrainConfig
-from gpt_jax.model.gpt import GPT, abstract_params, init_params
+from gpt_jax.model.gpt import GPT, init_params, parameter_groups
 from gpt_jax.optim import SGD, AdamW, make_optimizer
-from gpt_jax.optim.param_groups import ParameterGroups
 from gpt_jax.optim.schedule import ScheduleConfig, make_schedule
 from gpt_jax.train.loss import LossSums
 from gpt_jax.train.state import begin_state
@@ -36,7 +35,7 @@ def build(optimizer='sgd', clip_norm=0.0, dropout=0.0, micro_batches=1, **train)
     )
     parts = StepParts(
         model=GPT(config),
-        optimizer=make_optimizer(chosen, schedule, ParameterGroups.of(abstract_params(config))),
+        optimizer=make_optimizer(chosen, schedule, parameter_groups(config)),
         schedule=schedule,
         train=TrainConfig(batch_size=ROWS, clip_norm=clip_norm, **train),
         seed=5,

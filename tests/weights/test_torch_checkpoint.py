@@ -16,7 +16,7 @@ from gpt_jax.kernels.scores import ScoreOptions
 from gpt_jax.model.attention import attend
 from gpt_jax.model.gpt import GPT as Module
 from gpt_jax.model.layer_stack import to_executed
-from gpt_jax.model.mlp import MLPS
+from gpt_jax.model.mlp.activation import ACTIVATIONS
 from gpt_jax.weights import open_source
 from tests.command_line import run
 from tests.weights.random_source import GPT2, load, logits, make_model, random_params
@@ -157,7 +157,7 @@ def test_every_activation(workdir, shared_data):
         'attnResid': x + attention,
         'ln2': np.asarray(first['mlp_norm']['__call__'][0][0]),
         'fc': up,
-        'gelu': np.asarray(MLPS[config.mlp].function(jnp.asarray(up))),
+        'gelu': np.asarray(ACTIVATIONS[config.mlp.activation].function(jnp.asarray(up))),
         'mlp': output(first['mlp']),
         'mlpResid': blocks[0],
         **{f'block{i}': block for i, block in enumerate(blocks)},

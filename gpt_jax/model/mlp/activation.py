@@ -1,4 +1,4 @@
-"""The position-wise feed-forward network of a block."""
+"""The nonlinearities of MLPs."""
 
 import functools
 import math
@@ -7,11 +7,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jaxtyping import Array, Float
 
-from gpt_jax.model.config import MLPKind, ModelConfig
-from gpt_jax.model.linear import Linear
+from gpt_jax.model.options import MLPKind
 
 
 class Activation(NamedTuple):
@@ -37,13 +35,19 @@ def exact_gelu(x: Float[Array, '...']) -> Float[Array, '...']:
 
 # GELU: Hendrycks and Gimpel 2016, https://arxiv.org/abs/1606.08415 (GPT-2 uses its tanh form).
 # SwiGLU, GEGLU: Shazeer 2020, https://arxiv.org/abs/2002.05202.
-MLPS = {
+ACTIVATIONS = {
     MLPKind.GELU: Activation(exact_gelu, gated=False),
     MLPKind.GELU_TANH: Activation(functools.partial(jax.nn.gelu, approximate=True), gated=False),
     MLPKind.RELU2: Activation(squared_relu, gated=False),
     MLPKind.SWIGLU: Activation(jax.nn.silu, gated=True),
     MLPKind.GEGLU: Activation(functools.partial(jax.nn.gelu, approximate=True), gated=True),
 }
+
+
+def activate(kind: MLPKind, *inputs: Float[Array, '... F']) -> Float[Array, '... F']:
+    """Computes the activation of `(up,)`, or of `(up, gate)` when gated; in float32."""
+    function = ACTIVATIONS[kind]
+    return function(*inputs) if inputs[0].dtype == jnp.float32 else in_float32(function, *inputs)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -66,23 +70,3 @@ def _backward(function, inputs, dy):
 
 
 in_float32.defvjp(_forward, _backward)
-
-
-class MLP(nn.Module):
-    """`down(activation(up(x)))`, or `down(activation(gate(x)) * up(x))` when gated."""
-
-    config: ModelConfig
-
-    @nn.compact
-    def __call__(self, x: Float[Array, '... D']) -> Float[Array, '... D']:
-        """Maps `[..., D]` to `[..., F]` and back to `[..., D]`."""
-        c = self.config
-        activation = MLPS[c.mlp]
-        widen = functools.partial(Linear, c, (c.d_model,), (c.d_ff,), ('embed', 'mlp'))
-        inputs = [widen(name='up')(x)]
-        if activation.gated:
-            inputs.append(widen(name='gate')(x))
-        is_rounded = x.dtype != jnp.float32
-        hidden = in_float32(activation, *inputs) if is_rounded else activation(*inputs)
-        down = Linear(c, (c.d_ff,), (c.d_model,), ('mlp', 'embed'), residual=True, name='down')
-        return down(hidden)

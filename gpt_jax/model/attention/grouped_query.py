@@ -1,30 +1,41 @@
-"""Causal self-attention: from activations to queries, keys and values, and back."""
+"""Grouped-query attention: several query heads share the keys and values of one head."""
 
+import dataclasses
 import functools
 
-import flax.struct
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
-from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
-from gpt_jax.kernels.attention import find_kernel
-from gpt_jax.kernels.dropout import dropout
-from gpt_jax.kernels.scores import AttentionMask, ScoreOptions, hide_masked, soften
-from gpt_jax.model.cache import LayerCache
-from gpt_jax.model.config import AttentionKernel, AttentionKind, ModelConfig
+from gpt_jax.kernels.scores import ScoreOptions
+from gpt_jax.model.attention.attend import run_attention
+from gpt_jax.model.attention.base import AttentionContext, BaseAttention
+from gpt_jax.model.attention.layer_cache import LayerCache
 from gpt_jax.model.linear import Linear
 from gpt_jax.model.norm import RMSNorm
+from gpt_jax.model.options import AttentionKernel, CommonConfig, Kernels
 from gpt_jax.model.position import POSITIONS
 
 
-@flax.struct.dataclass
-class AttentionContext:
-    """The positions and the mask that all layers share in one call of the model."""
+@dataclasses.dataclass(slots=True, kw_only=True)
+class GroupedQuery(BaseAttention):
+    """Query heads over fewer key/value heads: MHA, GQA and MQA."""
 
-    positions_BL: Int[Array, 'B L']
-    mask: AttentionMask
+    qk_norm: bool = False  # RMSNorm of queries and keys, per head
+    qkv_bias: bool = False  # biases of query, key and value even without use_bias (Qwen2)
+
+    def make(self, config: CommonConfig, *, kernels: Kernels, window: int, name: str) -> nn.Module:
+        """Returns the module."""
+        return GroupedQueryAttention(config, self, kernels.attention, window, name=name)
+
+    def cache_shapes(self, config: CommonConfig) -> dict[str, tuple[int, int]]:
+        """Returns the shapes of the keys and the values."""
+        shape = (config.num_kv_heads, config.head_dim)
+        return {'key': shape, 'value': shape}
+
+    def flops(self, config: CommonConfig, span: int) -> float:
+        """Returns the FLOPs of the scores and of the weighted sum of values."""
+        return 4.0 * config.num_heads * config.head_dim * span
 
 
 class GroupedQueryAttention(nn.Module):
@@ -34,7 +45,8 @@ class GroupedQueryAttention(nn.Module):
     https://arxiv.org/abs/2305.13245. `window` limits how far back a query sees (0: no limit).
     """
 
-    config: ModelConfig
+    config: CommonConfig
+    options: GroupedQuery
     kernel: AttentionKernel
     window: int = 0
 
@@ -52,7 +64,7 @@ class GroupedQueryAttention(nn.Module):
         q_BLHK = heads('query', c.num_heads, 'heads')
         k_BSGK = heads('key', c.num_kv_heads, 'kv_heads')
         v_BSGK = heads('value', c.num_kv_heads, 'kv_heads')
-        if c.qk_norm:  # Henry et al. 2020, https://arxiv.org/abs/2010.04245
+        if self.options.qk_norm:  # Henry et al. 2020, https://arxiv.org/abs/2010.04245
             q_BLHK, _ = RMSNorm(c, axis='head_dim', name='query_norm')(q_BLHK)
             k_BSGK, _ = RMSNorm(c, axis='head_dim', name='key_norm')(k_BSGK)
         position = POSITIONS[c.position]
@@ -60,9 +72,9 @@ class GroupedQueryAttention(nn.Module):
             q_BLHK = position.rotate(c, q_BLHK, context.positions_BL)
             k_BSGK = position.rotate(c, k_BSGK, context.positions_BL)
         if cache is not None:
-            cache = cache.write(k_BSGK, v_BSGK, context.mask.first_query_slot)
-            k_BSGK, v_BSGK = cache.key_BSGK, cache.value_BSGK
-        options = ScoreOptions(
+            cache = cache.write(context.mask.first_query_slot, key=k_BSGK, value=v_BSGK)
+            k_BSGK, v_BSGK = cache.read('key'), cache.read('value')
+        scores = ScoreOptions(
             mask=context.mask,
             window=self.window,
             soft_cap=c.attention_soft_cap,
@@ -70,9 +82,7 @@ class GroupedQueryAttention(nn.Module):
             dropout_rate=c.dropouts.attention,
             dropout_key=dropout_key,
         )
-        L, S = q_BLHK.shape[1], k_BSGK.shape[1]
-        kernel = find_kernel(self.kernel, options, queries=L, keys=S) or attend
-        out_BLHK = kernel(q_BLHK, k_BSGK, v_BSGK, options)
+        out_BLHK = run_attention(self.kernel, q_BLHK, k_BSGK, v_BSGK, scores)
         axes = ('heads', 'head_dim', 'embed')
         inputs = (c.num_heads, c.head_dim)
         output = Linear(c, inputs, (c.d_model,), axes, residual=True, name='output')
@@ -82,36 +92,6 @@ class GroupedQueryAttention(nn.Module):
         """Projects `x` to `[B, L, count, K]`."""
         c = self.config
         axes = ('embed', axis, 'head_dim')
-        bias = c.use_bias or c.qkv_bias
+        bias = c.use_bias or self.options.qkv_bias
         project = Linear(c, (c.d_model,), (count, c.head_dim), axes, use_bias=bias, name=name)
         return project(x).reshape(*context.positions_BL.shape, count, c.head_dim)
-
-
-def attend(
-    q_BLHK: Float[Array, 'B L H K'],
-    k_BSGK: Float[Array, 'B S G K'],
-    v_BSGK: Float[Array, 'B S G K'],
-    options: ScoreOptions,
-) -> Float[Array, 'B L H K']:
-    """Computes softmax attention of `H` query heads over `G` key/value heads.
-
-    Products run in the input's dtype and accumulate in float32, as does the softmax. The score
-    matrix `[B, H, L, S]` is materialised; `gpt_jax.kernels` has faster versions.
-    """
-    B, L, H, K = q_BLHK.shape
-    G = k_BSGK.shape[2]
-    q_BLGRK = q_BLHK.reshape(B, L, G, H // G, K)
-    scores_BGRLS = jnp.einsum(
-        'BLGRK,BSGK->BGRLS', q_BLGRK, k_BSGK, preferred_element_type=jnp.float32
-    )
-    scores_BGRLS = soften(scores_BGRLS * K**-0.5, options.soft_cap)
-    scores_BGRLS = hide_masked(
-        scores_BGRLS, mask=options.mask, window=options.window, slopes_H=options.slopes_H
-    )
-    weights_BGRLS = jax.nn.softmax(scores_BGRLS, axis=-1).astype(v_BSGK.dtype)
-    weights_BGRLS = dropout(weights_BGRLS, options.dropout_rate, options.dropout_key)
-    out_BLGRK = jnp.einsum('BGRLS,BSGK->BLGRK', weights_BGRLS, v_BSGK)
-    return checkpoint_name(out_BLGRK.reshape(B, L, H, K), 'attention')
-
-
-ATTENTIONS = {AttentionKind.GROUPED_QUERY: GroupedQueryAttention}

@@ -1,0 +1,65 @@
+"""Causal attention over scores: the plain version, and the call of the chosen kernel."""
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
+
+from gpt_jax.kernels.attention import find_kernel
+from gpt_jax.kernels.dropout import dropout
+from gpt_jax.kernels.scores import ScoreOptions, hide_masked, soften
+from gpt_jax.model.options import AttentionKernel
+from gpt_jax.model.remat import ATTENTION
+
+
+def attend(
+    q_BLHK: Float[Array, 'B L H K'],
+    k_BSGK: Float[Array, 'B S G K'],
+    v_BSGV: Float[Array, 'B S G V'],
+    options: ScoreOptions,
+) -> Float[Array, 'B L H V']:
+    """Computes softmax attention of `H` query heads over `G` key/value heads.
+
+    Products run in the input's dtype and accumulate in float32, as does the softmax. The score
+    matrix `[B, H, L, S]` is materialised; `gpt_jax.kernels` has faster versions.
+    """
+    B, L, H, K = q_BLHK.shape
+    G = k_BSGK.shape[2]
+    q_BLGRK = q_BLHK.reshape(B, L, G, H // G, K)
+    scores_BGRLS = jnp.einsum(
+        'BLGRK,BSGK->BGRLS', q_BLGRK, k_BSGK, preferred_element_type=jnp.float32
+    )
+    scores_BGRLS = soften(scores_BGRLS * K**-0.5, options.soft_cap)
+    scores_BGRLS = hide_masked(
+        scores_BGRLS, mask=options.mask, window=options.window, slopes_H=options.slopes_H
+    )
+    weights_BGRLS = jax.nn.softmax(scores_BGRLS, axis=-1).astype(v_BSGV.dtype)
+    weights_BGRLS = dropout(weights_BGRLS, options.dropout_rate, options.dropout_key)
+    out_BLGRV = jnp.einsum('BGRLS,BSGV->BLGRV', weights_BGRLS, v_BSGV)
+    return checkpoint_name(out_BLGRV.reshape(B, L, H, -1), ATTENTION)
+
+
+def run_attention(
+    kernel: AttentionKernel,
+    q_BLHK: Float[Array, 'B L H K'],
+    k_BSGK: Float[Array, 'B S G K'],
+    v_BSGV: Float[Array, 'B S G V'],
+    options: ScoreOptions,
+) -> Float[Array, 'B L H V']:
+    """Computes `attend` with the given kernel if it supports this call.
+
+    Kernels need keys and values of equal width, so the narrower of the two is padded with zeros.
+    """
+    L, S, K, V = q_BLHK.shape[1], k_BSGK.shape[1], k_BSGK.shape[3], v_BSGV.shape[3]
+    run = find_kernel(kernel, options, queries=L, keys=S)
+    if run is None:
+        return attend(q_BLHK, k_BSGK, v_BSGV, options)
+    if K < V:  # scores are divided by the root of the width
+        q_BLHK = q_BLHK * (V / K) ** 0.5
+    q_BLHK, k_BSGK, v_BSGV = (_widen(x, max(K, V)) for x in (q_BLHK, k_BSGK, v_BSGV))
+    return run(q_BLHK, k_BSGK, v_BSGV, options)[..., :V]
+
+
+def _widen(x: Float[Array, '... K'], width: int) -> jax.Array:
+    missing = width - x.shape[-1]
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, missing)]) if missing else x

@@ -1,0 +1,184 @@
+"""The enumerations and the groups of knobs that `ModelConfig` is made of."""
+
+import dataclasses
+import enum
+from typing import Any, NamedTuple
+
+from gpt_jax.config_tree import count, finite, fraction, positive, whole
+
+VOCAB_MULTIPLE = 128  # the table's rows are padded to this, whatever the mesh
+
+
+class AttentionKernel(enum.StrEnum):
+    AUTO = 'auto'
+    XLA = 'xla'
+    BLOCKED = 'blocked'
+    CUDNN = 'cudnn'
+    SPLASH = 'splash'
+    RING = 'ring'
+
+
+class ExpertKernel(enum.StrEnum):
+    AUTO = 'auto'
+    XLA = 'xla'
+    RAGGED = 'ragged'
+    BLOCKED = 'blocked'
+
+
+class NormKernel(enum.StrEnum):
+    AUTO = 'auto'
+    XLA = 'xla'
+    TRITON = 'triton'
+
+
+class PositionKind(enum.StrEnum):
+    LEARNED = 'learned'
+    SINUSOIDAL = 'sinusoidal'
+    ROPE = 'rope'
+    ALIBI = 'alibi'
+    NONE = 'none'
+
+
+class NormKind(enum.StrEnum):
+    LAYERNORM = 'layernorm'
+    RMSNORM = 'rmsnorm'
+
+
+class NormPlacement(enum.StrEnum):
+    PRE = 'pre'
+    POST = 'post'
+    SANDWICH = 'sandwich'
+
+
+class MLPKind(enum.StrEnum):
+    GELU = 'gelu'
+    GELU_TANH = 'gelu_tanh'
+    RELU2 = 'relu2'
+    SWIGLU = 'swiglu'
+    GEGLU = 'geglu'
+
+
+class DType(enum.StrEnum):
+    FLOAT32 = 'float32'
+    BFLOAT16 = 'bfloat16'
+
+
+class MatmulPrecision(enum.StrEnum):
+    DEFAULT = 'default'
+    BFLOAT16 = 'bfloat16'
+
+
+class ScanLayers(enum.StrEnum):
+    AUTO = 'auto'
+    ON = 'on'
+    OFF = 'off'
+
+
+class Remat(enum.StrEnum):
+    NONE = 'none'
+    FULL = 'full'
+    ATTENTION = 'attention'
+    DOTS = 'dots'
+    DOTS_AND_ATTENTION = 'dots_and_attention'
+
+
+class Kernels(NamedTuple):
+    """The kernels that a model runs on its backend; the defaults run everywhere."""
+
+    attention: AttentionKernel = AttentionKernel.XLA
+    norm: NormKernel = NormKernel.XLA
+    experts: ExpertKernel = ExpertKernel.XLA
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class RopeConfig:
+    """Rotary positions; the last three are of Llama 3.1's scaling."""
+
+    base: float = positive(10000.0)  # wavelength base
+    scaling: float = positive(1.0)  # positions are divided by this (linear interpolation)
+    original_seq_len: int = whole(0)  # > 0: scaling skips short waves
+    low_freq_factor: float = positive(1.0)  # waves longer than original / this are scaled
+    high_freq_factor: float = positive(4.0)  # waves shorter than original / this are unchanged
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class DropoutConfig:
+    """Rates of dropout."""
+
+    residual: float = fraction(0.0)  # of the embedding and of each residual branch
+    attention: float = fraction(0.0)  # of the attention weights; not in cuDNN and splash
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class InitConfig:
+    """Initial weights."""
+
+    std: float = positive(0.02)  # standard deviation
+    scale_residual: bool = True  # GPT-2: residual projections start at std / sqrt(2N)
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class PrecisionConfig:
+    """Number formats."""
+
+    params: DType = DType.FLOAT32  # of the weights
+    compute: DType = DType.FLOAT32  # of activations and products
+    # bfloat16: linear layers round their operands to it; sums stay in `compute`.
+    matmul: MatmulPrecision = MatmulPrecision.DEFAULT
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class ExecutionConfig:
+    """Choices of speed and memory, which change results by rounding only."""
+
+    attention_kernel: AttentionKernel = AttentionKernel.AUTO  # auto: the backend's fastest
+    norm_kernel: NormKernel = NormKernel.AUTO  # auto: the backend's fastest
+    expert_kernel: ExpertKernel = ExpertKernel.AUTO  # auto: the backend's fastest
+    scan_layers: ScanLayers = ScanLayers.AUTO  # one compiled layer, looped; auto: on TPU
+    remat: Remat = Remat.NONE  # activations kept for the backward pass: model/remat.py
+
+
+def _default(cls: type) -> Any:
+    return dataclasses.field(default_factory=cls)
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class CommonConfig:
+    """The part of `ModelConfig` that every module of the network may read."""
+
+    # Sizes
+    vocab_size: int = whole(0, high=2**31 - VOCAB_MULTIPLE)  # logical size; 0: the tokenizer's
+    max_seq_len: int = count(1024)  # context length in tokens
+    num_layers: int = count(12)
+    num_heads: int = count(12)
+    num_kv_heads: int = whole(0)  # 0: num_heads (MHA); 1: MQA; between: GQA
+    d_model: int = count(768)
+    d_ff: int = whole(0)  # 0: 4 * d_model
+    head_dim: int = whole(0)  # 0: d_model / num_heads
+    # Attention and positions
+    window_pattern: tuple[int, ...] = whole(())  # sliding window of each layer, repeating; 0: none
+    attention_soft_cap: float = finite(0.0)  # scores become cap * tanh(scores / cap); 0: off
+    position: PositionKind = PositionKind.LEARNED
+    rope: RopeConfig = _default(RopeConfig)
+    # Norms and the output layer
+    norm: NormKind = NormKind.LAYERNORM
+    norm_placement: NormPlacement = NormPlacement.PRE
+    norm_epsilon: float = positive(1e-5)
+    final_norm: bool = True  # a norm before the output layer
+    use_bias: bool = True  # biases in linear layers and LayerNorm
+    tie_embeddings: bool = True  # the output layer is the embedding table
+    output_soft_cap: float = finite(0.0)  # logits become cap * tanh(logits / cap); 0: off
+    # Training and execution
+    dropouts: DropoutConfig = _default(DropoutConfig)
+    init: InitConfig = _default(InitConfig)
+    precision: PrecisionConfig = _default(PrecisionConfig)
+    execution: ExecutionConfig = _default(ExecutionConfig)
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the stored table: `vocab_size` rounded up to VOCAB_MULTIPLE."""
+        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    def window(self, layer: int) -> int:
+        """Returns the sliding window of a layer in tokens (0: the whole context)."""
+        return self.window_pattern[layer % len(self.window_pattern)] if self.window_pattern else 0
