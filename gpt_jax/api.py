@@ -40,7 +40,7 @@ from gpt_jax.inference.config import SampleConfig, finalize_sample
 from gpt_jax.inference.generate import Generation, Generator, Prompt, encode_prompt
 from gpt_jax.model.config import AttentionKernel, ModelConfig, PositionKind
 from gpt_jax.model.gpt import abstract_params, init_params
-from gpt_jax.model.layer_stack import layers_per_period, to_executed
+from gpt_jax.model.layer_stack import to_executed
 from gpt_jax.optim.adamw import AdamW
 from gpt_jax.optim.schedule import ScheduleConfig
 from gpt_jax.parallel.compiler_options import compiler_options
@@ -145,8 +145,7 @@ class GPT:
             raise UserError(
                 f'{tokens.shape[1]} tokens are more than the {model.max_seq_len} of max_seq_len'
             )
-        period = layers_per_period(self.config.model, scan=self.module.scan)
-        executed = to_executed(self.params, period=period)
+        executed = to_executed(self.params, self.config.model, scan=self.module.scan)
         return self.module.apply({'params': executed}, jnp.asarray(tokens))[0]
 
     def fit(

@@ -100,6 +100,9 @@ def check_domains(config: Any, key: str = 'config') -> None:
         value, name = getattr(config, field.name), f'{key}.{field.name}'
         if dataclasses.is_dataclass(value):
             check_domains(value, name)
+        elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
+            for i, item in enumerate(value):
+                check_domains(item, f'{name}[{i}]')
         elif domain := field.metadata.get('domain'):
             for item in value if isinstance(value, tuple) else (value,):
                 domain.check(name, item)
@@ -132,10 +135,12 @@ def _frozen_class(cls: type) -> type:
 
 def freeze(config: Any) -> Any:
     """Returns an immutable copy of a config tree; `dataclasses.replace` still works."""
+    if isinstance(config, tuple):
+        return tuple(map(freeze, config))
+    if not dataclasses.is_dataclass(config):
+        return config
     values = {
-        field.name: freeze(value) if dataclasses.is_dataclass(value) else value
-        for field in dataclasses.fields(config)
-        for value in [getattr(config, field.name)]
+        field.name: freeze(getattr(config, field.name)) for field in dataclasses.fields(config)
     }
     return _frozen_class(type(config))(**values)
 
@@ -148,8 +153,11 @@ def to_json(config: Any) -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
             tag = {'_type': type(value).__name__} if _members(field.type) else {}
             result[field.name] = tag | to_json(value)
+        elif isinstance(value, tuple):
+            items = [to_json(item) if dataclasses.is_dataclass(item) else item for item in value]
+            result[field.name] = items
         else:
-            result[field.name] = list(value) if isinstance(value, tuple) else value
+            result[field.name] = value
     return result | getattr(config, 'moved_values', {})
 
 
@@ -184,6 +192,8 @@ def from_json_value(value: Any, kind: Any, key: str) -> Any:
     Raises:
         UserError: the value has the wrong type; names the key.
     """
+    if value is None and types.NoneType in typing.get_args(kind):
+        return None
     if _members(kind):
         if _is_choice(kind, value):
             value = {'_type': value}
@@ -191,17 +201,26 @@ def from_json_value(value: Any, kind: Any, key: str) -> Any:
             raise UserError(f'{key}={_show(value)} must be one of {", ".join(choices(kind))}')
         member, given = choose_member(value.get('_type'), kind, key)
         return from_json(given | value, member, key)
+    if isinstance(kind, types.UnionType):  # a value, or None
+        kind = next(each for each in typing.get_args(kind) if each is not types.NoneType)
     if dataclasses.is_dataclass(kind):
-        return from_json(value, kind, key)
+        return _from_json_dataclass(value, kind, key)
     try:
         if typing.get_origin(kind) is tuple:
+            item_kind = typing.get_args(kind)[0]
             value = (value,) if isinstance(value, str) else value
-            return tuple(_from_json_item(item, typing.get_args(kind)[0]) for item in value)
+            if dataclasses.is_dataclass(item_kind):
+                items = enumerate(value)
+                return tuple(
+                    _from_json_dataclass(item, item_kind, f'{key}[{i}]') for i, item in items
+                )
+            return tuple(_from_json_item(item, item_kind) for item in value)
         if isinstance(kind, type) and issubclass(kind, enum.Enum):
-            names = [str(each.value) for each in kind]
-            if value not in names:
-                raise UserError(f'{key}={value!r} is not one of {", ".join(names)}')
-            return kind(value)
+            try:
+                return kind(value)
+            except ValueError:
+                names = ', '.join(str(each.value) for each in kind)
+                raise UserError(f'{key}={value!r} is not one of {names}') from None
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
     except (TypeError, ValueError, OverflowError) as error:
@@ -209,6 +228,19 @@ def from_json_value(value: Any, kind: Any, key: str) -> Any:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise UserError(f'{key}={_show(value)} must be of type {kind.__name__}')
     return value
+
+
+def _from_json_dataclass(value: Any, kind: type, key: str) -> Any:
+    """Converts a dict, a dataclass, or the value of the class's `shorthand` knob."""
+    if isinstance(value, kind):
+        return value
+    shorthand = getattr(kind, 'shorthand', '')
+    if shorthand and not isinstance(value, dict):
+        of_knob = _field(kind, shorthand).type
+        if isinstance(value, str):
+            value = _from_json_item(value, of_knob)
+        value = {shorthand: value}
+    return from_json(value, kind, key)
 
 
 def _from_json_item(item: Any, kind: type) -> Any:
@@ -226,7 +258,8 @@ def _from_json_item(item: Any, kind: type) -> Any:
 
 def _members(kind: Any) -> tuple[type, ...]:
     """Returns the dataclasses of a union type; empty for any other type."""
-    return typing.get_args(kind) if isinstance(kind, types.UnionType) else ()
+    members = typing.get_args(kind) if isinstance(kind, types.UnionType) else ()
+    return tuple(filter(dataclasses.is_dataclass, members))
 
 
 def _is_choice(kind: Any, value: Any) -> bool:

@@ -17,6 +17,7 @@ MOVED = {
     'model.rope_original_seq_len': 'model.rope.original_seq_len',
     'model.rope_low_freq_factor': 'model.rope.low_freq_factor',
     'model.rope_high_freq_factor': 'model.rope.high_freq_factor',
+    'model.window_pattern': 'model.layer_kinds',
     'model.qk_norm': 'model.attention.qk_norm',
     'model.qkv_bias': 'model.attention.qkv_bias',
     'model.dropout': 'model.dropouts.residual',
@@ -115,11 +116,15 @@ def old_names(cls: type) -> list[str]:
 
 
 def _inside(path: str) -> property:
-    """Returns the property of a key that moved to `group.name` of the same dataclass."""
-    group, name = path.split('.')
+    """Returns the property of a key that moved to `name` or `group.name` of the same dataclass."""
+    *group, name = path.split('.')
+
+    def holder(self: Any) -> Any:
+        return functools.reduce(getattr, group, self)
+
     return property(
-        lambda self: getattr(getattr(self, group), name),
-        lambda self, value: setattr(getattr(self, group), name, value),
+        lambda self: getattr(holder(self), name),
+        lambda self, value: setattr(holder(self), name, value),
         doc=f'The old name of `{path}`.',
     )
 
@@ -150,7 +155,9 @@ def _accept_keywords(cls: type, names: Mapping[str, str]) -> Callable[..., None]
         outside = {}
         for old, value in moved.items():
             group, _, name = names[old].partition('.')
-            if group in defaults:  # a copy: the given group may be frozen, or belong to others
+            if not name and group in defaults:
+                values[group] = value
+            elif group in defaults:  # a copy: the given group may be frozen, or belong to others
                 given = values.get(group)
                 given = {'_type': str(given)} if isinstance(given, str) else given
                 given = defaults[group]() if given is None else given

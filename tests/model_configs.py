@@ -25,7 +25,8 @@ BASE = dict(vocab_size=70, max_seq_len=16, num_heads=4, d_model=32)
 
 def make_config(**changes) -> ModelConfig:
     """A finalized, frozen small config: two periods of layers."""
-    layers = 2 * max(1, len(changes.get('window_pattern', ())))
+    kinds = changes.get('layer_kinds', changes.get('window_pattern', ()))
+    layers = 2 * max(1, len(kinds))
     config = ModelConfig(**(BASE | {'num_layers': layers} | changes))
     config = from_json(to_json(config), ModelConfig)  # 'rope' becomes PositionKind.ROPE
     finalize_model(config)
@@ -50,6 +51,14 @@ SINGLE = {
         mlp=EXPERTS | dict(balance='bias', scores='sigmoid', shared_experts=1, gate_scale=2.0)
     ),
     'experts, not gated': dict(mlp=EXPERTS | dict(activation='relu2', normalize_gates=False)),
+    'layers of several kinds': dict(
+        position='rope',
+        layer_kinds=(
+            dict(mlp='swiglu', norm='rmsnorm'),
+            dict(mlp=EXPERTS, rope_base=100.0),
+            dict(window=3, rope=False),
+        ),
+    ),
     'differential': dict(attention='differential'),
     'differential rope gqa': dict(attention='differential', position='rope', num_kv_heads=2),
     'differential alibi window': dict(

@@ -263,7 +263,7 @@ def _prepare(params: Any, *, config: ModelConfig) -> Any:
             leaf.astype(jnp.dtype(config.precision.compute)) if path[-1].key in MATRICES else leaf
         )
 
-    executed = to_executed(params, period=config.num_layers)
+    executed = to_executed(params, config, scan=False)
     return jax.tree_util.tree_map_with_path(cast, executed)
 
 

@@ -10,8 +10,9 @@ Blocks work on activations `[..., D]`: `[B, L, D]`, or `[B*L, D]` when the model
 """
 
 import dataclasses
+from typing import ClassVar
 
-from gpt_jax.config_tree import check_domains, from_json_value
+from gpt_jax.config_tree import check_domains, finite, from_json_value, whole
 from gpt_jax.errors import UserError
 from gpt_jax.model.attention import Attention, GroupedQuery
 from gpt_jax.model.mlp import MLP, Dense
@@ -30,12 +31,15 @@ from gpt_jax.model.options import (
     NormKernel,
     NormKind,
     NormPlacement,
+    ParallelResidual,
     PositionKind,
     PrecisionConfig,
+    QKNorm,
     Remat,
     RopeConfig,
     ScanLayers,
 )
+from gpt_jax.model.position import rotated_width
 from gpt_jax.moved_keys import accepts_moved_keys
 
 __all__ = [
@@ -47,14 +51,17 @@ __all__ = [
     'ExpertKernel',
     'InitConfig',
     'Kernels',
+    'LayerKind',
     'MLPKind',
     'MatmulPrecision',
     'ModelConfig',
     'NormKernel',
     'NormKind',
     'NormPlacement',
+    'ParallelResidual',
     'PositionKind',
     'PrecisionConfig',
+    'QKNorm',
     'Remat',
     'RopeConfig',
     'ScanLayers',
@@ -63,11 +70,26 @@ __all__ = [
 ]
 
 
+@dataclasses.dataclass(slots=True, kw_only=True)
+class LayerKind:
+    """What some layers do differently; a number in place of it is its window."""
+
+    shorthand: ClassVar[str] = 'window'
+
+    window: int = whole(0)  # tokens that a query sees; 0: all
+    rope: bool = True  # False: queries and keys are not rotated
+    rope_base: float = finite(0.0)  # 0: rope.base
+    rope_scaling: float = finite(0.0)  # 0: rope.scaling
+    norm: NormKind | None = None  # None: the model's
+    mlp: MLP | None = None  # None: the model's
+
+
 @accepts_moved_keys('model')
 @dataclasses.dataclass(slots=True, kw_only=True)
 class ModelConfig(CommonConfig):
     """The architecture of the network; `finalize_model` checks it and fills derived values."""
 
+    layer_kinds: tuple[LayerKind, ...] = ()  # of the layers in order, repeating; (): all alike
     attention: Attention = dataclasses.field(default_factory=GroupedQuery)
     mlp: MLP = dataclasses.field(default_factory=Dense)
 
@@ -75,9 +97,44 @@ class ModelConfig(CommonConfig):
         """Makes the groups that are given as dicts or by name: `GPT(rope={'base': 5e5})`."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            key = f'config.model.{field.name}'
             if isinstance(value, dict | str) and type(value) is not field.type:
-                key = f'config.model.{field.name}'
                 setattr(self, field.name, from_json_value(value, field.type, key))
+        if any(not isinstance(kind, LayerKind) for kind in self.layer_kinds):
+            kinds = from_json_value(self.layer_kinds, tuple[LayerKind, ...], key)
+            self.layer_kinds = kinds
+
+    @property
+    def period(self) -> int:
+        """The number of layers after which their kinds repeat."""
+        return max(1, len(self.layer_kinds))
+
+    def layer_kind(self, layer: int) -> LayerKind:
+        """Returns the kind of a layer."""
+        return self.layer_kinds[layer % self.period] if self.layer_kinds else LayerKind()
+
+    @property
+    def mlps(self) -> tuple[MLP, ...]:
+        """The MLP of each layer."""
+        return tuple(self.layer_kind(i).mlp or self.mlp for i in range(self.num_layers))
+
+    def of_layer(self, layer: int) -> 'ModelConfig':
+        """Returns the config with the values that a layer's kind changes, as the layer reads it."""
+        if not self.layer_kinds:
+            return self
+        kind = self.layer_kind(layer)
+        rope = dataclasses.replace(
+            self.rope,
+            base=kind.rope_base or self.rope.base,
+            scaling=kind.rope_scaling or self.rope.scaling,
+        )
+        return dataclasses.replace(
+            self,
+            rope=rope,
+            position=self.position if kind.rope else PositionKind.NONE,
+            norm=kind.norm or self.norm,
+            mlp=kind.mlp or self.mlp,
+        )
 
 
 def finalize_model(config: ModelConfig) -> None:
@@ -103,8 +160,10 @@ def finalize_model(config: ModelConfig) -> None:
             f'{key}num_heads={c.num_heads} is not divisible by {key}num_kv_heads='
             f'{c.num_kv_heads}; each key/value head serves the same number of query heads'
         )
-    if c.position == PositionKind.ROPE and c.head_dim % 2:
-        raise UserError(f'{key}head_dim={c.head_dim} must be even for {key}position=rope')
+    rotated = rotated_width(c)
+    if c.position == PositionKind.ROPE and (rotated % 2 or not rotated):
+        part = f' times {key}rope.fraction={c.rope.fraction}' if c.rope.fraction != 1 else ''
+        raise UserError(f'{key}head_dim={c.head_dim}{part} must be even for {key}position=rope')
     if c.position == PositionKind.SINUSOIDAL and c.d_model % 2:
         raise UserError(f'{key}d_model={c.d_model} must be even for {key}position=sinusoidal')
     if c.rope.low_freq_factor >= c.rope.high_freq_factor:
@@ -112,14 +171,35 @@ def finalize_model(config: ModelConfig) -> None:
             f'{key}rope.low_freq_factor={c.rope.low_freq_factor} must be below '
             f'{key}rope.high_freq_factor={c.rope.high_freq_factor}'
         )
-    if c.execution.scan_layers == ScanLayers.ON and c.num_layers % max(1, len(c.window_pattern)):
+    c.layer_kinds = from_json_value(c.layer_kinds, tuple[LayerKind, ...], f'{key}layer_kinds')
+    if c.rope.yarn and not c.rope.original_seq_len:
+        raise UserError(f'{key}rope.yarn needs {key}rope.original_seq_len; set it')
+    if c.rope.beta_slow > c.rope.beta_fast:
         raise UserError(
-            f'{key}window_pattern has {len(c.window_pattern)} entries, which do not divide '
+            f'{key}rope.beta_slow={c.rope.beta_slow} must not be above '
+            f'{key}rope.beta_fast={c.rope.beta_fast}'
+        )
+    if c.parallel_residual != ParallelResidual.OFF and c.norm_placement == NormPlacement.POST:
+        raise UserError(
+            f'{key}parallel_residual={c.parallel_residual} has no {key}norm_placement=post; '
+            f'change one of them'
+        )
+    if c.execution.scan_layers == ScanLayers.ON and c.num_layers % c.period:
+        raise UserError(
+            f'{key}layer_kinds has {c.period} entries, which do not divide '
             f'{key}num_layers={c.num_layers}; change one of them or set '
             f'{key}execution.scan_layers=off'
         )
+    if c.position != PositionKind.ROPE and any(
+        not kind.rope or kind.rope_base or kind.rope_scaling for kind in c.layer_kinds
+    ):
+        raise UserError(
+            f'{key}layer_kinds changes rotary positions, and {key}position is {c.position}; set '
+            f'{key}position=rope'
+        )
     c.attention.finalize(c)
-    c.mlp.finalize(c)
+    for mlp in (c.mlp, *(kind.mlp for kind in c.layer_kinds if kind.mlp)):
+        mlp.finalize(c)
     kernel = c.execution.attention_kernel
     if kernel in (AttentionKernel.CUDNN, AttentionKernel.SPLASH) and c.dropouts.attention:
         raise UserError(

@@ -1,5 +1,6 @@
 """The network: tokens -> embeddings -> blocks -> final norm -> logits of the next token."""
 
+import collections
 import dataclasses
 import functools
 from typing import Any
@@ -17,7 +18,7 @@ from gpt_jax.model.attention import AttentionContext
 from gpt_jax.model.block import Block, activation_axes
 from gpt_jax.model.cache import KVCache
 from gpt_jax.model.config import Kernels, ModelConfig, Remat
-from gpt_jax.model.layer_stack import layers_per_period, to_stored
+from gpt_jax.model.layer_stack import layer_stacks, layers_per_period
 from gpt_jax.model.linear import look_up
 from gpt_jax.model.norm import NORMS
 from gpt_jax.model.position import POSITIONS, default_positions
@@ -50,7 +51,8 @@ class Period(nn.Module):
             block_class = nn.remat(Block, policy=policy, prevent_cse=self.layers > 1)
         new_layers = []
         for j in range(self.layers):
-            block = block_class(c, self.kernels, c.window(j), name=f'layer_{j}')
+            window = c.layer_kind(j).window
+            block = block_class(c.of_layer(j), self.kernels, window, name=f'layer_{j}')
             layer = first_layer + j
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, layer)
             layer_cache = None if cache is None else cache.layers[j]
@@ -67,28 +69,29 @@ class GPT(nn.Module):
     Takes parameters in the executed layout (`layer_stack.to_executed`); `init_params` makes them in
     the stored one. `scan` loops over the periods of layers instead of unrolling them (a single
     period has no loop). `flat` merges batch and sequence outside attention. Neither changes the
-    result.
+    result. `layers` is a number of layers for `init_params`, which makes a stack at a time.
     """
 
     config: ModelConfig
     kernels: Kernels = Kernels()
     scan: bool = False
     flat: bool = True
+    layers: int = 0  # 0: the config's
 
     def setup(self):
         c = self.config
         self.embedding = Table(c, in_product=c.tie_embeddings)
         if POSITIONS[c.position].embed is not None:
             self.position = POSITIONS[c.position].embed(c)
-        layers = layers_per_period(c, scan=self.scan)
-        self.loops = layers < c.num_layers
+        layers, total = layers_per_period(c, scan=self.scan), self.layers or c.num_layers
+        self.loops = layers < total
         if self.loops:
             scanned = nn.scan(
                 Period,
                 variable_axes={'params': 0, 'intermediates': 0, LOSSES: 0, METRICS: 0},
                 split_rngs={'params': True},
                 in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
-                length=c.num_layers // layers,
+                length=total // layers,
                 metadata_params={nn.PARTITION_NAME: LAYERS},
             )
             self.blocks = scanned(c, self.kernels, layers)
@@ -132,6 +135,8 @@ class GPT(nn.Module):
                 positions_BL + cache.length - cache.first_slot_B[:, None], 0, c.max_seq_len - 1
             )  # positions of padding and drafts may be out of range, but they are masked
         x = self.embedding(tokens_BL).astype(jnp.dtype(c.precision.compute))
+        if c.scale_embedding:
+            x *= jnp.asarray(c.d_model**0.5, x.dtype)
         if POSITIONS[c.position].embed is not None:
             x = self.position(x, positions_BL)
         x = x.reshape(B * L, c.d_model) if self.flat else x
@@ -141,7 +146,7 @@ class GPT(nn.Module):
             x = dropout(x, c.dropouts.residual, embedding_key)
         context = AttentionContext(positions_BL, mask)
         if self.loops:
-            first_layers = jnp.arange(0, c.num_layers, self.blocks.layers)
+            first_layers = jnp.arange(0, self.layers or c.num_layers, self.blocks.layers)
             if cache is not None:
                 raise ValueError('decoding with a cache runs unrolled: build GPT with scan=False')
             x, _ = self.blocks(x, first_layers, context, None, dropout_key)
@@ -197,13 +202,25 @@ def init_params(config: ModelConfig, key: Key[Array, '']) -> dict[str, Any]:
 
 def _init(config: ModelConfig, key: Key[Array, '']) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns new parameters, and what the modules sow."""
-    model = GPT(dataclasses.replace(config, window_pattern=()), scan=True)
-    variables = model.init(key, jnp.zeros((1, 1), jnp.int32))
-    params = variables['params']
-    if config.num_layers == 1:  # without a scan over the layers, flax has not named their axis
-        blocks = add_axis(params['blocks'], 0, {nn.PARTITION_NAME: LAYERS})
-        params = {**params, 'blocks': blocks}
-    return to_stored(params, num_layers=config.num_layers), sum_sown(variables)
+    alike, tokens = dataclasses.replace(config, layer_kinds=()), jnp.zeros((1, 1), jnp.int32)
+    stacks = layer_stacks(config)
+    params: dict[str, Any] = {}
+    sown: dict[str, dict[str, Any]] = {LOSSES: {}, METRICS: {}}
+    for i, stack in enumerate(stacks):
+        kind = config.of_layer(stack.layers[0])
+        kind = dataclasses.replace(alike, norm=kind.norm, mlp=kind.mlp)
+        model = GPT(kind, scan=True, layers=len(stack.layers))
+        variables = model.init(jax.random.fold_in(key, i) if len(stacks) > 1 else key, tokens)
+        blocks = variables['params']['blocks']['layer_0']
+        if len(stack.layers) == 1:  # without a scan over the layers, flax has not named their axis
+            blocks = jax.tree.map(lambda leaf: leaf[None], blocks)
+            blocks = add_axis(blocks, 0, {nn.PARTITION_NAME: LAYERS})
+        params[stack.name] = blocks
+        for collection, values in sum_sown(variables).items():
+            sown[collection] |= values
+    if len(stacks) > 1 or kind != alike:
+        variables = GPT(alike, scan=True, layers=1).init(key, tokens)
+    return params | {k: v for k, v in variables['params'].items() if k != 'blocks'}, sown
 
 
 def abstract_params(config: ModelConfig) -> dict[str, Any]:
@@ -229,6 +246,14 @@ def parameter_groups(config: ModelConfig) -> ParameterGroups:
 @functools.lru_cache(maxsize=16)
 def _parameter_groups(config: ModelConfig) -> ParameterGroups:
     return ParameterGroups.of(_abstract(config)[0])
+
+
+def describe_mlps(config: ModelConfig) -> str:
+    """Returns the MLPs of the layers in words: `1 x d_ff 256, 3 x 2 of 8 experts per token`."""
+    kinds = collections.Counter(mlp.describe(config) for mlp in config.mlps)
+    if len(kinds) == 1:
+        return next(iter(kinds))
+    return ', '.join(f'{count} x {kind}' for kind, count in kinds.items())
 
 
 def output_table(params: dict[str, Any]) -> jax.Array:

@@ -8,7 +8,7 @@ from gpt_jax.checkpoint.manifest import list_steps
 from gpt_jax.config import RunConfig, finalize
 from gpt_jax.config_tree import to_json
 from gpt_jax.errors import UserError
-from gpt_jax.model.gpt import count_params
+from gpt_jax.model.gpt import count_params, describe_mlps
 from gpt_jax.modes.command import Command
 from gpt_jax.parallel import peers, runtime
 from gpt_jax.parallel.mesh import make_mesh
@@ -76,7 +76,7 @@ def _describe(config: RunConfig, tokenizer: Tokenizer) -> dict[str, str]:
     return {
         'parameters': f'{count_params(model):,} ({model.precision.params})',
         'model': f'{model.num_layers} layers, d_model {model.d_model}, '
-        f'{model.mlp.describe(model)}, {model.attention.describe(model)}, context '
+        f'{describe_mlps(model)}, {model.attention.describe(model)}, context '
         f'{model.max_seq_len}',
         'vocabulary': f'{model.vocab_size:,} tokens, {tokenizer.kind} tokenizer',
         'texts': f'begin with {_token(tokenizer, tokenizer.bos_id)}, end with '

@@ -38,16 +38,17 @@ def recomputed_flops_per_token(config: ModelConfig, *, length: int) -> float:
     outside = config.d_model * config.vocab_size + (config.d_model if config.final_norm else 0)
     weights = count_multiplied_params(config) - outside
     if config.norm_placement == NormPlacement.PRE:
-        weights -= config.num_layers * config.mlp.last_weights(config)
+        weights -= sum(mlp.last_weights(config) for mlp in config.mlps)
     return 2.0 * weights + attention
 
 
 def _attention_flops(config: ModelConfig, length: int) -> float:
     """Returns forward FLOPs per token of all attention but its products with weights."""
-    spans = [min(config.window(i) or length, length) for i in range(config.num_layers)]
+    windows = [config.layer_kind(i).window for i in range(config.num_layers)]
+    spans = [min(window or length, length) for window in windows]
     return sum(config.attention.flops(config, span) for span in spans)
 
 
 def _mlp_flops(config: ModelConfig) -> float:
     """Returns forward FLOPs per token of all MLPs but their products with weights."""
-    return config.num_layers * config.mlp.flops(config)
+    return sum(mlp.flops(config) for mlp in config.mlps)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from gpt_jax.kernels.loss_softmax import LossOptions, softmax_xla
 from gpt_jax.kernels.shard_map import mesh_axes, shard_map
 from gpt_jax.model.gpt import output_table
-from gpt_jax.model.layer_stack import layers_per_period, to_executed
+from gpt_jax.model.layer_stack import to_executed
 from gpt_jax.train.loss import chunk_count
 from gpt_jax.train.step import Batch, StepParts
 
@@ -28,7 +28,6 @@ class RowScores:
 def make_score_step(parts: StepParts) -> Callable[[Any, Batch], RowScores]:
     """Returns a function that scores rows of `tokens` [B, L+1], weighted by `loss_mask` [B, L]."""
     config = parts.model.config
-    period = layers_per_period(config, scan=parts.model.scan)
     options = LossOptions(
         vocab_size=config.vocab_size,
         soft_cap=config.output_soft_cap,
@@ -36,7 +35,7 @@ def make_score_step(parts: StepParts) -> Callable[[Any, Batch], RowScores]:
     )
 
     def score_step(params: Any, batch: Batch) -> RowScores:
-        executed = to_executed(params, period=period)
+        executed = to_executed(params, config, scan=parts.model.scan)
         tokens = batch['tokens']
         hidden_BLD, _ = parts.model.apply({'params': executed}, tokens[:, :-1], method='hidden')
         scores = score_rows(

@@ -20,6 +20,7 @@ from gpt_jax.config_tree import from_json, to_json
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import AttentionKernel, ModelConfig, Remat
 from gpt_jax.model.gpt import parameter_groups
+from gpt_jax.model.layer_stack import Stack, layer_stacks
 from gpt_jax.model.remat import ATTENTION, PRODUCT, REMAT_KEEPS
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.rules import parts
@@ -93,9 +94,13 @@ def estimate_memory(program: Program, config: RunConfig) -> MemoryPlan:
     chunk = logits / chunk_count(length, 4 * logits, program.loss_chunk_bytes)
     table = vocab * model.d_model * (4 + itemsize)  # output table and gradient, columns gathered
     cast = parameters * itemsize / 4 if itemsize < 4 else 0  # the weights in the compute dtype
-    kept = model.num_layers * _kept_bytes(program, config, model.execution.remat)
+    stacks = layer_stacks(model)
+    kept = sum(
+        len(stack.layers) * _kept_bytes(program, model, stack, model.execution.remat)
+        for stack in stacks
+    )
     if model.execution.remat != Remat.NONE:  # plus the one layer that is being recomputed
-        kept += _kept_bytes(program, config, Remat.NONE)
+        kept += max(_kept_bytes(program, model, stack, Remat.NONE) for stack in stacks)
     return MemoryPlan(
         parameters=parameters,
         optimizer_state=bytes_per_device(program.abstract_state) - parameters,
@@ -105,13 +110,13 @@ def estimate_memory(program: Program, config: RunConfig) -> MemoryPlan:
     )
 
 
-def _kept_bytes(program: Program, config: RunConfig, remat: Remat) -> float:
-    """Returns the bytes per token that a layer keeps for its backward pass."""
-    model, mesh = config.model, program.mesh
+def _kept_bytes(program: Program, model: ModelConfig, stack: Stack, remat: Remat) -> float:
+    """Returns the bytes per token that a layer of a stack keeps for its backward pass."""
+    mesh = program.mesh
     itemsize = jnp.dtype(model.precision.compute).itemsize
     local_heads = model.num_heads / parts('heads', mesh, size=model.num_heads)
-    inputs, outputs = _widths(model, mesh)
-    attention = inputs['blocks/attention/output/kernel']
+    inputs, outputs = _widths(model, stack, mesh)
+    attention = inputs['attention/output/kernel']
     names = (PRODUCT, ATTENTION) if remat == Remat.NONE else REMAT_KEEPS[remat]
     kept = itemsize * (
         model.d_model
@@ -119,17 +124,19 @@ def _kept_bytes(program: Program, config: RunConfig, remat: Remat) -> float:
         + (attention if ATTENTION in names else 0)
     )
     if remat == Remat.NONE:
-        ff = max(outputs[path] for path in outputs if path.startswith('blocks/mlp/'))
+        ff = max(outputs[path] for path in outputs if path.startswith('mlp/'))
         kept += 4 * (7 * model.d_model + 4 * ff)  # norms and activation functions, in float32
         if program.model.kernels.attention in (AttentionKernel.XLA, AttentionKernel.BLOCKED):
             kept += (4 + itemsize) * local_heads * model.max_seq_len  # scores and their softmax
     return kept
 
 
-def _widths(model: ModelConfig, mesh: Mesh) -> tuple[dict[str, float], dict[str, float]]:
-    """Returns the inputs and the outputs per token and device of each hidden matrix, by path.
+def _widths(
+    model: ModelConfig, stack: Stack, mesh: Mesh
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Returns the inputs and the outputs per token and device of each hidden matrix of a stack.
 
-    A matrix of experts has those of the experts that a token uses.
+    Keys are paths below the stack. A matrix of experts has those of the experts that a token uses.
     """
     groups = parameter_groups(model)
 
@@ -140,9 +147,11 @@ def _widths(model: ModelConfig, mesh: Mesh) -> tuple[dict[str, float], dict[str,
         return each.active * experts * local
 
     widths = {
-        path: [width(each, axes) for axes in groups.matrix_axes(path, each.value.ndim)]
+        path.removeprefix(f'{stack.name}/'): [
+            width(each, axes) for axes in groups.matrix_axes(path, each.value.ndim)
+        ]
         for path, each in groups.declared.items()
-        if each.role is Role.HIDDEN
+        if each.role is Role.HIDDEN and path.startswith(f'{stack.name}/')
     }
     inputs, outputs = ({path: both[i] for path, both in widths.items()} for i in range(2))
     return inputs, outputs

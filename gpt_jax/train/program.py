@@ -249,8 +249,7 @@ def use_scan(config: ModelConfig, *, backend: str) -> bool:
     """Returns whether layers run as a scan: faster to compile on TPUs, but slower elsewhere."""
     if config.execution.scan_layers != ScanLayers.AUTO:
         return config.execution.scan_layers == ScanLayers.ON
-    whole_periods = config.num_layers % max(1, len(config.window_pattern)) == 0
-    return backend == 'tpu' and whole_periods
+    return backend == 'tpu' and config.num_layers % config.period == 0
 
 
 def choose_steps_per_call(config: RunConfig, *, backend: str) -> int:
@@ -276,9 +275,10 @@ def choose_micro_batches(config: RunConfig, *, backend: str, devices: int) -> in
     """
     train, model = config.train, config.model
     limit = ACTIVATION_BYTES.get(backend)
+    width = max(mlp.width(model) for mlp in model.mlps)
     if train.grad_accumulation or limit is None:
         return train.grad_accumulation or 1
-    rows = devices * max(1, limit // (4 * model.max_seq_len * model.mlp.width(model)))
+    rows = devices * max(1, limit // (4 * model.max_seq_len * width))
     for count in range(1, train.batch_size + 1):
         size, rest = divmod(train.batch_size, count)
         if rest == 0 and size <= rows and size % devices == 0:

@@ -6,7 +6,7 @@ import jax
 
 from gpt_jax.config import RunConfig
 from gpt_jax.model.config import MatmulPrecision, ModelConfig
-from gpt_jax.model.gpt import abstract_params, count_params
+from gpt_jax.model.gpt import abstract_params, count_params, describe_mlps
 from gpt_jax.parallel.rules import undivided
 from gpt_jax.telemetry.chips import memory_size
 from gpt_jax.train.flops import train_flops_per_token
@@ -35,7 +35,7 @@ def summarize(program: Program, config: RunConfig) -> dict[str, str]:
         'parameters': f'{count_params(model):,} (state {held / 2**20:,.1f} MiB per device)',
         **part,
         'model': f'{model.num_layers} layers, d_model {model.d_model}, '
-        f'{model.mlp.describe(model)}, {model.attention.describe(model)}, '
+        f'{describe_mlps(model)}, {model.attention.describe(model)}, '
         f'vocabulary {model.vocab_size:,} (table {model.padded_vocab_size:,}), '
         f'context {model.max_seq_len}, {model.position} positions',
         'kernels': f'attention {kernels.attention}, norm {kernels.norm}, '

@@ -11,7 +11,7 @@ import optax
 from gpt_jax.config import LossKernel, TrainConfig
 from gpt_jax.kernels.loss_softmax import LossOptions
 from gpt_jax.model.gpt import GPT, output_table, sown_shapes
-from gpt_jax.model.layer_stack import layers_per_period, to_executed, to_stored
+from gpt_jax.model.layer_stack import to_executed, to_stored
 from gpt_jax.model.sown import LOSSES, METRICS, sum_sown
 from gpt_jax.optim.trainable import Trainable
 from gpt_jax.train.loss import LossSums, cross_entropy
@@ -47,8 +47,7 @@ def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[Tra
     is not a bad step. A step whose new weights are not finite is a bad step. A profile groups the
     time by the named scopes.
     """
-    train, config = parts.train, parts.model.config
-    period = layers_per_period(config, scan=parts.model.scan)
+    train, config, scan = parts.train, parts.model.config, parts.model.scan
     trainable = parts.trainable
     rates = (config.dropouts.residual, config.dropouts.attention, trainable.lora.dropout)
     has_dropout = any(rate > 0 for rate in rates)
@@ -58,14 +57,16 @@ def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[Tra
         batch = _with_loss_mask(batch)
         weight = parts.total(batch['loss_mask'].sum())
         total_weight = jnp.maximum(weight, 1.0)
-        executed = to_executed(state.params, period=period)
-        base = None if state.base is None else to_executed(state.base, period=period)
+        executed = to_executed(state.params, config, scan=scan)
+        base = None if state.base is None else to_executed(state.base, config, scan=scan)
 
         def micro_loss(executed: Any, micro: Batch, index: jax.Array) -> tuple[jax.Array, Any]:
             dropout_key = jax.random.fold_in(key, index) if has_dropout else None
             masks = trainable.dropout_masks(state.params, dropout_key)
             if masks is not None:
-                executed = jax.tree.map(jnp.multiply, executed, to_executed(masks, period=period))
+                executed = jax.tree.map(
+                    jnp.multiply, executed, to_executed(masks, config, scan=scan)
+                )
             params = trainable.join(executed, base)
             loss, sums, sown = _loss(parts, params, micro, dropout_key, z_loss=train.z_loss)
             loss = loss / total_weight
@@ -84,7 +85,7 @@ def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[Tra
             )
         # Without the barrier XLA stacks the gradients again in every operation that reads them,
         # which makes the optimizer of 48 layers three times as slow on a GPU.
-        grads = jax.lax.optimization_barrier(to_stored(grads, num_layers=config.num_layers))
+        grads = jax.lax.optimization_barrier(to_stored(grads, config, scan=scan))
         loss, sums, sown, grads = parts.total((loss, sums, sown, grads))
 
         with jax.named_scope('clip'):
@@ -148,10 +149,10 @@ def make_train_steps(
 
 def make_eval_step(parts: StepParts) -> Callable[[Any, Batch], LossSums]:
     """Returns a function that sums the cross entropy of a batch, without dropout and gradients."""
-    period = layers_per_period(parts.model.config, scan=parts.model.scan)
+    config, scan = parts.model.config, parts.model.scan
 
     def eval_step(params: Any, batch: Batch) -> LossSums:
-        executed = to_executed(params, period=period)
+        executed = to_executed(params, config, scan=scan)
         _, sums, _ = _loss(parts, executed, _with_loss_mask(batch), None, z_loss=0.0)
         return parts.total(sums)
 

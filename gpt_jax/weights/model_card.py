@@ -3,7 +3,7 @@
 import yaml
 
 from gpt_jax.model.config import ModelConfig
-from gpt_jax.model.gpt import count_params
+from gpt_jax.model.gpt import count_params, describe_mlps
 from gpt_jax.tokenizer import Tokenizer
 from gpt_jax.weights.credits import NO_CREDITS, Credits
 
@@ -63,7 +63,7 @@ def model_card(
         'parameters': f'{count_params(model):,}',
         'layers': model.num_layers,
         'attention': model.attention.describe(model),
-        'MLP': model.mlp.describe(model),
+        'MLP': describe_mlps(model),
         'width': model.d_model,
         'context': f'{model.max_seq_len} tokens',
         'vocabulary': f'{model.vocab_size} tokens ({tokenizer.kind})',

@@ -13,7 +13,7 @@ from gpt_jax.config_tree import freeze
 from gpt_jax.model.cache import make_cache
 from gpt_jax.model.config import Remat
 from gpt_jax.model.gpt import GPT, abstract_params, init_params
-from gpt_jax.model.layer_stack import layers_per_period, to_executed, to_stored
+from gpt_jax.model.layer_stack import to_executed, to_stored
 from gpt_jax.parallel.mesh import MeshConfig, make_mesh
 from gpt_jax.parallel.rules import RULES, batch_sharding, parameter_shardings
 from tests.model_configs import ALONE, FULL, PAIRWISE, SINGLE, make_config
@@ -45,7 +45,7 @@ def _loss_and_grads(model, params, tokens):
         return chosen.sum(), logits
 
     (value, logits), grads = jax.value_and_grad(loss, has_aux=True)(_executed(model, params))
-    return logits, value, to_stored(grads, num_layers=model.config.num_layers)
+    return logits, value, to_stored(grads, model.config, scan=model.scan)
 
 
 @_jit
@@ -81,7 +81,7 @@ def _input_gradient(model, params, tokens, position):
 
 
 def _executed(model, params):
-    return to_executed(params, period=layers_per_period(model.config, scan=model.scan))
+    return to_executed(params, model.config, scan=model.scan)
 
 
 def _check(changes):
@@ -123,7 +123,7 @@ def _check_grads(actual, expected, *, tolerance):
 
 def _check_causality(model, params, tokens):
     """The gradient of the output at position t reaches the embeddings of tokens 0 … t only."""
-    windows = [model.config.window(i) for i in range(model.config.num_layers)]
+    windows = [model.config.layer_kind(i).window for i in range(model.config.num_layers)]
     for position in (0, 4, 11):
         grads = np.abs(_input_gradient(model, params, tokens, position)).sum((0, 2))
         assert (grads[position + 1 :] == 0).all(), 'a later token was seen'

@@ -54,7 +54,7 @@ def plain() -> tuple[GPT, dict]:
 def forward() -> Callable[[np.ndarray], jax.Array]:
     """Ids [1, 64] -> log p of each next token [64, V]."""
     model, params = plain()
-    executed = to_executed(params, period=model.config.num_layers)
+    executed = to_executed(params, model.config, scan=False)
     return jax.jit(lambda ids: jax.nn.log_softmax(model.apply({'params': executed}, ids)[0][0]))
 
 

@@ -37,7 +37,7 @@ def make_decoder(vocab_size=VOCAB, eot_id=EOT, **changes):
 def build(vocab_size=VOCAB, eot_id=EOT, **changes):
     """A decoder, and its model as a function of a text to the logits of the next token."""
     config, params = make_model(**changes)
-    model, executed = GPT(config), to_executed(params, period=config.num_layers)
+    model, executed = GPT(config), to_executed(params, config, scan=False)
     run = jax.jit(lambda tokens: model.apply({'params': executed}, tokens)[0])
 
     def next_logits(text):

@@ -17,7 +17,7 @@ from gpt_jax.kernels.scores import AttentionMask, ScoreOptions
 from gpt_jax.model.attention import attend
 from gpt_jax.model.config import AttentionKernel, Kernels
 from gpt_jax.model.gpt import GPT, init_params
-from gpt_jax.model.layer_stack import layers_per_period, to_executed
+from gpt_jax.model.layer_stack import to_executed
 from tests.kernels.closeness import assert_close
 from tests.model_configs import make_config
 
@@ -235,7 +235,7 @@ def gradients_of_a_model(kernel, *, remat='none', trace=False, **changes):
 
     def init():
         params = nn.unbox(init_params(config, jax.random.key(0)))
-        return to_executed(params, period=layers_per_period(config, scan=True))
+        return to_executed(params, config, scan=True)
 
     def loss(params):
         logits, _ = model.apply({'params': params}, tokens, dropout_key=jax.random.key(1))

@@ -16,7 +16,7 @@ from gpt_jax.kernels.scores import AttentionMask, ScoreOptions
 from gpt_jax.model.attention import attend
 from gpt_jax.model.config import AttentionKernel, Kernels
 from gpt_jax.model.gpt import GPT, init_params
-from gpt_jax.model.layer_stack import layers_per_period, to_executed
+from gpt_jax.model.layer_stack import to_executed
 from tests.kernels.closeness import assert_close
 from tests.model_configs import make_config
 
@@ -128,7 +128,7 @@ def test_the_model_with_it_equals_the_model_with_the_reference(remat, monkeypatc
 
     def gradients(kernel):
         model = GPT(config, kernels=Kernels(attention=kernel), scan=True)
-        executed = to_executed(params, period=layers_per_period(config, scan=True))
+        executed = to_executed(params, config, scan=True)
 
         def loss(executed):
             return jnp.sum(model.apply({'params': executed}, tokens)[0] ** 2)

@@ -14,7 +14,7 @@ from flax import linen as nn
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import ModelConfig, finalize_model
 from gpt_jax.model.gpt import GPT, abstract_params, init_params, output_table
-from gpt_jax.model.layer_stack import layers_per_period, to_executed
+from gpt_jax.model.layer_stack import to_executed
 from gpt_jax.model.position import SinusoidalPosition, alibi_slopes, rope_frequencies, rotate
 from gpt_jax.train.loss import LossOptions, cross_entropy
 from tests.model_configs import make_config
@@ -31,7 +31,7 @@ def fresh(config, seed=0):
 @functools.partial(jax.jit, static_argnums=0)
 def forward(model, params, tokens):
     """Logits of parameters in the stored layout."""
-    executed = to_executed(params, period=layers_per_period(model.config, scan=model.scan))
+    executed = to_executed(params, model.config, scan=model.scan)
     return model.apply({'params': executed}, tokens)[0]
 
 
@@ -329,7 +329,7 @@ def test_padding_rows_of_the_vocabulary_change_nothing(tied):
 
     @functools.partial(jax.jit, static_argnums=0)
     def outcome(config, params):
-        executed = to_executed(params, period=config.num_layers)
+        executed = to_executed(params, config, scan=False)
 
         def loss(executed):
             hidden_BLD, _ = GPT(config).apply(
@@ -481,7 +481,7 @@ def test_impossible_values_are_named(name):
 def test_derived_values():
     config = make_config(num_kv_heads=1, window_pattern=(5, 0))
     assert (config.d_ff, config.head_dim, config.num_kv_heads) == (128, 8, 1)
-    assert [config.window(layer) for layer in range(4)] == [5, 0, 5, 0]
+    assert [config.layer_kind(layer).window for layer in range(4)] == [5, 0, 5, 0]
     assert make_config().num_kv_heads == 4
     assert make_config(vocab_size=128).padded_vocab_size == 128
     assert make_config(vocab_size=129).padded_vocab_size == 256

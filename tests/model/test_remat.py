@@ -18,7 +18,7 @@ from tests.model_configs import make_config
 def operations(remat, **changes):
     """Counts each primitive in the gradient of one layer."""
     config = make_config(num_layers=1, remat=remat, **changes)
-    params = to_executed(nn.unbox(init_params(config, jax.random.key(0))), period=1)
+    params = to_executed(nn.unbox(init_params(config, jax.random.key(0))), config, scan=True)
     tokens = jnp.zeros((2, 8), jnp.int32)
 
     def loss(params):
@@ -56,7 +56,7 @@ def test_a_gated_mlp_keeps_its_third_product():
 def test_splash_attention_is_kept_with_its_statistics(remat, capsys):
     config = make_config(num_layers=1, remat=remat)
     model = GPT(config, kernels=Kernels(attention=AttentionKernel.SPLASH))
-    params = to_executed(nn.unbox(init_params(config, jax.random.key(0))), period=1)
+    params = to_executed(nn.unbox(init_params(config, jax.random.key(0))), config, scan=True)
     tokens = jnp.zeros((2, 8), jnp.int32)
     jax.ad_checkpoint.print_saved_residuals(
         lambda params: model.apply({'params': params}, tokens, method='hidden')[0].sum(), params

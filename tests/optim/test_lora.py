@@ -79,12 +79,14 @@ def test_merging_adds_the_scaled_product_to_each_layer():
     assert sum(f'{path}/lora_a' in pairs for path in before) == 3
 
 
-@pytest.mark.parametrize('period', [1, 3], ids=['scanned', 'unrolled'])
-def test_both_layouts_merge_to_the_same(period):
+@pytest.mark.parametrize('scan', [True, False], ids=['scanned', 'unrolled'])
+def test_both_layouts_merge_to_the_same(scan):
     params = nn.unbox(boxed_params())
     adapters = random_adapters(params)
-    stored = to_executed(LORA.join(adapters, params), period=period)
-    executed = LORA.join(to_executed(adapters, period=period), to_executed(params, period=period))
+    stored = to_executed(LORA.join(adapters, params), MODEL, scan=scan)
+    executed = LORA.join(
+        to_executed(adapters, MODEL, scan=scan), to_executed(params, MODEL, scan=scan)
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), executed, stored)
 
 

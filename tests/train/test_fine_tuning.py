@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 from gpt_jax.config import RunConfig, finalize
 from gpt_jax.fingerprint import fingerprint_leaves, named_leaves
 from gpt_jax.model.gpt import GPT
-from gpt_jax.model.layer_stack import layers_per_period, to_executed
+from gpt_jax.model.layer_stack import to_executed
 from gpt_jax.optim import SGD, AdamW
 from gpt_jax.parallel.mesh import ProgramKind, make_mesh
 from gpt_jax.train.program import make_program
@@ -132,7 +132,7 @@ def test_the_first_loss_is_exactly_that_of_the_base():
 def masked_loss(config: RunConfig, params, batch) -> jax.Array:
     """The mean negative log-likelihood of the tokens that count, from the model's logits."""
     model, tokens = GPT(config.model), jnp.asarray(batch['tokens'])
-    executed = to_executed(params, period=layers_per_period(config.model, scan=False))
+    executed = to_executed(params, config.model, scan=False)
     logits, _ = model.apply({'params': executed}, tokens[:, :-1])
     scores = jax.nn.log_softmax(logits)
     nll = -jnp.take_along_axis(scores, tokens[:, 1:, None], 2)[..., 0]

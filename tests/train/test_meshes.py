@@ -71,7 +71,7 @@ def test_losses_of_every_mesh_are_those_of_one_device(mesh):
 
 
 def test_what_does_not_divide_is_refused():
-    with pytest.raises(UserError, match='= 8 is not divisible by the 3 devices of the data and'):
+    with pytest.raises(UserError, match='= 8 is not divisible by the 3 devices of the data, fsdp and expert axes'):
         make_program(config := configure({'data': 3}), make_mesh(config.mesh))
     with pytest.raises(UserError, match=r'max_seq_len=32 is not divisible by config.mesh.context'):
         make_program(config := configure({'context': 5, 'data': 1}), make_mesh(config.mesh))

@@ -52,7 +52,7 @@ def weight_shapes(config: ModelConfig):
 
 def logits(config: ModelConfig, params, tokens) -> np.ndarray:
     """Of the plain forward pass in float32."""
-    executed = to_executed(params, period=config.num_layers)
+    executed = to_executed(params, config, scan=False)
     return np.asarray(_jitted(config)({'params': executed}, tokens)[0])
 
 

@@ -121,7 +121,7 @@ def test_every_activation(workdir, shared_data):
     config, module = gpt.config.model, Module(gpt.config.model, flat=False)
     tokens = stored.pop('idx').astype(int)
     (scores, _), captured = module.apply(
-        {'params': to_executed(gpt.params, period=config.num_layers)},
+        {'params': to_executed(gpt.params, config, scan=False)},
         jnp.asarray(tokens),
         capture_intermediates=True,
     )

@@ -30,7 +30,7 @@ class Differential(BaseAttention):
     def finalize(self, config: CommonConfig) -> None:
         """Checks the width of heads. Raises UserError if it cannot be halved."""
         multiple = 4 if POSITIONS[config.position].rotate else 2
-        if config.head_dim % multiple:
+        if config.head_dim % multiple or (multiple == 4 and rotated_width(config, half) % 2):
             raise UserError(
                 f'config.model.head_dim={config.head_dim} must be a multiple of {multiple} for '
                 f'config.model.attention=differential and config.model.position='
