@@ -64,7 +64,7 @@ def rotate(
     Su et al. 2021, https://arxiv.org/abs/2104.09864. `R` is the part of the head that is rotated.
     """
     R = rotated_width(config, x_BLHK.shape[-1])
-    if R < x_BLHK.shape[-1]:
+    if x_BLHK.shape[-1] > R:
         first = _rotate(config, x_BLHK[..., :R], positions_BL, width=x_BLHK.shape[-1])
         return jnp.concatenate([first, x_BLHK[..., R:]], -1)
     return _rotate(config, x_BLHK, positions_BL, width=x_BLHK.shape[-1])

@@ -6,7 +6,7 @@ import jax
 
 from gpt_jax.config import RunConfig
 from gpt_jax.model.config import MatmulPrecision, ModelConfig
-from gpt_jax.model.gpt import abstract_params, count_params, describe_mlps
+from gpt_jax.model.gpt import abstract_params, count_active_params, count_params, describe_mlps
 from gpt_jax.parallel.rules import undivided
 from gpt_jax.telemetry.chips import memory_size
 from gpt_jax.train.flops import train_flops_per_token
@@ -32,7 +32,8 @@ def summarize(program: Program, config: RunConfig) -> dict[str, str]:
         'devices': f'{len(devices)} x {kind}, '
         f'{_count(jax.process_count(), "process", "processes")}, jax {jax.__version__}',
         'mesh': _describe_mesh(program, config),
-        'parameters': f'{count_params(model):,} (state {held / 2**20:,.1f} MiB per device)',
+        'parameters': f'{count_params(model):,}{_describe_active(model)} (state '
+        f'{held / 2**20:,.1f} MiB per device)',
         **part,
         'model': f'{model.num_layers} layers, d_model {model.d_model}, '
         f'{describe_mlps(model)}, {model.attention.describe(model)}, '
@@ -53,6 +54,11 @@ def summarize(program: Program, config: RunConfig) -> dict[str, str]:
         'work': f'{train.num_steps:,} steps, {train.num_steps * tokens:,} tokens, '
         f'{train_flops_per_token(model, length=model.max_seq_len) * tokens:.3g} FLOPs per step',
     }
+
+
+def _describe_active(model: ModelConfig) -> str:
+    active = count_active_params(model)
+    return f', {active:,} active per token' if active < count_params(model) else ''
 
 
 def _count(number: int, one: str, several: str) -> str:

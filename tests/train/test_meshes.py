@@ -22,9 +22,19 @@ MESHES = [
     {'data': 1, 'context': 8},
     {'data': 1, 'fsdp': 2, 'context': 2, 'tensor': 2},
 ]
+EXPERT_MESHES = [
+    {'data': 2, 'expert': 4},
+    {'data': 1, 'fsdp': 2, 'expert': 2, 'tensor': 2},
+    {'data': 1, 'context': 2, 'expert': 4},
+    {'data': 8},
+]
+EXPERTS = {
+    'loss': {'balance_loss': 0.1, 'router_z_loss': 0.01},
+    'bias': {'balance': 'bias', 'bias_step': 0.01, 'shared_experts': 1, 'scores': 'sigmoid'},
+}
 
 
-def configure(mesh: dict[str, int], **train) -> RunConfig:
+def configure(mesh: dict[str, int], experts: str = '', **train) -> RunConfig:
     """A model with dropout and grouped heads, in two micro-batches, with a chunked loss."""
     config = get_config('adamw')
     config.model.num_heads, config.model.num_kv_heads = 4, 2
@@ -32,6 +42,9 @@ def configure(mesh: dict[str, int], **train) -> RunConfig:
     config.train.steps_per_call = 5
     config.train.num_steps = STEPS
     config.eval.every = config.checkpoint.save_every = 0
+    if experts:
+        sizes = {'num_experts': 8, 'd_expert': 32, 'activation': 'relu2'}
+        config.model.mlp = {'_type': 'mixture_of_experts'} | sizes | EXPERTS[experts]
     for axis, size in mesh.items():
         setattr(config.mesh, axis, size)
     for name, value in train.items():
@@ -60,8 +73,8 @@ def train(config: RunConfig) -> np.ndarray:
 
 
 @functools.cache
-def on_one_device() -> np.ndarray:
-    return train(configure({'data': 1}))
+def on_one_device(experts: str = '') -> np.ndarray:
+    return train(configure({'data': 1}, experts))
 
 
 @pytest.mark.slow
@@ -70,8 +83,17 @@ def test_losses_of_every_mesh_are_those_of_one_device(mesh):
     np.testing.assert_allclose(train(configure(mesh)), on_one_device(), rtol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('experts', EXPERTS)
+@pytest.mark.parametrize('mesh', EXPERT_MESHES, ids=str)
+def test_losses_of_experts_on_every_mesh_are_those_of_one_device(mesh, experts):
+    np.testing.assert_allclose(train(configure(mesh, experts)), on_one_device(experts), rtol=1e-5)
+
+
 def test_what_does_not_divide_is_refused():
-    with pytest.raises(UserError, match='= 8 is not divisible by the 3 devices of the data, fsdp and expert axes'):
+    with pytest.raises(
+        UserError, match='= 8 is not divisible by the 3 devices of the data, fsdp and expert axes'
+    ):
         make_program(config := configure({'data': 3}), make_mesh(config.mesh))
     with pytest.raises(UserError, match=r'max_seq_len=32 is not divisible by config.mesh.context'):
         make_program(config := configure({'context': 5, 'data': 1}), make_mesh(config.mesh))

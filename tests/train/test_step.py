@@ -286,9 +286,9 @@ def test_gradients_of_bfloat16_are_summed_in_float32():
     def grad_fn(params, micro, index):
         grads = {'w': jnp.where(index == 0, 256, 1) * jnp.ones_like(params['w'])}
         zero = jnp.zeros((), jnp.float32)
-        return (zero, LossSums(zero, zero, zero)), jax.tree.map(
+        return (zero, (LossSums(zero, zero, zero), {})), jax.tree.map(
             lambda g: g.astype(jnp.bfloat16), grads
         )
 
-    *_, grads = _accumulate(grad_fn, params, {'tokens': jnp.zeros((8, 2), jnp.int32)}, 8)
+    *_, grads = _accumulate(grad_fn, params, {'tokens': jnp.zeros((8, 2), jnp.int32)}, 8, {})
     np.testing.assert_array_equal(grads['w'], 263.0)

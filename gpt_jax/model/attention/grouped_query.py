@@ -100,9 +100,7 @@ class GroupedQueryAttention(nn.Module):
         axes = ('heads', 'head_dim', 'embed')
         inputs = (c.num_heads, c.head_dim)
         bias = c.use_bias or self.options.output_bias
-        output = Linear(
-            c, inputs, (c.d_model,), axes, use_bias=bias, residual=True, name='output'
-        )
+        output = Linear(c, inputs, (c.d_model,), axes, use_bias=bias, residual=True, name='output')
         return output(out_BLHK.reshape(*x.shape[:-1], -1)), cache
 
     def _heads(self, x, context, name: str, count: int, axis: str) -> jax.Array:
