@@ -55,7 +55,7 @@ def _products(jaxpr, times: int = 1) -> int:
     return total
 
 
-def _traced_flops(config: RunConfig) -> float:
+def traced_flops(config: RunConfig) -> float:
     """FLOPs a token of the training step's matrix products."""
     program = make_program(config, make_mesh(config.mesh))
     shape = (config.train.batch_size, config.model.max_seq_len + 1)
@@ -69,7 +69,7 @@ def test_the_formula_counts_the_products(model):
     config = _config(**model)
     formula = train_flops_per_token(config.model, length=32)
     # The formula counts the few weights of the norms too, as is customary.
-    assert _traced_flops(config) == pytest.approx(formula, rel=0.01)
+    assert traced_flops(config) == pytest.approx(formula, rel=0.01)
     assert recomputed_flops_per_token(config.model, length=32) == 0
 
 
@@ -77,7 +77,7 @@ def test_the_formula_counts_the_products(model):
 @pytest.mark.parametrize('model', VARIATIONS.values(), ids=VARIATIONS.keys())
 def test_recomputation_counts_the_products_that_remat_adds(model, remat):
     plain, config = _config(**model), _config(**model, remat=remat)
-    added = _traced_flops(config) - _traced_flops(plain)
+    added = traced_flops(config) - traced_flops(plain)
     formula = recomputed_flops_per_token(config.model, length=32)
     if 'attention' in REMAT_KEEPS[Remat(remat)]:  # the kernel that runs here has more to keep
         formula += 4 * config.model.num_heads * config.model.head_dim * 32 * config.model.num_layers
