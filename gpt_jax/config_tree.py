@@ -198,10 +198,11 @@ def from_json_value(value: Any, kind: Any, key: str) -> Any:
             value = (value,) if isinstance(value, str) else value
             return tuple(_from_json_item(item, typing.get_args(kind)[0]) for item in value)
         if isinstance(kind, type) and issubclass(kind, enum.Enum):
-            names = [str(each.value) for each in kind]
-            if value not in names:
-                raise UserError(f'{key}={value!r} is not one of {", ".join(names)}')
-            return kind(value)
+            try:
+                return kind(value)
+            except ValueError:
+                names = ', '.join(str(each.value) for each in kind)
+                raise UserError(f'{key}={value!r} is not one of {names}') from None
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
     except (TypeError, ValueError, OverflowError) as error:

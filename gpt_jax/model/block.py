@@ -7,12 +7,18 @@ from jaxtyping import Array, Float, Key
 from gpt_jax.kernels.dropout import dropout
 from gpt_jax.model.attention import AttentionContext
 from gpt_jax.model.attention.layer_cache import LayerCache
-from gpt_jax.model.config import Kernels, ModelConfig, NormPlacement
+from gpt_jax.model.config import Kernels, ModelConfig, NormPlacement, ParallelResidual
 from gpt_jax.model.norm import NORMS
 
 
 class Block(nn.Module):
-    """`x + branch(norm(x))` twice (pre), `norm(x + branch(x))` (post), or both (sandwich)."""
+    """Attention and MLP, each a branch that adds to the residual stream.
+
+    By `norm_placement`: `x + branch(norm(x))` (pre), `norm(x + branch(x))` (post),
+    `x + norm(branch(x))` (output), or `x + norm(branch(norm(x)))` (sandwich). With
+    `parallel_residual` the MLP reads the attention's `x`, or its normalized `x`, and the two run
+    side by side (Wang and Komatsuzaki 2021, GPT-J).
+    """
 
     config: ModelConfig
     kernels: Kernels
@@ -28,26 +34,34 @@ class Block(nn.Module):
     ) -> tuple[Float[Array, '... D'], LayerCache | None]:
         """Returns `[..., D] -> [..., D]` and the layer's cache."""
         c = self.config
-        pre = c.norm_placement != NormPlacement.POST
+        parallel = c.parallel_residual != ParallelResidual.OFF
         keys = [None] * 3 if dropout_key is None else jax.random.split(dropout_key, 3)
         attention = c.attention.make(c, kernels=self.kernels, window=self.window, name='attention')
         # Without this the partitioner may replicate the batch and shard the model instead.
         x = nn.with_logical_constraint(x, activation_axes(x))
 
-        h, x = self._norm('attention_norm')(x) if pre else (x, x)
+        h, x = mlp_input, x = self._enter(x, 'attention')
+        if c.parallel_residual == ParallelResidual.TWO_NORMS:
+            mlp_input, x = self._enter(x, 'mlp')
         h, cache = attention(h, context, cache, keys[0])
         x = self._join(x, dropout(h, c.dropouts.residual, keys[1]), 'attention')
-
-        h, x = self._norm('mlp_norm')(x) if pre else (x, x)
-        h = c.mlp.make(c, kernels=self.kernels, name='mlp')(h)
+        if not parallel:
+            mlp_input, x = self._enter(x, 'mlp')
+        h = c.mlp.make(c, kernels=self.kernels, name='mlp')(mlp_input)
         return self._join(x, dropout(h, c.dropouts.residual, keys[2]), 'mlp'), cache
+
+    def _enter(self, x: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
+        """Returns the input of a branch, normalized if norms come first, and `x`."""
+        if self.config.norm_placement in (NormPlacement.PRE, NormPlacement.SANDWICH):
+            return self._norm(f'{name}_norm')(x)
+        return x, x
 
     def _join(self, x: jax.Array, branch: jax.Array, name: str) -> jax.Array:
         """Adds a branch to the residual stream; applies the norms that come after the branch."""
         c = self.config
         if c.norm_placement == NormPlacement.POST:
             return self._norm(f'{name}_norm')(x + branch)[0]
-        if c.norm_placement == NormPlacement.SANDWICH:
+        if c.norm_placement in (NormPlacement.SANDWICH, NormPlacement.OUTPUT):
             branch, _ = self._norm(f'{name}_post_norm')(branch)
         return x + branch
 

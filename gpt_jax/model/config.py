@@ -30,12 +30,15 @@ from gpt_jax.model.options import (
     NormKernel,
     NormKind,
     NormPlacement,
+    ParallelResidual,
     PositionKind,
     PrecisionConfig,
+    QKNorm,
     Remat,
     RopeConfig,
     ScanLayers,
 )
+from gpt_jax.model.position import rotated_width
 from gpt_jax.moved_keys import accepts_moved_keys
 
 __all__ = [
@@ -53,8 +56,10 @@ __all__ = [
     'NormKernel',
     'NormKind',
     'NormPlacement',
+    'ParallelResidual',
     'PositionKind',
     'PrecisionConfig',
+    'QKNorm',
     'Remat',
     'RopeConfig',
     'ScanLayers',
@@ -103,14 +108,28 @@ def finalize_model(config: ModelConfig) -> None:
             f'{key}num_heads={c.num_heads} is not divisible by {key}num_kv_heads='
             f'{c.num_kv_heads}; each key/value head serves the same number of query heads'
         )
-    if c.position == PositionKind.ROPE and c.head_dim % 2:
-        raise UserError(f'{key}head_dim={c.head_dim} must be even for {key}position=rope')
+    rotated = rotated_width(c)
+    if c.position == PositionKind.ROPE and (rotated % 2 or not rotated):
+        part = f' times {key}rope.fraction={c.rope.fraction}' if c.rope.fraction != 1 else ''
+        raise UserError(f'{key}head_dim={c.head_dim}{part} must be even for {key}position=rope')
     if c.position == PositionKind.SINUSOIDAL and c.d_model % 2:
         raise UserError(f'{key}d_model={c.d_model} must be even for {key}position=sinusoidal')
     if c.rope.low_freq_factor >= c.rope.high_freq_factor:
         raise UserError(
             f'{key}rope.low_freq_factor={c.rope.low_freq_factor} must be below '
             f'{key}rope.high_freq_factor={c.rope.high_freq_factor}'
+        )
+    if c.rope.yarn and not c.rope.original_seq_len:
+        raise UserError(f'{key}rope.yarn needs {key}rope.original_seq_len; set it')
+    if c.rope.beta_slow > c.rope.beta_fast:
+        raise UserError(
+            f'{key}rope.beta_slow={c.rope.beta_slow} must not be above '
+            f'{key}rope.beta_fast={c.rope.beta_fast}'
+        )
+    if c.parallel_residual != ParallelResidual.OFF and c.norm_placement == NormPlacement.POST:
+        raise UserError(
+            f'{key}parallel_residual={c.parallel_residual} has no {key}norm_placement=post; '
+            f'change one of them'
         )
     if c.execution.scan_layers == ScanLayers.ON and c.num_layers % max(1, len(c.window_pattern)):
         raise UserError(

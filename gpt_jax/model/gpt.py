@@ -132,6 +132,8 @@ class GPT(nn.Module):
                 positions_BL + cache.length - cache.first_slot_B[:, None], 0, c.max_seq_len - 1
             )  # positions of padding and drafts may be out of range, but they are masked
         x = self.embedding(tokens_BL).astype(jnp.dtype(c.precision.compute))
+        if c.scale_embedding:
+            x *= jnp.asarray(c.d_model**0.5, x.dtype)
         if POSITIONS[c.position].embed is not None:
             x = self.position(x, positions_BL)
         x = x.reshape(B * L, c.d_model) if self.flat else x

@@ -29,9 +29,14 @@ class _Norm(nn.Module):
 
         Kernels add up the gradients of the two in their backward pass.
         """
-        scale_D = self._vector('scale', nn.initializers.ones_init(), x.shape[-1])
+        c = self.config
+        if c.norm_zero_centered:
+            scale_D = self._vector('scale', nn.initializers.zeros_init(), x.shape[-1])
+            scale_D = 1 + scale_D.astype(jnp.float32)
+        else:
+            scale_D = self._vector('scale', nn.initializers.ones_init(), x.shape[-1])
         bias_D = None
-        if self.centred and self.config.use_bias:
+        if self.centred and (c.use_bias or c.norm_bias):
             bias_D = self._vector('bias', nn.initializers.zeros_init(), x.shape[-1])
         return self._normalize(x, scale_D, bias_D)
 

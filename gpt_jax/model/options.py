@@ -4,7 +4,7 @@ import dataclasses
 import enum
 from typing import Any, NamedTuple
 
-from gpt_jax.config_tree import count, finite, fraction, positive, whole
+from gpt_jax.config_tree import count, finite, fraction, positive, real, whole
 
 VOCAB_MULTIPLE = 128  # the table's rows are padded to this, whatever the mesh
 
@@ -48,11 +48,30 @@ class NormPlacement(enum.StrEnum):
     PRE = 'pre'
     POST = 'post'
     SANDWICH = 'sandwich'
+    OUTPUT = 'output'
+
+
+class ParallelResidual(enum.StrEnum):
+    OFF = 'off'
+    TWO_NORMS = 'two_norms'
+    ONE_NORM = 'one_norm'
+
+
+class QKNorm(enum.StrEnum):
+    NONE = 'none'
+    HEAD = 'head'
+    FULL = 'full'
+
+    @classmethod
+    def _missing_(cls, value: Any) -> 'QKNorm | None':
+        """Accepts the booleans of older config files."""
+        return {True: cls.HEAD, False: cls.NONE}.get(value) if isinstance(value, bool) else None
 
 
 class MLPKind(enum.StrEnum):
     GELU = 'gelu'
     GELU_TANH = 'gelu_tanh'
+    RELU = 'relu'
     RELU2 = 'relu2'
     SWIGLU = 'swiglu'
     GEGLU = 'geglu'
@@ -92,13 +111,19 @@ class Kernels(NamedTuple):
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class RopeConfig:
-    """Rotary positions; the last three are of Llama 3.1's scaling."""
+    """Rotary positions; the frequency factors are of Llama 3.1's scaling, the betas of YaRN's."""
 
     base: float = positive(10000.0)  # wavelength base
+    fraction: float = real(1.0, 1e-6, 1.0)  # of a head's width that is rotated: its first part
     scaling: float = positive(1.0)  # positions are divided by this (linear interpolation)
     original_seq_len: int = whole(0)  # > 0: scaling skips short waves
     low_freq_factor: float = positive(1.0)  # waves longer than original / this are scaled
     high_freq_factor: float = positive(4.0)  # waves shorter than original / this are unchanged
+    yarn: bool = False  # scale as YaRN does instead; it needs original_seq_len
+    beta_fast: float = positive(32.0)  # waves with more turns in original_seq_len are unchanged
+    beta_slow: float = positive(1.0)  # waves with fewer turns in original_seq_len are scaled
+    yarn_truncate: bool = True  # round the bounds that the betas give to whole pairs
+    attention_factor: float = positive(1.0)  # rotated queries and keys are multiplied by this
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -159,14 +184,19 @@ class CommonConfig:
     window_pattern: tuple[int, ...] = whole(())  # sliding window of each layer, repeating; 0: none
     attention_soft_cap: float = finite(0.0)  # scores become cap * tanh(scores / cap); 0: off
     position: PositionKind = PositionKind.LEARNED
+    position_offset: int = whole(0)  # rows of the learned table before that of position 0 (OPT)
     rope: RopeConfig = _default(RopeConfig)
     # Norms and the output layer
     norm: NormKind = NormKind.LAYERNORM
     norm_placement: NormPlacement = NormPlacement.PRE
+    parallel_residual: ParallelResidual = ParallelResidual.OFF  # MLP and attention read the same x
     norm_epsilon: float = positive(1e-5)
+    norm_bias: bool = False  # biases of LayerNorm even without use_bias
+    norm_zero_centered: bool = False  # norms multiply by 1 + scale, which starts at 0 (Gemma)
     final_norm: bool = True  # a norm before the output layer
     use_bias: bool = True  # biases in linear layers and LayerNorm
     tie_embeddings: bool = True  # the output layer is the embedding table
+    scale_embedding: bool = False  # embeddings are multiplied by the root of d_model (Gemma)
     output_soft_cap: float = finite(0.0)  # logits become cap * tanh(logits / cap); 0: off
     # Training and execution
     dropouts: DropoutConfig = _default(DropoutConfig)

@@ -14,7 +14,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from gpt_jax.model.linear import look_up
-from gpt_jax.model.options import CommonConfig, PositionKind
+from gpt_jax.model.options import CommonConfig, PositionKind, RopeConfig
 from gpt_jax.parameter import Role, declare
 
 
@@ -31,7 +31,10 @@ class LearnedPosition(nn.Module):
         c = self.config
         normal = nn.initializers.normal(c.init.std)
         init = declare(normal, ('positions', 'embed'), role=Role.EMBEDDING, in_product=False)
-        table = self.param('table', init, (c.max_seq_len, c.d_model), jnp.dtype(c.precision.params))
+        shape = (c.position_offset + c.max_seq_len, c.d_model)
+        table = self.param('table', init, shape, jnp.dtype(c.precision.params))
+        if c.position_offset:
+            positions_BL += c.position_offset
         return x_BLD + look_up(table, positions_BL, 'positions').astype(x_BLD.dtype)
 
 
@@ -56,38 +59,74 @@ class SinusoidalPosition(nn.Module):
 def rotate(
     config: CommonConfig, x_BLHK: Float[Array, 'B L H K'], positions_BL: Int[Array, 'B L']
 ) -> Float[Array, 'B L H K']:
-    """Rotates the pairs `(i, i + K/2)` of queries or keys by angles that grow with the position.
+    """Rotates the pairs `(i, i + R/2)` of queries or keys by angles that grow with the position.
 
-    Su et al. 2021, https://arxiv.org/abs/2104.09864.
+    Su et al. 2021, https://arxiv.org/abs/2104.09864. `R` is the part of the head that is rotated.
     """
-    frequencies = rope_frequencies(config, x_BLHK.shape[-1])
+    R = rotated_width(config, x_BLHK.shape[-1])
+    if x_BLHK.shape[-1] > R:
+        first = _rotate(config, x_BLHK[..., :R], positions_BL, width=x_BLHK.shape[-1])
+        return jnp.concatenate([first, x_BLHK[..., R:]], -1)
+    return _rotate(config, x_BLHK, positions_BL, width=x_BLHK.shape[-1])
+
+
+def _rotate(
+    config: CommonConfig, x_BLHR: jax.Array, positions_BL: jax.Array, *, width: int
+) -> Float[Array, 'B L H R']:
+    frequencies = rope_frequencies(config, width)
     angles = positions_BL[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None]
     sin, cos = jnp.sin(angles), jnp.cos(angles)
-    first, second = jnp.split(x_BLHK.astype(jnp.float32), 2, -1)
+    if config.rope.attention_factor != 1:
+        sin, cos = sin * config.rope.attention_factor, cos * config.rope.attention_factor
+    first, second = jnp.split(x_BLHR.astype(jnp.float32), 2, -1)
     turned = [first * cos - second * sin, second * cos + first * sin]
-    return jnp.concatenate(turned, -1).astype(x_BLHK.dtype)
+    return jnp.concatenate(turned, -1).astype(x_BLHR.dtype)
+
+
+def rotated_width(config: CommonConfig, width: int = 0) -> int:
+    """Returns the part of a head's width that is rotated; `width` 0: head_dim."""
+    return int((width or config.head_dim) * config.rope.fraction)
 
 
 def rope_frequencies(config: CommonConfig, width: int = 0) -> np.ndarray:
-    """Returns the angle per position by which each pair of a head is rotated, float32 [K/2].
+    """Returns the angle per position by which each pair of a head is rotated, float32 [R/2].
 
-    `width` is the head's, `K` (0: head_dim).
+    `width` is the head's, `K` (0: head_dim), of which `R` is rotated.
 
     Scaling divides all of them (Chen et al. 2023, https://arxiv.org/abs/2306.15595). With
     `rope.original_seq_len` it divides those of long waves and leaves those of short waves
     unchanged, relative to that context, and interpolates between them (Llama 3.1: Grattafiori et
-    al. 2024, https://arxiv.org/abs/2407.21783).
+    al. 2024, https://arxiv.org/abs/2407.21783). YaRN interpolates linearly in the index of the
+    pair (Peng et al. 2023, https://arxiv.org/abs/2309.00071).
     """
     c = config
-    half = (width or c.head_dim) // 2
+    half = rotated_width(c, width) // 2
     frequencies = c.rope.base ** -(np.arange(half) / half)
     slowed = frequencies / c.rope.scaling
-    if c.rope.original_seq_len:
+    if c.rope.yarn:
+        low, high = _yarn_range(c.rope, half)
+        scaled = np.clip((np.arange(half) - low) / (high - low), 0, 1)
+        slowed = scaled * slowed + (1 - scaled) * frequencies
+    elif c.rope.original_seq_len:
         waves = c.rope.original_seq_len * frequencies / (2 * np.pi)  # in the original context
         ramp = (waves - c.rope.low_freq_factor) / (c.rope.high_freq_factor - c.rope.low_freq_factor)
         kept = np.clip(ramp, 0, 1)
         slowed = kept * frequencies + (1 - kept) * slowed
     return slowed.astype(np.float32)
+
+
+def _yarn_range(rope: RopeConfig, half: int) -> tuple[float, float]:
+    """Returns the pairs at which YaRN's interpolation begins and ends."""
+
+    def pair(turns: float) -> float:
+        """Returns the pair, a real number, that turns this often in the original context."""
+        return half * np.log(rope.original_seq_len / (turns * 2 * np.pi)) / np.log(rope.base)
+
+    low, high = pair(rope.beta_fast), pair(rope.beta_slow)
+    if rope.yarn_truncate:
+        low, high = np.floor(low), np.ceil(high)
+    low, high = max(low, 0), min(high, 2 * half - 1)
+    return float(low), float(high + 0.001 * (low == high))
 
 
 def alibi_slopes(config: CommonConfig) -> Float[Array, 'H']:

@@ -4,16 +4,18 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
+from gpt_jax.config_tree import finite
 from gpt_jax.kernels.scores import ScoreOptions
 from gpt_jax.model.attention.attend import run_attention
 from gpt_jax.model.attention.base import AttentionContext, BaseAttention
 from gpt_jax.model.attention.layer_cache import LayerCache
 from gpt_jax.model.linear import Linear
 from gpt_jax.model.norm import RMSNorm
-from gpt_jax.model.options import AttentionKernel, CommonConfig, Kernels
+from gpt_jax.model.options import AttentionKernel, CommonConfig, Kernels, QKNorm
 from gpt_jax.model.position import POSITIONS
 
 
@@ -21,8 +23,19 @@ from gpt_jax.model.position import POSITIONS
 class GroupedQuery(BaseAttention):
     """Query heads over fewer key/value heads: MHA, GQA and MQA."""
 
-    qk_norm: bool = False  # RMSNorm of queries and keys, per head
+    qk_norm: QKNorm = QKNorm.NONE  # RMSNorm of queries and keys, per head or over all heads
     qkv_bias: bool = False  # biases of query, key and value even without use_bias (Qwen2)
+    output_bias: bool = False  # bias of the output projection even without use_bias
+    query_pre_attn_scalar: float = finite(0.0)  # scores are divided by its root; 0: head_dim
+    inverse_layer_scale: bool = False  # scores are divided by the number of the layer, from 1
+
+    def __post_init__(self) -> None:
+        """Converts the boolean that `qk_norm` used to be."""
+        object.__setattr__(self, 'qk_norm', QKNorm(self.qk_norm))
+
+    def finalize(self, config: CommonConfig) -> None:
+        """Converts a boolean `qk_norm` that a config file has assigned."""
+        self.qk_norm = QKNorm(self.qk_norm)
 
     def make(self, config: CommonConfig, *, kernels: Kernels, window: int, name: str) -> nn.Module:
         """Returns the module."""
@@ -64,13 +77,14 @@ class GroupedQueryAttention(nn.Module):
         q_BLHK = heads('query', c.num_heads, 'heads')
         k_BSGK = heads('key', c.num_kv_heads, 'kv_heads')
         v_BSGK = heads('value', c.num_kv_heads, 'kv_heads')
-        if self.options.qk_norm:  # Henry et al. 2020, https://arxiv.org/abs/2010.04245
-            q_BLHK, _ = RMSNorm(c, axis='head_dim', name='query_norm')(q_BLHK)
-            k_BSGK, _ = RMSNorm(c, axis='head_dim', name='key_norm')(k_BSGK)
+        if self.options.qk_norm != QKNorm.NONE:
+            q_BLHK = self._qk_norm('query_norm', q_BLHK)
+            k_BSGK = self._qk_norm('key_norm', k_BSGK)
         position = POSITIONS[c.position]
         if position.rotate is not None:
             q_BLHK = position.rotate(c, q_BLHK, context.positions_BL)
             k_BSGK = position.rotate(c, k_BSGK, context.positions_BL)
+        q_BLHK = self._scale(q_BLHK, context)
         if cache is not None:
             cache = cache.write(context.mask.first_query_slot, key=k_BSGK, value=v_BSGK)
             k_BSGK, v_BSGK = cache.read('key'), cache.read('value')
@@ -85,7 +99,8 @@ class GroupedQueryAttention(nn.Module):
         out_BLHK = run_attention(self.kernel, q_BLHK, k_BSGK, v_BSGK, scores)
         axes = ('heads', 'head_dim', 'embed')
         inputs = (c.num_heads, c.head_dim)
-        output = Linear(c, inputs, (c.d_model,), axes, residual=True, name='output')
+        bias = c.use_bias or self.options.output_bias
+        output = Linear(c, inputs, (c.d_model,), axes, use_bias=bias, residual=True, name='output')
         return output(out_BLHK.reshape(*x.shape[:-1], -1)), cache
 
     def _heads(self, x, context, name: str, count: int, axis: str) -> jax.Array:
@@ -95,3 +110,19 @@ class GroupedQueryAttention(nn.Module):
         bias = c.use_bias or self.options.qkv_bias
         project = Linear(c, (c.d_model,), (count, c.head_dim), axes, use_bias=bias, name=name)
         return project(x).reshape(*context.positions_BL.shape, count, c.head_dim)
+
+    def _qk_norm(self, name: str, x_BLHK: jax.Array) -> jax.Array:
+        """Normalizes queries or keys; Henry et al. 2020, https://arxiv.org/abs/2010.04245."""
+        norm = RMSNorm(self.config, axis='head_dim', name=name)
+        if self.options.qk_norm == QKNorm.HEAD:
+            return norm(x_BLHK)[0]
+        return norm(x_BLHK.reshape(*x_BLHK.shape[:2], -1))[0].reshape(x_BLHK.shape)
+
+    def _scale(self, q_BLHK: jax.Array, context: AttentionContext) -> jax.Array:
+        """Scales the queries, as every kernel divides scores by the root of the head's width."""
+        scalar = self.options.query_pre_attn_scalar
+        if scalar and scalar != self.config.head_dim:
+            q_BLHK *= (self.config.head_dim / scalar) ** 0.5
+        if self.options.inverse_layer_scale:
+            q_BLHK /= jnp.asarray(context.layer + 1, q_BLHK.dtype)
+        return q_BLHK

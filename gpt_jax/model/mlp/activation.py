@@ -38,6 +38,7 @@ def exact_gelu(x: Float[Array, '...']) -> Float[Array, '...']:
 ACTIVATIONS = {
     MLPKind.GELU: Activation(exact_gelu, gated=False),
     MLPKind.GELU_TANH: Activation(functools.partial(jax.nn.gelu, approximate=True), gated=False),
+    MLPKind.RELU: Activation(jax.nn.relu, gated=False),
     MLPKind.RELU2: Activation(squared_relu, gated=False),
     MLPKind.SWIGLU: Activation(jax.nn.silu, gated=True),
     MLPKind.GEGLU: Activation(functools.partial(jax.nn.gelu, approximate=True), gated=True),

@@ -20,10 +20,12 @@ class Dense(BaseMLP):
     shorthand: ClassVar[str] = 'activation'  # --config.model.mlp=swiglu
 
     activation: MLPKind = MLPKind.GELU_TANH
+    bias: bool = False  # biases of the products even without use_bias
 
     def make(self, config: CommonConfig, *, kernels: Kernels, name: str) -> nn.Module:
         """Returns the module."""
-        return DenseMLP(config, self.activation, config.d_ff, name=name)
+        bias = config.use_bias or self.bias
+        return DenseMLP(config, self.activation, config.d_ff, use_bias=bias, name=name)
 
     def width(self, config: CommonConfig) -> int:
         """Returns d_ff."""

@@ -1,0 +1,135 @@
+"""Every family of transformers: its models come in, and go out again as they were."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gpt_jax.errors import UserError
+from gpt_jax.model.config import DType
+from gpt_jax.weights import open_source, safetensors_files
+from gpt_jax.weights.export import export_transformers
+from tests.weights.random_source import bpe_tokenizer, load, logits
+
+transformers = pytest.importorskip('transformers', reason='the reference, pinned on 3.11 only')
+torch = pytest.importorskip('torch')
+
+TOKENS = np.random.default_rng(0).integers(3, 300, (2, 24))
+TOLERANCE = 1e-4  # of the largest logit
+NEW = 20  # tokens
+
+SIZES = dict(
+    vocab_size=300,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    max_position_embeddings=64,
+    initializer_range=0.2,
+    bos_token_id=0,
+    eos_token_id=1,
+    pad_token_id=2,
+)
+GROUPED = SIZES | dict(num_key_value_heads=2)
+
+
+def rope(**values) -> dict:
+    return dict(rope_parameters=dict(rope_type='default', rope_theta=10000.0) | values)
+
+
+YARN = dict(rope_type='yarn', factor=4.0, original_max_position_embeddings=16)
+FAMILIES = {
+    'mistral': ('mistral', GROUPED | dict(sliding_window=7, head_dim=10)),
+    'mistral, no window': ('mistral', GROUPED | dict(sliding_window=None)),
+    'llama, attention_bias': ('llama', GROUPED | dict(attention_bias=True)),
+    'llama, mlp_bias': ('llama', GROUPED | dict(mlp_bias=True)),
+    'llama, all biases': ('llama', SIZES | dict(attention_bias=True, mlp_bias=True, head_dim=10)),
+    'qwen2, windows': (
+        'qwen2',
+        GROUPED | dict(use_sliding_window=True, sliding_window=5, max_window_layers=1),
+    ),
+    'qwen3, biases': ('qwen3', GROUPED | dict(attention_bias=True, head_dim=10)),
+    'llama, yarn': ('llama', GROUPED | rope(**YARN)),
+    'llama, yarn with mscale': (
+        'llama',
+        GROUPED | rope(**YARN, mscale=1.5, mscale_all_dim=0.7, beta_fast=8, truncate=False),
+    ),
+    'llama, yarn with attention_factor': (
+        'llama',
+        GROUPED | rope(**YARN, attention_factor=1.3, beta_slow=2),
+    ),
+}
+
+
+@pytest.mark.parametrize(('kind', 'values'), FAMILIES.values(), ids=FAMILIES)
+def test_logits_text_and_files(kind, values, tmp_path, request):
+    """Random weights of some size, biases and norms included, so that each of them counts."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model(kind, **values), attn_implementation='eager'
+    ).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(tmp_path / 'theirs')
+    source, params = load(tmp_path / 'theirs')
+    config = source.model
+
+    expected = their_logits(model, TOKENS)
+    scale = np.abs(expected).max()
+    difference = np.abs(logits(config, params, TOKENS) - expected).max() / scale
+    request.node.user_properties.append(('difference', float(difference)))
+    print(f'{request.node.callspec.id}: {difference:.1e}')
+    assert difference <= TOLERANCE
+
+    # Greedy text: each of our tokens is the most likely one of transformers.
+    text = TOKENS[:, :8]
+    for _ in range(NEW):
+        padded = np.pad(text, ((0, 0), (0, 8 + NEW - text.shape[1])))
+        last = logits(config, params, padded)[:, text.shape[1] - 1]
+        text = np.concatenate([text, last.argmax(-1)[:, None]], -1)
+    theirs = their_logits(model, text)[:, 7:-1].argmax(-1)
+    np.testing.assert_array_equal(theirs, text[:, 8:])
+
+    out = tmp_path / 'ours'
+    export_transformers(out, config, params, bpe_tokenizer(), dtype=DType.FLOAT32, model_type=kind)
+    before, after = (
+        safetensors_files.read_file(folder / 'model.safetensors')
+        for folder in (tmp_path / 'theirs', out)
+    )
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        np.testing.assert_array_equal(tensor.read(), after[name].read(), err_msg=name)
+    again = transformers.AutoModelForCausalLM.from_pretrained(out, attn_implementation='eager')
+    assert type(again) is type(model)
+    np.testing.assert_array_equal(their_logits(again, TOKENS), expected)
+    assert open_source(str(out)).model == config
+
+
+def their_logits(model, tokens) -> np.ndarray:
+    with torch.no_grad():
+        return model(torch.tensor(tokens)).logits.numpy()
+
+
+REFUSED = {
+    'longrope': (
+        'llama',
+        dict(rope_parameters=dict(rope_type='longrope', factor=2.0)),
+        "rope_type='longrope', which is not supported; supported: 'default'",
+    ),
+    'part of the rotation': (
+        'mistral',
+        dict(rope_parameters=dict(partial_rotary_factor=0.5)),
+        'partial_rotary_factor=0.5',
+    ),
+    'kinds of layers': ('qwen2', dict(layer_types=['sliding_attention'] * 3), 'layer_types='),
+}
+
+
+@pytest.mark.parametrize(('kind', 'changes', 'message'), REFUSED.values(), ids=REFUSED)
+def test_refused_by_name(kind, changes, message, tmp_path):
+    config = dict(SIZES, model_type=kind, hidden_act='silu')
+    (tmp_path / 'config.json').write_text(json.dumps(config | changes))
+    with pytest.raises(UserError, match=message) as raised:
+        open_source(str(tmp_path))
+    assert '\n' not in str(raised.value)
