@@ -62,7 +62,7 @@ class Key(Part):
         """Sets the knobs."""
         default = () if self.default is REQUIRED else (self.default,)
         if self.null and c.take_null(self.name):
-            value = 0
+            value = self.kind(0)
         elif isinstance(self.kind, Mapping):
             value = self.kind[c.require(self.name, *self.kind)]
         else:

@@ -72,7 +72,11 @@ class DescribedFamily:
 
     def from_model(self, model: ModelConfig) -> dict[str, Any]:
         """Returns the config.json of an architecture within `capabilities`."""
-        config = {'architectures': [self.architecture], 'model_type': self.model_type}
+        config: dict[str, Any] = {
+            'architectures': [self.architecture],
+            'model_type': self.model_type,
+            'pad_token_id': None,  # the default of a family may be outside a small vocabulary
+        }
         for part in self.parts:
             config |= part.write(model)
         return config

@@ -18,8 +18,14 @@ from gpt_jax.tokenizer.bpe_vocabulary import TOKENIZER_JSON, check_pair
 from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 from gpt_jax.weights import credits, gpt2, llama, native, safetensors_files, sampling
 from gpt_jax.weights.described_family import DescribedFamily
+from gpt_jax.weights.gemma2 import GEMMA2
+from gpt_jax.weights.gpt_neox import GPT_NEOX
 from gpt_jax.weights.layout import TensorLayout
+from gpt_jax.weights.olmo2 import OLMO2
+from gpt_jax.weights.opt import OPT
+from gpt_jax.weights.phi3 import PHI3
 from gpt_jax.weights.source import Source, optional_text, without_keys
+from gpt_jax.weights.stablelm import STABLELM
 
 CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG = (
     'config.json',
@@ -76,6 +82,12 @@ def _family(module: types.ModuleType) -> Family:
 FAMILIES: tuple[Family | DescribedFamily, ...] = (
     _family(gpt2),
     *llama.FAMILIES,
+    GPT_NEOX,
+    OLMO2,
+    GEMMA2,
+    PHI3,
+    STABLELM,
+    OPT,
     _family(native),
 )
 

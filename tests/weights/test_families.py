@@ -14,7 +14,7 @@ from tests.weights.random_source import bpe_tokenizer, load, logits
 transformers = pytest.importorskip('transformers', reason='the reference, pinned on 3.11 only')
 torch = pytest.importorskip('torch')
 
-TOKENS = np.random.default_rng(0).integers(3, 300, (2, 24))
+TOKENS = np.random.default_rng(0).integers(3, 300, (2, 28))
 TOLERANCE = 1e-4  # of the largest logit
 NEW = 20  # tokens
 
@@ -37,6 +37,9 @@ def rope(**values) -> dict:
     return dict(rope_parameters=dict(rope_type='default', rope_theta=10000.0) | values)
 
 
+OPT = {key: value for key, value in SIZES.items() if 'i' not in key[:1]} | dict(
+    ffn_dim=48, word_embed_proj_dim=32, init_std=0.2
+)
 YARN = dict(rope_type='yarn', factor=4.0, original_max_position_embeddings=16)
 FAMILIES = {
     'mistral': ('mistral', GROUPED | dict(sliding_window=7, head_dim=10)),
@@ -49,6 +52,72 @@ FAMILIES = {
         GROUPED | dict(use_sliding_window=True, sliding_window=5, max_window_layers=1),
     ),
     'qwen3, biases': ('qwen3', GROUPED | dict(attention_bias=True, head_dim=10)),
+    'gpt_neox': ('gpt_neox', SIZES),
+    'gpt_neox, sequential': (
+        'gpt_neox',
+        SIZES | dict(use_parallel_residual=False, attention_bias=False, hidden_act='gelu_new'),
+    ),
+    'gpt_neox, tied, rotated by half': (
+        'gpt_neox',
+        SIZES
+        | dict(tie_word_embeddings=True, layer_norm_eps=1e-3)
+        | rope(rope_type='linear', factor=2.0, partial_rotary_factor=0.5),
+    ),
+    'olmo2': ('olmo2', SIZES),
+    'olmo2, grouped, biases': ('olmo2', GROUPED | dict(attention_bias=True)),
+    'gemma2': (
+        'gemma2',
+        GROUPED
+        | dict(
+            head_dim=10,
+            query_pre_attn_scalar=17,
+            sliding_window=6,
+            attn_logit_softcapping=3.0,
+            final_logit_softcapping=5.0,
+        ),
+    ),
+    'gemma2, other layers, no caps, untied': (
+        'gemma2',
+        SIZES
+        | dict(
+            head_dim=8,
+            sliding_window=5,
+            layer_types=['full_attention', 'full_attention', 'sliding_attention'],
+            attn_logit_softcapping=None,
+            final_logit_softcapping=None,
+            tie_word_embeddings=False,
+        ),
+    ),
+    'phi3': ('phi3', GROUPED | dict(sliding_window=6)),
+    'phi3, rotated in part': (
+        'phi3',
+        SIZES | dict(tie_word_embeddings=True) | rope(partial_rotary_factor=0.5),
+    ),
+    'stablelm': ('stablelm', GROUPED),
+    'stablelm, parallel, biases': (
+        'stablelm',
+        SIZES
+        | dict(use_parallel_residual=True, use_qkv_bias=True, num_key_value_heads=4)
+        | rope(partial_rotary_factor=0.5),
+    ),
+    'opt': ('opt', OPT),
+    'opt, untied, no biases': (
+        'opt',
+        OPT | dict(enable_bias=False, activation_function='gelu', tie_word_embeddings=False),
+    ),
+    'opt, post-norm': ('opt', OPT | dict(do_layer_norm_before=False)),
+    'opt, no final norm': ('opt', OPT | dict(_remove_final_layer_norm=True)),
+    'gpt2, scaled by layer': (
+        'gpt2',
+        dict(
+            vocab_size=300,
+            n_embd=32,
+            n_layer=3,
+            n_head=4,
+            n_positions=64,
+            scale_attn_by_inverse_layer_idx=True,
+        ),
+    ),
     'llama, yarn': ('llama', GROUPED | rope(**YARN)),
     'llama, yarn with mscale': (
         'llama',
@@ -121,6 +190,24 @@ REFUSED = {
         'mistral',
         dict(rope_parameters=dict(partial_rotary_factor=0.5)),
         'partial_rotary_factor=0.5',
+    ),
+    'longrope of Phi-3': (
+        'phi3',
+        dict(rope_scaling=dict(type='longrope', short_factor=[1.0], long_factor=[2.0])),
+        "rope_type='longrope', which is not supported; supported: 'default'",
+    ),
+    'su': ('phi3', dict(rope_scaling=dict(type='su')), "rope_type='su'"),
+    'norms of heads': ('stablelm', dict(qk_layernorm=True), 'qk_layernorm=True'),
+    'no norms': (
+        'opt',
+        dict(layer_norm_elementwise_affine=False, ffn_dim=48),
+        'layer_norm_elementwise_affine=False',
+    ),
+    'OPT 350M': ('opt', dict(word_embed_proj_dim=16), 'word_embed_proj_dim=16.*supported: 32'),
+    'both directions': (
+        'gemma2',
+        dict(use_bidirectional_attention=True),
+        'use_bidirectional_attention=True',
     ),
     'kinds of layers': ('qwen2', dict(layer_types=['sliding_attention'] * 3), 'layer_types='),
 }
