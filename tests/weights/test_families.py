@@ -22,7 +22,7 @@ SIZES = dict(
     vocab_size=300,
     hidden_size=32,
     intermediate_size=48,
-    num_hidden_layers=3,
+    num_hidden_layers=2,
     num_attention_heads=4,
     max_position_embeddings=64,
     initializer_range=0.2,
@@ -37,15 +37,15 @@ def rope(**values) -> dict:
     return dict(rope_parameters=dict(rope_type='default', rope_theta=10000.0) | values)
 
 
-OPT = {key: value for key, value in SIZES.items() if 'i' not in key[:1]} | dict(
-    ffn_dim=48, word_embed_proj_dim=32, init_std=0.2
-)
+OPT = {
+    key: value
+    for key, value in SIZES.items()
+    if key not in ('intermediate_size', 'initializer_range')
+} | dict(ffn_dim=48, word_embed_proj_dim=32, init_std=0.2)
 YARN = dict(rope_type='yarn', factor=4.0, original_max_position_embeddings=16)
 FAMILIES = {
     'mistral': ('mistral', GROUPED | dict(sliding_window=7, head_dim=10)),
-    'mistral, no window': ('mistral', GROUPED | dict(sliding_window=None)),
     'llama, attention_bias': ('llama', GROUPED | dict(attention_bias=True)),
-    'llama, mlp_bias': ('llama', GROUPED | dict(mlp_bias=True)),
     'llama, all biases': ('llama', SIZES | dict(attention_bias=True, mlp_bias=True, head_dim=10)),
     'qwen2, windows': (
         'qwen2',
@@ -82,6 +82,7 @@ FAMILIES = {
         | dict(
             head_dim=8,
             sliding_window=5,
+            num_hidden_layers=3,
             layer_types=['full_attention', 'full_attention', 'sliding_attention'],
             attn_logit_softcapping=None,
             final_logit_softcapping=None,
@@ -112,7 +113,7 @@ FAMILIES = {
         dict(
             vocab_size=300,
             n_embd=32,
-            n_layer=3,
+            n_layer=2,
             n_head=4,
             n_positions=64,
             scale_attn_by_inverse_layer_idx=True,
@@ -209,7 +210,7 @@ REFUSED = {
         dict(use_bidirectional_attention=True),
         'use_bidirectional_attention=True',
     ),
-    'kinds of layers': ('qwen2', dict(layer_types=['sliding_attention'] * 3), 'layer_types='),
+    'kinds of layers': ('qwen2', dict(layer_types=['sliding_attention'] * 2), 'layer_types='),
 }
 
 
