@@ -6,6 +6,7 @@ keyword of its constructor. New files have the new keys only.
 
 import copy
 import dataclasses
+import enum
 import functools
 import re
 from collections.abc import Callable, Mapping
@@ -33,6 +34,8 @@ MOVED = {
     'model.remat': 'model.execution.remat',
     'optimizer.clip_norm': 'train.clip_norm',
 }
+# Values of knobs that were booleans.
+OLD_BOOLEANS = {'model.attention.qk_norm': {True: 'head', False: 'none'}}
 FLAG = re.compile(r'(--?(?:no)?config\.)([^=]*)(.*)', re.DOTALL)
 
 
@@ -56,7 +59,14 @@ def rename_flag(argument: str) -> str:
     if match is None:
         return argument
     before, key, after = match.groups()
-    return f'{before}{rename(key)}{after}'
+    key = rename(key)
+    if values := OLD_BOOLEANS.get(key):
+        texts = {'': True, '=true': True, '=1': True, '=false': False, '=0': False}
+        if before.startswith(('-no', '--no')):
+            before, after = before.replace('no', '', 1), f'={values[False]}'
+        elif (old := texts.get(after.lower())) is not None:
+            after = f'={values[old]}'
+    return f'{before}{key}{after}'
 
 
 def rename_json(values: Mapping[str, Any], cls: type) -> dict[str, Any]:
@@ -144,6 +154,14 @@ def _outside(old: str, path: str) -> property:
     return property(get, put, doc=f'The old name of `config.{path}`.')
 
 
+def _replace(config: Any, name: str, value: Any) -> Any:
+    """Returns a copy of a dataclass with another value, which may be an old one of an enum."""
+    [kind] = (field.type for field in dataclasses.fields(config) if field.name == name)
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        value = kind(value)
+    return dataclasses.replace(config, **{name: value})
+
+
 def _accept_keywords(cls: type, names: Mapping[str, str]) -> Callable[..., None]:
     """Returns the constructor of `cls` that also takes old keys."""
     init = cls.__init__
@@ -163,7 +181,7 @@ def _accept_keywords(cls: type, names: Mapping[str, str]) -> Callable[..., None]
                 given = defaults[group]() if given is None else given
                 is_dict = isinstance(given, dict)
                 changed = given | {name: value} if is_dict else None
-                values[group] = changed or dataclasses.replace(given, **{name: value})
+                values[group] = changed or _replace(given, name, value)
             else:
                 outside[old] = value
         init(self, **values)

@@ -80,6 +80,23 @@ SINGLE = {
         position=PositionKind.ROPE, rope_scaling=4.0, rope_original_seq_len=12
     ),
     'qkv_bias': dict(use_bias=False, qkv_bias=True),
+    'qk_norm_full': dict(attention=dict(qk_norm='full'), num_kv_heads=2),
+    'output_bias, mlp.bias, norm_bias': dict(
+        use_bias=False, attention=dict(output_bias=True), mlp=dict(bias=True), norm_bias=True
+    ),
+    'query_pre_attn_scalar': dict(attention=dict(query_pre_attn_scalar=3.0)),
+    'inverse_layer_scale': dict(attention=dict(inverse_layer_scale=True)),
+    'rope_fraction': dict(position=PositionKind.ROPE, rope=dict(fraction=0.5)),
+    'rope_yarn': dict(
+        position=PositionKind.ROPE,
+        rope=dict(scaling=4.0, original_seq_len=12, yarn=True, attention_factor=1.2),
+    ),
+    'position_offset': dict(position_offset=2),
+    'parallel_residual': dict(parallel_residual='two_norms'),
+    'parallel_residual, one norm': dict(parallel_residual='one_norm', norm='rmsnorm'),
+    'parallel_residual, output norms': dict(parallel_residual='two_norms', norm_placement='output'),
+    'norm_zero_centered': dict(norm_zero_centered=True),
+    'scale_embedding': dict(scale_embedding=True),
     'bfloat16': dict(compute_dtype='bfloat16'),
 }
 

@@ -40,7 +40,8 @@ class Block(nn.Module):
         # Without this the partitioner may replicate the batch and shard the model instead.
         x = nn.with_logical_constraint(x, activation_axes(x))
 
-        h, x = mlp_input, x = self._enter(x, 'attention')
+        h, x = self._enter(x, 'attention')
+        mlp_input = h  # with one norm for both
         if c.parallel_residual == ParallelResidual.TWO_NORMS:
             mlp_input, x = self._enter(x, 'mlp')
         h, cache = attention(h, context, cache, keys[0])

@@ -114,6 +114,11 @@ class ModelConfig(CommonConfig):
         return self.layer_kinds[layer % self.period] if self.layer_kinds else LayerKind()
 
     @property
+    def windows(self) -> tuple[int, ...]:
+        """The window of each layer."""
+        return tuple(self.layer_kind(i).window for i in range(self.num_layers))
+
+    @property
     def mlps(self) -> tuple[MLP, ...]:
         """The MLP of each layer."""
         return tuple(self.layer_kind(i).mlp or self.mlp for i in range(self.num_layers))

@@ -126,7 +126,7 @@ def _yarn_range(rope: RopeConfig, half: int) -> tuple[float, float]:
     if rope.yarn_truncate:
         low, high = np.floor(low), np.ceil(high)
     low, high = max(low, 0), min(high, 2 * half - 1)
-    return low, high + 0.001 * (low == high)
+    return float(low), float(high + 0.001 * (low == high))
 
 
 def alibi_slopes(config: CommonConfig) -> Float[Array, 'H']:

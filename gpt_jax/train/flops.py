@@ -44,8 +44,7 @@ def recomputed_flops_per_token(config: ModelConfig, *, length: int) -> float:
 
 def _attention_flops(config: ModelConfig, length: int) -> float:
     """Returns forward FLOPs per token of all attention but its products with weights."""
-    windows = [config.layer_kind(i).window for i in range(config.num_layers)]
-    spans = [min(window or length, length) for window in windows]
+    spans = [min(window or length, length) for window in config.windows]
     return sum(config.attention.flops(config, span) for span in spans)
 
 

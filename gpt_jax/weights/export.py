@@ -25,6 +25,7 @@ from gpt_jax.tokenizer import Tokenizer
 from gpt_jax.tokenizer.base import CHAT_TEMPLATE
 from gpt_jax.weights import native, safetensors_files
 from gpt_jax.weights.credits import NO_CREDITS, README, Credits
+from gpt_jax.weights.described_family import DescribedFamily
 from gpt_jax.weights.layout import TABLES, TensorLayout, check_complete, unsupported
 from gpt_jax.weights.model_card import is_model_card, model_card
 from gpt_jax.weights.sampling import NO_SAMPLING, to_generation_config
@@ -72,6 +73,7 @@ def export_transformers(
     dtype: str,
     credits: Credits = NO_CREDITS,
     sampling: Mapping[str, Any] = NO_SAMPLING,
+    model_type: str = '',
 ) -> list[str]:
     """Writes a folder that `AutoModelForCausalLM` and `AutoTokenizer` load.
 
@@ -83,6 +85,8 @@ def export_transformers(
       dtype: the type of the stored tensors: float32 or bfloat16.
       credits: the credits of the run, for the model card.
       sampling: default sampling settings: fields of `SampleConfig` by name.
+      model_type: the family of transformers, such as 'mistral'; '': the first that expresses the
+        architecture.
 
     Returns:
       The names of the files.
@@ -91,7 +95,7 @@ def export_transformers(
         UserError: no family of transformers expresses the architecture (the message says why), or
             a file cannot be written.
     """
-    family = choose_family(model)
+    family = choose_family(model, model_type)
     config = family.from_model(model) | {
         'dtype': str(dtype),
         'torch_dtype': str(dtype),  # its name before transformers 5
@@ -124,22 +128,23 @@ def export_safetensors(
     return _write(folder, config, tensors, model, tokenizer, credits, sampling)
 
 
-def choose_family(model: ModelConfig) -> Family:
-    """Returns the family of transformers that expresses an architecture.
+def choose_family(model: ModelConfig, model_type: str = '') -> Family | DescribedFamily:
+    """Returns the first family of transformers, or the one named, that expresses an architecture.
 
     Raises:
         UserError: there is none; the message names the obstacle of each family.
     """
-    obstacles = []
+    obstacles: dict[str, list[str]] = {}
     for family in FAMILIES:
-        if family.model_types == native.MODEL_TYPES:
+        if family.model_types == native.MODEL_TYPES or model_type not in ('', *family.model_types):
             continue
         if reason := unsupported(model, family.capabilities) or family.obstacle(model):
-            obstacles.append(f'{family.model_types[0]} has no {reason}')
+            obstacles.setdefault(reason, []).append(family.model_types[0])
         else:
             return family
+    reasons = '; '.join(f'no {reason} in {", ".join(kinds)}' for reason, kinds in obstacles.items())
     raise UserError(
-        f'no family of transformers expresses this architecture ({"; ".join(obstacles)}); '
+        f'no family of transformers expresses this architecture ({reasons}); '
         f'--format safetensors takes any'
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from gpt_jax.config_tree import get_value
 from gpt_jax.errors import UserError
 from gpt_jax.model.attention import GroupedQuery
 from gpt_jax.model.config import (
@@ -20,6 +21,7 @@ from gpt_jax.model.config import (
     ModelConfig,
     NormKind,
     PositionKind,
+    QKNorm,
     RopeConfig,
     finalize_model,
 )
@@ -108,7 +110,9 @@ def _read_llama(c: ConfigReader, common: Mapping[str, Any], *, kind: str) -> Mod
         norm_epsilon=c.take_float('attention.layer_norm_rms_epsilon'),
         mlp=MLPKind.SWIGLU,
         use_bias=False,
-        attention=GroupedQuery(qkv_bias=kind == QWEN2, qk_norm=kind == QWEN3),
+        attention=GroupedQuery(
+            qkv_bias=kind == QWEN2, qk_norm=QKNorm.HEAD if kind == QWEN3 else QKNorm.NONE
+        ),
         init=InitConfig(scale_residual=False),
     )
 
@@ -144,6 +148,11 @@ def obstacle(model: ModelConfig, *, architecture: str) -> str:
     mlp = MLPKind.GELU_TANH if architecture == GPT2 else MLPKind.SWIGLU
     if model.mlp.activation != mlp:
         return f'config.model.mlp={model.mlp.activation}'
+    for key in ('attention.output_bias', 'attention.inverse_layer_scale', 'mlp.bias', 'rope.yarn'):
+        if get_value(model, key):
+            return f'config.model.{key}=True'
+    if model.layer_kinds:
+        return 'config.model.layer_kinds'
     if model.rope.original_seq_len and architecture != LLAMA:
         return f'config.model.rope.original_seq_len={model.rope.original_seq_len}'
     return ''
@@ -153,7 +162,7 @@ def layout(model: ModelConfig, *, architecture: str) -> list[TensorLayout]:
     """Returns every tensor that holds parameters."""
     import gguf
 
-    entries = gpt2.layout(model, linear=True) if architecture == GPT2 else llama.layout(model)
+    entries = gpt2.layout(model, linear=True) if architecture == GPT2 else llama.LLAMA.layout(model)
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(kinds[architecture], 1)
 

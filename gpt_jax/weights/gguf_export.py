@@ -54,6 +54,8 @@ def export_gguf(
     """
     gguf = load_library()
     architecture = choose_family(model).from_model(model)['model_type']
+    if architecture not in architectures.ARCHITECTURES:
+        raise UserError(f'--format gguf has no {architecture}; --format hf takes it')
     if reason := architectures.obstacle(model, architecture=architecture):
         raise UserError(f"llama.cpp's {architecture} has no {reason}; --format hf takes it")
     metadata = tokenizer_metadata(tokenizer)

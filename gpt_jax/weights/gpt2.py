@@ -48,11 +48,11 @@ CAPABILITIES = {
     'norm_placement': (NormPlacement.PRE,),
     'final_norm': (True,),
     'attention': (GroupedQuery,),
-    'attention.qk_norm': (False,),
+    'attention.inverse_layer_scale': (False, True),
     'mlp': (Dense,),
     'mlp.activation': (MLPKind.GELU_TANH, MLPKind.GELU),
     'use_bias': (True,),
-    'window_pattern': ((),),
+    'layer_kinds': ((),),
     'attention_soft_cap': (0.0,),
     'output_soft_cap': (0.0,),
 }
@@ -67,7 +67,6 @@ def to_model(config: dict[str, Any], *, name: str) -> ModelConfig:
     c = ConfigReader(config, name=name)
     c.require('architectures', None, ['GPT2LMHeadModel'])
     c.require('scale_attn_weights', True)
-    c.require('scale_attn_by_inverse_layer_idx', False)
     c.require('add_cross_attention', False)
     dropout = c.take_float('resid_pdrop', 0.1)
     c.require('embd_pdrop', dropout)
@@ -82,6 +81,9 @@ def to_model(config: dict[str, Any], *, name: str) -> ModelConfig:
         d_ff=c.take_int('n_inner', 0),
         norm_epsilon=c.take_float('layer_norm_epsilon', 1e-5),
         mlp=_ACTIVATIONS[c.require('activation_function', *_ACTIVATIONS)],
+        attention=GroupedQuery(
+            inverse_layer_scale=c.take_bool('scale_attn_by_inverse_layer_idx', False)
+        ),
         tie_embeddings=c.take_bool('tie_word_embeddings', True),
         init=InitConfig(std=c.take_float('initializer_range', 0.02)),
         dropouts=DropoutConfig(residual=dropout, attention=c.take_float('attn_pdrop', 0.1)),
@@ -105,6 +107,7 @@ def from_model(model: ModelConfig) -> dict[str, Any]:
         'activation_function': next(
             a for a, mlp in _ACTIVATIONS.items() if mlp == model.mlp.activation
         ),
+        'scale_attn_by_inverse_layer_idx': model.attention.inverse_layer_scale,
         'tie_word_embeddings': model.tie_embeddings,
         'initializer_range': model.init.std,
         'resid_pdrop': model.dropouts.residual,

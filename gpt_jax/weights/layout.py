@@ -8,7 +8,7 @@ and transposes are views, so a device that stores a shard reads only that part o
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,45 @@ import numpy as np
 from gpt_jax.config_tree import get_value, member_name
 from gpt_jax.errors import UserError
 from gpt_jax.fingerprint import named_leaves
-from gpt_jax.model.config import ModelConfig
+from gpt_jax.model.config import ModelConfig, PositionKind
 from gpt_jax.parameter import ParameterGroups, Role
 
 TABLES = ('embedding/table', 'output/table')  # ours have padding rows
+
+
+class AnyValue:
+    """A collection that contains every value."""
+
+    def __contains__(self, value: Any) -> bool:
+        return True
+
+
+ANY = AnyValue()
+# Knobs that every format stores, or that change no logit.
+_FREE = (
+    'vocab_size',
+    'max_seq_len',
+    'num_layers',
+    'num_heads',
+    'num_kv_heads',
+    'd_model',
+    'd_ff',
+    'head_dim',
+    'norm_epsilon',
+    'tie_embeddings',
+    'rope.base',
+    'rope.scaling',
+    'rope.original_seq_len',
+    'rope.low_freq_factor',
+    'rope.high_freq_factor',
+    'rope.beta_fast',
+    'rope.beta_slow',
+    'rope.yarn_truncate',
+    'dropouts',
+    'init',
+    'precision',
+    'execution',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +64,7 @@ class TensorLayout:
     name: str  # 'model.layers.{layer}.mlp.up_proj.weight'
     paths: tuple[str, ...]  # our parameters; several are concatenated along their outputs
     transposed: bool = False  # [outputs, inputs], as torch's Linear has it
+    groups: int = 1  # parts into which outputs are cut before they are joined (GPT-NeoX: heads)
 
     @property
     def per_layer(self) -> bool:
@@ -58,25 +94,29 @@ class TensorLayout:
     ) -> dict[str, np.ndarray]:
         """Returns views of the format's tensor as our parameters (of one layer)."""
         matrix = tensor.T if self.transposed else tensor
+        matrix = matrix.reshape(*matrix.shape[:-1], self.groups, -1)
         parts, start = {}, 0
         for path in self.paths:
-            outputs = _matrix_shape(path, shapes[path], groups)[-1]
+            outputs = _matrix_shape(path, shapes[path], groups)[-1] // self.groups
             parts[path] = matrix[..., start : start + outputs].reshape(shapes[path])
             start += outputs
         return parts
 
     def join(self, parts: Mapping[str, np.ndarray], groups: ParameterGroups) -> np.ndarray:
         """Inverts `split`; returns a contiguous array."""
-        matrices = [
-            parts[path].reshape(_matrix_shape(path, parts[path].shape, groups))
-            for path in self.paths
-        ]
+        matrices = []
+        for path in self.paths:
+            shape = _matrix_shape(path, parts[path].shape, groups)
+            matrices.append(parts[path].reshape(*shape[:-1], self.groups, -1))
         matrix = matrices[0] if len(matrices) == 1 else np.concatenate(matrices, -1)
+        matrix = matrix.reshape(*matrix.shape[:-2], -1)
         return np.ascontiguousarray(matrix.T if self.transposed else matrix)
 
 
-def unsupported(model: ModelConfig, capabilities: Mapping[str, Sequence[Any]]) -> str:
+def unsupported(model: ModelConfig, capabilities: Mapping[str, Any]) -> str:
     """Returns the first setting of a model that is not among the supported ones; '' if none.
+
+    A knob that is not listed must have its default.
 
     Args:
       model: the architecture.
@@ -92,6 +132,23 @@ def unsupported(model: ModelConfig, capabilities: Mapping[str, Sequence[Any]]) -
             union, _, name = key.partition('.')
             shorthand = getattr(getattr(model, union), 'shorthand', None)
             return f'config.model.{union if name == shorthand else key}={value}'
+    known = {*capabilities, *_FREE, *([] if model.position == PositionKind.ROPE else ['rope'])}
+    return _changed(model, ModelConfig(), known, '')
+
+
+def _changed(config: Any, default: Any, known: Collection[str], prefix: str) -> str:
+    """Returns the first knob, not `known`, that differs from its default; '' if none."""
+    for field in dataclasses.fields(config):
+        key = f'{prefix}{field.name}'
+        value, usual = getattr(config, field.name), getattr(default, field.name)
+        if dataclasses.is_dataclass(value) and key not in _FREE:
+            usual = usual if isinstance(value, type(usual)) else type(value)()
+            if (key != 'rope' or key not in known) and (
+                found := _changed(value, usual, known, f'{key}.')
+            ):
+                return found
+        elif key not in known and value != usual:
+            return f'config.model.{key}={value}'
     return ''
 
 

@@ -86,7 +86,7 @@ def read(path: pathlib.Path, ignore_keys: Sequence[str] = ()) -> Source:
     return Source(
         name=str(path),
         model=model,
-        layout=llama.layout(model),
+        layout=llama.LLAMA.layout(model),
         tensors=_tensors(path, model),
         tokenizer=_find_tokenizer(path, model.vocab_size),
     )

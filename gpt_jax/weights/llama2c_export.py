@@ -26,13 +26,15 @@ from gpt_jax.weights.sentencepiece_pieces import USER_DEFINED, Piece, list_piece
 
 MODEL, TOKENIZER = 'model.bin', 'tokenizer.bin'
 # Settings hard-coded in run.c, in addition to those of the Llama family.
-_CAPABILITIES = llama.CAPABILITIES | {
+_CAPABILITIES = llama.LLAMA.capabilities | {
     'mlp.activation': (MLPKind.SWIGLU,),
     'attention.qkv_bias': (False,),
-    'attention.qk_norm': (False,),
+    'attention.output_bias': (False,),
+    'mlp.bias': (False,),
     'norm_epsilon': (1e-5,),
     'rope.base': (10000.0,),
     'rope.scaling': (1.0,),
+    'rope.yarn': (False,),
 }
 # llama2.c's export.py writes these two with newlines.
 _STORED_TEXTS = {'<s>': '\n<s>\n', '</s>': '\n</s>\n'}
@@ -56,7 +58,7 @@ def export_llama2c(
         raise UserError(f'--format llama2c holds float32 only, not {dtype}; add --dtype float32')
     _check_model(model)
     pieces = _pieces(model, tokenizer)
-    entries = {entry.name: entry for entry in llama.layout(model)}
+    entries = {entry.name: entry for entry in llama.LLAMA.layout(model)}
     layout = [entries[part.name] for part in parts(model) if part.name]
     check_complete(layout, params, format='llama2.c')
     numbers = _numbers(model, params)
@@ -118,7 +120,7 @@ def _pieces(model: ModelConfig, tokenizer: Tokenizer) -> list[Piece]:
 
 def _numbers(model: ModelConfig, params: Any) -> Iterator[np.ndarray]:
     """Yields the tensors after the header, one at a time on the host. Collective."""
-    entries = {entry.name: entry for entry in llama.layout(model)}
+    entries = {entry.name: entry for entry in llama.LLAMA.layout(model)}
     waves = iter(_waves(model))
     for part in parts(model):
         if not part.name:

@@ -106,7 +106,7 @@ class ConfigReader:
         if not isinstance(values, Mapping):
             raise UserError(f'{name} must map keys to values; restore the file')
         self._left = dict(values)
-        self._name = name
+        self.name = name
 
     def take(self, key: str, *default: Any) -> Any:
         """Returns the value of a key, of any type, or the default.
@@ -118,8 +118,15 @@ class ConfigReader:
         if value is not None:
             return value
         if not default:
-            raise UserError(f'{self._name} has no {key!r}; restore the file')
+            raise UserError(f'{self.name} has no {key!r}; restore the file')
         return default[0]
+
+    def take_null(self, key: str) -> bool:
+        """Consumes a key if its value is null; returns whether it was."""
+        is_null = self._left.get(key, 0) is None
+        if is_null:
+            del self._left[key]
+        return is_null
 
     def take_int(self, key: str, *default: Any) -> Any:
         """Returns the value of a key, an integer from 0 to `LARGEST`, or the default.
@@ -180,7 +187,7 @@ class ConfigReader:
         value = self.take(key, allowed[0])
         if value not in allowed:
             raise UserError(
-                f'{self._name} has {key}={_short(value)}, which is not supported; '
+                f'{self.name} has {key}={_short(value)}, which is not supported; '
                 f'supported: {", ".join(map(_short, allowed))}'
             )
         return value
@@ -197,13 +204,13 @@ class ConfigReader:
             empty = value is None or value is False or value in ('', [], {})
             if key not in inert and not empty:
                 raise UserError(
-                    f'{self._name} has {key}={_short(value)}, which is not supported; weights that '
+                    f'{self.name} has {key}={_short(value)}, which is not supported; weights that '
                     f'depend on it cannot be used; if no logit depends on it, leave it out with '
                     f'--ignore_key {key}'
                 )
 
     def _wrong(self, key: str, value: Any, wanted: str) -> UserError:
-        return UserError(f'{self._name} has {key}={_short(value)}, which must be {wanted}')
+        return UserError(f'{self.name} has {key}={_short(value)}, which must be {wanted}')
 
 
 def without_keys(values: Mapping[str, Any], ignore_keys: Sequence[str], *, name: str) -> dict:

@@ -1,6 +1,8 @@
 """Reader of transformers' folders: config.json, safetensors, and a tokenizer."""
 
 import pathlib
+import re
+import types
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,8 +17,15 @@ from gpt_jax.tokenizer.bpe import BpeTokenizer
 from gpt_jax.tokenizer.bpe_vocabulary import TOKENIZER_JSON, check_pair
 from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 from gpt_jax.weights import credits, gpt2, llama, native, safetensors_files, sampling
+from gpt_jax.weights.described_family import DescribedFamily
+from gpt_jax.weights.gemma2 import GEMMA2
+from gpt_jax.weights.gpt_neox import GPT_NEOX
 from gpt_jax.weights.layout import TensorLayout
+from gpt_jax.weights.olmo2 import OLMO2
+from gpt_jax.weights.opt import OPT
+from gpt_jax.weights.phi3 import PHI3
 from gpt_jax.weights.source import Source, optional_text, without_keys
+from gpt_jax.weights.stablelm import STABLELM
 
 CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG = (
     'config.json',
@@ -54,19 +63,32 @@ class Family(NamedTuple):
     without_weights: str  # pattern of tensors that are no parameters
     capabilities: dict[str, tuple[Any, ...]]
     obstacle: Callable[[ModelConfig], str]
+    output: str = 'lm_head.weight'  # the output layer, absent if tied to the embedding table
 
 
-FAMILIES = tuple(
-    Family(
-        family.MODEL_TYPES,
-        family.to_model,
-        family.from_model,
-        family.layout,
-        family.WITHOUT_WEIGHTS,
-        family.CAPABILITIES,
-        family.obstacle,
+def _family(module: types.ModuleType) -> Family:
+    return Family(
+        module.MODEL_TYPES,
+        module.to_model,
+        module.from_model,
+        module.layout,
+        module.WITHOUT_WEIGHTS,
+        module.CAPABILITIES,
+        module.obstacle,
     )
-    for family in (gpt2, llama, native)
+
+
+# An export takes the first that expresses the architecture.
+FAMILIES: tuple[Family | DescribedFamily, ...] = (
+    _family(gpt2),
+    *llama.FAMILIES,
+    GPT_NEOX,
+    OLMO2,
+    GEMMA2,
+    PHI3,
+    STABLELM,
+    OPT,
+    _family(native),
 )
 
 
@@ -95,9 +117,9 @@ def read(folder: pathlib.Path, ignore_keys: Sequence[str] = ()) -> Source:
     if family.model_types == gpt2.MODEL_TYPES and 'wte.weight' in tensors:
         layout = gpt2.layout(model, prefix='')  # OpenAI's files have no prefix
     without_weights = family.without_weights
-    if model.tie_embeddings and 'lm_head.weight' in tensors:
-        _check_tied(folder, tensors, layout[0].name)
-        without_weights = f'{without_weights}|lm_head\\.weight'
+    if model.tie_embeddings and family.output in tensors:
+        _check_tied(folder, tensors, output=family.output, table=layout[0].name)
+        without_weights = f'{without_weights}|{re.escape(family.output)}'
     return Source(
         name=str(folder),
         model=model,
@@ -246,13 +268,13 @@ def _read_optional(path: pathlib.Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _check_tied(folder: pathlib.Path, tensors: Any, table: str) -> None:
+def _check_tied(folder: pathlib.Path, tensors: Any, *, output: str, table: str) -> None:
     """Rejects a stored output layer that differs from the tied table, as it would be ignored."""
     if table in tensors:
-        output, embedding = tensors['lm_head.weight'].read(), tensors[table].read()
-        if output.shape == embedding.shape and (output == embedding).all():
+        outputs, embedding = tensors[output].read(), tensors[table].read()
+        if outputs.shape == embedding.shape and (outputs == embedding).all():
             return
     raise UserError(
-        f'{folder} has a lm_head.weight of its own, though its config says tie_word_embeddings; '
+        f'{folder} has a {output} of its own, though its config says tie_word_embeddings; '
         f'one of them is wrong'
     )

@@ -4,7 +4,7 @@ import pytest
 
 from gpt_jax.model.config import finalize_model
 from gpt_jax.model.gpt import count_params
-from gpt_jax.weights import gpt2, llama
+from gpt_jax.weights.transformers_folder import FAMILIES
 
 _GPT2 = {
     'activation_function': 'gelu_new',
@@ -165,7 +165,7 @@ MODELS = {
 
 @pytest.mark.parametrize(('config', 'parameters'), MODELS.values(), ids=MODELS)
 def test_parameters(config, parameters):
-    family = gpt2 if config['model_type'] == 'gpt2' else llama
+    [family] = (family for family in FAMILIES if config['model_type'] in family.model_types)
     model = family.to_model(config, name='config.json')
     finalize_model(model)
     assert count_params(model) == parameters

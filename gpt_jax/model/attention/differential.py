@@ -15,7 +15,7 @@ from gpt_jax.model.attention.layer_cache import LayerCache
 from gpt_jax.model.linear import Linear
 from gpt_jax.model.norm import RMSNorm
 from gpt_jax.model.options import AttentionKernel, CommonConfig, Kernels
-from gpt_jax.model.position import POSITIONS
+from gpt_jax.model.position import POSITIONS, rotated_width
 from gpt_jax.parameter import Role, declare
 
 
@@ -30,7 +30,8 @@ class Differential(BaseAttention):
     def finalize(self, config: CommonConfig) -> None:
         """Checks the width of heads. Raises UserError if it cannot be halved."""
         multiple = 4 if POSITIONS[config.position].rotate else 2
-        if config.head_dim % multiple or (multiple == 4 and rotated_width(config, half) % 2):
+        rotated = rotated_width(config, config.head_dim // 2) if multiple == 4 else 2
+        if config.head_dim % multiple or rotated % 2 or not rotated:
             raise UserError(
                 f'config.model.head_dim={config.head_dim} must be a multiple of {multiple} for '
                 f'config.model.attention=differential and config.model.position='

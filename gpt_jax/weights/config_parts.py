@@ -1,0 +1,362 @@
+"""Parts of a config.json of transformers, each read and written by one description."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from gpt_jax.config_tree import get_value, set_value
+from gpt_jax.errors import UserError
+from gpt_jax.model.config import LayerKind, ModelConfig
+from gpt_jax.weights.layout import ANY
+from gpt_jax.weights.source import ConfigReader
+
+REQUIRED = object()  # a default: the key must be in the file
+
+
+class Part:
+    """Some keys of a config.json, and the knobs that they set."""
+
+    def read(self, c: ConfigReader, model: ModelConfig) -> None:
+        """Sets the knobs of `model` from the keys.
+
+        Raises:
+            UserError: a key is absent, or has no counterpart; the message names it.
+        """
+        raise NotImplementedError
+
+    def write(self, model: ModelConfig) -> dict[str, Any]:
+        """Returns the keys for the knobs of `model`, which are among `capabilities`."""
+        raise NotImplementedError
+
+    def capabilities(self) -> dict[str, Any]:
+        """Returns the values that the keys express, by knob."""
+        return {}
+
+    def obstacle(self, model: ModelConfig) -> str:
+        """Returns a setting that the keys cannot express despite `capabilities`; '' if none."""
+        del model
+        return ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Key(Part):
+    """A key and the knobs that have its value.
+
+    `kind` is int, float or bool, or maps the file's values to ours. With `null`, a null in the file
+    is 0 in the knob.
+    """
+
+    name: str
+    knob: str | tuple[str, ...]
+    kind: Any
+    default: Any = REQUIRED
+    null: bool = False
+
+    @property
+    def knobs(self) -> tuple[str, ...]:
+        """The knobs as a tuple."""
+        return (self.knob,) if isinstance(self.knob, str) else self.knob
+
+    def read(self, c: ConfigReader, model: ModelConfig) -> None:
+        """Sets the knobs."""
+        default = () if self.default is REQUIRED else (self.default,)
+        if self.null and c.take_null(self.name):
+            value = self.kind(0)
+        elif isinstance(self.kind, Mapping):
+            value = self.kind[c.require(self.name, *self.kind)]
+        else:
+            takes = {int: c.take_int, float: c.take_float, bool: c.take_bool}
+            value = takes[self.kind](self.name, *default)
+        for knob in self.knobs:
+            set_value(model, knob, value)
+
+    def write(self, model: ModelConfig) -> dict[str, Any]:
+        """Returns the key."""
+        value = get_value(model, self.knobs[0])
+        if self.null and not value:
+            return {self.name: None}
+        if isinstance(self.kind, Mapping):
+            value = next(theirs for theirs, ours in self.kind.items() if ours == value)
+        return {self.name: value}
+
+    def capabilities(self) -> dict[str, Any]:
+        """Returns the values of a mapping, or any."""
+        allowed = tuple(self.kind.values()) if isinstance(self.kind, Mapping) else ANY
+        return dict.fromkeys(self.knobs, allowed)
+
+    def obstacle(self, model: ModelConfig) -> str:
+        """Returns the first two knobs if they differ, as one key sets them all."""
+        first, *rest = self.knobs
+        for knob in rest:
+            if get_value(model, knob) != get_value(model, first):
+                values = (f'config.model.{k}={get_value(model, k)}' for k in (first, knob))
+                return ' with '.join(values)
+        return ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Require(Part):
+    """A key that must have the given value, which is also its default."""
+
+    name: str
+    value: Any
+
+    def read(self, c: ConfigReader, model: ModelConfig) -> None:
+        """Checks the value."""
+        c.require(self.name, self.value)
+
+    def write(self, model: ModelConfig) -> dict[str, Any]:
+        """Returns nothing, as the value is transformers' default."""
+        return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Same(Part):
+    """Two knobs for which a file has one key; it must find them equal."""
+
+    knob: str
+    other: str
+
+    def read(self, c: ConfigReader, model: ModelConfig) -> None:
+        """Sets nothing: the knob's default follows the other."""
+
+    def write(self, model: ModelConfig) -> dict[str, Any]:
+        """Returns nothing."""
+        return {}
+
+    def obstacle(self, model: ModelConfig) -> str:
+        """Returns the knob if it differs from the other."""
+        value = get_value(model, self.knob)
+        same = value == get_value(model, self.other)
+        return '' if same else f'config.model.{self.knob}={value}'
+
+
+@dataclasses.dataclass(frozen=True)
+class DerivedHeadDim(Part):
+    """The width of heads of a family that has no key for it: heads fill d_model."""
+
+    def read(self, c: ConfigReader, model: ModelConfig) -> None:
+        """Sets nothing: it is the knob's default."""
+
+    def write(self, model: ModelConfig) -> dict[str, Any]:
+        """Returns nothing."""
+        return {}
+
+    def obstacle(self, model: ModelConfig) -> str:
+        """Returns head_dim if heads do not fill d_model."""
+        fills = model.num_heads * model.head_dim == model.d_model
+        return '' if fills else f'config.model.head_dim={model.head_dim}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Window(Part):
+    """The sliding window of all layers; null: none."""
+
+    name: str = 'sliding_window'
+    default: int = 0
+
+    def read(self, c: ConfigReader, model: ModelConfig) -> None:
+        """Sets the window pattern."""
+        window = 0 if c.take_null(self.name) else c.take_int(self.name, self.default)
+        model.layer_kinds = (LayerKind(window=window),) if window else ()
+
+    def write(self, model: ModelConfig) -> dict[str, Any]:
+        """Returns the key."""
+        return {self.name: model.windows[0] or None}
+
+    def capabilities(self) -> dict[str, Any]:
+        """Returns any pattern."""
+        return {'layer_kinds': ANY}
+
+    def obstacle(self, model: ModelConfig) -> str:
+        """Returns the kinds if layers differ."""
+        differ = len(set(model.windows)) > 1
+        return differing_layers(model) or (_show_windows(model) if differ else '')
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerWindows(Part):
+    """The layers with a sliding window (`layer_types`), and its size (`sliding_window`).
+
+    Without `layer_types` every second layer slides, from the first on. If `switched`, none slides
+    without `use_sliding_window`, and all from `max_window_layers` on with it.
+    """
+
+    default: int = 4096
+    switched: bool = False
+    SLIDING: ClassVar[str] = 'sliding_attention'
+    FULL: ClassVar[str] = 'full_attention'
+
+    def read(self, c: ConfigReader, model: ModelConfig) -> None:
+        """Sets the shortest pattern that repeats."""
+        layers = range(model.num_layers)
+        window = 0 if c.take_null('sliding_window') else c.take_int('sliding_window', self.default)
+        slides = [layer % 2 == 0 for layer in layers]
+        if self.switched:
+            first = c.take_int('max_window_layers', 28)
+            on = c.take_bool('use_sliding_window', False)
+            slides, window = [on and layer >= first for layer in layers], window if on else 0
+        kinds = c.take_list('layer_types', str, None)
+        kinds = kinds or [self.SLIDING if each else self.FULL for each in slides]
+        allowed = {self.SLIDING, self.FULL} if window else {self.FULL}
+        if len(kinds) != len(layers) or not {*kinds} <= allowed:
+            raise UserError(
+                f'{c.name} has layer_types={str(kinds)[:80]}, which is not supported; supported: '
+                f'{len(layers)} of {", ".join(sorted(allowed))}'
+            )
+        windows = tuple(window if kind == self.SLIDING else 0 for kind in kinds)
+        period = shortest_period(windows) if any(windows) else ()
+        model.layer_kinds = tuple(LayerKind(window=window) for window in period)
+
+    def write(self, model: ModelConfig) -> dict[str, Any]:
+        """Returns the keys."""
+        windows = model.windows
+        keys = {
+            'sliding_window': max(windows) or self.default,
+            'layer_types': [self.SLIDING if window else self.FULL for window in windows],
+        }
+        return keys | ({'use_sliding_window': any(windows)} if self.switched else {})
+
+    def capabilities(self) -> dict[str, Any]:
+        """Returns any pattern."""
+        return {'layer_kinds': ANY}
+
+    def obstacle(self, model: ModelConfig) -> str:
+        """Returns the kinds if they have windows of several sizes, or differ in something else."""
+        sizes = {*model.windows} - {0}
+        return differing_layers(model) or (_show_windows(model) if len(sizes) > 1 else '')
+
+
+def differing_layers(model: ModelConfig) -> str:
+    """Returns a knob of `layer_kinds` besides the window that is set; '' if there is none."""
+    for kind in model.layer_kinds:
+        for field in dataclasses.fields(kind):
+            value = getattr(kind, field.name)
+            if field.name != 'window' and value != field.default:
+                return f'config.model.layer_kinds with {field.name}={value}'
+    return ''
+
+
+def _show_windows(model: ModelConfig) -> str:
+    return (
+        f'config.model.layer_kinds with windows of {", ".join(map(str, sorted({*model.windows})))}'
+    )
+
+
+def shortest_period(values: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the shortest tuple that, repeated and cut, gives `values`."""
+    for length in range(1, len(values) + 1):
+        if all(value == values[i % length] for i, value in enumerate(values)):
+            return values[:length]
+    return values
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope(Part):
+    """The rotary settings: `rope_parameters`, or keys of their own before transformers 5.
+
+    `fraction` is the name of the key of the rotated part; '' if the family rotates whole heads.
+    """
+
+    kinds: tuple[str, ...] = ('default', 'linear', 'llama3', 'yarn')
+    base: str = 'rope_theta'
+    fraction: str = ''
+    default_fraction: float = 1.0
+
+    def read(self, c: ConfigReader, model: ModelConfig) -> None:
+        """Sets the knobs of `config.model.rope`."""
+        rope = model.rope
+        base, fraction = c.take_float(self.base, 10000.0), 1.0
+        if self.fraction:
+            fraction = c.take_float(self.fraction, self.default_fraction)
+        scaling = c.take('rope_scaling', None)
+        r = ConfigReader(c.take('rope_parameters', None) or scaling or {}, name=f'{c.name}, rope')
+        rope.base = r.take_float('rope_theta', base)
+        if self.fraction:
+            rope.fraction = r.take_float('partial_rotary_factor', fraction)
+        else:
+            r.require('partial_rotary_factor', 1.0)
+        kind = r.take('type', 'default')
+        kind = r.take('rope_type', kind)
+        if kind not in self.kinds:
+            supported = ', '.join(map(repr, self.kinds))
+            raise UserError(
+                f'{c.name} has rope_type={kind!r}, which is not supported; supported: {supported}'
+            )
+        if kind in ('linear', 'llama3'):
+            rope.scaling = r.take_float('factor')
+        if kind == 'llama3':
+            rope.original_seq_len = r.take_int('original_max_position_embeddings')
+            rope.low_freq_factor = r.take_float('low_freq_factor')
+            rope.high_freq_factor = r.take_float('high_freq_factor')
+        if kind == 'yarn':
+            _read_yarn(r, model)
+        r.finish(())
+
+    def write(self, model: ModelConfig) -> dict[str, Any]:
+        """Returns `rope_parameters` of transformers 5, and the keys of older versions."""
+        rope = model.rope
+        values: dict[str, Any] = {'rope_type': 'default', 'rope_theta': rope.base}
+        original = {
+            'factor': rope.scaling,
+            'original_max_position_embeddings': rope.original_seq_len,
+        }
+        if rope.yarn:
+            values |= original | {
+                'rope_type': 'yarn',
+                'beta_fast': rope.beta_fast,
+                'beta_slow': rope.beta_slow,
+                'attention_factor': rope.attention_factor,
+            }
+            values |= {} if rope.yarn_truncate else {'truncate': False}
+        elif rope.original_seq_len:
+            values |= original | {
+                'rope_type': 'llama3',
+                'low_freq_factor': rope.low_freq_factor,
+                'high_freq_factor': rope.high_freq_factor,
+            }
+        elif rope.scaling != 1:
+            values |= {'rope_type': 'linear', 'factor': rope.scaling}
+        scaling = {key: value for key, value in values.items() if key != 'rope_theta'}
+        old = {
+            self.base: rope.base,
+            'rope_scaling': scaling if values['rope_type'] != 'default' else None,
+        }
+        if self.fraction:
+            old[self.fraction] = rope.fraction
+            values['partial_rotary_factor'] = rope.fraction
+        return {'rope_parameters': values, **old}
+
+    def capabilities(self) -> dict[str, Any]:
+        """Returns the values of `config.model.rope`."""
+        names = []
+        names += ['fraction'] if self.fraction else []
+        if 'yarn' in self.kinds:
+            names += ['yarn', 'beta_fast', 'beta_slow', 'yarn_truncate', 'attention_factor']
+        only = {} if 'linear' in self.kinds else {'rope.scaling': (1.0,)}
+        return only | {f'rope.{name}': ANY for name in names}
+
+    def obstacle(self, model: ModelConfig) -> str:
+        """Returns the attention factor if it is not YaRN's."""
+        rope = model.rope
+        if rope.attention_factor != 1 and not rope.yarn:
+            return f'config.model.rope.attention_factor={rope.attention_factor}'
+        return ''
+
+
+def _read_yarn(r: ConfigReader, model: ModelConfig) -> None:
+    """Sets the knobs of YaRN's scaling; a file may derive its factors from other keys."""
+    rope = model.rope
+    rope.yarn = True
+    rope.original_seq_len = r.take_int('original_max_position_embeddings', model.max_seq_len)
+    rope.scaling = r.take_float('factor', model.max_seq_len / max(1, rope.original_seq_len))
+    rope.beta_fast = r.take_float('beta_fast', 0.0) or 32.0
+    rope.beta_slow = r.take_float('beta_slow', 0.0) or 1.0
+    rope.yarn_truncate = r.take_bool('truncate', True)
+    scale, scale_all = r.take_float('mscale', 0.0), r.take_float('mscale_all_dim', 0.0)
+    growth = 0.1 * math.log(rope.scaling) if rope.scaling > 1 else 0.0
+    derived = 1 + growth
+    if scale and scale_all:
+        derived = (1 + scale * growth) / (1 + scale_all * growth)
+    rope.attention_factor = r.take_float('attention_factor', derived)
