@@ -105,7 +105,7 @@ def test_is_exported_whole_or_refused(changes, tmp_path):
 def test_flops_memory_and_groups_are_derived():
     config, program = program_of(**OWN, use_bias=False)
     formula = train_flops_per_token(config.model, length=config.model.max_seq_len)
-    assert formula == pytest.approx(traced_flops(config), rel=0.01)
+    assert formula == pytest.approx(traced_flops(config), rel=0.02)
     assert estimate_memory(program, config).total > 0
     groups = parameter_groups(config.model)
     own = [path for path in groups.declared if path.endswith(('heat', 'mlp/scale'))]
