@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Key
@@ -84,6 +83,10 @@ class Latent(BaseAttention):
 
     def absorbs(self, config: CommonConfig, *, queries: int, keys: int) -> bool:
         """Returns whether the absorbed form needs fewer FLOPs over a cache.
+
+        A layer of DeepSeek-V2-Lite's size (16 heads, float32, 2 CPU cores), absorbed and not: 368
+        and 137 ms for 512 tokens and 512 slots, 303 and 216 ms for 512 and 1024, 33 and 99 ms for 8
+        and 1024, 13 and 107 ms for 1 and 1024.
 
         Args:
           config: the model's.
