@@ -251,17 +251,14 @@ def test_impossible_values_are_named(key, changes):
 @pytest.mark.parametrize(
     'changes, text',
     [
-        (dict(position='rope'), '4 heads of 8 and 6 rotated (values of 10) over a latent of 12'),
+        (dict(position='rope'), '4 heads of 8 + 6 rotated, values of 10, kv_rank 12'),
         (
             dict(attention={'_type': 'latent', 'q_rank': 9, 'rope_dim': 2}),
-            '4 heads of 8 and 2 shared over a latent of 512, queries by a latent of 9',
+            '4 heads of 8 + 2 shared, kv_rank 512, q_rank 9',
         ),
-        (
-            dict(attention=WIDTHS | {'rope_dim': 0, 'value_dim': 0}),
-            '4 heads of 8 over a latent of 12',
-        ),
+        (dict(attention=WIDTHS | dict(rope_dim=0, value_dim=0)), '4 heads of 8, kv_rank 12'),
     ],
 )
 def test_the_start_describes_the_heads(changes, text):
     config = make_config(**{'attention': WIDTHS} | changes)
-    assert config.attention.describe(config) == text
+    assert config.attention.describe(config) == f'latent attention, {text}'

@@ -58,15 +58,15 @@ class Latent(BaseAttention):
         return {'latent': (1, self.kv_rank + self.rope_dim)}
 
     def describe(self, config: CommonConfig) -> str:
-        """Returns the heads, and the width of the cache."""
+        """Returns the widths of the parts of a head, and the ranks."""
         rotated = POSITIONS[config.position].rotate is not None
-        shared = f' and {self.rope_dim} {"rotated" if rotated else "shared"}'
-        values = f' (values of {self.value_dim})' if self.value_dim else ''
-        queries = f', queries by a latent of {self.q_rank}' if self.q_rank else ''
-        return (
-            f'{config.num_heads} heads of {config.head_dim}{shared if self.rope_dim else ""}'
-            f'{values} over a latent of {self.kv_rank}{queries}'
-        )
+        text = f'latent attention, {config.num_heads} heads of {config.head_dim}'
+        if self.rope_dim:
+            text += f' + {self.rope_dim} {"rotated" if rotated else "shared"}'
+        if self.value_dim:
+            text += f', values of {self.value_dim}'
+        text += f', kv_rank {self.kv_rank}'
+        return text + (f', q_rank {self.q_rank}' if self.q_rank else '')
 
     def score_width(self, config: CommonConfig) -> int:
         """Returns the larger of the widths of keys and values, to which the other is padded."""
