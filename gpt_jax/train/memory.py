@@ -109,9 +109,10 @@ def _kept_bytes(program: Program, config: RunConfig, remat: Remat) -> float:
     """Returns the bytes per token that a layer keeps for its backward pass."""
     model, mesh = config.model, program.mesh
     itemsize = jnp.dtype(model.precision.compute).itemsize
-    local_heads = model.num_heads / parts('heads', mesh, size=model.num_heads)
+    score_heads = model.attention.score_heads(model)
+    local_heads = score_heads / parts('heads', mesh, size=model.num_heads)
     inputs, outputs = _widths(model, mesh)
-    attention = inputs['blocks/attention/output/kernel']
+    attention = inputs['blocks/attention/output/kernel'] * score_heads / model.num_heads
     names = (PRODUCT, ATTENTION) if remat == Remat.NONE else REMAT_KEEPS[remat]
     kept = itemsize * (
         model.d_model

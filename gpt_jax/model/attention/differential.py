@@ -46,6 +46,10 @@ class Differential(BaseAttention):
         """Returns the heads in words."""
         return 'differential attention, ' + BaseAttention.describe(self, config)
 
+    def score_heads(self, config: CommonConfig) -> int:
+        """Returns the number of query heads of both maps."""
+        return 2 * config.num_heads
+
     def flops(self, config: CommonConfig, span: int) -> float:
         """Returns the FLOPs of two score maps and of their two weighted sums of values."""
         return 6.0 * config.num_heads * config.head_dim * span
