@@ -103,8 +103,6 @@ def finalize_model(config: ModelConfig) -> None:
             f'{key}num_heads={c.num_heads} is not divisible by {key}num_kv_heads='
             f'{c.num_kv_heads}; each key/value head serves the same number of query heads'
         )
-    if c.position == PositionKind.ROPE and c.head_dim % 2:
-        raise UserError(f'{key}head_dim={c.head_dim} must be even for {key}position=rope')
     if c.position == PositionKind.SINUSOIDAL and c.d_model % 2:
         raise UserError(f'{key}d_model={c.d_model} must be even for {key}position=sinusoidal')
     if c.rope.low_freq_factor >= c.rope.high_freq_factor:

@@ -209,6 +209,10 @@ def test_decoding_holds_no_keys_or_values_per_head():
     assert largest_over_slots(*wide[:3], tokens=L, slots=13) >= 13 * H * (K + V)
 
 
+def test_the_part_without_positions_may_be_odd():
+    assert make_config(head_dim=7, position='rope', attention=WIDTHS).head_dim == 7
+
+
 def test_the_form_with_fewer_flops_is_chosen():
     """At the sizes of DeepSeek-V2-Lite."""
     config = ModelConfig(**DEEPSEEK_V2_LITE)
@@ -261,4 +265,4 @@ def test_impossible_values_are_named(key, changes):
 )
 def test_the_start_describes_the_heads(changes, text):
     config = make_config(**{'attention': WIDTHS} | changes)
-    assert config.attention.describe(config) == f'latent attention, {text}'
+    assert config.attention.describe(config) == f'latent attention with {text}'

@@ -44,7 +44,7 @@ class Differential(BaseAttention):
 
     def describe(self, config: CommonConfig) -> str:
         """Returns the heads in words."""
-        return 'differential attention, ' + BaseAttention.describe(self, config)
+        return 'differential attention with ' + BaseAttention.describe(self, config)
 
     def score_heads(self, config: CommonConfig) -> int:
         """Returns the number of query heads of both maps."""

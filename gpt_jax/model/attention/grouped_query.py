@@ -7,6 +7,7 @@ import jax
 from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
+from gpt_jax.errors import UserError
 from gpt_jax.kernels.scores import ScoreOptions
 from gpt_jax.model.attention.attend import run_attention
 from gpt_jax.model.attention.base import AttentionContext, BaseAttention
@@ -27,6 +28,14 @@ class GroupedQuery(BaseAttention):
     def make(self, config: CommonConfig, *, kernels: Kernels, window: int, name: str) -> nn.Module:
         """Returns the module."""
         return GroupedQueryAttention(config, self, kernels.attention, window, name=name)
+
+    def finalize(self, config: CommonConfig) -> None:
+        """Checks the width of heads. Raises UserError if RoPE cannot rotate its pairs."""
+        if POSITIONS[config.position].rotate is not None and config.head_dim % 2:
+            raise UserError(
+                f'config.model.head_dim={config.head_dim} must be even for '
+                f'config.model.position={config.position}'
+            )
 
     def cache_shapes(self, config: CommonConfig) -> dict[str, tuple[int, int]]:
         """Returns the shapes of the keys and the values."""

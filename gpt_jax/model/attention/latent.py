@@ -60,7 +60,7 @@ class Latent(BaseAttention):
     def describe(self, config: CommonConfig) -> str:
         """Returns the widths of the parts of a head, and the ranks."""
         rotated = POSITIONS[config.position].rotate is not None
-        text = f'latent attention, {config.num_heads} heads of {config.head_dim}'
+        text = f'latent attention with {config.num_heads} heads of {config.head_dim}'
         if self.rope_dim:
             text += f' + {self.rope_dim} {"rotated" if rotated else "shared"}'
         if self.value_dim:
