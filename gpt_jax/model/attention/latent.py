@@ -53,7 +53,7 @@ class Latent(BaseAttention):
     def cache_shapes(self, config: CommonConfig) -> dict[str, tuple[int, int]]:
         """Returns the shape of the normalized latent, followed by the shared key after rotation.
 
-        One array holds both, so that it is the keys and the values of the absorbed form uncopied.
+        One array holds both, so the absorbed form reads it as keys and as values without a copy.
         """
         return {'latent': (1, self.kv_rank + self.rope_dim)}
 
@@ -138,7 +138,7 @@ class LatentAttention(nn.Module):
             q_BLHP = position.rotate(c, q_BLHP, context.positions_BL)
             r_BS1P = position.rotate(c, r_BS1P, context.positions_BL)
         latent_BS1X = jnp.concatenate([c_BS1R, r_BS1P], -1)
-        rows = x.shape[:-1]  # as the Linear of this call gets them: merged or not
+        rows = x.shape[:-1]  # leading dimensions of the latents in the up-projection
         if cache is not None:
             cache = cache.write(context.mask.first_query_slot, latent=latent_BS1X)
             latent_BS1X = cache.read('latent')
