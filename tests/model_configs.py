@@ -20,6 +20,7 @@ EXPERTS = dict(
     d_expert=16,
     router_z_loss=0.001,
 )
+LATENT = dict(_type='latent', kv_rank=12, rope_dim=4)
 BASE = dict(vocab_size=70, max_seq_len=16, num_heads=4, d_model=32)
 
 
@@ -63,6 +64,15 @@ SINGLE = {
     'differential rope gqa': dict(attention='differential', position='rope', num_kv_heads=2),
     'differential alibi window': dict(
         attention='differential', position='alibi', window_pattern=(5,)
+    ),
+    'latent': dict(attention=LATENT),
+    'latent rope': dict(attention=LATENT, position='rope', use_bias=False),
+    'latent rope, all ranks': dict(
+        attention=LATENT | dict(q_rank=10, value_dim=6), position='rope', norm='rmsnorm'
+    ),
+    'latent window': dict(attention=LATENT | dict(value_dim=16), window_pattern=(5, 0)),
+    'latent alibi, soft cap': dict(
+        attention=LATENT | dict(rope_dim=0), position='alibi', attention_soft_cap=5.0
     ),
     'gqa': dict(num_kv_heads=2),
     'mqa': dict(num_kv_heads=1),

@@ -18,7 +18,8 @@ import numpy as np
 from gpt_jax.config_tree import freeze
 from gpt_jax.inference.config import SampleConfig
 from gpt_jax.inference.decode import Decoder
-from gpt_jax.model.cache import cache_bytes_per_token
+from gpt_jax.model.attention import GroupedQuery
+from gpt_jax.model.cache import cache_bytes_per_token, grouped_query_cache_bytes_per_token
 from gpt_jax.model.config import ModelConfig
 
 READ_BYTES = 2**28
@@ -85,8 +86,11 @@ def measure_decoding(
 
     Returns:
       Dicts of `batch_size`, `compile_seconds` (with the first run), `prefill_tokens_per_second`,
-      `decode_tokens_per_second`, `ms_per_token` (one token in every row), `floor_ms_per_token`
-      and `fraction_of_floor` (1: limited by the memory bandwidth alone).
+      `decode_tokens_per_second`, `ms_per_token` (one token in every row), `floor_ms_per_token`,
+      `fraction_of_floor` (1: limited by the memory bandwidth alone) and `cache_bytes_per_token`
+      (of all layers, for one text). Other attentions than grouped-query also have
+      `grouped_query_cache_bytes_per_token`, which grouped-query attention with as many heads
+      would need.
     """
     if new_tokens < 2:
         raise ValueError(f'new_tokens={new_tokens} must be at least 2: the first is the prefill')
@@ -95,6 +99,10 @@ def measure_decoding(
         freeze(config), params, vocab_size=config.vocab_size, eot_id=config.vocab_size
     )
     bandwidth = read_bandwidth()
+    cache = {'cache_bytes_per_token': cache_bytes_per_token(decoder.executed_config)}
+    if not isinstance(config.attention, GroupedQuery):
+        grouped = grouped_query_cache_bytes_per_token(decoder.executed_config)
+        cache['grouped_query_cache_bytes_per_token'] = grouped
     rows = []
     for batch_size in batch_sizes:
         random = np.random.default_rng(0)
@@ -122,13 +130,14 @@ def measure_decoding(
                 'floor_ms_per_token': 1e3 * floor,
                 'fraction_of_floor': floor / token,
             }
+            | cache
         )
     return rows
 
 
 def _bytes_per_token(decoder: Decoder, batch_size: int, length: float) -> float:
     """Returns the bytes read per decoding step: weights, and a cache of `length` tokens per row."""
-    c, params = decoder.config, decoder.params
+    c, params = decoder.executed_config, decoder.params
     matrices = {name: leaf for name, leaf in params.items() if name != 'position'}
     if not c.tie_embeddings:
         del matrices['embedding']  # only single rows of it are read, as of the positions

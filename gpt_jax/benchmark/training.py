@@ -22,7 +22,8 @@ CACHE_HIT = '/jax/compilation_cache/cache_hits'
 FORMULAS = {
     'step_ms': 'median over groups of (seconds of a group, blocked at its end) / steps_per_group',
     'model_flops_per_step': 'tokens x (6 x weights in products + 12 x heads x head_dim x context '
-    'x layers); the causal half is counted in full, a window by its width',
+    'x layers); the causal half is counted in full, a window by its width; other attentions than '
+    'grouped-query have a term of their own',
     'hardware_flops_per_step': 'the same, plus what config.model.execution.remat recomputes',
     'mfu': 'model_flops_per_step / (seconds per step x device_count x peak_flops)',
     'hfu': 'hardware_flops_per_step / (seconds per step x device_count x peak_flops)',

@@ -120,6 +120,11 @@ class Decoder:
         self.params = self._call(_prepare, params, config=model)
         self.statistics = DecodeStatistics(drawn=0, passes=0, draft_tokens=0)
 
+    @property
+    def executed_config(self) -> ModelConfig:
+        """The config with the dtype of this backend, which the weights and the cache have."""
+        return self._settings.model
+
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: SampleConfig, *, chunk: int = 0
     ) -> Iterator[np.ndarray]:

@@ -1,10 +1,13 @@
 """The cache for decoding: what attention keeps of earlier tokens, such as keys and values."""
 
+import dataclasses
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from gpt_jax.model.attention import GroupedQuery
 from gpt_jax.model.attention.layer_cache import LayerCache
 from gpt_jax.model.config import ModelConfig
 
@@ -44,3 +47,8 @@ def cache_bytes_per_token(config: ModelConfig) -> int:
     """Returns the bytes that all layers keep for one token, in the compute dtype."""
     sizes = [heads * width for heads, width in config.attention.cache_shapes(config).values()]
     return config.num_layers * sum(sizes) * jnp.dtype(config.precision.compute).itemsize
+
+
+def grouped_query_cache_bytes_per_token(config: ModelConfig) -> int:
+    """Returns the same for grouped-query attention with the heads of `config`."""
+    return cache_bytes_per_token(dataclasses.replace(config, attention=GroupedQuery()))

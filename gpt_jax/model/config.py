@@ -39,7 +39,6 @@ from gpt_jax.model.options import (
     RopeConfig,
     ScanLayers,
 )
-from gpt_jax.model.position import rotated_width
 from gpt_jax.moved_keys import accepts_moved_keys
 
 __all__ = [
@@ -165,10 +164,6 @@ def finalize_model(config: ModelConfig) -> None:
             f'{key}num_heads={c.num_heads} is not divisible by {key}num_kv_heads='
             f'{c.num_kv_heads}; each key/value head serves the same number of query heads'
         )
-    rotated = rotated_width(c)
-    if c.position == PositionKind.ROPE and (rotated % 2 or not rotated):
-        part = f' times {key}rope.fraction={c.rope.fraction}' if c.rope.fraction != 1 else ''
-        raise UserError(f'{key}head_dim={c.head_dim}{part} must be even for {key}position=rope')
     if c.position == PositionKind.SINUSOIDAL and c.d_model % 2:
         raise UserError(f'{key}d_model={c.d_model} must be even for {key}position=sinusoidal')
     if c.rope.low_freq_factor >= c.rope.high_freq_factor:

@@ -29,32 +29,26 @@ class Linear(nn.Module):
     use_bias: bool | None = None  # None: the config's
     residual: bool = False  # ends a residual branch: GPT-2's scaled initialisation
 
-    @nn.compact
-    def __call__(self, x: Float[Array, '... I']) -> Float[Array, '... O']:
-        """Maps `[..., prod(inputs)]` to `[..., prod(outputs)]`."""
+    def setup(self):
         c = self.config
         std = c.init.std
         if self.residual and c.init.scale_residual:
             std /= math.sqrt(2 * c.num_layers)
-        kernel = self.param(
-            'kernel',
-            declare(
-                nn.initializers.normal(std), self.axes, role=Role.HIDDEN, inputs=len(self.inputs)
-            ),
-            self.inputs + self.outputs,
-            jnp.dtype(c.precision.params),
-        )
-        kernel_IO = kernel.reshape(math.prod(self.inputs), -1).astype(x.dtype)
-        y = matmul(x, kernel_IO, OPERANDS[c.precision.matmul])
-        if not (c.use_bias if self.use_bias is None else self.use_bias):
-            return checkpoint_name(y, PRODUCT)
-        bias = self.param(
-            'bias',
-            declare(nn.initializers.zeros_init(), self.axes[len(self.inputs) :], role=Role.VECTOR),
-            self.outputs,
-            jnp.dtype(c.precision.params),
-        )
-        y = y + jnp.broadcast_to(bias.reshape(-1).astype(x.dtype), y.shape)
+        normal, zeros = nn.initializers.normal(std), nn.initializers.zeros_init()
+        split, dtype = len(self.inputs), jnp.dtype(c.precision.params)
+        init = declare(normal, self.axes, role=Role.HIDDEN, inputs=split)
+        self.kernel = self.param('kernel', init, self.inputs + self.outputs, dtype)
+        self.bias = None
+        if c.use_bias if self.use_bias is None else self.use_bias:
+            init = declare(zeros, self.axes[split:], role=Role.VECTOR)
+            self.bias = self.param('bias', init, self.outputs, dtype)
+
+    def __call__(self, x: Float[Array, '... I']) -> Float[Array, '... O']:
+        """Maps `[..., prod(inputs)]` to `[..., prod(outputs)]`."""
+        kernel_IO = self.kernel.reshape(math.prod(self.inputs), -1).astype(x.dtype)
+        y = matmul(x, kernel_IO, OPERANDS[self.config.precision.matmul])
+        if self.bias is not None:
+            y = y + jnp.broadcast_to(self.bias.reshape(-1).astype(x.dtype), y.shape)
         return checkpoint_name(y, PRODUCT)
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gpt_jax.model.config import DType, MLPKind, NormKind, NormPlacement, PositionKind
+from gpt_jax.model.config import DType, MLPKind, NormKind, NormPlacement, PositionKind, QKNorm
 
 # Radford et al. 2018: post-norm and no final norm.
 _GPT1 = {
@@ -56,6 +56,28 @@ PRESETS: dict[str, dict[str, Any]] = {
         'num_kv_heads': 8,
         'd_ff': 8192,
         'rope': {'base': 500000.0},
+    },
+    # Muennighoff et al. 2024, https://arxiv.org/abs/2409.02060: 6.9 billion parameters, of which a
+    # token uses 1.3.
+    'olmoe_1b_7b': _size(16, 16, 2048)
+    | {
+        'vocab_size': 50304,
+        'max_seq_len': 4096,
+        'position': PositionKind.ROPE,
+        'norm': NormKind.RMSNORM,
+        'attention': {'qk_norm': QKNorm.FULL},
+        'mlp': {
+            '_type': 'mixture_of_experts',
+            'num_experts': 64,
+            'experts_per_token': 8,
+            'd_expert': 1024,
+            'normalize_gates': False,
+            'balance_loss': 0.01,
+            'router_z_loss': 0.001,
+        },
+        'use_bias': False,
+        'tie_embeddings': False,
+        'init': {'scale_residual': False},
     },
     # Common choices for small models today: rotary positions, RMSNorm, query-key norm,
     # squared ReLU, an untied output with a soft cap, no biases.

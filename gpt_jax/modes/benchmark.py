@@ -156,8 +156,17 @@ def _measure_decoding(
         f'{row["compile_seconds"]:.1f} s to compile'
         for row in rows
     }
+    if rows:
+        table['cache'] = _describe_cache(rows[0])
     print(format_table('decoding', table), flush=True)
     return rows
+
+
+def _describe_cache(row: dict[str, float]) -> str:
+    """Describes the bytes per token of the cache, beside those of grouped-query attention."""
+    text = f'{row["cache_bytes_per_token"]:,} bytes per token'
+    grouped = row.get('grouped_query_cache_bytes_per_token')
+    return text + (f' (grouped-query attention: {grouped:,})' if grouped else '')
 
 
 def _open(

@@ -19,6 +19,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
     'heads': 'tensor',
     'kv_heads': 'tensor',
     'head_dim': None,
+    'latent': 'fsdp',  # inputs of the up-projections of latent attention
     'mlp': 'tensor',
     'experts': 'expert',
     'vocab': 'tensor',

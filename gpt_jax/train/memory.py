@@ -114,9 +114,10 @@ def _kept_bytes(program: Program, model: ModelConfig, stack: Stack, remat: Remat
     """Returns the bytes per token that a layer of a stack keeps for its backward pass."""
     mesh = program.mesh
     itemsize = jnp.dtype(model.precision.compute).itemsize
-    local_heads = model.num_heads / parts('heads', mesh, size=model.num_heads)
+    score_heads = model.attention.score_heads(model)
+    local_heads = score_heads / parts('heads', mesh, size=model.num_heads)
     inputs, outputs = _widths(model, stack, mesh)
-    attention = inputs['attention/output/kernel']
+    attention = inputs['attention/output/kernel'] * score_heads / model.num_heads
     names = (PRODUCT, ATTENTION) if remat == Remat.NONE else REMAT_KEEPS[remat]
     kept = itemsize * (
         model.d_model

@@ -6,7 +6,7 @@ import pytest
 
 from gpt_jax.benchmark import decoding
 from gpt_jax.model.gpt import init_params
-from tests.model_configs import make_config
+from tests.model_configs import LATENT, make_config
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +65,22 @@ def test_measure_decoding(tied, monkeypatch):
         assert row['decode_tokens_per_second'] == pytest.approx(
             1e3 * row['batch_size'] / row['ms_per_token']
         )
+        assert row['cache_bytes_per_token'] == 2 * 32 * 4
+        assert 'grouped_query_cache_bytes_per_token' not in row
         assert row['compile_seconds'] > 0 and row['prefill_tokens_per_second'] > 0
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_the_cache_of_latent_attention_beside_that_of_grouped_query(dtype, monkeypatch):
+    monkeypatch.setattr(decoding, 'read_bandwidth', lambda: 1e9)
+    config = make_config(num_layers=2, attention=LATENT, compute_dtype=dtype)
+    params = nn.unbox(jax.jit(init_params, static_argnums=0)(config, jax.random.key(0)))
+    [row] = decoding.measure_decoding(
+        config, params, batch_sizes=(1,), prompt_tokens=4, new_tokens=6, repeats=1
+    )
+    # In float32, in which CPUs decode whatever the config says.
+    assert row['cache_bytes_per_token'] == 2 * (12 + 4) * 4
+    assert row['grouped_query_cache_bytes_per_token'] == 2 * 2 * 32 * 4
 
 
 def test_one_new_token_is_refused():

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from gpt_jax.config_tree import freeze
 from gpt_jax.errors import UserError
 from gpt_jax.inference import decode
 from gpt_jax.inference.config import SampleConfig
 from gpt_jax.inference.decode import Decoder
+from gpt_jax.model.attention import Latent
 from gpt_jax.model.gpt import GPT, init_params
 from gpt_jax.model.layer_stack import to_executed
 from tests.model_configs import make_config
@@ -86,8 +88,14 @@ def test_greedy_equals_the_model_without_a_cache(chunk):
     [
         dict(position='rope', num_layers=2, num_kv_heads=2, window_pattern=(5, 0)),
         dict(position='alibi', num_layers=2, output_soft_cap=5.0, norm='rmsnorm'),
+        dict(
+            position='rope',
+            num_layers=2,
+            attention=freeze(Latent(kv_rank=8, rope_dim=4)),
+            window_pattern=(5, 0),
+        ),
     ],
-    ids=['rope', 'alibi'],
+    ids=['rope', 'alibi', 'latent'],
 )
 def test_greedy_with_other_architectures(changes):
     decoder, _ = build(**changes)

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from gpt_jax.config_tree import freeze
 from gpt_jax.inference import decode
 from gpt_jax.inference.config import SampleConfig
 from gpt_jax.inference.decode import Decoder
 from gpt_jax.inference.sampling import make_rule
+from gpt_jax.model.attention import Latent
 from gpt_jax.model.gpt import abstract_params, init_params
 from gpt_jax.parallel.mesh import MeshConfig, make_mesh
 from gpt_jax.parallel.rules import parameter_shardings
@@ -30,6 +32,7 @@ MODEL = dict(
     init_std=0.3,
 )
 LLAMA = dict(position='rope', norm='rmsnorm', mlp='swiglu', use_bias=False, tie_embeddings=False)
+LATENT = dict(attention=freeze(Latent(kv_rank=32, rope_dim=8)), num_kv_heads=0)
 SAMPLINGS = {
     'greedy': dict(temperature=0.0),
     'sampled': dict(temperature=1.0, top_p=0.9, repetition_penalty=1.2, draft_tokens=2, seed=3),
@@ -73,6 +76,7 @@ def on_one_device(sampling: str, **changes) -> list[list[int]]:
         (dict(data=1, tensor=8), {}),  # more than there are key/value heads
         (dict(data=2, fsdp=2, tensor=2), LLAMA),
         (dict(data=1, fsdp=2, context=2, tensor=2), {}),
+        (dict(data=1, fsdp=4, tensor=2), LLAMA | LATENT),
     ],
     ids=lambda values: ' '.join(f'{name}={value}' for name, value in values.items()),
 )

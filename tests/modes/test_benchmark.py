@@ -87,7 +87,8 @@ def test_generation(tmp_path, capsys):
     sizes = ['--decode_batch=1', '--decode_batch=2', '--decode_prompt=8', '--decode_tokens=1000']
     sizes.append('--config.model.max_seq_len=1024')
     assert _benchmark(tmp_path, *arguments, *sizes) == 0
-    assert 'batch 2' in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert 'batch 2' in printed and 'cache    512 bytes per token\n' in printed
     rows = json.loads(out.read_text())['decoding']
     assert [row['batch_size'] for row in rows] == [1, 2]
     assert all(row['decode_tokens_per_second'] > 0 for row in rows)

@@ -10,6 +10,7 @@ from gpt_jax import GPT
 from gpt_jax.config import finalize
 from gpt_jax.errors import UserError
 from gpt_jax.main import main
+from gpt_jax.model.attention import Differential, GroupedQuery, Latent
 from gpt_jax.model.config import Remat
 from gpt_jax.model.gpt import count_params
 from gpt_jax.parallel.mesh import MeshConfig, make_mesh
@@ -81,6 +82,36 @@ def test_remat_keeps_less_from_policy_to_policy():
     ]
     assert kept == sorted(kept, reverse=True)
     assert len(set(kept)) == len(kept)
+
+
+@pytest.mark.parametrize(
+    ('attention', 'widths', 'score_heads'),
+    [
+        (GroupedQuery(), (4 * 32, 32), 2),  # query, key, value, output; what the output reads
+        (Differential(), (4 * 32, 64), 4),
+        (Latent(kv_rank=24, rope_dim=8), (2 * 24 + 24 + 8 + 2 * 32 + 32, 32), 2),
+        (
+            Latent(kv_rank=24, rope_dim=8, q_rank=20, value_dim=12),
+            (20 + 2 * 24 + 24 + 8 + 2 * 28 + 32, 24),
+            2,
+        ),
+    ],
+    ids=str,
+)
+def test_the_widths_of_an_attention_decide_what_a_layer_keeps(attention, widths, score_heads):
+    products, output = widths
+    tokens, layers, mlp = 8 * 32, 2, 4 * 32 + 32
+    kept = {
+        remat: _plan(model__attention=attention, model__attention_kernel='xla', model__remat=remat)
+        for remat in ('none', 'attention', 'full', 'dots')
+    }
+    kept = {remat: plan.activations / tokens for remat, plan in kept.items()}
+    assert kept['attention'] - kept['full'] == layers * 4 * output
+    assert kept['dots'] - kept['full'] == layers * 4 * (products + mlp)
+    norms = 4 * (7 * 32 + 4 * 4 * 32)
+    one_layer = 4 * (32 + products + mlp + output) + norms + 8 * score_heads * 32
+    table = 128 * 32 * 8 / tokens
+    assert kept['none'] - table == layers * one_layer
 
 
 def test_every_family_of_savers_needs_less_from_member_to_member():

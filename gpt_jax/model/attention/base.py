@@ -58,6 +58,10 @@ class BaseAttention:
         """Returns the width of the heads that a kernel gets."""
         return config.head_dim
 
+    def score_heads(self, config: CommonConfig) -> int:
+        """Returns the number of query heads that a kernel gets."""
+        return config.num_heads
+
     def flops(self, config: CommonConfig, span: int) -> float:
         """Returns forward FLOPs per token and layer of all products but those with parameters.
 

@@ -43,6 +43,14 @@ class Differential(BaseAttention):
         G, K = config.num_kv_heads, config.head_dim
         return {'key': (2 * G, K // 2), 'value': (G, K)}
 
+    def describe(self, config: CommonConfig) -> str:
+        """Returns the heads in words."""
+        return 'differential attention with ' + BaseAttention.describe(self, config)
+
+    def score_heads(self, config: CommonConfig) -> int:
+        """Returns the number of query heads of both maps."""
+        return 2 * config.num_heads
+
     def flops(self, config: CommonConfig, span: int) -> float:
         """Returns the FLOPs of two score maps and of their two weighted sums of values."""
         return 6.0 * config.num_heads * config.head_dim * span

@@ -9,6 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
 from gpt_jax.config_tree import finite
+from gpt_jax.errors import UserError
 from gpt_jax.kernels.scores import ScoreOptions
 from gpt_jax.model.attention.attend import run_attention
 from gpt_jax.model.attention.base import AttentionContext, BaseAttention
@@ -16,7 +17,7 @@ from gpt_jax.model.attention.layer_cache import LayerCache
 from gpt_jax.model.linear import Linear
 from gpt_jax.model.norm import RMSNorm
 from gpt_jax.model.options import AttentionKernel, CommonConfig, Kernels, QKNorm
-from gpt_jax.model.position import POSITIONS
+from gpt_jax.model.position import POSITIONS, rotated_width
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -33,13 +34,20 @@ class GroupedQuery(BaseAttention):
         """Converts the boolean that `qk_norm` used to be."""
         object.__setattr__(self, 'qk_norm', QKNorm(self.qk_norm))
 
-    def finalize(self, config: CommonConfig) -> None:
-        """Converts a boolean `qk_norm` that a config file has assigned."""
-        self.qk_norm = QKNorm(self.qk_norm)
-
     def make(self, config: CommonConfig, *, kernels: Kernels, window: int, name: str) -> nn.Module:
         """Returns the module."""
         return GroupedQueryAttention(config, self, kernels.attention, window, name=name)
+
+    def finalize(self, config: CommonConfig) -> None:
+        """Checks the width of heads. Raises UserError if RoPE cannot rotate its pairs."""
+        self.qk_norm = QKNorm(self.qk_norm)  # a config file may have assigned a boolean
+        rotated, fraction = rotated_width(config), config.rope.fraction
+        if POSITIONS[config.position].rotate is not None and (rotated % 2 or not rotated):
+            part = f' times config.model.rope.fraction={fraction}' if fraction != 1 else ''
+            raise UserError(
+                f'config.model.head_dim={config.head_dim}{part} must be even for '
+                f'config.model.position={config.position}'
+            )
 
     def cache_shapes(self, config: CommonConfig) -> dict[str, tuple[int, int]]:
         """Returns the shapes of the keys and the values."""
