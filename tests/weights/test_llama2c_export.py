@@ -49,7 +49,7 @@ REFUSED = {
     'norm': (dict(norm_epsilon=1e-6), llama_tokenizer, 'no config.model.norm_epsilon=1e-06'),
     'rope': (dict(rope_base=5e5), llama_tokenizer, 'no config.model.rope.base=500000.0'),
     'scaling': (dict(rope_scaling=2.0), llama_tokenizer, 'no config.model.rope.scaling=2.0'),
-    'biases': (dict(qkv_bias=True), llama_tokenizer, 'no config.model.qkv_bias=True'),
+    'biases': (dict(qkv_bias=True), llama_tokenizer, 'no config.model.attention.qkv_bias=True'),
     'heads': (dict(head_dim=16), llama_tokenizer, 'no config.model.head_dim=16'),
     'MLP': (dict(mlp='gelu'), llama_tokenizer, 'no config.model.mlp=gelu'),
     'kind': ({}, bpe_tokenizer, 'SentencePiece tokenizers only, and this one is bpe'),
