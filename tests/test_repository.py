@@ -214,6 +214,7 @@ def test_every_config_field_is_one_line():
 
 # Other names than its branch that code gives to a config dataclass; a group of the model has none.
 CONFIG_NAMES = {'config', 'c', 'sampling'}
+MEMBERS = {'attention', 'mlp'}  # of unions: their modules call them `options`, themselves `self`
 GROUPS = {'rope', 'dropouts', 'init', 'precision', 'execution'}
 
 
@@ -245,7 +246,13 @@ def test_every_config_field_is_read():
     unread = {
         f'{branch}.{name}'
         for branch, name in knobs(RunConfig, 'config')
-        for receivers in [{branch} if branch in GROUPS else {branch} | CONFIG_NAMES]
+        for receivers in [
+            {branch}
+            if branch in GROUPS
+            else {branch, 'options', 'o', 'self'}
+            if branch in MEMBERS
+            else {branch} | CONFIG_NAMES
+        ]
         if not any((receiver, name) in found for receiver in receivers)
     }
     assert not unread, f'no code reads {sorted(unread)}'
