@@ -13,8 +13,8 @@ from gpt_jax.config_tree import freeze, from_json, get_value, set_value, to_json
 from gpt_jax.data.shard_manifest import hash_of
 from gpt_jax.evaluate import task_runs
 from gpt_jax.main import main
-from gpt_jax.model.config import ModelConfig
-from gpt_jax.moved_keys import MOVED, rename_flag
+from gpt_jax.model.config import ModelConfig, QKNorm
+from gpt_jax.moved_keys import MOVED, OLD_BOOLEANS, rename_flag
 from gpt_jax.optim import OPTIMIZERS
 
 OF_THE_MODEL = {old: new for old, new in MOVED.items() if old.startswith('model.')}
@@ -59,8 +59,26 @@ def test_a_value_in_an_old_file_is_read(moved):
 
 def test_a_flag_gets_the_new_key(moved):
     old, new, _ = moved
-    assert rename_flag(f'--config.{old}=1') == f'--config.{new}=1'
-    assert rename_flag(f'-noconfig.{old}') == f'-noconfig.{new}'
+    assert rename_flag(f'--config.{old}=7') == f'--config.{new}=7'
+    if new not in OLD_BOOLEANS:
+        assert rename_flag(f'-noconfig.{old}') == f'-noconfig.{new}'
+
+
+@pytest.mark.parametrize('key', ['model.qk_norm', 'model.attention.qk_norm'])
+def test_a_knob_that_was_a_boolean(key):
+    """`qk_norm` in flags, files, config files and constructors."""
+    flags = [f'--config.{key}', f'--config.{key}=true', f'--config.{key}=head']
+    assert {*map(rename_flag, flags)} == {'--config.model.attention.qk_norm=head'}
+    assert rename_flag(f'--noconfig.{key}') == '--config.model.attention.qk_norm=none'
+    for old, new in ((True, QKNorm.HEAD), (False, QKNorm.NONE)):
+        config = RunConfig()
+        set_value(config, key, old)
+        assert finalize(config, vocab_size=5).model.attention.qk_norm is new
+        values = to_json(RunConfig())
+        values['model']['attention']['qk_norm'] = old
+        assert from_json(values, RunConfig).model.attention.qk_norm is new
+        assert ModelConfig(qk_norm=old).attention.qk_norm is new
+        assert ModelConfig(attention=dict(qk_norm=old)).attention.qk_norm is new
 
 
 def test_an_attribute_that_a_config_file_sets_is_used(moved):

@@ -213,8 +213,8 @@ def test_every_config_field_is_one_line():
 
 
 # Other names than its branch that code gives to a config dataclass; a group of the model has none.
-CONFIG_NAMES = {'config', 'c', 'sampling', 'options'}
-UNIONS = {'attention', 'mlp'}  # whose members have methods that read their knobs
+CONFIG_NAMES = {'config', 'c', 'sampling'}
+MEMBERS = {'attention', 'mlp'}  # of unions: their modules call them `options`, themselves `self`
 GROUPS = {'rope', 'dropouts', 'init', 'precision', 'execution'}
 
 
@@ -249,7 +249,9 @@ def test_every_config_field_is_read():
         for receivers in [
             {branch}
             if branch in GROUPS
-            else {branch} | CONFIG_NAMES | ({'self'} if branch in UNIONS else set())
+            else {branch, 'options', 'o', 'self'}
+            if branch in MEMBERS
+            else {branch} | CONFIG_NAMES
         ]
         if not any((receiver, name) in found for receiver in receivers)
     }

@@ -12,13 +12,7 @@ from gpt_jax.model.norm import NORMS
 
 
 class Block(nn.Module):
-    """Attention and MLP, each a branch that adds to the residual stream.
-
-    By `norm_placement`: `x + branch(norm(x))` (pre), `norm(x + branch(x))` (post),
-    `x + norm(branch(x))` (output), or `x + norm(branch(norm(x)))` (sandwich). With
-    `parallel_residual` the MLP reads the attention's `x`, or its normalized `x`, and the two run
-    side by side (Wang and Komatsuzaki 2021, GPT-J).
-    """
+    """Attention and MLP on branches of the residual stream; `NormPlacement` has the formulas."""
 
     config: ModelConfig  # of this layer (`ModelConfig.of_layer`)
     kernels: Kernels
@@ -34,7 +28,6 @@ class Block(nn.Module):
     ) -> tuple[Float[Array, '... D'], LayerCache | None]:
         """Returns `[..., D] -> [..., D]` and the layer's cache."""
         c = self.config
-        parallel = c.parallel_residual != ParallelResidual.OFF
         keys = [None] * 3 if dropout_key is None else jax.random.split(dropout_key, 3)
         attention = c.attention.make(c, kernels=self.kernels, window=self.window, name='attention')
         # Without this the partitioner may replicate the batch and shard the model instead.
@@ -46,7 +39,7 @@ class Block(nn.Module):
             mlp_input, x = self._enter(x, 'mlp')
         h, cache = attention(h, context, cache, keys[0])
         x = self._join(x, dropout(h, c.dropouts.residual, keys[1]), 'attention')
-        if not parallel:
+        if c.parallel_residual == ParallelResidual.OFF:
             mlp_input, x = self._enter(x, 'mlp')
         h = c.mlp.make(c, kernels=self.kernels, name='mlp')(mlp_input)
         return self._join(x, dropout(h, c.dropouts.residual, keys[2]), 'mlp'), cache

@@ -45,22 +45,22 @@ class NormKind(enum.StrEnum):
 
 
 class NormPlacement(enum.StrEnum):
-    PRE = 'pre'
-    POST = 'post'
-    SANDWICH = 'sandwich'
-    OUTPUT = 'output'
+    PRE = 'pre'  # x + branch(norm(x))
+    POST = 'post'  # norm(x + branch(x))
+    SANDWICH = 'sandwich'  # x + norm(branch(norm(x)))
+    OUTPUT = 'output'  # x + norm(branch(x))
 
 
 class ParallelResidual(enum.StrEnum):
     OFF = 'off'
-    TWO_NORMS = 'two_norms'
-    ONE_NORM = 'one_norm'
+    TWO_NORMS = 'two_norms'  # x + attention(norm1(x)) + mlp(norm2(x)), as in GPT-NeoX
+    ONE_NORM = 'one_norm'  # x + attention(norm(x)) + mlp(norm(x)), as in GPT-J
 
 
 class QKNorm(enum.StrEnum):
     NONE = 'none'
-    HEAD = 'head'
-    FULL = 'full'
+    HEAD = 'head'  # over each head
+    FULL = 'full'  # over all heads together
 
     @classmethod
     def _missing_(cls, value: Any) -> 'QKNorm | None':

@@ -17,7 +17,10 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     """Defines flags for the weights, the folder, the format and the dtype."""
     saved_weights.define_flags(flags)
     absl_flags.DEFINE_string(
-        'format', 'hf', f'what to write: {", ".join(EXPORTERS)}', flag_values=flags
+        'format',
+        'hf',
+        f'what to write: {", ".join(EXPORTERS)}, or a model_type of transformers',
+        flag_values=flags,
     )
     absl_flags.DEFINE_string('out', '', 'the folder to write', flag_values=flags)
     absl_flags.DEFINE_enum(

@@ -15,7 +15,7 @@ REQUIRED = object()  # a default: the key must be in the file
 
 
 class Part:
-    """Some keys of a config.json, and the knobs that they set."""
+    """Some keys of a config.json, and the knobs that they set; by default there are none."""
 
     def read(self, c: ConfigReader, model: ModelConfig) -> None:
         """Sets the knobs of `model` from the keys.
@@ -23,11 +23,11 @@ class Part:
         Raises:
             UserError: a key is absent, or has no counterpart; the message names it.
         """
-        raise NotImplementedError
 
     def write(self, model: ModelConfig) -> dict[str, Any]:
         """Returns the keys for the knobs of `model`, which are among `capabilities`."""
-        raise NotImplementedError
+        del model
+        return {}
 
     def capabilities(self) -> dict[str, Any]:
         """Returns the values that the keys express, by knob."""
@@ -97,7 +97,7 @@ class Key(Part):
 
 @dataclasses.dataclass(frozen=True)
 class Require(Part):
-    """A key that must have the given value, which is also its default."""
+    """A key that must have the given value, which is transformers' default; exports omit it."""
 
     name: str
     value: Any
@@ -106,24 +106,13 @@ class Require(Part):
         """Checks the value."""
         c.require(self.name, self.value)
 
-    def write(self, model: ModelConfig) -> dict[str, Any]:
-        """Returns nothing, as the value is transformers' default."""
-        return {}
-
 
 @dataclasses.dataclass(frozen=True)
 class Same(Part):
-    """Two knobs for which a file has one key; it must find them equal."""
+    """A knob without a key of its own, which must equal another: `num_kv_heads` without groups."""
 
     knob: str
     other: str
-
-    def read(self, c: ConfigReader, model: ModelConfig) -> None:
-        """Sets nothing: the knob's default follows the other."""
-
-    def write(self, model: ModelConfig) -> dict[str, Any]:
-        """Returns nothing."""
-        return {}
 
     def obstacle(self, model: ModelConfig) -> str:
         """Returns the knob if it differs from the other."""
@@ -135,13 +124,6 @@ class Same(Part):
 @dataclasses.dataclass(frozen=True)
 class DerivedHeadDim(Part):
     """The width of heads of a family that has no key for it: heads fill d_model."""
-
-    def read(self, c: ConfigReader, model: ModelConfig) -> None:
-        """Sets nothing: it is the knob's default."""
-
-    def write(self, model: ModelConfig) -> dict[str, Any]:
-        """Returns nothing."""
-        return {}
 
     def obstacle(self, model: ModelConfig) -> str:
         """Returns head_dim if heads do not fill d_model."""

@@ -70,5 +70,6 @@ GEMMA2 = DescribedFamily(
         f'{_LAYER}pre_feedforward_layernorm': 'blocks/mlp_norm',
         f'{_LAYER}post_feedforward_layernorm': 'blocks/mlp_post_norm',
     },
-    inert=('hidden_act', 'cache_implementation'),  # hidden_activation decides
+    # Overruled by hidden_activation and sliding_window, and a choice of memory.
+    inert=('hidden_act', 'sliding_window_size', 'cache_implementation'),
 )

@@ -64,7 +64,8 @@ GPT_NEOX = DescribedFamily(
         'embed_out': 'output',
     },
     by_head=(_QUERY_KEY_VALUE,),
-    inert=('classifier_dropout',),
+    # Dropouts of other heads and of old versions.
+    inert=('classifier_dropout', 'attention_probs_dropout_prob', 'hidden_dropout_prob'),
     # Masks and frequencies, which old files store.
     without_weights=r'.*\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)',
 )

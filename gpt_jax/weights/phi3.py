@@ -32,6 +32,6 @@ PHI3 = DescribedFamily(
         ),
         f'{_LAYER}mlp.gate_up_proj': ('blocks/mlp/gate', 'blocks/mlp/up'),
     },
-    # The first is longrope's; transformers does not use the second.
-    inert=('original_max_position_embeddings', 'embd_pdrop'),
+    # longrope's, a dropout that transformers does not apply, and code for old versions.
+    inert=('original_max_position_embeddings', 'embd_pdrop', 'auto_map'),
 )

@@ -32,5 +32,5 @@ STABLELM = DescribedFamily(
         Require('rotary_scaling_factor', 1.0),
     ),
     tensors=TENSORS,
-    inert=('num_heads',),  # repeats num_attention_heads
+    inert=('num_heads', 'auto_map'),  # repeats num_attention_heads; code for old versions
 )

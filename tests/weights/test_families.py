@@ -8,7 +8,7 @@ import pytest
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import DType
 from gpt_jax.weights import open_source, safetensors_files
-from gpt_jax.weights.export import export_transformers
+from gpt_jax.weights.exporters import find_exporter
 from tests.weights.random_source import bpe_tokenizer, load, logits
 
 transformers = pytest.importorskip('transformers', reason='the reference, pinned on 3.11 only')
@@ -162,7 +162,8 @@ def test_logits_text_and_files(kind, values, tmp_path, request):
     np.testing.assert_array_equal(theirs, text[:, 8:])
 
     out = tmp_path / 'ours'
-    export_transformers(out, config, params, bpe_tokenizer(), dtype=DType.FLOAT32, model_type=kind)
+    export = find_exporter(kind)
+    export(out, config, params, bpe_tokenizer(), dtype=DType.FLOAT32)
     before, after = (
         safetensors_files.read_file(folder / 'model.safetensors')
         for folder in (tmp_path / 'theirs', out)
