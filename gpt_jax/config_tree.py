@@ -129,7 +129,19 @@ def _frozen_class(cls: type) -> type:
     def hash_fields(self) -> int:
         return hash(tuple(getattr(self, field.name) for field in dataclasses.fields(self)))
 
-    body = {'__slots__': (), '__setattr__': set_once, '__hash__': hash_fields}
+    def equals(self, other: Any) -> bool:
+        """Compares with a config of the class, frozen or not."""
+        return isinstance(other, cls) and all(
+            getattr(self, field.name) == getattr(other, field.name)
+            for field in dataclasses.fields(self)
+        )
+
+    body = {
+        '__slots__': (),
+        '__setattr__': set_once,
+        '__hash__': hash_fields,
+        '__eq__': equals,
+    }
     return type(cls.__name__, (cls,), body | {'__module__': cls.__module__})
 
 

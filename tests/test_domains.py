@@ -73,7 +73,6 @@ def test_a_number_is_taken_or_refused_by_its_name(key):
         ('model.norm_epsilon', math.nan),
         ('model.init.std', math.inf),
         ('model.rope.scaling', math.nan),
-        ('model.window_pattern', (0, -1)),
         ('seed', 2**32),
         ('seed', -1),
         ('sample.seed', 2**63),
@@ -100,6 +99,13 @@ def test_numbers_that_cannot_work_are_refused(key, value):
     config = RunConfig()
     set_value(config, key, value)
     with pytest.raises(UserError, match=rf'^config\.{key}='):
+        finalize(config, vocab_size=5)
+
+
+def test_numbers_of_a_layer_kind_that_cannot_work_are_refused():
+    config = RunConfig()
+    config.model.layer_kinds = (0, -1)
+    with pytest.raises(UserError, match=r'^config\.model\.layer_kinds\[1\]\.window=-1 must be'):
         finalize(config, vocab_size=5)
 
 

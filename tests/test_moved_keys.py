@@ -13,7 +13,7 @@ from gpt_jax.config_tree import freeze, from_json, get_value, set_value, to_json
 from gpt_jax.data.shard_manifest import hash_of
 from gpt_jax.evaluate import task_runs
 from gpt_jax.main import main
-from gpt_jax.model.config import ModelConfig, QKNorm
+from gpt_jax.model.config import LayerKind, ModelConfig, QKNorm
 from gpt_jax.moved_keys import MOVED, OLD_BOOLEANS, rename_flag
 from gpt_jax.optim import OPTIMIZERS
 
@@ -28,6 +28,8 @@ def another(value):
         return value / 2 if value else 0.25
     if isinstance(value, int):
         return value + 8
+    if isinstance(value, tuple):
+        return (LayerKind(window=8),)
     return [each for each in type(value) if each != value][-1]
 
 

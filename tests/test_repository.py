@@ -15,6 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from gpt_jax.config import RunConfig
+from gpt_jax.model.config import LayerKind
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'gpt_jax'
@@ -234,8 +235,10 @@ def knobs(cls: type, branch: str) -> Iterator[tuple[str, str]]:
     for field in dataclasses.fields(cls):
         inner = typing.get_args(field.type) or (field.type,)
         if dataclasses.is_dataclass(inner[0]):
-            for each in inner:
-                yield from knobs(each, field.name)
+            for each in filter(dataclasses.is_dataclass, inner):
+                name = 'kind' if each is LayerKind else field.name
+                if cls is not LayerKind:  # its MLP is in the model's union
+                    yield from knobs(each, name)
         else:
             yield branch, field.name
 
@@ -249,6 +252,8 @@ def test_every_config_field_is_read():
         for receivers in [
             {branch}
             if branch in GROUPS
+            else {'kind'}
+            if branch == 'kind'
             else {branch, 'options', 'o', 'self'}
             if branch in MEMBERS
             else {branch} | CONFIG_NAMES

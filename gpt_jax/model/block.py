@@ -14,7 +14,7 @@ from gpt_jax.model.norm import NORMS
 class Block(nn.Module):
     """Attention and MLP on branches of the residual stream; `NormPlacement` has the formulas."""
 
-    config: ModelConfig  # of this layer (`ModelConfig.of_layer`)
+    config: ModelConfig
     kernels: Kernels
     window: int = 0
 

@@ -71,7 +71,7 @@ __all__ = [
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class LayerKind:
-    """What some layers do differently; a number in place of it is its window."""
+    """A kind of layers, by what it does differently; a number in place of it is its window."""
 
     shorthand: ClassVar[str] = 'window'
 
@@ -115,7 +115,8 @@ class ModelConfig(CommonConfig):
     @property
     def windows(self) -> tuple[int, ...]:
         """The window of each layer."""
-        return tuple(self.layer_kind(i).window for i in range(self.num_layers))
+        kinds = map(self.layer_kind, range(self.num_layers))
+        return tuple(kind.window for kind in kinds)
 
     @property
     def mlps(self) -> tuple[MLP, ...]:

@@ -1,4 +1,4 @@
-"""What modules report besides their output: losses to minimise, and metrics.
+"""Losses and metrics that modules report besides their output.
 
 Any module calls `self.sow(LOSSES, name, value)` or `self.sow(METRICS, name, value)` with a scalar.
 The training step adds the losses, summed over the layers, to its own. It reports both, the metrics

@@ -75,7 +75,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 def _sizes(config: MeshConfig, count: int) -> dict[str, int]:
     """Computes the size of each axis over `count` devices."""
-    sizes = {axis: getattr(config, axis) for axis in AXES}
+    values = (config.data, config.fsdp, config.expert, config.context, config.tensor)
+    sizes = dict(zip(AXES, values, strict=True))
     asked = _spell(sizes)
     free = [axis for axis, size in sizes.items() if size == -1]
     for axis, size in sizes.items():

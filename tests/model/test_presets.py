@@ -13,6 +13,7 @@ EXACT = {
     'gpt2_774m': 774_030_080,
     'gpt2_1558m': 1_557_611_200,
     'llama3_1b': 1_235_814_400,
+    'olmoe_1b_7b': 6_919_161_856,
     'modern_124m': 162_151_680,  # 123,554,304 but for the untied output table
 }
 # Brown et al. 2020, table 2.1, in millions.

@@ -13,17 +13,18 @@ from gpt_jax.parallel.mesh import MeshConfig, make_mesh
 @pytest.mark.parametrize(
     ('sizes', 'expected'),
     [
-        ({}, (8, 1, 1, 1)),
-        ({'data': 3}, (3, 1, 1, 1)),
-        ({'fsdp': 4, 'tensor': 2}, (1, 4, 1, 2)),
-        ({'data': 2, 'context': -1, 'tensor': 2}, (2, 1, 2, 2)),
-        ({'data': 1, 'fsdp': -1}, (1, 8, 1, 1)),
-        ({'data': 4, 'fsdp': 2, 'slices': 1}, (4, 2, 1, 1)),
+        ({}, (8, 1, 1, 1, 1)),
+        ({'data': 3}, (3, 1, 1, 1, 1)),
+        ({'fsdp': 4, 'tensor': 2}, (1, 4, 1, 1, 2)),
+        ({'data': 2, 'context': -1, 'tensor': 2}, (2, 1, 1, 2, 2)),
+        ({'data': 1, 'fsdp': -1}, (1, 8, 1, 1, 1)),
+        ({'data': 4, 'fsdp': 2, 'slices': 1}, (4, 2, 1, 1, 1)),
+        ({'fsdp': 2, 'expert': 4}, (1, 2, 4, 1, 1)),
     ],
 )
 def test_sizes(sizes, expected):
     mesh = make_mesh(MeshConfig(**sizes))
-    assert mesh.axis_names == ('data', 'fsdp', 'context', 'tensor')
+    assert mesh.axis_names == ('data', 'fsdp', 'expert', 'context', 'tensor')
     assert mesh.devices.shape == expected
 
 
