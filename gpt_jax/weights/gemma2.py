@@ -8,8 +8,9 @@ import dataclasses
 from typing import Any
 
 from gpt_jax.model.config import MLPKind, ModelConfig, NormPlacement
-from gpt_jax.weights.config_parts import ANY, Key, LayerWindows, Part, Require, Rope
+from gpt_jax.weights.config_parts import ANY, Key, Part, Require, Rope
 from gpt_jax.weights.described_family import DescribedFamily
+from gpt_jax.weights.layer_parts import LayerWindows
 from gpt_jax.weights.llama import ATTENTION_BIAS, FIXED, KV_HEADS, SIZES, TENSORS
 from gpt_jax.weights.source import ConfigReader
 

@@ -21,7 +21,9 @@ from gpt_jax.weights.described_family import DescribedFamily
 from gpt_jax.weights.gemma2 import GEMMA2
 from gpt_jax.weights.gpt_neox import GPT_NEOX
 from gpt_jax.weights.layout import TensorLayout
+from gpt_jax.weights.mixtral import MIXTRAL
 from gpt_jax.weights.olmo2 import OLMO2
+from gpt_jax.weights.olmoe import OLMOE
 from gpt_jax.weights.opt import OPT
 from gpt_jax.weights.phi3 import PHI3
 from gpt_jax.weights.source import Source, optional_text, without_keys
@@ -88,6 +90,8 @@ FAMILIES: tuple[Family | DescribedFamily, ...] = (
     PHI3,
     STABLELM,
     OPT,
+    MIXTRAL,
+    OLMOE,
     _family(native),
 )
 

@@ -42,6 +42,7 @@ OPT = {
     for key, value in SIZES.items()
     if key not in ('intermediate_size', 'initializer_range')
 } | dict(ffn_dim=48, word_embed_proj_dim=32, init_std=0.2)
+EXPERTS = dict(num_experts=4, num_experts_per_tok=2)
 YARN = dict(rope_type='yarn', factor=4.0, original_max_position_embeddings=16)
 FAMILIES = {
     'mistral': ('mistral', GROUPED | dict(sliding_window=7, head_dim=10)),
@@ -108,6 +109,24 @@ FAMILIES = {
     ),
     'opt, post-norm': ('opt', OPT | dict(do_layer_norm_before=False)),
     'opt, no final norm': ('opt', OPT | dict(_remove_final_layer_norm=True)),
+    'mixtral': ('mixtral', GROUPED | dict(num_local_experts=3)),
+    'mixtral, a window, one expert per token': (
+        'mixtral',
+        GROUPED
+        | dict(
+            num_local_experts=4,
+            num_experts_per_tok=1,
+            sliding_window=6,
+            head_dim=10,
+            tie_word_embeddings=True,
+            router_aux_loss_coef=0.05,
+        ),
+    ),
+    'olmoe': ('olmoe', SIZES | EXPERTS | dict(num_key_value_heads=4)),
+    'olmoe, grouped, biases, normalized': (
+        'olmoe',
+        GROUPED | EXPERTS | dict(attention_bias=True, norm_topk_prob=True),
+    ),
     'gpt2, scaled by layer': (
         'gpt2',
         dict(
