@@ -26,6 +26,8 @@ from gpt_jax.weights.olmo2 import OLMO2
 from gpt_jax.weights.olmoe import OLMOE
 from gpt_jax.weights.opt import OPT
 from gpt_jax.weights.phi3 import PHI3
+from gpt_jax.weights.qwen3_moe import QWEN3_MOE
+from gpt_jax.weights.smollm3 import SMOLLM3
 from gpt_jax.weights.source import Source, optional_text, without_keys
 from gpt_jax.weights.stablelm import STABLELM
 
@@ -92,6 +94,8 @@ FAMILIES: tuple[Family | DescribedFamily, ...] = (
     OPT,
     MIXTRAL,
     OLMOE,
+    QWEN3_MOE,
+    SMOLLM3,
     _family(native),
 )
 

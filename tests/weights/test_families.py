@@ -127,6 +127,27 @@ FAMILIES = {
         'olmoe',
         GROUPED | EXPERTS | dict(attention_bias=True, norm_topk_prob=True),
     ),
+    'qwen3_moe': (
+        'qwen3_moe',
+        GROUPED
+        | EXPERTS
+        | dict(moe_intermediate_size=24, norm_topk_prob=True, head_dim=10)
+        | dict(use_sliding_window=True, sliding_window=6),
+    ),
+    'qwen3_moe, dense layers': (
+        'qwen3_moe',
+        GROUPED
+        | EXPERTS
+        | dict(moe_intermediate_size=24, num_hidden_layers=4, attention_bias=True)
+        | dict(mlp_only_layers=[1], decoder_sparse_step=2),
+    ),
+    'smollm3': ('smollm3', GROUPED | dict(num_hidden_layers=4)),
+    'smollm3, windows, biases, untied': (
+        'smollm3',
+        GROUPED
+        | dict(num_hidden_layers=3, no_rope_layers=[0, 1, 0], tie_word_embeddings=False)
+        | dict(use_sliding_window=True, sliding_window=5, attention_bias=True, mlp_bias=True),
+    ),
     'gpt2, scaled by layer': (
         'gpt2',
         dict(
