@@ -171,12 +171,24 @@ class Rope(Part):
 
     def read(self, c: ConfigReader, model: ModelConfig) -> None:
         """Sets the knobs of `config.model.rope`."""
-        rope = model.rope
         base, fraction = c.take_float(self.base, self.default_base), 1.0
         if self.fraction:
             fraction = c.take_float(self.fraction, self.default_fraction)
         scaling = c.take('rope_scaling', None)
-        r = ConfigReader(c.take('rope_parameters', None) or scaling or {}, name=f'{c.name}, rope')
+        values = c.take('rope_parameters', None) or scaling or {}
+        self.read_values(c, values, model, base=base, fraction=fraction)
+
+    def read_values(
+        self,
+        c: ConfigReader,
+        values: Any,
+        model: ModelConfig,
+        *,
+        base: float,
+        fraction: float = 1.0,
+    ) -> None:
+        """Sets the knobs of `config.model.rope` from the keys within `rope_parameters`."""
+        rope, r = model.rope, ConfigReader(values, name=f'{c.name}, rope')
         rope.base = r.take_float('rope_theta', base)
         if self.fraction:
             rope.fraction = r.take_float('partial_rotary_factor', fraction)
@@ -239,7 +251,9 @@ class Rope(Part):
         names += ['fraction'] if self.fraction else []
         if 'yarn' in self.kinds:
             names += ['yarn', 'beta_fast', 'beta_slow', 'yarn_truncate', 'attention_factor']
-        only = {} if 'linear' in self.kinds else {'rope.scaling': (1.0,)}
+        only: dict[str, Any] = {} if 'linear' in self.kinds else {'rope.scaling': (1.0,)}
+        if 'llama3' not in self.kinds:
+            only['rope.original_seq_len'] = (0,)
         return only | {f'rope.{name}': ANY for name in names}
 
     def obstacle(self, model: ModelConfig) -> str:

@@ -19,6 +19,7 @@ from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 from gpt_jax.weights import credits, gpt2, llama, native, safetensors_files, sampling
 from gpt_jax.weights.described_family import DescribedFamily
 from gpt_jax.weights.gemma2 import GEMMA2
+from gpt_jax.weights.gemma3 import GEMMA3
 from gpt_jax.weights.gpt_neox import GPT_NEOX
 from gpt_jax.weights.layout import TensorLayout
 from gpt_jax.weights.mixtral import MIXTRAL
@@ -96,6 +97,7 @@ FAMILIES: tuple[Family | DescribedFamily, ...] = (
     OLMOE,
     QWEN3_MOE,
     SMOLLM3,
+    GEMMA3,
     _family(native),
 )
 
