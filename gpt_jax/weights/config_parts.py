@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from gpt_jax.config_tree import get_value, set_value
 from gpt_jax.errors import UserError
-from gpt_jax.model.config import LayerKind, ModelConfig
+from gpt_jax.model.config import ModelConfig
 from gpt_jax.weights.layout import ANY
 from gpt_jax.weights.source import ConfigReader
 
@@ -15,7 +15,12 @@ REQUIRED = object()  # a default: the key must be in the file
 
 
 class Part:
-    """Some keys of a config.json, and the knobs that they set; by default there are none."""
+    """Some keys of a config.json, and the knobs that they set; by default there are none.
+
+    `of_layers` are the knobs of `config.model.layer_kinds` among them.
+    """
+
+    of_layers: ClassVar[tuple[str, ...]] = ()
 
     def read(self, c: ConfigReader, model: ModelConfig) -> None:
         """Sets the knobs of `model` from the keys.
@@ -44,7 +49,7 @@ class Key(Part):
     """A key and the knobs that have its value.
 
     `kind` is int, float or bool, or maps the file's values to ours. With `null`, a null in the file
-    is 0 in the knob.
+    is 0 in the knob. `alias` is another name of the key, which some files have instead.
     """
 
     name: str
@@ -52,6 +57,7 @@ class Key(Part):
     kind: Any
     default: Any = REQUIRED
     null: bool = False
+    alias: str = ''
 
     @property
     def knobs(self) -> tuple[str, ...]:
@@ -61,6 +67,7 @@ class Key(Part):
     def read(self, c: ConfigReader, model: ModelConfig) -> None:
         """Sets the knobs."""
         default = () if self.default is REQUIRED else (self.default,)
+        default = (c.take(self.alias, *default),) if self.alias else default
         if self.null and c.take_null(self.name):
             value = self.kind(0)
         elif isinstance(self.kind, Mapping):
@@ -132,109 +139,6 @@ class DerivedHeadDim(Part):
 
 
 @dataclasses.dataclass(frozen=True)
-class Window(Part):
-    """The sliding window of all layers; null: none."""
-
-    name: str = 'sliding_window'
-    default: int = 0
-
-    def read(self, c: ConfigReader, model: ModelConfig) -> None:
-        """Sets the window pattern."""
-        window = 0 if c.take_null(self.name) else c.take_int(self.name, self.default)
-        model.layer_kinds = (LayerKind(window=window),) if window else ()
-
-    def write(self, model: ModelConfig) -> dict[str, Any]:
-        """Returns the key."""
-        return {self.name: model.windows[0] or None}
-
-    def capabilities(self) -> dict[str, Any]:
-        """Returns any pattern."""
-        return {'layer_kinds': ANY}
-
-    def obstacle(self, model: ModelConfig) -> str:
-        """Returns the kinds if layers differ."""
-        differ = len(set(model.windows)) > 1
-        return differing_layers(model) or (_show_windows(model) if differ else '')
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerWindows(Part):
-    """The layers with a sliding window (`layer_types`), and its size (`sliding_window`).
-
-    Without `layer_types` every second layer slides, from the first on. If `switched`, none slides
-    without `use_sliding_window`, and all from `max_window_layers` on with it.
-    """
-
-    default: int = 4096
-    switched: bool = False
-    SLIDING: ClassVar[str] = 'sliding_attention'
-    FULL: ClassVar[str] = 'full_attention'
-
-    def read(self, c: ConfigReader, model: ModelConfig) -> None:
-        """Sets the shortest pattern that repeats."""
-        layers = range(model.num_layers)
-        window = 0 if c.take_null('sliding_window') else c.take_int('sliding_window', self.default)
-        slides = [layer % 2 == 0 for layer in layers]
-        if self.switched:
-            first = c.take_int('max_window_layers', 28)
-            on = c.take_bool('use_sliding_window', False)
-            slides, window = [on and layer >= first for layer in layers], window if on else 0
-        kinds = c.take_list('layer_types', str, None)
-        kinds = kinds or [self.SLIDING if each else self.FULL for each in slides]
-        allowed = {self.SLIDING, self.FULL} if window else {self.FULL}
-        if len(kinds) != len(layers) or not {*kinds} <= allowed:
-            raise UserError(
-                f'{c.name} has layer_types={str(kinds)[:80]}, which is not supported; supported: '
-                f'{len(layers)} of {", ".join(sorted(allowed))}'
-            )
-        windows = tuple(window if kind == self.SLIDING else 0 for kind in kinds)
-        period = shortest_period(windows) if any(windows) else ()
-        model.layer_kinds = tuple(LayerKind(window=window) for window in period)
-
-    def write(self, model: ModelConfig) -> dict[str, Any]:
-        """Returns the keys."""
-        windows = model.windows
-        keys = {
-            'sliding_window': max(windows) or self.default,
-            'layer_types': [self.SLIDING if window else self.FULL for window in windows],
-        }
-        return keys | ({'use_sliding_window': any(windows)} if self.switched else {})
-
-    def capabilities(self) -> dict[str, Any]:
-        """Returns any pattern."""
-        return {'layer_kinds': ANY}
-
-    def obstacle(self, model: ModelConfig) -> str:
-        """Returns the kinds if they have windows of several sizes, or differ in something else."""
-        sizes = {*model.windows} - {0}
-        return differing_layers(model) or (_show_windows(model) if len(sizes) > 1 else '')
-
-
-def differing_layers(model: ModelConfig) -> str:
-    """Returns a knob of `layer_kinds` besides the window that is set; '' if there is none."""
-    for kind in model.layer_kinds:
-        for field in dataclasses.fields(kind):
-            value = getattr(kind, field.name)
-            if field.name != 'window' and value != field.default:
-                return f'config.model.layer_kinds with {field.name}={value}'
-    return ''
-
-
-def _show_windows(model: ModelConfig) -> str:
-    return (
-        f'config.model.layer_kinds with windows of {", ".join(map(str, sorted({*model.windows})))}'
-    )
-
-
-def shortest_period(values: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the shortest tuple that, repeated and cut, gives `values`."""
-    for length in range(1, len(values) + 1):
-        if all(value == values[i % length] for i, value in enumerate(values)):
-            return values[:length]
-    return values
-
-
-@dataclasses.dataclass(frozen=True)
 class Rope(Part):
     """The rotary settings: `rope_parameters`, or keys of their own before transformers 5.
 
@@ -243,17 +147,30 @@ class Rope(Part):
 
     kinds: tuple[str, ...] = ('default', 'linear', 'llama3', 'yarn')
     base: str = 'rope_theta'
+    default_base: float = 10000.0
     fraction: str = ''
     default_fraction: float = 1.0
 
     def read(self, c: ConfigReader, model: ModelConfig) -> None:
         """Sets the knobs of `config.model.rope`."""
-        rope = model.rope
-        base, fraction = c.take_float(self.base, 10000.0), 1.0
+        base, fraction = c.take_float(self.base, self.default_base), 1.0
         if self.fraction:
             fraction = c.take_float(self.fraction, self.default_fraction)
         scaling = c.take('rope_scaling', None)
-        r = ConfigReader(c.take('rope_parameters', None) or scaling or {}, name=f'{c.name}, rope')
+        values = c.take('rope_parameters', None) or scaling or {}
+        self.read_values(c, values, model, base=base, fraction=fraction)
+
+    def read_values(
+        self,
+        c: ConfigReader,
+        values: Any,
+        model: ModelConfig,
+        *,
+        base: float,
+        fraction: float = 1.0,
+    ) -> None:
+        """Sets the knobs of `config.model.rope` from the keys within `rope_parameters`."""
+        rope, r = model.rope, ConfigReader(values, name=f'{c.name}, rope')
         rope.base = r.take_float('rope_theta', base)
         if self.fraction:
             rope.fraction = r.take_float('partial_rotary_factor', fraction)
@@ -316,7 +233,9 @@ class Rope(Part):
         names += ['fraction'] if self.fraction else []
         if 'yarn' in self.kinds:
             names += ['yarn', 'beta_fast', 'beta_slow', 'yarn_truncate', 'attention_factor']
-        only = {} if 'linear' in self.kinds else {'rope.scaling': (1.0,)}
+        only: dict[str, Any] = {} if 'linear' in self.kinds else {'rope.scaling': (1.0,)}
+        if 'llama3' not in self.kinds:
+            only['rope.original_seq_len'] = (0,)
         return only | {f'rope.{name}': ANY for name in names}
 
     def obstacle(self, model: ModelConfig) -> str:

@@ -1,17 +1,19 @@
 """A family of transformers as a description, from which reading and writing follow."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gpt_jax.config_tree import set_value
 from gpt_jax.model.attention import GroupedQuery
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.model.gpt import parameter_groups
-from gpt_jax.model.mlp import Dense
+from gpt_jax.model.layer_stack import Stack, layer_stacks
+from gpt_jax.model.mlp import MLP, Dense
 from gpt_jax.weights.config_keys import INERT_KEYS
 from gpt_jax.weights.config_parts import Part
-from gpt_jax.weights.layout import TensorLayout
+from gpt_jax.weights.layer_parts import differing_layers
+from gpt_jax.weights.layout import ANY, TensorLayout
 from gpt_jax.weights.source import ConfigReader
 
 
@@ -19,10 +21,10 @@ from gpt_jax.weights.source import ConfigReader
 class DescribedFamily:
     """A family whose config.json consists of `parts` and whose tensors `tensors` names.
 
-    `fixed` are the knobs that no key sets. `tensors` maps a torch module to ours, or to several
-    that it joins; `{layer}` stands for the index of the layer. Modules that a model lacks are
-    skipped, and biases follow from the model. Joined modules in `by_head` alternate: the rows of
-    one head come before those of the next.
+    `mlp` is the kind of the MLP, and `fixed` are the knobs that no key sets. `tensors` maps a torch
+    module to ours, or to several that it joins; `{layer}` and `{expert}` stand for indices. Modules
+    that a model lacks are skipped, and biases follow from the model. Joined modules in `by_head`
+    alternate: the rows of one head come before those of the next.
     """
 
     model_type: str
@@ -30,6 +32,7 @@ class DescribedFamily:
     fixed: Mapping[str, Any]
     parts: Sequence[Part]
     tensors: Mapping[str, str | tuple[str, ...]]
+    mlp: type[MLP] = Dense
     by_head: tuple[str, ...] = ()
     inert: tuple[str, ...] = ()
     without_weights: str = ''
@@ -47,11 +50,17 @@ class DescribedFamily:
     @property
     def capabilities(self) -> dict[str, Any]:
         """Supported values by key below config.model."""
-        capabilities = {key: (value,) for key, value in self.fixed.items()}
-        capabilities |= {'attention': (GroupedQuery,), 'mlp': (Dense,)}
+        capabilities: dict[str, Any] = {'attention': (GroupedQuery,), 'mlp': (self.mlp,)}
+        capabilities |= {key: (value,) for key, value in self.fixed.items()}
         for part in self.parts:
             capabilities |= part.capabilities()
+        if self._of_layers:
+            capabilities['layer_kinds'] = ANY
         return capabilities
+
+    @property
+    def _of_layers(self) -> list[str]:
+        return [knob for part in self.parts for knob in part.of_layers]
 
     def to_model(self, config: dict[str, Any], *, name: str) -> ModelConfig:
         """Returns the architecture that a config.json describes.
@@ -61,7 +70,7 @@ class DescribedFamily:
         """
         c = ConfigReader(config, name=name)
         c.require('architectures', None, [self.architecture])
-        model = ModelConfig()
+        model = ModelConfig(mlp=self.mlp())
         model.init.scale_residual = False
         for key, value in self.fixed.items():
             set_value(model, key, value)
@@ -83,19 +92,36 @@ class DescribedFamily:
 
     def obstacle(self, model: ModelConfig) -> str:
         """Returns an unsupported setting that `capabilities` does not cover; '' if none."""
-        return next(filter(None, (part.obstacle(model) for part in self.parts)), '')
+        obstacles = (part.obstacle(model) for part in self.parts)
+        return differing_layers(model, self._of_layers) or next(filter(None, obstacles), '')
 
     def layout(self, model: ModelConfig) -> list[TensorLayout]:
         """Returns every tensor of a model."""
+        return [
+            entry
+            for theirs, ours in self.tensors.items()
+            for stack in (layer_stacks(model) if '{layer}' in theirs else (None,))
+            for entry in self._tensors(
+                model, theirs, (ours,) if isinstance(ours, str) else ours, stack
+            )
+        ]
+
+    def _tensors(
+        self, model: ModelConfig, theirs: str, ours: tuple[str, ...], stack: Stack | None
+    ) -> Iterator[TensorLayout]:
+        """Yields the tensors of one of torch's modules, in the layers of a stack."""
         declared = parameter_groups(model).declared
-        entries = []
-        for theirs, ours in self.tensors.items():
-            modules = (ours,) if isinstance(ours, str) else ours
-            groups = model.num_heads if theirs in self.by_head else 1
-            for leaf in ('kernel', 'scale', 'table', 'bias'):
-                paths = tuple(f'{module}/{leaf}' for module in modules)
-                if paths[0] in declared:
-                    name = f'{theirs}.{"bias" if leaf == "bias" else "weight"}'
-                    is_matrix = leaf == 'kernel'
-                    entries.append(TensorLayout(name, paths, transposed=is_matrix, groups=groups))
-        return entries
+        is_expert = '{expert}' in theirs
+        for leaf in ('',) if is_expert else ('/kernel', '/scale', '/table', '/bias'):
+            paths = tuple(f'{module}{leaf}' for module in ours)
+            if stack:
+                paths = tuple(path.replace('blocks', stack.name, 1) for path in paths)
+            if paths[0] in declared:
+                yield TensorLayout(
+                    f'{theirs}.{"bias" if leaf == "/bias" else "weight"}',
+                    paths,
+                    transposed=is_expert or leaf == '/kernel',
+                    groups=model.num_heads if theirs in self.by_head else 1,
+                    layers=stack.layers if stack else (),
+                    experts=declared[paths[0]].value.shape[1] if is_expert else 0,
+                )

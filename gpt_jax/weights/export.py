@@ -155,11 +155,8 @@ def named_tensors(
     """Yields the tensors of another format, one at a time on the host. Collective."""
     leaves, groups = named_leaves(params), parameter_groups(model)
     for entry in layout:
-        for layer, name in enumerate(entry.names(model.num_layers)):
-            parts = {
-                path: _on_host(leaves[path], layer if entry.per_layer else None)
-                for path in entry.paths
-            }
+        for index, name in entry.names(model.num_layers).items():
+            parts = {path: _on_host(leaves[path], index) for path in entry.paths}
             if entry.paths[0] in TABLES:
                 parts = {path: part[: model.vocab_size] for path, part in parts.items()}
             yield name, entry.join(parts, groups).astype(dtype)
@@ -245,20 +242,22 @@ def _begin_with(name: str, token_id: int) -> dict[str, Any]:
     }
 
 
-def _on_host(leaf: jax.Array, layer: int | None) -> np.ndarray:
-    """Gathers one layer of a parameter, or all of it, to the host."""
+def _on_host(leaf: jax.Array, index: tuple[int, ...]) -> np.ndarray:
+    """Gathers a parameter, at an index into its first axes, to the host."""
     if leaf.is_fully_addressable:
-        return np.asarray(leaf if layer is None else leaf[layer])
+        return np.asarray(leaf[index] if index else leaf)
     whole = NamedSharding(leaf.sharding.mesh, PartitionSpec())
-    gathered = _gather(whole)(leaf, layer is not None, layer or 0)
+    gathered = _gather(whole)(leaf, index)
     return np.asarray(gathered.addressable_data(0))
 
 
 @functools.cache
 def _gather(sharding: NamedSharding):
-    """Returns a jitted `(leaf, of_layer, layer)` -> the layer or the whole leaf, replicated."""
+    """Returns a jitted `(leaf, index)` -> the leaf at an index into its first axes, replicated."""
 
-    def gather(leaf: jax.Array, of_layer: bool, layer: int) -> jax.Array:
-        return jax.lax.dynamic_index_in_dim(leaf, layer, 0, False) if of_layer else leaf
+    def gather(leaf: jax.Array, index: tuple[int, ...]) -> jax.Array:
+        for i in index:
+            leaf = jax.lax.dynamic_index_in_dim(leaf, i, 0, False)
+        return leaf
 
-    return jax.jit(gather, static_argnums=1, out_shardings=sharding)
+    return jax.jit(gather, out_shardings=sharding)

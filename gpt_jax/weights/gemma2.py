@@ -8,8 +8,9 @@ import dataclasses
 from typing import Any
 
 from gpt_jax.model.config import MLPKind, ModelConfig, NormPlacement
-from gpt_jax.weights.config_parts import ANY, Key, LayerWindows, Part, Require, Rope
+from gpt_jax.weights.config_parts import ANY, Key, Part, Require, Rope
 from gpt_jax.weights.described_family import DescribedFamily
+from gpt_jax.weights.layer_parts import LayerWindows
 from gpt_jax.weights.llama import ATTENTION_BIAS, FIXED, KV_HEADS, SIZES, TENSORS
 from gpt_jax.weights.source import ConfigReader
 
@@ -38,6 +39,7 @@ class QueryScalar(Part):
         return '' if value == int(value) else f'config.model.{_KNOB}={value}'
 
 
+ACTIVATION = Key('hidden_activation', 'mlp.activation', {'gelu_pytorch_tanh': MLPKind.GEGLU})
 _CHANGED = ('attention_soft_cap', 'output_soft_cap')  # by a key
 _LAYER = 'model.layers.{layer}.'
 GEMMA2 = DescribedFamily(
@@ -53,7 +55,7 @@ GEMMA2 = DescribedFamily(
         *SIZES,
         KV_HEADS,
         Key('head_dim', 'head_dim', int, 256),
-        Key('hidden_activation', 'mlp.activation', {'gelu_pytorch_tanh': MLPKind.GEGLU}),
+        ACTIVATION,
         Key('rms_norm_eps', 'norm_epsilon', float, 1e-6),
         Key('tie_word_embeddings', 'tie_embeddings', bool, True),
         Key('attn_logit_softcapping', 'attention_soft_cap', float, 50.0, null=True),

@@ -118,7 +118,7 @@ def _shapes(model: ModelConfig, params: Any, layout: list) -> Iterator[tuple[str
         if path in shapes:
             shapes[path] = (model.vocab_size, *shapes[path][1:])
     for entry in layout:
-        for name in entry.names(model.num_layers):
+        for name in entry.names(model.num_layers).values():
             yield name, entry.shape(shapes, groups)
     if model.rope.original_seq_len:
         yield architectures.ROPE_FACTORS, (model.head_dim // 2,)

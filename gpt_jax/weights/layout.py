@@ -1,11 +1,13 @@
 """Mappings from another format's tensors to this model's parameters: names, joins, transposes.
 
-A tensor that the format stores per layer has `{layer}` in its name. Our parameters are stacked
-over layers and keep the head dimensions separate (`[N, D, H, K]`); theirs are matrices. Reshapes
-and transposes are views, so a device that stores a shard reads only that part of the file.
+A tensor that the format stores per layer has `{layer}` in its name, and one that it stores per
+expert `{expert}`. Our parameters are stacked over layers and then over experts, and keep the head
+dimensions separate (`[N, D, H, K]`); theirs are matrices. Reshapes and transposes are views, so a
+device that stores a shard reads only that part of the file.
 """
 
 import dataclasses
+import itertools
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -65,22 +67,39 @@ class TensorLayout:
     paths: tuple[str, ...]  # our parameters; several are concatenated along their outputs
     transposed: bool = False  # [outputs, inputs], as torch's Linear has it
     groups: int = 1  # parts into which outputs are cut before they are joined (GPT-NeoX: heads)
+    layers: tuple[
+        int, ...
+    ] = ()  # of a name with {layer}: those over which ours are stacked; (): all
+    experts: int = 0  # of a name with {expert}: their number
 
     @property
-    def per_layer(self) -> bool:
-        """True if the format stores one such tensor per layer."""
-        return '{layer}' in self.name
+    def axes(self) -> int:
+        """The number of leading axes of our parameters that index tensors of the format."""
+        return ('{layer}' in self.name) + ('{expert}' in self.name)
 
-    def names(self, num_layers: int) -> list[str]:
-        """Returns the tensor's name for each layer, or its only name."""
-        if not self.per_layer:
-            return [self.name]
-        return [self.name.format(layer=layer) for layer in range(num_layers)]
+    def sizes(self, num_layers: int) -> tuple[int, ...]:
+        """Returns the sizes of these axes."""
+        layers = [len(self.layers) or num_layers] if '{layer}' in self.name else []
+        return (*layers, *([self.experts] if '{expert}' in self.name else []))
+
+    def names(self, num_layers: int) -> dict[tuple[int, ...], str]:
+        """Returns the tensors' names by their indices along these axes."""
+        return {
+            index: self.name_at(index)
+            for index in itertools.product(*map(range, self.sizes(num_layers)))
+        }
+
+    def name_at(self, index: tuple[int, ...]) -> str:
+        """Returns the name of one tensor by its indices along these axes."""
+        if '{layer}' not in self.name:
+            return self.name.format(expert=index[0]) if index else self.name
+        layer = self.layers[index[0]] if self.layers else index[0]
+        return self.name.format(layer=layer, expert=index[-1])
 
     def shape(
         self, shapes: Mapping[str, Sequence[int]], groups: ParameterGroups
     ) -> tuple[int, ...]:
-        """Returns the shape of the format's tensor from those of our parameters (one layer)."""
+        """Returns the shape of the format's tensor from those of our parameters without `axes`."""
         matrices = [_matrix_shape(path, shapes[path], groups) for path in self.paths]
         outputs = sum(matrix[-1] for matrix in matrices)
         shape = (*matrices[0][:-1], outputs)
@@ -92,7 +111,7 @@ class TensorLayout:
         shapes: Mapping[str, Sequence[int]],
         groups: ParameterGroups,
     ) -> dict[str, np.ndarray]:
-        """Returns views of the format's tensor as our parameters (of one layer)."""
+        """Returns views of the format's tensor as our parameters without `axes`."""
         matrix = tensor.T if self.transposed else tensor
         matrix = matrix.reshape(*matrix.shape[:-1], self.groups, -1)
         parts, start = {}, 0

@@ -6,8 +6,9 @@ query, key and value; Qwen3 normalises queries and keys. SmolLM2 and TinyLlama a
 """
 
 from gpt_jax.model.config import MLPKind, NormKind, NormPlacement, PositionKind, QKNorm
-from gpt_jax.weights.config_parts import DerivedHeadDim, Key, LayerWindows, Require, Rope, Window
+from gpt_jax.weights.config_parts import DerivedHeadDim, Key, Require, Rope
 from gpt_jax.weights.described_family import DescribedFamily
+from gpt_jax.weights.layer_parts import LayerWindows, Window, from_layer_on
 
 # Activations of the MLP's gate. geglu uses the tanh form of GELU.
 ACTIVATIONS = {'silu': MLPKind.SWIGLU, 'gelu_pytorch_tanh': MLPKind.GEGLU}
@@ -77,7 +78,7 @@ _QWEN = dict(
     tensors=TENSORS,
     without_weights=WITHOUT_WEIGHTS,
 )
-_QWEN_PARTS = (LayerWindows(switched=True), Require('use_mrope', False))
+_QWEN_PARTS = (LayerWindows(switched=True, slides=from_layer_on), Require('use_mrope', False))
 QWEN2 = DescribedFamily(
     model_type='qwen2',
     architecture='Qwen2ForCausalLM',

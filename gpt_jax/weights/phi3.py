@@ -4,8 +4,9 @@ Microsoft 2024, https://arxiv.org/abs/2404.14219: a Llama whose query, key and v
 as are the MLP's gate and up-projection. Its longrope scaling is refused.
 """
 
-from gpt_jax.weights.config_parts import DerivedHeadDim, Key, Rope, Window
+from gpt_jax.weights.config_parts import DerivedHeadDim, Key, Rope
 from gpt_jax.weights.described_family import DescribedFamily
+from gpt_jax.weights.layer_parts import Window
 from gpt_jax.weights.llama import ACTIVATION, FIXED, KV_HEADS, SIZES, TENSORS, TIED
 
 _LAYER = 'model.layers.{layer}.'

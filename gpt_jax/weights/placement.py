@@ -1,7 +1,7 @@
 """Loading of a source's parameters directly into the shards of this process's devices.
 
-Each device's shard is filled layer by layer, so that a process holds at most one tensor on the
-host, besides what its devices own.
+Each device's shard is filled layer by layer and expert by expert, so that a process holds at most
+one tensor on the host, besides what its devices own.
 """
 
 import functools
@@ -33,45 +33,41 @@ def load_params(
         UserError: a tensor is missing, unexpected or has another shape.
     """
     leaves = named_leaves(abstract)
-    stacked = {path for path in leaves if path.startswith('blocks/')}
-    shapes = {
-        path: leaf.shape[1:] if path in stacked else leaf.shape for path, leaf in leaves.items()
-    }
-    source.check(shapes)
     entries = {path: entry for entry in source.layout for path in entry.paths}
+    axes = {path: entry.axes for path, entry in entries.items()}
+    shapes = {path: leaf.shape[axes.get(path, 0) :] for path, leaf in leaves.items()}
+    source.check(shapes)
     groups = parameter_groups(source.model)
 
-    def read(path: str, layer: int) -> np.ndarray:
+    def read(path: str, index: tuple[int, ...]) -> np.ndarray:
         entry = entries[path]
-        tensor = source.tensors[entry.name.format(layer=layer)].read()
+        tensor = source.tensors[entry.name_at(index)].read()
         return tensor if path in TABLES else entry.split(tensor, shapes, groups)[path]
 
     placed = {}
     for path, leaf in leaves.items():
-        if path in stacked:
-            placed[path] = _place(leaf, functools.partial(read, path), num_layers=leaf.shape[0])
-        else:
-            placed[path] = _place(leaf, functools.partial(read, path), num_layers=0)
+        placed[path] = _place(leaf, functools.partial(read, path), axes=axes[path])
         advance(sum(each.size for each in placed.values()))
     return jax.tree.unflatten(jax.tree.structure(abstract), placed.values())
 
 
 def _place(
-    leaf: jax.ShapeDtypeStruct, read: Callable[[int], np.ndarray], *, num_layers: int
+    leaf: jax.ShapeDtypeStruct, read: Callable[[tuple[int, ...]], np.ndarray], *, axes: int
 ) -> jax.Array:
-    """Loads a parameter; `read(layer)` returns one layer, or all of it if `num_layers` is 0."""
+    """Loads a parameter; `read` returns the part of it at an index into its first `axes` axes."""
     sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shards = []
     for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
         on_device = jax.sharding.SingleDeviceSharding(device)
-        if not num_layers:
-            shards.append(jax.device_put(_cut(read(0), index, leaf), on_device))
+        if not axes:
+            shards.append(jax.device_put(_cut(read(()), index, leaf), on_device))
             continue
-        layers = range(*index[0].indices(num_layers))
-        shape = (len(layers), *_extent(index[1:], leaf.shape[1:]))
+        first = [i.indices(size)[0] for i, size in zip(index[:axes], leaf.shape, strict=False)]
+        shape = _extent(index, leaf.shape)
         shard = jnp.zeros(shape, leaf.dtype, device=on_device)
-        for position, layer in enumerate(layers):
-            block = jax.device_put(_cut(read(layer), index[1:], leaf), on_device)
+        for position in np.ndindex(*shape[:axes]):
+            stored = read(tuple(np.add(first, position).tolist()))
+            block = jax.device_put(_cut(stored, index[axes:], leaf), on_device)
             shard = _write(shard, block, position)
         shards.append(shard)
     return jax.make_array_from_single_device_arrays(leaf.shape, sharding, shards)
@@ -93,5 +89,8 @@ def _extent(index: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[int, ...]
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _write(shard: jax.Array, block: jax.Array, position: int) -> jax.Array:
-    return jax.lax.dynamic_update_index_in_dim(shard, block, position, 0)
+def _write(shard: jax.Array, block: jax.Array, position: tuple[int, ...]) -> jax.Array:
+    block = block.reshape((1,) * len(position) + block.shape)
+    return jax.lax.dynamic_update_slice(
+        shard, block, (*position, *(0,) * (shard.ndim - len(position)))
+    )

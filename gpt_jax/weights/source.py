@@ -1,6 +1,7 @@
 """The result of a reader: pre-trained weights before conversion to this model's parameters."""
 
 import dataclasses
+import math
 import numbers
 import re
 import sys
@@ -46,21 +47,24 @@ class Source:
         """Checks that each tensor is used exactly once and has the expected shape.
 
         Args:
-          shapes: the shapes of our parameters by path, without the layer dimension.
+          shapes: the shapes of our parameters by path, without the axes of layers and experts that
+            the format stores as tensors of their own.
 
         Raises:
             UserError: a tensor is missing, unexpected or has another shape; the message names it.
         """
-        if self.model.num_layers > len(self.tensors):  # before listing that many names
+        sizes = max((entry.sizes(self.model.num_layers) for entry in self.layout), key=math.prod)
+        if math.prod(sizes) > len(self.tensors):  # before listing that many names
+            per_layer = f' of {sizes[-1]} experts' if len(sizes) > 1 else ''
             raise UserError(
                 f'{self.name} has {len(self.tensors)} tensors, its config {self.model.num_layers} '
-                f'layers; it is damaged or of another architecture'
+                f'layers{per_layer}; it is damaged or of another architecture'
             )
         groups = parameter_groups(self.model)
         expected = {
             name: self._stored_shape(entry, shapes, groups)
             for entry in self.layout
-            for name in entry.names(self.model.num_layers)
+            for name in entry.names(self.model.num_layers).values()
         }
         unused = [
             name

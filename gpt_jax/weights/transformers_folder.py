@@ -19,11 +19,16 @@ from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 from gpt_jax.weights import credits, gpt2, llama, native, safetensors_files, sampling
 from gpt_jax.weights.described_family import DescribedFamily
 from gpt_jax.weights.gemma2 import GEMMA2
+from gpt_jax.weights.gemma3 import GEMMA3
 from gpt_jax.weights.gpt_neox import GPT_NEOX
 from gpt_jax.weights.layout import TensorLayout
+from gpt_jax.weights.mixtral import MIXTRAL
 from gpt_jax.weights.olmo2 import OLMO2
+from gpt_jax.weights.olmoe import OLMOE
 from gpt_jax.weights.opt import OPT
 from gpt_jax.weights.phi3 import PHI3
+from gpt_jax.weights.qwen3_moe import QWEN3_MOE
+from gpt_jax.weights.smollm3 import SMOLLM3
 from gpt_jax.weights.source import Source, optional_text, without_keys
 from gpt_jax.weights.stablelm import STABLELM
 
@@ -88,6 +93,11 @@ FAMILIES: tuple[Family | DescribedFamily, ...] = (
     PHI3,
     STABLELM,
     OPT,
+    MIXTRAL,
+    OLMOE,
+    QWEN3_MOE,
+    SMOLLM3,
+    GEMMA3,
     _family(native),
 )
 

@@ -42,7 +42,12 @@ OPT = {
     for key, value in SIZES.items()
     if key not in ('intermediate_size', 'initializer_range')
 } | dict(ffn_dim=48, word_embed_proj_dim=32, init_std=0.2)
+EXPERTS = dict(num_experts=4, num_experts_per_tok=2)
 YARN = dict(rope_type='yarn', factor=4.0, original_max_position_embeddings=16)
+GEMMA3_ROPE = dict(
+    full_attention=dict(rope_type='linear', factor=8.0, rope_theta=5e4),
+    sliding_attention=dict(rope_type='default', rope_theta=1e3),
+)
 FAMILIES = {
     'mistral': ('mistral', GROUPED | dict(sliding_window=7, head_dim=10)),
     'llama, attention_bias': ('llama', GROUPED | dict(attention_bias=True)),
@@ -108,6 +113,57 @@ FAMILIES = {
     ),
     'opt, post-norm': ('opt', OPT | dict(do_layer_norm_before=False)),
     'opt, no final norm': ('opt', OPT | dict(_remove_final_layer_norm=True)),
+    'mixtral': ('mixtral', GROUPED | dict(num_local_experts=3)),
+    'mixtral, a window, one expert per token': (
+        'mixtral',
+        GROUPED
+        | dict(
+            num_local_experts=4,
+            num_experts_per_tok=1,
+            sliding_window=6,
+            head_dim=10,
+            tie_word_embeddings=True,
+            router_aux_loss_coef=0.05,
+        ),
+    ),
+    'olmoe': ('olmoe', SIZES | EXPERTS | dict(num_key_value_heads=4)),
+    'olmoe, grouped, biases, normalized': (
+        'olmoe',
+        GROUPED | EXPERTS | dict(attention_bias=True, norm_topk_prob=True),
+    ),
+    'qwen3_moe': (
+        'qwen3_moe',
+        GROUPED
+        | EXPERTS
+        | dict(moe_intermediate_size=24, norm_topk_prob=True, head_dim=10)
+        | dict(use_sliding_window=True, sliding_window=6),
+    ),
+    'qwen3_moe, dense layers': (
+        'qwen3_moe',
+        GROUPED
+        | EXPERTS
+        | dict(moe_intermediate_size=24, num_hidden_layers=4, attention_bias=True)
+        | dict(mlp_only_layers=[1], decoder_sparse_step=2),
+    ),
+    'smollm3': ('smollm3', GROUPED | dict(num_hidden_layers=4)),
+    'smollm3, windows, biases, untied': (
+        'smollm3',
+        GROUPED
+        | dict(num_hidden_layers=3, no_rope_layers=[0, 1, 0], tie_word_embeddings=False)
+        | dict(use_sliding_window=True, sliding_window=5, attention_bias=True, mlp_bias=True),
+    ),
+    'gemma3_text, scaled': (
+        'gemma3_text',
+        GROUPED
+        | dict(head_dim=10, query_pre_attn_scalar=17, sliding_window=6, num_hidden_layers=7)
+        | dict(rope_parameters=GEMMA3_ROPE),
+    ),
+    'gemma3_text, other layers, a cap, untied': (
+        'gemma3_text',
+        GROUPED
+        | dict(head_dim=8, sliding_window=5, final_logit_softcapping=5.0)
+        | dict(layer_types=['full_attention', 'sliding_attention'], tie_word_embeddings=False),
+    ),
     'gpt2, scaled by layer': (
         'gpt2',
         dict(
@@ -183,6 +239,24 @@ def their_logits(model, tokens) -> np.ndarray:
 
 
 REFUSED = {
+    'clipped queries': ('olmoe', dict(clip_qkv=8.0), 'clip_qkv=8.0'),
+    'shared experts': ('mixtral', dict(n_shared_experts=1), 'n_shared_experts=1'),
+    'no experts': ('qwen3_moe', dict(num_experts=0, num_experts_per_tok=0), 'num_experts=0'),
+    'no step': ('qwen3_moe', dict(decoder_sparse_step=0), 'decoder_sparse_step=0'),
+    'layers without positions': ('smollm3', dict(no_rope_layers=[1]), '1 no_rope_layers'),
+    'capped scores of Gemma 3': (
+        'gemma3_text',
+        dict(hidden_activation='gelu_pytorch_tanh', attn_logit_softcapping=50.0),
+        'attn_logit_softcapping=50.0',
+    ),
+    'scaled local positions': (
+        'gemma3_text',
+        dict(
+            hidden_activation='gelu_pytorch_tanh',
+            rope_parameters=dict(sliding_attention=dict(rope_type='linear', factor=2.0)),
+        ),
+        "rope_type='linear', which is not supported",
+    ),
     'longrope': (
         'llama',
         dict(rope_parameters=dict(rope_type='longrope', factor=2.0)),
