@@ -182,7 +182,7 @@ WRONG = {
     'key below a value': ([f'--config={TINY}', '--config.seed.x=3'], 'config.seed is a value'),
     'wrong type': ([f'--config={TINY}', '--config.model.d_model=abc'], 'config.model.d_model=abc'),
     'wrong choice': ([f'--config={TINY}', '--config.model.norm=x'], 'layernorm|rmsnorm'),
-    'wrong tuple': ([f'--config={TINY}', '--config.model.window_pattern=(1,x)'], 'window_pattern'),
+    'wrong tuple': ([f'--config={TINY}', '--config.model.window_pattern=(1,x)'], 'layer_kinds'),
     'shape': (
         [f'--config={TINY}', '--config.model.d_model=33'],
         'config.model.d_model=33 is not divisible by config.model.num_heads=2',
