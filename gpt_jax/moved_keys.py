@@ -179,9 +179,10 @@ def _accept_keywords(cls: type, names: Mapping[str, str]) -> Callable[..., None]
                 given = values.get(group)
                 given = {'_type': str(given)} if isinstance(given, str) else given
                 given = defaults[group]() if given is None else given
-                is_dict = isinstance(given, dict)
-                changed = given | {name: value} if is_dict else None
-                values[group] = changed or _replace(given, name, value)
+                if isinstance(given, dict):
+                    values[group] = given | {name: value}
+                else:
+                    values[group] = _replace(given, name, value)
             else:
                 outside[old] = value
         init(self, **values)

@@ -96,12 +96,12 @@ class ModelConfig(CommonConfig):
         """Makes the groups that are given as dicts or by name: `GPT(rope={'base': 5e5})`."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            key = f'config.model.{field.name}'
             if isinstance(value, dict | str) and type(value) is not field.type:
+                key = f'config.model.{field.name}'
                 setattr(self, field.name, from_json_value(value, field.type, key))
         if any(not isinstance(kind, LayerKind) for kind in self.layer_kinds):
-            kinds = from_json_value(self.layer_kinds, tuple[LayerKind, ...], key)
-            self.layer_kinds = kinds
+            key, kind = 'config.model.layer_kinds', tuple[LayerKind, ...]
+            self.layer_kinds = from_json_value(self.layer_kinds, kind, key)
 
     @property
     def period(self) -> int:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from gpt_jax.api import GPT
-from gpt_jax.checkpoint import Checkpointer
 from gpt_jax.config import finalize
 from gpt_jax.config_tree import choices
 from gpt_jax.errors import UserError
@@ -23,12 +22,11 @@ from gpt_jax.tokenizer import TokenizerConfig, make_tokenizer
 from gpt_jax.train.flops import train_flops_per_token
 from gpt_jax.train.memory import estimate_memory
 from gpt_jax.train.program import make_program
-from gpt_jax.train.run_folder import state_items
-from gpt_jax.train.state import TrainState
 from tests.contracts.own_members import Scaled, Tempered
 from tests.contracts.test_models import check, check_on_a_mesh
 from tests.tiny_config import get_config
 from tests.train.test_flops import traced_flops
+from tests.train.test_resume import check_resumes
 
 OWN = dict(attention='tempered', mlp='scaled')
 MEMBERS = {
@@ -70,18 +68,8 @@ def program_of(optimizer=None, **changes):
 
 @pytest.mark.parametrize('changes', MEMBERS.values(), ids=MEMBERS)
 def test_resumes_bit_for_bit(changes, tmp_path):
-    config, program = program_of(**changes)
-    tokens = np.random.default_rng(0).integers(0, 60, (2, 8, 33), dtype=np.int32)
-    state, _ = program.advance(program.init(jax.random.key(0)), [{'tokens': tokens[0]}])
-    with Checkpointer(tmp_path, config.checkpoint) as checkpointer:
-        checkpointer.save(1, state_items(state), {})
-        checkpointer.wait()
-        restored = checkpointer.restore(state_items(program.abstract_state))
-    expected, actual = (
-        program.advance(each, [{'tokens': tokens[1]}])
-        for each in (state, TrainState(**restored.items))
-    )
-    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    config, _ = program_of(**changes)
+    check_resumes(config, tmp_path)
 
 
 @pytest.mark.parametrize('changes', MEMBERS.values(), ids=MEMBERS)

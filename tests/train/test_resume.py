@@ -48,12 +48,15 @@ def test_goes_on_from_half_time(tmp_path, capsys):
 
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_the_state_of_every_optimizer_is_saved(variant, tmp_path):
+    check_resumes(finalize(get_config(variant), vocab_size=60), tmp_path)
+
+
+def check_resumes(config, folder):
     """A step from a restored state gives the arrays of a step from the state itself."""
-    config = finalize(get_config(variant), vocab_size=60)
     program = make_program(config, make_mesh(config.mesh))
     tokens = np.random.default_rng(0).integers(0, 60, (2, 8, 33), dtype=np.int32)
     state, _ = program.advance(program.init(jax.random.key(0)), [{'tokens': tokens[0]}])
-    with Checkpointer(tmp_path, config.checkpoint) as checkpointer:
+    with Checkpointer(folder, config.checkpoint) as checkpointer:
         checkpointer.save(1, state_items(state), {})
         checkpointer.wait()
         restored = checkpointer.restore(state_items(program.abstract_state))

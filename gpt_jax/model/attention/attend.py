@@ -3,12 +3,14 @@
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from gpt_jax.kernels.attention import find_kernel
 from gpt_jax.kernels.dropout import dropout
 from gpt_jax.kernels.scores import ScoreOptions, hide_masked, soften
-from gpt_jax.model.options import AttentionKernel
+from gpt_jax.model.attention.base import AttentionContext
+from gpt_jax.model.options import AttentionKernel, CommonConfig
+from gpt_jax.model.position import POSITIONS
 from gpt_jax.model.remat import ATTENTION
 
 
@@ -37,6 +39,25 @@ def attend(
     weights_BGRLS = dropout(weights_BGRLS, options.dropout_rate, options.dropout_key)
     out_BLGRV = jnp.einsum('BGRLS,BSGV->BLGRV', weights_BGRLS, v_BSGV)
     return checkpoint_name(out_BLGRV.reshape(B, L, H, -1), ATTENTION)
+
+
+def score_options(
+    config: CommonConfig,
+    context: AttentionContext,
+    *,
+    window: int,
+    dropout_key: Key[Array, ''] | None,
+) -> ScoreOptions:
+    """Returns the options of a layer's scores: mask, window, soft cap, slopes and dropout."""
+    slopes = POSITIONS[config.position].slopes
+    return ScoreOptions(
+        mask=context.mask,
+        window=window,
+        soft_cap=config.attention_soft_cap,
+        slopes_H=None if slopes is None else slopes(config),
+        dropout_rate=config.dropouts.attention,
+        dropout_key=dropout_key,
+    )
 
 
 def run_attention(

@@ -8,8 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
 from gpt_jax.errors import UserError
-from gpt_jax.kernels.scores import ScoreOptions
-from gpt_jax.model.attention.attend import run_attention
+from gpt_jax.model.attention.attend import run_attention, score_options
 from gpt_jax.model.attention.base import AttentionContext, BaseAttention
 from gpt_jax.model.attention.layer_cache import LayerCache
 from gpt_jax.model.linear import Linear
@@ -97,16 +96,11 @@ class DifferentialAttention(nn.Module):
         if cache is not None:
             cache = cache.write(context.mask.first_query_slot, key=k_BSGK, value=v_BSGV)
             k_BSGK, v_BSGV = cache.read('key'), cache.read('value')
-        slopes = None if position.slopes is None else position.slopes(c).reshape(G, 1, R)
-        options = ScoreOptions(
-            mask=context.mask,
-            window=self.window,
-            soft_cap=c.attention_soft_cap,
-            slopes_H=None if slopes is None else jnp.tile(slopes, (1, 2, 1)).reshape(-1),
-            dropout_rate=c.dropouts.attention,
-            dropout_key=dropout_key,
-        )
-        out_BLHV = run_attention(self.kernel, q_BLHK, k_BSGK, v_BSGV.repeat(2, 2), options)
+        scores = score_options(c, context, window=self.window, dropout_key=dropout_key)
+        if scores.slopes_H is not None:
+            slopes_G2R = jnp.tile(scores.slopes_H.reshape(G, 1, R), (1, 2, 1))
+            scores = scores.replace(slopes_H=slopes_G2R.reshape(-1))
+        out_BLHV = run_attention(self.kernel, q_BLHK, k_BSGK, v_BSGV.repeat(2, 2), scores)
         first, second = jnp.moveaxis(out_BLHV.reshape(B, L, G, 2, R, K), 3, 0)
         start = 0.8 - 0.6 * jnp.exp(-0.3 * jnp.asarray(context.layer, jnp.float32))
         out = first - (self._learned() + start).astype(x.dtype) * second

@@ -10,8 +10,7 @@ from jaxtyping import Array, Float, Key
 
 from gpt_jax.config_tree import finite
 from gpt_jax.errors import UserError
-from gpt_jax.kernels.scores import ScoreOptions
-from gpt_jax.model.attention.attend import run_attention
+from gpt_jax.model.attention.attend import run_attention, score_options
 from gpt_jax.model.attention.base import AttentionContext, BaseAttention
 from gpt_jax.model.attention.layer_cache import LayerCache
 from gpt_jax.model.linear import Linear
@@ -96,14 +95,7 @@ class GroupedQueryAttention(nn.Module):
         if cache is not None:
             cache = cache.write(context.mask.first_query_slot, key=k_BSGK, value=v_BSGK)
             k_BSGK, v_BSGK = cache.read('key'), cache.read('value')
-        scores = ScoreOptions(
-            mask=context.mask,
-            window=self.window,
-            soft_cap=c.attention_soft_cap,
-            slopes_H=None if position.slopes is None else position.slopes(c),
-            dropout_rate=c.dropouts.attention,
-            dropout_key=dropout_key,
-        )
+        scores = score_options(c, context, window=self.window, dropout_key=dropout_key)
         out_BLHK = run_attention(self.kernel, q_BLHK, k_BSGK, v_BSGK, scores)
         axes = ('heads', 'head_dim', 'embed')
         inputs = (c.num_heads, c.head_dim)

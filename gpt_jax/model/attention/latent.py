@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key
 from gpt_jax.config_tree import count, whole
 from gpt_jax.errors import UserError
 from gpt_jax.kernels.scores import ScoreOptions
-from gpt_jax.model.attention.attend import run_attention
+from gpt_jax.model.attention.attend import run_attention, score_options
 from gpt_jax.model.attention.base import AttentionContext, BaseAttention
 from gpt_jax.model.attention.layer_cache import LayerCache
 from gpt_jax.model.linear import Linear
@@ -144,14 +144,7 @@ class LatentAttention(nn.Module):
             cache = cache.write(context.mask.first_query_slot, latent=latent_BS1X)
             latent_BS1X = cache.read('latent')
             rows = (B, latent_BS1X.shape[1])
-        scores = ScoreOptions(
-            mask=context.mask,
-            window=self.window,
-            soft_cap=c.attention_soft_cap,
-            slopes_H=None if position.slopes is None else position.slopes(c),
-            dropout_rate=c.dropouts.attention,
-            dropout_key=dropout_key,
-        )
+        scores = score_options(c, context, window=self.window, dropout_key=dropout_key)
         axes = ('latent', 'heads', 'head_dim')
         up = Linear(c, (R,), (H, K + V), axes, use_bias=False, name='kv_up')
         if cache is not None and options.absorbs(c, queries=L, keys=rows[1]):
