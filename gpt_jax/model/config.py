@@ -113,6 +113,12 @@ class ModelConfig(CommonConfig):
         return self.layer_kinds[layer % self.period] if self.layer_kinds else LayerKind()
 
     @property
+    def counted_kinds(self) -> tuple[tuple[LayerKind, int], ...]:
+        """The kinds of one period, and the number of layers of each."""
+        layers, period = range(self.num_layers), self.period
+        return tuple((self.layer_kind(j), len(layers[j::period])) for j in layers[:period])
+
+    @property
     def windows(self) -> tuple[int, ...]:
         """The window of each layer."""
         kinds = map(self.layer_kind, range(self.num_layers))

@@ -9,6 +9,7 @@ layers, without the leading dimension.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,7 +23,7 @@ class Stack(NamedTuple):
     """Layers whose parameters have equal shapes, and the key of their stacked parameters."""
 
     name: str
-    layers: tuple[int, ...]
+    layers: Sequence[int]
 
 
 def layer_stacks(config: ModelConfig) -> tuple[Stack, ...]:
@@ -33,12 +34,14 @@ def layer_stacks(config: ModelConfig) -> tuple[Stack, ...]:
 @functools.lru_cache(maxsize=16)
 def _layer_stacks(config: ModelConfig) -> tuple[Stack, ...]:
     members: dict[Any, list[int]] = {}
-    for layer in range(config.num_layers):
-        own = config.of_layer(layer)
-        members.setdefault((own.norm, own.mlp), []).append(layer)
+    layers = range(config.num_layers)
+    for j in layers[: config.period]:
+        own = config.of_layer(j)
+        members.setdefault((own.norm, own.mlp), []).append(j)
     if len(members) == 1:
-        return (Stack('blocks', tuple(range(config.num_layers))),)
-    return tuple(Stack(f'blocks_{i}', tuple(layers)) for i, layers in enumerate(members.values()))
+        return (Stack('blocks', layers),)
+    all_of = ([i for j in kind for i in layers[j :: config.period]] for kind in members.values())
+    return tuple(Stack(f'blocks_{i}', tuple(sorted(kind))) for i, kind in enumerate(all_of))
 
 
 def layers_per_period(config: ModelConfig, *, scan: bool) -> int:

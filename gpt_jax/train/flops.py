@@ -38,16 +38,23 @@ def recomputed_flops_per_token(config: ModelConfig, *, length: int) -> float:
     outside = config.d_model * config.vocab_size + (config.d_model if config.final_norm else 0)
     weights = count_multiplied_params(config) - outside
     if config.norm_placement == NormPlacement.PRE:
-        weights -= sum(mlp.last_weights(config) for mlp in config.mlps)
+        weights -= sum(
+            count * (kind.mlp or config.mlp).last_weights(config)
+            for kind, count in config.counted_kinds
+        )
     return 2.0 * weights + attention
 
 
 def _attention_flops(config: ModelConfig, length: int) -> float:
     """Returns forward FLOPs per token of all attention but its products with weights."""
-    spans = [min(window or length, length) for window in config.windows]
-    return sum(config.attention.flops(config, span) for span in spans)
+    return sum(
+        count * config.attention.flops(config, min(kind.window or length, length))
+        for kind, count in config.counted_kinds
+    )
 
 
 def _mlp_flops(config: ModelConfig) -> float:
     """Returns forward FLOPs per token of all MLPs but their products with weights."""
-    return sum(mlp.flops(config) for mlp in config.mlps)
+    return sum(
+        count * (kind.mlp or config.mlp).flops(config) for kind, count in config.counted_kinds
+    )

@@ -67,9 +67,7 @@ class TensorLayout:
     paths: tuple[str, ...]  # our parameters; several are concatenated along their outputs
     transposed: bool = False  # [outputs, inputs], as torch's Linear has it
     groups: int = 1  # parts into which outputs are cut before they are joined (GPT-NeoX: heads)
-    layers: tuple[
-        int, ...
-    ] = ()  # of a name with {layer}: those over which ours are stacked; (): all
+    layers: Sequence[int] = ()  # of {layer}: those over which ours are stacked; (): all
     experts: int = 0  # of a name with {expert}: their number
 
     @property

@@ -461,8 +461,8 @@ WRONG = {
     'output_soft_cap': dict(output_soft_cap=-1.0),
     'dropouts.residual': dict(dropouts={'residual': 1.0}),
     'dropouts.attention': dict(dropouts={'attention': -0.1}),
-    'window_pattern': dict(window_pattern=(4, -1)),
-    'window_pattern has 3': dict(window_pattern=(4, 4, 0), scan_layers='on', num_layers=4),
+    'layer_kinds[1].window': dict(window_pattern=(4, -1)),
+    'layer_kinds has 3': dict(window_pattern=(4, 4, 0), scan_layers='on', num_layers=4),
     'execution.attention_kernel': dict(
         execution={'attention_kernel': 'cudnn'}, dropouts={'attention': 0.1}
     ),
