@@ -13,20 +13,19 @@ import math
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from gpt_jax import moved_keys, object_store
+from gpt_jax import object_store
 from gpt_jax import run as runs
 from gpt_jax.checkpoint.manifest import list_steps, read_document, read_documents
 from gpt_jax.config import EvalConfig, RunConfig, TrainConfig, finalize
-from gpt_jax.config_tree import suggest, to_json
+from gpt_jax.config_tree import check_names, to_json
 from gpt_jax.data.config import DataConfig
 from gpt_jax.data.encode import encode_text_file
 from gpt_jax.data.given_text import describe_text
@@ -38,6 +37,8 @@ from gpt_jax.errors import UserError
 from gpt_jax.evaluate import Evaluation
 from gpt_jax.inference.config import SampleConfig, finalize_sample
 from gpt_jax.inference.generate import Generation, Generator, Prompt, encode_prompt
+from gpt_jax.inspector import Edit, Inspection, Inspector
+from gpt_jax.inspector.inspector import Text, token_rows
 from gpt_jax.model.config import AttentionKernel, ModelConfig, PositionKind
 from gpt_jax.model.gpt import abstract_params, init_params
 from gpt_jax.model.layer_stack import to_executed
@@ -95,7 +96,7 @@ class GPT:
         Raises:
             UserError: a knob is unknown, or its value is invalid.
         """
-        _check_names(model, ModelConfig, 'GPT')
+        check_names(model, ModelConfig, 'GPT')
         self._own_tokenizer = tokenizer is not None
         self.tokenizer = tokenizer or make_tokenizer(TokenizerConfig(), tuple)
         config = RunConfig(seed=seed, model=ModelConfig(vocab_size=vocab_size, **model))
@@ -137,7 +138,7 @@ class GPT:
         """
         model = self.config.model
         if not isinstance(tokens, jax.core.Tracer):
-            tokens = _token_rows(tokens)
+            tokens = token_rows(tokens)
             wrong = tokens[(tokens < 0) | (tokens >= model.vocab_size)]
             if wrong.size:
                 raise UserError(f'token {wrong[0]} is not one of the {model.vocab_size} tokens')
@@ -296,6 +297,27 @@ class GPT:
                 self._program, self.config, self.params, shards, limit=0, batch_size=batch_size
             )
 
+    @property
+    def inspector(self) -> Inspector:
+        """A view into this model, which the analyses take (`gpt_jax.inspector.analyses`)."""
+        return Inspector(self.config.model, self.params, self.tokenizer)
+
+    def inspect(self, text: Text, *, points: Iterable[str] | None = None) -> Inspection:
+        """Returns the values inside the model for a text, by name; see `Inspector.inspect`."""
+        return self.inspector.inspect(text, points=points)
+
+    def run(
+        self, text: Text, edits: Sequence[Edit] = (), *, points: Iterable[str] | None = None
+    ) -> Inspection:
+        """Returns the values inside the model in a pass with edits; see `Inspector.run`."""
+        return self.inspector.run(text, edits, points=points)
+
+    def gradients(
+        self, text: Text, of: Callable[[jax.Array], jax.Array], **options: Any
+    ) -> Inspection:
+        """Returns gradients of a number at points; see `Inspector.gradients`."""
+        return self.inspector.gradients(text, of, **options)
+
     def save(self, folder: str | os.PathLike) -> None:
         """Writes config, tokenizer and weights; `load` and the command line read them.
 
@@ -379,7 +401,7 @@ class GPT:
                 given = ', '.join(given + ['ignore_keys'] * bool(ignore_keys))
                 raise UserError(f'{where} is a run, which brings its own {given}; leave it out')
             return cls.load(where)
-        _check_names(model, ModelConfig, 'from_pretrained')
+        check_names(model, ModelConfig, 'from_pretrained')
         source = open_source(where, ignore_keys=ignore_keys)
         if tokenizer is not None:
             source = dataclasses.replace(source, tokenizer=tokenizer)
@@ -423,7 +445,7 @@ class GPT:
         Raises:
             UserError: a knob is unknown.
         """
-        _check_names(given, SampleConfig, where)
+        check_names(given, SampleConfig, where)
         config = dataclasses.replace(self._draft.sample, **{'num_samples': 1, **given})
         config.stop = (config.stop,) if isinstance(config.stop, str) else tuple(config.stop)
         config.max_new_tokens = max_new_tokens or config.max_new_tokens
@@ -465,35 +487,8 @@ class GPT:
         )
 
 
-def _token_rows(tokens: Any) -> np.ndarray:
-    """Returns rows of ids as an array [B, L]. Raises UserError for anything else."""
-    try:
-        rows = np.asarray(tokens)
-    except ValueError:
-        raise UserError('the rows of tokens differ in length; give rows of the same') from None
-    if rows.dtype.kind not in 'iu' or rows.ndim != 2:
-        given = 'text' if rows.dtype.kind in 'US' else f'{rows.dtype} of shape {rows.shape}'
-        raise UserError(
-            f'tokens must be rows of ids, integers of shape [B, L], and not {given}; give '
-            f'gpt.apply([gpt.tokenizer.encode(text)])'
-        )
-    return rows
-
-
 def _workdir(folder: str | os.PathLike) -> pathlib.Path:
     """Returns the path of a run, on a disk or in an object store. Raises UserError."""
     workdir = object_store.to_path(folder, key='folder')
     object_store.check_reachable(workdir, key='folder')
     return workdir
-
-
-def _check_names(given: Iterable[str], config: type, where: str) -> None:
-    """Rejects keywords that are not fields of `config`.
-
-    Raises:
-        UserError: a keyword is unknown; names it and the nearest field.
-    """
-    known = [field.name for field in dataclasses.fields(config)]
-    for name in given:
-        if name not in [*known, *moved_keys.old_names(config)]:
-            raise UserError(f'{where} has no argument {name!r}; {suggest(name, known)}')

@@ -7,7 +7,7 @@ import functools
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from gpt_jax import moved_keys
@@ -407,6 +407,18 @@ def _kind_of(config: Any, path: str) -> Any:
         config = getattr(config, part, None)
     fields = dataclasses.fields(config) if dataclasses.is_dataclass(config) else ()
     return next((field.type for field in fields if field.name == name), None)
+
+
+def check_names(given: Iterable[str], config: type, where: str) -> None:
+    """Rejects keywords that are not fields of `config`.
+
+    Raises:
+        UserError: a keyword is unknown; names it and the nearest field.
+    """
+    known = [field.name for field in dataclasses.fields(config)]
+    for name in given:
+        if name not in [*known, *moved_keys.old_names(config)]:
+            raise UserError(f'{where} has no argument {name!r}; {suggest(name, known)}')
 
 
 def suggest(name: str, known: list[str]) -> str:

@@ -9,9 +9,10 @@ from gpt_jax.model.attention import AttentionContext
 from gpt_jax.model.attention.layer_cache import LayerCache
 from gpt_jax.model.config import Kernels, ModelConfig, NormPlacement, ParallelResidual
 from gpt_jax.model.norm import NORMS
+from gpt_jax.model.taps import Tapped
 
 
-class Block(nn.Module):
+class Block(Tapped):
     """Attention and MLP on branches of the residual stream; `NormPlacement` has the formulas."""
 
     config: ModelConfig
@@ -33,31 +34,35 @@ class Block(nn.Module):
         # Without this the partitioner may replicate the batch and shard the model instead.
         x = nn.with_logical_constraint(x, activation_axes(x))
 
+        x = self.tap('residual_before', x)
         h, x = self._enter(x, 'attention')
         mlp_input = h  # with one norm for both
         if c.parallel_residual == ParallelResidual.TWO_NORMS:
             mlp_input, x = self._enter(x, 'mlp')
         h, cache = attention(h, context, cache, keys[0])
         x = self._join(x, dropout(h, c.dropouts.residual, keys[1]), 'attention')
+        x = self.tap('residual_middle', x)
         if c.parallel_residual == ParallelResidual.OFF:
             mlp_input, x = self._enter(x, 'mlp')
         h = c.mlp.make(c, kernels=self.kernels, name='mlp')(mlp_input)
-        return self._join(x, dropout(h, c.dropouts.residual, keys[2]), 'mlp'), cache
+        x = self._join(x, dropout(h, c.dropouts.residual, keys[2]), 'mlp')
+        return self.tap('residual_after', x), cache
 
     def _enter(self, x: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
         """Returns the input of a branch, normalized if norms come first, and `x`."""
+        h = x
         if self.config.norm_placement in (NormPlacement.PRE, NormPlacement.SANDWICH):
-            return self._norm(f'{name}_norm')(x)
-        return x, x
+            h, x = self._norm(f'{name}_norm')(x)
+        return self.tap(f'{name}_input', h), x
 
     def _join(self, x: jax.Array, branch: jax.Array, name: str) -> jax.Array:
         """Adds a branch to the residual stream; applies the norms that come after the branch."""
         c = self.config
         if c.norm_placement == NormPlacement.POST:
-            return self._norm(f'{name}_norm')(x + branch)[0]
+            return self._norm(f'{name}_norm')(x + self.tap(f'{name}_output', branch))[0]
         if c.norm_placement in (NormPlacement.SANDWICH, NormPlacement.OUTPUT):
             branch, _ = self._norm(f'{name}_post_norm')(branch)
-        return x + branch
+        return x + self.tap(f'{name}_output', branch)
 
     def _norm(self, name: str) -> nn.Module:
         return NORMS[self.config.norm](self.config, self.kernels.norm, name=name)

@@ -24,6 +24,7 @@ from gpt_jax.model.norm import NORMS
 from gpt_jax.model.position import POSITIONS, default_positions
 from gpt_jax.model.remat import remat_policy
 from gpt_jax.model.sown import LOSSES, METRICS, sum_sown
+from gpt_jax.model.taps import Tapped
 from gpt_jax.parameter import LAYERS, ParameterGroups, Role, declare
 
 
@@ -63,7 +64,7 @@ class Period(nn.Module):
         return x, cache
 
 
-class GPT(nn.Module):
+class GPT(Tapped):
     """A decoder-only transformer (Radford et al. 2018, 2019).
 
     Takes parameters in the executed layout (`layer_stack.to_executed`); `init_params` makes them in
@@ -137,6 +138,7 @@ class GPT(nn.Module):
         x = self.embedding(tokens_BL).astype(jnp.dtype(c.precision.compute))
         if c.scale_embedding:
             x *= jnp.asarray(c.d_model**0.5, x.dtype)
+        x = self.tap('embedding', x)
         if POSITIONS[c.position].embed is not None:
             x = self.position(x, positions_BL)
         x = x.reshape(B * L, c.d_model) if self.flat else x
@@ -154,6 +156,7 @@ class GPT(nn.Module):
             x, cache = self.blocks(x, 0, context, cache, dropout_key)
         if c.final_norm:
             x, _ = self.final_norm(x)
+        x = self.tap('final_norm', x)
         if cache is not None:
             cache = cache.replace(length=cache.length + L)
         return x.reshape(B, L, c.d_model), cache
@@ -170,7 +173,7 @@ class GPT(nn.Module):
         )
         if c.output_soft_cap:  # Gemma Team 2024, https://arxiv.org/abs/2408.00118
             logits = c.output_soft_cap * jnp.tanh(logits / c.output_soft_cap)
-        return logits[..., : c.vocab_size]
+        return self.tap('logits', logits[..., : c.vocab_size], 'BLV')
 
 
 class Table(nn.Module):

@@ -1,5 +1,7 @@
 """Causal attention over scores: the plain version, and the call of the chosen kernel."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
@@ -12,6 +14,7 @@ from gpt_jax.model.attention.base import AttentionContext
 from gpt_jax.model.options import AttentionKernel, CommonConfig
 from gpt_jax.model.position import POSITIONS
 from gpt_jax.model.remat import ATTENTION
+from gpt_jax.model.taps import Tapped
 
 
 def attend(
@@ -19,11 +22,14 @@ def attend(
     k_BSGK: Float[Array, 'B S G K'],
     v_BSGV: Float[Array, 'B S G V'],
     options: ScoreOptions,
+    *,
+    tap: Callable[[str, jax.Array, str], jax.Array] = lambda name, x, dims: x,
 ) -> Float[Array, 'B L H V']:
     """Computes softmax attention of `H` query heads over `G` key/value heads.
 
     Products run in the input's dtype and accumulate in float32, as does the softmax. The score
-    matrix `[B, H, L, S]` is materialised; `gpt_jax.kernels` has faster versions.
+    matrix `[B, H, L, S]` is materialised; `gpt_jax.kernels` has faster versions. `tap` is that of
+    the module (`gpt_jax.model.taps`).
     """
     B, L, H, K = q_BLHK.shape
     G = k_BSGK.shape[2]
@@ -35,7 +41,9 @@ def attend(
     scores_BGRLS = hide_masked(
         scores_BGRLS, mask=options.mask, window=options.window, slopes_H=options.slopes_H
     )
+    scores_BGRLS = tap('scores', scores_BGRLS, 'BGRLS')
     weights_BGRLS = jax.nn.softmax(scores_BGRLS, axis=-1).astype(v_BSGV.dtype)
+    weights_BGRLS = tap('weights', weights_BGRLS, 'BGRLS')
     weights_BGRLS = dropout(weights_BGRLS, options.dropout_rate, options.dropout_key)
     out_BLGRV = jnp.einsum('BGRLS,BSGV->BLGRV', weights_BGRLS, v_BSGV)
     return checkpoint_name(out_BLGRV.reshape(B, L, H, -1), ATTENTION)
@@ -61,6 +69,7 @@ def score_options(
 
 
 def run_attention(
+    module: Tapped,
     kernel: AttentionKernel,
     q_BLHK: Float[Array, 'B L H K'],
     k_BSGK: Float[Array, 'B S G K'],
@@ -69,12 +78,16 @@ def run_attention(
 ) -> Float[Array, 'B L H V']:
     """Computes `attend` with the given kernel if it supports this call.
 
+    Queries, keys and values are points of the module, and without a kernel scores and weights.
     Kernels need keys and values of equal width, so the narrower of the two is padded with zeros.
     """
+    q_BLHK = module.tap('query', q_BLHK, 'BLHK')
+    k_BSGK = module.tap('key', k_BSGK, 'BSGK')
+    v_BSGV = module.tap('value', v_BSGV, 'BSGK')
     L, S, K, V = q_BLHK.shape[1], k_BSGK.shape[1], k_BSGK.shape[3], v_BSGV.shape[3]
     run = find_kernel(kernel, options, queries=L, keys=S)
     if run is None:
-        return attend(q_BLHK, k_BSGK, v_BSGV, options)
+        return attend(q_BLHK, k_BSGK, v_BSGV, options, tap=module.tap)
     if K < V:  # scores are divided by the root of the width
         q_BLHK = q_BLHK * (V / K) ** 0.5
     q_BLHK, k_BSGK, v_BSGV = (_widen(x, max(K, V)) for x in (q_BLHK, k_BSGK, v_BSGV))

@@ -15,6 +15,7 @@ from gpt_jax.model.linear import Linear
 from gpt_jax.model.norm import RMSNorm
 from gpt_jax.model.options import AttentionKernel, CommonConfig, Kernels
 from gpt_jax.model.position import POSITIONS, rotated_width
+from gpt_jax.model.taps import Tapped
 from gpt_jax.parameter import Role, declare
 
 
@@ -55,7 +56,7 @@ class Differential(BaseAttention):
         return 6.0 * config.num_heads * config.head_dim * span
 
 
-class DifferentialAttention(nn.Module):
+class DifferentialAttention(Tapped):
     """`(softmax(Q1 K1) - lambda softmax(Q2 K2)) V`, normalized per head.
 
     Ye et al. 2024, https://arxiv.org/abs/2410.05258. Each of the `H` heads has values of width
@@ -100,12 +101,13 @@ class DifferentialAttention(nn.Module):
         if scores.slopes_H is not None:
             slopes_G2R = jnp.tile(scores.slopes_H.reshape(G, 1, R), (1, 2, 1))
             scores = scores.replace(slopes_H=slopes_G2R.reshape(-1))
-        out_BLHV = run_attention(self.kernel, q_BLHK, k_BSGK, v_BSGV.repeat(2, 2), scores)
+        out_BLHV = run_attention(self, self.kernel, q_BLHK, k_BSGK, v_BSGV.repeat(2, 2), scores)
         first, second = jnp.moveaxis(out_BLHV.reshape(B, L, G, 2, R, K), 3, 0)
         start = 0.8 - 0.6 * jnp.exp(-0.3 * jnp.asarray(context.layer, jnp.float32))
         out = first - (self._learned() + start).astype(x.dtype) * second
         out, _ = RMSNorm(c, axis='head_dim', name='head_norm')(out)
         out = out * (1 - start).astype(x.dtype)
+        out = self.tap('heads', out.reshape(B, L, H, K), 'BLHK')
         axes = ('heads', 'head_dim', 'embed')
         output = Linear(c, (H, K), (c.d_model,), axes, residual=True, name='output')
         return output(out.reshape(*x.shape[:-1], H * K)), cache

@@ -17,6 +17,7 @@ from gpt_jax.model.linear import Linear
 from gpt_jax.model.norm import RMSNorm
 from gpt_jax.model.options import AttentionKernel, CommonConfig, Kernels, QKNorm
 from gpt_jax.model.position import POSITIONS, rotated_width
+from gpt_jax.model.taps import Tapped
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -58,7 +59,7 @@ class GroupedQuery(BaseAttention):
         return 4.0 * config.num_heads * config.head_dim * span
 
 
-class GroupedQueryAttention(nn.Module):
+class GroupedQueryAttention(Tapped):
     """`H` query heads over `G` key/value heads: MHA (G = H), GQA, MQA (G = 1).
 
     Vaswani et al. 2017, https://arxiv.org/abs/1706.03762; Ainslie et al. 2023,
@@ -96,7 +97,8 @@ class GroupedQueryAttention(nn.Module):
             cache = cache.write(context.mask.first_query_slot, key=k_BSGK, value=v_BSGK)
             k_BSGK, v_BSGK = cache.read('key'), cache.read('value')
         scores = score_options(c, context, window=self.window, dropout_key=dropout_key)
-        out_BLHK = run_attention(self.kernel, q_BLHK, k_BSGK, v_BSGK, scores)
+        out_BLHK = run_attention(self, self.kernel, q_BLHK, k_BSGK, v_BSGK, scores)
+        out_BLHK = self.tap('heads', out_BLHK, 'BLHK')
         axes = ('heads', 'head_dim', 'embed')
         inputs = (c.num_heads, c.head_dim)
         bias = c.use_bias or self.options.output_bias

@@ -16,6 +16,7 @@ from gpt_jax.model.linear import Linear
 from gpt_jax.model.norm import RMSNorm
 from gpt_jax.model.options import AttentionKernel, CommonConfig, Kernels
 from gpt_jax.model.position import POSITIONS, rotated_width
+from gpt_jax.model.taps import Tapped
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -99,7 +100,7 @@ class Latent(BaseAttention):
         return absorbed <= keys * (self.kv_rank * heads + queries * (heads + self.rope_dim))
 
 
-class LatentAttention(nn.Module):
+class LatentAttention(Tapped):
     """Multi-head latent attention (MLA) of DeepSeek-V2, https://arxiv.org/abs/2405.04434.
 
     Every token has a latent vector `c` of width R. Head h has keys `[W_h c; r]` and values `U_h c`,
@@ -155,7 +156,8 @@ class LatentAttention(nn.Module):
             shared = jnp.broadcast_to(latent_BS1X[..., R:], (*k_BSHK.shape[:-1], P))
             k_BSHX = jnp.concatenate([k_BSHK, shared], -1)
             q_BLHX = jnp.concatenate([q_BLHK, q_BLHP], -1)
-            out_BLHV = run_attention(self.kernel, q_BLHX, k_BSHX, v_BSHV, scores)
+            out_BLHV = run_attention(self, self.kernel, q_BLHX, k_BSHX, v_BSHV, scores)
+        out_BLHV = self.tap('heads', out_BLHV, 'BLHK')
         axes = ('heads', 'head_dim', 'embed')
         output = Linear(c, (H, V), (c.d_model,), axes, residual=True, name='output')
         return output(out_BLHV.reshape(*x.shape[:-1], H * V)), cache
@@ -190,5 +192,5 @@ class LatentAttention(nn.Module):
         # Attention divides by the root of the width R + P; the scores' scale is that of K + P.
         q_BLHX = (q_BLHX * ((R + P) / (K + P)) ** 0.5).astype(q_BLHK.dtype)
         # The latents also serve as values: dropping the last P columns is cheaper than a copy.
-        out_BLHX = run_attention(self.kernel, q_BLHX, latent_BS1X, latent_BS1X, scores)
+        out_BLHX = run_attention(self, self.kernel, q_BLHX, latent_BS1X, latent_BS1X, scores)
         return jnp.einsum('BLHR,RHV->BLHV', out_BLHX[..., :R], value_up_RHV)

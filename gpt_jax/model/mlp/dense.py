@@ -11,6 +11,7 @@ from gpt_jax.model.linear import Linear
 from gpt_jax.model.mlp.activation import ACTIVATIONS, activate
 from gpt_jax.model.mlp.base import BaseMLP
 from gpt_jax.model.options import CommonConfig, Kernels, MLPKind
+from gpt_jax.model.taps import Tapped
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -40,7 +41,7 @@ class Dense(BaseMLP):
         return config.d_ff * config.d_model
 
 
-class DenseMLP(nn.Module):
+class DenseMLP(Tapped):
     """`down(activation(up(x)))`, or `down(activation(gate(x)) * up(x))` when gated."""
 
     config: CommonConfig
@@ -55,9 +56,9 @@ class DenseMLP(nn.Module):
         linear = functools.partial(Linear, c, use_bias=self.use_bias)
         D, F = (c.d_model,), (self.width,)
         widen = functools.partial(linear, inputs=D, outputs=F, axes=('embed', 'mlp'))
-        inputs = [widen(name='up')(x)]
+        inputs = [self.tap('up', widen(name='up')(x), 'BLF')]
         if ACTIVATIONS[self.activation].gated:
-            inputs.append(widen(name='gate')(x))
-        hidden = activate(self.activation, *inputs)
+            inputs.append(self.tap('gate', widen(name='gate')(x), 'BLF'))
+        hidden = self.tap('hidden', activate(self.activation, *inputs), 'BLF')
         down = linear(inputs=F, outputs=D, axes=('mlp', 'embed'), residual=True, name='down')
         return down(hidden)

@@ -21,6 +21,7 @@ from gpt_jax.model.mlp.base import BaseMLP
 from gpt_jax.model.mlp.dense import DenseMLP
 from gpt_jax.model.options import CommonConfig, ExpertKernel, Kernels, MLPKind
 from gpt_jax.model.sown import LOSSES, METRICS
+from gpt_jax.model.taps import Tapped
 from gpt_jax.parameter import EXPERTS, Role, declare
 
 # Scale of the gradient that tells the optimizer the load of the experts: it takes the sign alone,
@@ -82,7 +83,7 @@ class MixtureOfExperts(BaseMLP):
         )
 
 
-class MixtureOfExpertsMLP(nn.Module):
+class MixtureOfExpertsMLP(Tapped):
     """The gated sum of the outputs of each token's experts.
 
     Shazeer et al. 2017, https://arxiv.org/abs/1701.06538. The load is balanced by the loss of
@@ -129,7 +130,7 @@ class MixtureOfExpertsMLP(nn.Module):
         c, o = self.config, self.options
         axes = ('embed', None)
         router = Linear(c, (c.d_model,), (o.num_experts,), axes, use_bias=False, name='router')
-        logits = router(x.astype(jnp.float32))
+        logits = self.tap('router', router(x.astype(jnp.float32)), 'BLE')
         is_softmax = o.scores == Scores.SOFTMAX
         scores = jax.nn.softmax(logits) if is_softmax else jax.nn.sigmoid(logits)
         wanted = scores
@@ -161,7 +162,7 @@ class MixtureOfExpertsMLP(nn.Module):
         self.sow(METRICS, 'expert_load_max', load_E.max() * o.num_experts)
         self.sow(METRICS, 'expert_load_min', load_E.min() * o.num_experts)
         self.sow(METRICS, 'expert_entropy', entropy / math.log(max(2, o.num_experts)))
-        return o.gate_scale * gates, experts
+        return self.tap('gates', o.gate_scale * gates, 'BLX'), experts
 
     def _kernels(self, name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
         """Returns the matrices of all experts, `[E, inputs, outputs]`."""

@@ -1,0 +1,99 @@
+"""The forward pass whose points are read and changed."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from gpt_jax.config_tree import freeze
+from gpt_jax.inspector.points import merged, name_of, read_tap
+from gpt_jax.model.config import ModelConfig
+from gpt_jax.model.gpt import GPT
+from gpt_jax.model.layer_stack import to_executed
+
+
+@flax.struct.dataclass
+class Change:
+    """A change of a point: `value` where `mask` is true, and then `added`.
+
+    Each broadcasts to the point's dimensions, without the batch.
+    """
+
+    mask: Bool[Array, '...'] | None = None  # None: nowhere
+    value: Float[Array, '...'] | float = 0.0
+    added: Float[Array, '...'] | float = 0.0
+
+    def apply(self, x: Float[Array, 'B ...']) -> Float[Array, 'B ...']:
+        """Returns the changed value of the point."""
+        spread = lambda value, dtype: jnp.broadcast_to(jnp.asarray(value, dtype), x.shape)  # noqa: E731
+        if self.mask is not None:
+            x = jnp.where(spread(self.mask, bool), spread(self.value, x.dtype), x)
+        return x + spread(self.added, x.dtype)
+
+
+Changes = Mapping[str, Sequence[Change]]  # of points, by name; in order
+
+
+def forward(
+    config: ModelConfig,
+    params: Any,
+    tokens_BL: Int[Array, 'B L'],
+    changes: Changes | None = None,
+    *,
+    points: frozenset[str] | None = None,
+) -> dict[str, jax.Array]:
+    """Runs the model, changes points and returns the values of points, after the changes.
+
+    The model runs unrolled and with the plain attention, whose weights exist. Use it inside
+    `jax.jit`, `jax.vmap` or `jax.grad`, or call `run_forward`.
+
+    Args:
+      config: the model's.
+      params: in the stored layout.
+      tokens_BL: ids.
+      changes: by name of the point.
+      points: those to return; None: all.
+    """
+    changes, captured = changes or {}, {}
+
+    def see(next_function, args, kwargs, context):
+        if context.method_name != 'tap':
+            return next_function(*args, **kwargs)
+        name, x, dims = read_tap(*args, **kwargs)
+        name = name_of(context.module.path, name)
+        shape = x.shape
+        if merged(dims) != dims:
+            x = x.reshape(*shape[: dims.index('G')], -1, *shape[dims.index('R') + 1 :])
+        for change in changes.get(name, ()):
+            x = change.apply(x)
+        if points is None or name in points:
+            captured[name] = x
+        return x.reshape(shape)
+
+    model = GPT(config, flat=False)
+    with nn.intercept_methods(see):
+        model.apply({'params': to_executed(params, config, scan=False)}, tokens_BL)
+    return captured
+
+
+@functools.partial(jax.jit, static_argnames=('config', 'points'))
+def _run_forward(config, params, tokens_BL, changes, points):
+    return forward(config, params, tokens_BL, changes, points=points)
+
+
+def run_forward(
+    config: ModelConfig,
+    params: Any,
+    tokens_BL: Int[Array, 'B L'],
+    changes: Changes | None = None,
+    *,
+    points: frozenset[str] | None = None,
+) -> dict[str, jax.Array]:
+    """Runs `forward` as a compiled program, which is kept for equal shapes."""
+    changes = {name: tuple(each) for name, each in (changes or {}).items()}
+    return _run_forward(freeze(config), params, jnp.asarray(tokens_BL), changes, points)

@@ -1,0 +1,175 @@
+"""Looking into a model: its points for a text, with edits, and their gradients."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt_jax.errors import UserError
+from gpt_jax.inference.generate import encode_prompt
+from gpt_jax.inspector.edits import Edit, changes_of
+from gpt_jax.inspector.forward import Change, forward, run_forward
+from gpt_jax.inspector.inspection import Inspection
+from gpt_jax.inspector.points import Point, check_point, points_of, resolve
+from gpt_jax.model.config import ModelConfig
+from gpt_jax.tokenizer import Tokenizer
+
+Text = str | Sequence[int]  # a text, or its ids
+
+
+class Inspector:
+    """A view into a model, made of its parameters (stored layout) and its tokenizer."""
+
+    def __init__(self, config: ModelConfig, params: Any, tokenizer: Tokenizer):
+        self.config, self.params, self.tokenizer = config, params, tokenizer
+
+    def inspect(self, text: Text, *, points: Iterable[str] | None = None) -> Inspection:
+        """Returns the values of points for a text, from one forward pass.
+
+        Args:
+          text: a text, or its ids.
+          points: names, with or without the layer; None: all.
+
+        Raises:
+            UserError: a point does not exist, or the text is empty or longer than the context.
+        """
+        return self.run(text, points=points)
+
+    def run(
+        self, text: Text, edits: Sequence[Edit] = (), *, points: Iterable[str] | None = None
+    ) -> Inspection:
+        """Returns the values of points in a forward pass with edits (`gpt_jax.inspector.edits`).
+
+        Args:
+          text: a text, or its ids.
+          edits: made in their order; without them, as `inspect`.
+          points: names, with or without the layer; None: all.
+
+        Raises:
+            UserError: as `inspect`, or an edit does not fit the model.
+        """
+        ids = self.encode(text)
+        known = points_of(self.config, len(ids))
+        chosen = None if points is None else frozenset(self._expand(points, known))
+        changes = self._changes(ids, edits, known)
+        values = run_forward(self.config, self.params, [ids], changes, points=chosen)
+        arrays = {name: np.asarray(value[0], np.float32) for name, value in values.items()}
+        return self._inspection(ids, arrays, known)
+
+    def gradients(
+        self,
+        text: Text,
+        of: Callable[[jax.Array], jax.Array],
+        *,
+        points: Iterable[str] | None = None,
+        edits: Sequence[Edit] = (),
+    ) -> Inspection:
+        """Returns the gradient of a number with respect to points.
+
+        Args:
+          text: a text, or its ids.
+          of: the number from the logits `[L, V]`, in JAX: `lambda logits: logits[-1, 42]`.
+          points: names, with or without the layer; None: all.
+          edits: of the forward pass.
+
+        Raises:
+            UserError: as `run`, or `of` returns no single number.
+        """
+        ids = self.encode(text)
+        known = points_of(self.config, len(ids))
+        chosen = known if points is None else self._expand(points, known)
+        changes = self._changes(ids, edits, known)
+        zeros = {name: jnp.zeros(known[name].shape, jnp.float32) for name in chosen}
+
+        def number(added: dict[str, jax.Array]) -> jax.Array:
+            here = {name: tuple(each) for name, each in changes.items()}
+            for name, value in added.items():
+                here[name] = (*here.get(name, ()), Change(added=value))
+            tokens = jnp.asarray([ids])
+            logits = forward(self.config, self.params, tokens, here, points=frozenset({'logits'}))[
+                'logits'
+            ][0]
+            result = jnp.asarray(of(logits))
+            if result.shape:
+                raise UserError(
+                    f'the gradient is that of one number, and this has shape {result.shape}; '
+                    'take its sum or one of its values'
+                )
+            return result
+
+        gradients = jax.jit(jax.grad(number))(zeros)
+        return self._inspection(ids, {k: np.asarray(v) for k, v in gradients.items()}, known)
+
+    def encode(self, text: Text) -> list[int]:
+        """Returns the ids of a text, with the token that begins one if the tokenizer has it.
+
+        Raises:
+            UserError: it is empty or longer than the context, or an id is out of range.
+        """
+        if isinstance(text, str):
+            ids = encode_prompt(self.tokenizer, text)
+        else:
+            ids = [int(each) for each in text]
+        if not ids:
+            raise UserError('there are no tokens to inspect; give a text')
+        wrong = [each for each in ids if not 0 <= each < self.config.vocab_size]
+        if wrong:
+            raise UserError(f'token {wrong[0]} is not one of the {self.config.vocab_size} tokens')
+        if len(ids) > self.config.max_seq_len:
+            raise UserError(
+                f'the text has {len(ids)} tokens, and the context of the model '
+                f'(config.model.max_seq_len) {self.config.max_seq_len}; shorten it'
+            )
+        return ids
+
+    def token_texts(self, ids: Sequence[int]) -> tuple[str, ...]:
+        """Returns the text of each token by itself."""
+        return tuple(self.tokenizer.decode([each]) for each in ids)
+
+    def _expand(self, points: Iterable[str], known: dict[str, Point]) -> list[str]:
+        """Returns the names of points of every layer for those without one."""
+        if isinstance(points, str):
+            points = [points]
+        layers, names = self.config.num_layers, []
+        for point in points:
+            every = [resolve(point), *(resolve(point, layer) for layer in range(layers))]
+            found = [name for name in dict.fromkeys(every) if name in known]
+            names += found or [check_point(resolve(point), known, layers=layers)]
+        return names
+
+    def _changes(
+        self, ids: list[int], edits: Sequence[Edit], known: dict[str, Point]
+    ) -> dict[str, list[Change]]:
+        layers = self.config.num_layers
+        averaged = [
+            name
+            for each in edits
+            if each.how == 'mean'
+            for name in each.resolve(known, layers=layers)
+        ]
+        before = {}
+        if averaged:
+            before = run_forward(self.config, self.params, [ids], points=frozenset(averaged))
+            before = {name: np.asarray(value[0], np.float32) for name, value in before.items()}
+        return changes_of(edits, known, before, layers=layers)
+
+    def _inspection(self, ids, arrays: dict[str, np.ndarray], known) -> Inspection:
+        arrays = {name: arrays[name] for name in known if name in arrays}  # in the model's order
+        return Inspection(tuple(ids), self.token_texts(ids), arrays, known, self.config.num_layers)
+
+
+def token_rows(tokens: Any) -> np.ndarray:
+    """Returns rows of ids as an array [B, L]. Raises UserError for anything else."""
+    try:
+        rows = np.asarray(tokens)
+    except ValueError:
+        raise UserError('the rows of tokens differ in length; give rows of the same') from None
+    if rows.dtype.kind not in 'iu' or rows.ndim != 2:
+        given = 'text' if rows.dtype.kind in 'US' else f'{rows.dtype} of shape {rows.shape}'
+        raise UserError(
+            f'tokens must be rows of ids, integers of shape [B, L], and not {given}; give '
+            f'gpt.apply([gpt.tokenizer.encode(text)])'
+        )
+    return rows

@@ -1,0 +1,147 @@
+"""The points of a model: their names, dimensions and shapes, and the names of TransformerLens."""
+
+import difflib
+import functools
+import re
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from gpt_jax.config_tree import freeze
+from gpt_jax.errors import UserError
+from gpt_jax.model.config import ModelConfig
+from gpt_jax.model.gpt import GPT, abstract_params
+from gpt_jax.model.layer_stack import to_executed
+
+DIMENSIONS = {
+    'B': 'batch',
+    'L': 'position',
+    'S': 'source',  # position of the key that a query looks at
+    'D': 'd_model',
+    'F': 'neuron',
+    'H': 'head',  # 'map' where heads have several, as in differential attention
+    'G': 'kv_head',
+    'K': 'head_dim',
+    'V': 'token',
+    'E': 'expert',
+    'X': 'choice',  # of the experts of a token
+}
+ONCE = ('embedding', 'final_norm', 'logits')  # points outside the layers
+
+# Names of TransformerLens 3, https://transformerlensorg.github.io/TransformerLens, by ours.
+TRANSFORMER_LENS = {
+    'embedding': 'hook_embed',
+    'residual_before': 'hook_resid_pre',
+    'residual_middle': 'hook_resid_mid',
+    'residual_after': 'hook_resid_post',
+    'attention_input': 'ln1.hook_normalized',
+    'attention_output': 'hook_attn_out',
+    'mlp_input': 'ln2.hook_normalized',
+    'mlp_output': 'hook_mlp_out',
+    'attention.query': 'attn.hook_q',
+    'attention.key': 'attn.hook_k',
+    'attention.value': 'attn.hook_v',
+    'attention.scores': 'attn.hook_attn_scores',
+    'attention.weights': 'attn.hook_pattern',
+    'attention.heads': 'attn.hook_z',
+    'mlp.up': 'mlp.hook_pre',
+    'mlp.hidden': 'mlp.hook_post',
+    'final_norm': 'ln_final.hook_normalized',
+}
+_OURS = {theirs: ours for ours, theirs in TRANSFORMER_LENS.items()} | {
+    'attn.hook_rot_q': 'attention.query',
+    'attn.hook_rot_k': 'attention.key',
+    'mlp.hook_pre_linear': 'mlp.up',
+}
+
+
+class Point(NamedTuple):
+    """A point of a model: the names of its dimensions after the batch, and its shape."""
+
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+def name_of(path: tuple[str, ...], name: str) -> str:
+    """Returns the name of a point from its module's path: `blocks.3.attention.weights`."""
+    return '.'.join([*(part.removeprefix('layer_') for part in path), name])
+
+
+def merged(dims: str) -> str:
+    """Returns the letters of a point as it is seen: `GR` are the query heads, `H`."""
+    return dims.replace('GR', 'H')
+
+
+def resolve(point: str, layer: int | None = None) -> str:
+    """Returns our name of a point, which may be TransformerLens'; `layer` completes a short one.
+
+    `attention.weights` of layer 3 is `blocks.3.attention.weights`.
+    """
+    match = re.fullmatch(r'blocks\.(\d+)\.(.+)', point)
+    number, rest = (match[1], match[2]) if match else (layer, point)
+    rest = _OURS.get(rest, rest)
+    return rest if number is None or rest in ONCE else f'blocks.{number}.{rest}'
+
+
+def check_point(name: str, known: dict[str, Point], *, layers: int) -> str:
+    """Returns the name if the model has this point.
+
+    Raises:
+        UserError: it has none of this name; names the nearest.
+    """
+    if name in known:
+        return name
+    match = re.fullmatch(r'blocks\.(\d+)\.(.+)', name)
+    if match and int(match[1]) >= layers:
+        raise UserError(f'point {name}: the model has layers 0 to {layers - 1}')
+    short = sorted({re.sub(r'^blocks\.\d+\.', '', each) for each in known})
+    candidates = list(known) if match else short
+    near = difflib.get_close_matches(name, candidates, n=1, cutoff=0.3)
+    hint = f'did you mean {near[0]}?' if near else f'there are {", ".join(short)}'
+    raise UserError(f'the model has no point {name!r}; {hint}')
+
+
+def points_of(config: ModelConfig, length: int) -> dict[str, Point]:
+    """Returns all points of a model by name, in the order in which it computes them.
+
+    Args:
+      config: the model's.
+      length: number of tokens.
+    """
+    return _points_of(freeze(config), length)
+
+
+@functools.lru_cache(maxsize=32)
+def _points_of(config: ModelConfig, length: int) -> dict[str, Point]:
+    found: dict[str, Point] = {}
+
+    def note(next_function, args, kwargs, context):
+        if context.method_name == 'tap':
+            name, x, dims = read_tap(*args, **kwargs)
+            sizes = dict(zip(dims, x.shape, strict=True))
+            if 'G' in dims and 'R' in dims:
+                sizes['H'] = sizes['G'] * sizes['R']
+            letters = merged(dims).removeprefix('B')
+            names = tuple(
+                'map' if letter == 'H' and sizes['H'] != config.num_heads else DIMENSIONS[letter]
+                for letter in letters
+            )
+            shape = tuple(sizes[letter] for letter in letters)
+            found[name_of(context.module.path, name)] = Point(names, shape)
+        return next_function(*args, **kwargs)
+
+    def run(params, tokens):
+        model = GPT(config, flat=False)
+        with nn.intercept_methods(note):
+            return model.apply({'params': to_executed(params, config, scan=False)}, tokens)[0]
+
+    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    jax.eval_shape(run, nn.unbox(abstract_params(config)), tokens)
+    return found
+
+
+def read_tap(name: str, x: jax.Array, dims: str = 'BLD') -> tuple[str, jax.Array, str]:
+    """Returns the arguments of a call of `Tapped.tap`."""
+    return name, x, dims
