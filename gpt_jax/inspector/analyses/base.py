@@ -18,7 +18,7 @@ QUIET: ShowProgress = functools.partial(Progress, quiet=True)
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """What one analysis finds in one text; a subclass is listed in `ANALYSES`.
+    """The result of one analysis of one text; a subclass is listed in `ANALYSES`.
 
     A subclass says what it shows in `about`, where it comes from in `source`, and how it misleads
     in `pitfall`, each in a sentence or two that a page shows beside it.
