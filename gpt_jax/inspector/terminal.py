@@ -12,6 +12,8 @@ from rich.text import Text
 from gpt_jax.inspector.analyses.base import Analysis, top
 
 HEADS = 8  # listed
+LONGEST = 12  # characters of a token in a table
+OTHERS = 53  # the width of the columns before the alternatives
 # Analyses whose `heads` say how much each matters; the first that is there is shown.
 _IMPORTANCE = {
     'ablation': 'Heads whose removal changes the loss most',
@@ -30,11 +32,15 @@ def visible(text: str) -> str:
     return _HIDDEN.sub(lambda match: f'\\u{ord(match[0]):04x}', text) or '∅'
 
 
-def report(analyses: Mapping[str, Analysis]) -> list[RenderableType]:
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else f'{text[: LONGEST - 1]}…'
+
+
+def report(analyses: Mapping[str, Analysis], *, width: int) -> list[RenderableType]:
     """Returns what the terminal shows of analyses, by name; of those that are there."""
     shown: list[RenderableType] = []
     if losses := analyses.get('token_loss'):
-        shown += [_coloured(losses), _losses(losses)]
+        shown += [_coloured(losses), _losses(losses, width)]
     if heads := _heads(analyses):
         shown.append(heads)
     return shown
@@ -43,7 +49,7 @@ def report(analyses: Mapping[str, Analysis]) -> list[RenderableType]:
 def print_report(analyses: Mapping[str, Analysis], console: Console | None = None) -> None:
     """Prints analyses to standard output, in colours on a terminal."""
     console = console or Console(highlight=False)
-    for each in report(analyses):
+    for each in report(analyses, width=console.width):
         console.print(each)
         console.print()
 
@@ -65,28 +71,29 @@ def _shade(part: float) -> Style:
         return Style(dim=True)
     pale, deep = np.array([255, 243, 224]), np.array([190, 84, 10])
     red, green, blue = np.rint(pale + min(part, 1) * (deep - pale)).astype(int)
-    return Style(color='black' if part < 0.8 else 'white', bgcolor=f'rgb({red},{green},{blue})')
+    return Style(color='#101418' if part < 0.8 else '#ffffff', bgcolor=f'rgb({red},{green},{blue})')
 
 
-def _losses(losses: Analysis) -> Table:
-    """Returns a row for each token, and for the one to come."""
+def _losses(losses: Analysis, width: int) -> Table:
+    """Returns a row for each token, and for the one to come, within a width."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style='bold')
     table.add_column('', justify='right', style='dim')
-    table.add_column('token', no_wrap=True, max_width=18)
+    table.add_column('token', width=LONGEST)
     for name in ('loss', 'probability', 'rank'):
-        table.add_column(name, justify='right', no_wrap=True)
-    table.add_column('expected', overflow='ellipsis', no_wrap=True)
+        table.add_column(name, justify='right')
+    table.add_column('expected', no_wrap=True)
+    room = width - OTHERS
     values = losses.loss.values
     worst = max(float(values.max(initial=0)), 1e-9)
     table.add_row('0', Text(visible(losses.texts[0])))
     for position, text in enumerate([*losses.texts[1:], None], 1):
-        expected = _alternatives(losses, position - 1)
+        expected = _alternatives(losses, position - 1, room)
         if text is None:
             table.add_row('', Text('next', 'dim'), '', '', '', expected)
             continue
         table.add_row(
             str(position),
-            Text(visible(text), _shade(values[position - 1] / worst)),
+            Text(_cut(visible(text)), _shade(values[position - 1] / worst)),
             f'{values[position - 1]:.2f}',
             f'{losses.probability.values[position - 1]:.1%}',
             str(losses.rank.values[position - 1]),
@@ -95,19 +102,16 @@ def _losses(losses: Analysis) -> Table:
     return table
 
 
-def _alternatives(losses: Analysis, position: int, count: int = 4) -> Text:
-    """Returns the tokens that were most probable after a position."""
-    pairs = zip(
-        losses.choices.values[position, :count],
-        losses.probabilities.values[position, :count],
-        strict=True,
-    )
-    found = [
-        f'{visible(losses.vocabulary[str(token)])} {part:.0%}'
-        for token, part in pairs
-        if part >= 0.005
-    ]
-    return Text('  '.join(found))
+def _alternatives(losses: Analysis, position: int, room: int) -> Text:
+    """Returns the tokens that were most probable after a position, as many as fit."""
+    pairs = zip(losses.choices.values[position], losses.probabilities.values[position], strict=True)
+    line = ''
+    for token, part in pairs:
+        longer = f'{line}{_cut(visible(losses.vocabulary[str(token)]))} {part:.0%}  '
+        if len(longer) - 2 > room or part < 0.005:
+            break
+        line = longer
+    return Text(line.rstrip())
 
 
 def _heads(analyses: Mapping[str, Analysis]) -> RenderableType | None:
@@ -117,7 +121,7 @@ def _heads(analyses: Mapping[str, Analysis]) -> RenderableType | None:
         return None
     values = analyses[name].heads
     table = Table(box=None, padding=(0, 2, 0, 0), header_style='bold')
-    for heading in ('layer', 'head', 'change'):
+    for heading in ('layer', 'head', 'loss' if name == 'ablation' else 'logit'):
         table.add_column(heading, justify='right')
     table.add_column('last token reads', no_wrap=True)
     maps = analyses.get('attention')
@@ -131,4 +135,6 @@ def _reads(maps: Analysis, layer: int, head: int, count: int = 3) -> str:
     """Returns the tokens that a head reads most at the last position."""
     last: Iterable[float] = maps.weights.values[layer, head, -1]
     best = top(np.asarray(last), count)
-    return '  '.join(f'{visible(maps.texts[i])} {last[i]:.0%}' for (i,) in best if last[i] >= 0.01)
+    return '  '.join(
+        f'{_cut(visible(maps.texts[i]))} {last[i]:.0%}' for (i,) in best if last[i] >= 0.01
+    )

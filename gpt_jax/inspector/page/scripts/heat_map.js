@@ -98,7 +98,9 @@ export class HeatMap {
       pen.textAlign = 'right';
       pen.fillText(cut(text, longest), left - 6, top + (row + 0.5) * tall);
     });
+    const skip = flat ? 1 : Math.ceil(12 / size);
     columns.forEach((text, column) => {
+      if (column % skip && column !== markedColumn) return;
       pen.fillStyle = column === markedColumn ? ink : faint;
       pen.save();
       pen.translate(left + (column + 0.5) * size, top - 6);

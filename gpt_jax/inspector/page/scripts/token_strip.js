@@ -54,7 +54,7 @@ export class TokenStrip {
     this.bars.textContent = reads ? `Bar: how much layer ${state.layer}, head ${state.head} reads it` : '';
     if (!changed.has('pinned')) return;
     const { button } = this.tokens[state.pinned], list = this.list;
-    const [above, below] = [button.offsetTop - list.offsetTop, button.offsetTop - list.offsetTop + button.offsetHeight];
+    const above = button.offsetTop, below = above + button.offsetHeight;
     if (above < list.scrollTop || below > list.scrollTop + list.clientHeight) list.scrollTop = above - 8;
     if (list.contains(document.activeElement)) button.focus({ preventScroll: true });
   }

@@ -6,7 +6,7 @@ import { HeatMap, tip } from './heat_map.js';
 import { choose, chosen, state } from './state.js';
 import { choice, menu, View } from './view.js';
 
-const LONG = 32; // tokens from which maps take the whole width
+const LONG = 40; // tokens from which maps take the whole width
 const WHOLE = new Scale(0, 1);
 const later = (row, column) => column > row; // tokens that a causal model cannot read
 
@@ -18,7 +18,7 @@ export class AttentionView extends View {
     [this.layers, this.heads, this.length] = this.weights.shape;
     this.direction = 'from';
     this.large = new HeatMap({
-      label: 'Attention of one head', rows: this.labels, columns: this.labels, cell: 30, hides: later,
+      label: 'Attention of one head', rows: this.labels, columns: this.labels, cell: 30, least: 11, hides: later,
       describe: (row, column, value) => `${this.labels[row]} (${row}) reads ${this.labels[column]} (${column}): ${percent(value)}`,
       format: percent, pick: (row) => choose({ pinned: row, pointed: null }),
     });
