@@ -301,7 +301,7 @@ def find_token(inspector: Inspector, key: str, token: int | str) -> int:
         UserError: the text is not one token, or the id is out of range; names `key`.
     """
     if isinstance(token, str):
-        ids = inspector.tokenizer.encode(token)
+        ids = inspector.tokenizer.encode(token, continues=True)
         if len(ids) != 1:
             raise UserError(f'{key}={token!r} is {len(ids)} tokens; give one, or its id')
         token = ids[0]
