@@ -4,11 +4,13 @@ import dataclasses
 import pathlib
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
 
 from gpt_jax import GPT
+from gpt_jax.errors import UserError
 from gpt_jax.inspector.analyses import ANALYSES
 from gpt_jax.inspector.analyses.attention import AttentionMaps, roll_out
 from gpt_jax.inspector.inspection import NamedArray
@@ -233,3 +235,34 @@ def test_a_notebook_shows_an_analysis_in_a_frame(opened):
     inside.get_by_role('option').nth(1).click()
     assert 'token 1' in inside.locator('.details').inner_text()
     assert page.title() == 'notebook'
+
+
+def test_inspections_and_analyses_are_frames_in_a_notebook():
+    gpt = GPT(vocab_size=300, num_layers=2, num_heads=2, d_model=16, max_seq_len=16)
+    seen = gpt.inspect('Once', points=['residual_after', 'attention.weights', 'logits'])
+    assert seen._repr_html_().startswith('<iframe srcdoc="&lt;!doctype html&gt;')
+    assert list(seen.data()) == ['attention.weights', 'residual_after', 'logits']
+    norms = np.sqrt((seen['residual_after'].values ** 2).mean(-1))
+    np.testing.assert_allclose(seen.data()['residual_after'].values, norms, rtol=1e-5)
+    assert 'logits' in seen.rows()[-1] and len(seen.rows()) == 1 + 2 + 2 + 1
+    found = AttentionMaps.run(gpt.inspector, 'Once', inspection=seen)
+    assert 'Attention' in found._repr_html_()
+
+
+def test_plot(monkeypatch):
+    matplotlib = pytest.importorskip('matplotlib', reason='matplotlib is not installed')
+    matplotlib.use('agg')
+    found = maps(TEXTS)
+    axes = found.plot('weights', layer=1, head=2)
+    assert axes.get_title() == 'Attention, weights, layer 1, head 2'
+    np.testing.assert_array_equal(axes.images[0].get_array(), found.weights.values[1, 2])
+    assert [each.get_text() for each in axes.get_xticklabels()][1:3] == [' two', r'\n']
+    line = found.plot('rollout', layer=0, position=5)
+    np.testing.assert_array_equal(line.lines[0].get_ydata(), found.rollout.values[0, 5])
+    with pytest.raises(UserError, match='layer, head, position, source; give indices'):
+        found.plot()
+    with pytest.raises(UserError, match="no array 'weight'; it has weights, rollout"):
+        found.plot('weight')
+    monkeypatch.setitem(sys.modules, 'matplotlib', None)
+    with pytest.raises(UserError, match='pip install matplotlib'):
+        found.plot('weights', layer=1, head=2)
