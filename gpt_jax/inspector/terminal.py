@@ -14,10 +14,10 @@ from gpt_jax.inspector.analyses.base import Analysis, top
 HEADS = 8  # listed
 LONGEST = 12  # characters of a token in a table
 OTHERS = 53  # the width of the columns before the alternatives
-# Analyses whose `heads` say how much each matters; the first that is there is shown.
+# Analyses that say how much each head matters, by which field; the first that is there is shown.
 _IMPORTANCE = {
-    'ablation': 'Heads whose removal changes the loss most',
-    'attribution': 'Heads that write most to the logit of the next token',
+    'ablation': ('head_loss', 'loss', 'Heads whose removal changes the mean loss most'),
+    'attribution': ('heads', 'logit', 'Heads that write most to the logit of the next token'),
 }
 _MARKS = {' ': '·', '\n': '↵', '\t': '⇥'}
 # Invisible characters, and those that move the text around them or break the line.
@@ -119,16 +119,17 @@ def _heads(analyses: Mapping[str, Analysis]) -> RenderableType | None:
     name = next((name for name in _IMPORTANCE if name in analyses), None)
     if name is None:
         return None
-    values = analyses[name].heads
+    field, measure, title = _IMPORTANCE[name]
+    values = getattr(analyses[name], field)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style='bold')
-    for heading in ('layer', 'head', 'loss' if name == 'ablation' else 'logit'):
+    for heading in ('layer', 'head', measure):
         table.add_column(heading, justify='right')
     table.add_column('last token reads', no_wrap=True)
     maps = analyses.get('attention')
     for layer, head in top(np.abs(values.values), HEADS):
         reads = Text(_reads(maps, layer, head)) if maps else ''
         table.add_row(str(layer), str(head), f'{values.values[layer, head]:+.3f}', reads)
-    return Group(Text(_IMPORTANCE[name], 'bold'), table)
+    return Group(Text(title, 'bold'), table)
 
 
 def _reads(maps: Analysis, layer: int, head: int, count: int = 3) -> str:

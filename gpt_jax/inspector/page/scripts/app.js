@@ -18,13 +18,13 @@ const KEYS = [
 const page = decode(JSON.parse(document.getElementById('data').textContent));
 const root = document.documentElement;
 const darkSystem = matchMedia('(prefers-color-scheme: dark)');
-const printing = matchMedia('print');
-let theme = 'auto';
+const print = matchMedia('print');
+let theme = 'auto', printing = false;
 const losses = page.analyses.find((each) => each.name === 'token_loss')?.data.loss;
 if (losses) page.loss = [NaN, ...losses.values]; // nothing predicts the first token
 
 function applyTheme() {
-  const dark = !printing.matches && (theme === 'auto' ? darkSystem.matches : theme === 'dark');
+  const dark = !printing && (theme === 'auto' ? darkSystem.matches : theme === 'dark');
   root.dataset.theme = dark ? 'dark' : 'light';
   readScales();
 }
@@ -76,7 +76,7 @@ document.body.append(
 function showView() {
   views.forEach((view, index) => {
     const shown = view.name === state.view;
-    panels[index].hidden = !shown && !printing.matches;
+    panels[index].hidden = !shown && !printing;
     tabs[index].setAttribute('aria-selected', shown);
     tabs[index].tabIndex = shown ? 0 : -1;
     if (panels[index].hidden) return;
@@ -90,7 +90,17 @@ listen((changed) => {
   else for (const view of views) if (view.name === state.view) view.update(changed);
 });
 darkSystem.addEventListener('change', () => { applyTheme(); redraw(); });
-printing.addEventListener('change', () => { applyTheme(); showView(); redraw(); });
+print.addEventListener('change', () => setPrinting(print.matches));
+addEventListener('beforeprint', () => setPrinting(true));
+addEventListener('afterprint', () => setPrinting(false));
+
+/** Prints all views, in the light theme. */
+function setPrinting(on) {
+  printing = on;
+  applyTheme();
+  showView();
+  redraw();
+}
 
 function moveView(step) {
   const at = views.findIndex((view) => view.name === state.view);
@@ -120,9 +130,9 @@ document.addEventListener('keydown', (event) => {
 
 /** Returns the head that matters most, as far as the analyses say, to begin with. */
 function firstHead() {
-  const heads = ['ablation', 'attribution'].map(
-    (name) => page.analyses.find((each) => each.name === name)?.data.heads).find(Boolean);
-  if (heads?.dims.join() !== 'layer,head') return {};
+  const data = Object.fromEntries(page.analyses.map((each) => [each.name, each.data]));
+  const heads = data.ablation?.head_loss ?? data.attribution?.heads;
+  if (!heads) return {};
   const sizes = [...heads.values].map(Math.abs), most = sizes.indexOf(Math.max(...sizes));
   return { layer: Math.floor(most / heads.size('head')), head: most % heads.size('head') };
 }

@@ -23,6 +23,12 @@ export class NamedArray {
       this.dims.slice(indices.length), this.shape.slice(indices.length));
   }
 
+  /** Returns the part at an index of the last dimension. */
+  select(index) {
+    const size = this.shape.at(-1);
+    return new NamedArray(this.values.filter((_, at) => at % size === index), this.dims.slice(0, -1), this.shape.slice(0, -1));
+  }
+
   /** Returns column `index` of a matrix. */
   column(index) {
     const [rows, columns] = this.shape;

@@ -54,7 +54,7 @@ export class GenericView extends View {
     const rowNames = this.names(rowDim, rows), columnNames = this.names(columnDim, columns);
     const short = columnNames.map((each) => each.replace(new RegExp(`^${columnDim} (?=\\d)`), ''));
     const map = new HeatMap({
-      label: title, rows: rowNames, columns: short, cell: 34,
+      label: title, rows: rowNames, columns: short, cell: 34, longest: 14,
       describe: (row, column, value) =>
         `${rowNames[row]}${token(rowDim, row)}, ${columnNames[column]}${token(columnDim, column)}: ${number(value)}`,
       pick: (row, column) => {

@@ -3,7 +3,8 @@
 import { AttentionView, RolloutView } from './view_attention.js';
 import { LensView } from './view_lens.js';
 import { TokensView } from './view_tokens.js';
-import { AttributionView } from './view_impact.js';
+import { AblationView, AttributionView } from './view_impact.js';
+import { PatchingView } from './view_patching.js';
 import { ResidualView } from './view_residual.js';
 import { GenericView } from './view_generic.js';
 
@@ -13,7 +14,9 @@ const VIEWS = {
   attention: [AttentionView, RolloutView],
   lens: [LensView],
   attribution: [AttributionView],
+  ablation: [AblationView],
   residual: [ResidualView],
+  patching: [PatchingView],
 };
 
 /** Returns the views of all analyses in the page, in their order. */
