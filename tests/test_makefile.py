@@ -46,8 +46,8 @@ def test_the_demo_shows_its_output_and_not_its_recipe():
     assert all(command.startswith('\t@') for command in commands)
 
 
-def test_the_demo_ends_with_three_commands_that_fit_a_terminal():
+def test_the_demo_ends_with_four_commands_that_fit_a_terminal():
     last = recipe('demo').partition('Next, after')[2]
-    assert last.count('python -m gpt_jax.main') == 3
+    assert last.count('python -m gpt_jax.main') == 4
     shown = [line.strip(" '\\") for line in last.splitlines()]
     assert max(map(len, shown)) <= 78

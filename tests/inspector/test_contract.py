@@ -10,9 +10,17 @@ from gpt_jax.inspector import NamedArray
 from gpt_jax.inspector.analyses import ANALYSES
 from tests.inspector.architectures import TOKENS, VARIATIONS, inspect, make_inspector
 
-EXTRA = {}  # arguments that an analysis needs besides the text, by its name
+AGAINST = (7, *TOKENS[1:])  # the text to patch from; of one token: its first
 # Architectures to which an analysis does not apply, with a part of the reason.
-OBSTACLES = {('attribution', 'post-norm, windows'): 'norm_placement=post'}
+OBSTACLES = {
+    ('attribution', 'post-norm, windows'): 'norm_placement=post',
+    ('neurons', 'experts'): 'no layer has a dense MLP',
+}
+
+
+def extra_of(name, length=len(TOKENS)):
+    """Arguments that an analysis needs besides the text."""
+    return {'against': AGAINST[:length]} if name == 'patching' else {}
 
 
 def check_finite(value):
@@ -37,7 +45,7 @@ def test_every_analysis_on_every_architecture(name, architecture):
     reason = analysis.obstacle(inspector)
     expected = OBSTACLES.get((name, architecture), '')
     assert bool(reason) == bool(expected), reason
-    inspection, extra = inspect(architecture), EXTRA.get(name, {})
+    inspection, extra = inspect(architecture), extra_of(name)
     if reason:
         assert expected in reason
         assert '\n' not in reason
@@ -66,7 +74,7 @@ def test_an_analysis_says_what_it_is(name):
 @pytest.mark.parametrize('name', ANALYSES)
 def test_alone_it_captures_what_it_needs(name, one_token):
     """Of one token, which has no next one."""
-    inspector, extra = make_inspector('gpt2'), EXTRA.get(name, {})
+    inspector, extra = make_inspector('gpt2'), extra_of(name, 1)
     whole = ANALYSES[name].run(inspector, TOKENS[:1], inspection=one_token, **extra)
     alone = ANALYSES[name].run(inspector, TOKENS[:1], **extra)
     assert alone.rows() == whole.rows()

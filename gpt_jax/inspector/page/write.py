@@ -18,7 +18,7 @@ _LARGEST_HALF = 65504  # of float16
 
 
 class Shown(Protocol):
-    """What a page shows: an analysis."""
+    """An analysis, as the page sees it."""
 
     name: str
     title: str
