@@ -75,6 +75,8 @@ def test_out_and_in(name, kind, keys, tmp_path):
     export_gguf(tmp_path, model, params, bpe_tokenizer(), dtype='float32')
     file = gguf.GGUFReader(tmp_path / FILE)
     assert file.fields['general.architecture'].contents() == name
+    has_pattern = f'{name}.attention.sliding_window_pattern' in file.fields
+    assert has_pattern == (name == 'gemma2' and 'layer_types' in keys)
     written = {tensor.name: tensor.data for tensor in file.tensors}
     expected = converted(name, model, named_tensors(model, params, family(kind).layout(model), 'f'))
     assert written.keys() == expected.keys()
