@@ -359,6 +359,7 @@ def test_splitting_rules(rule, tmp_path):
             'smollm': ['I', "'", 'LL', 'Ġadd', 'Ġ', '1', '2', '3', '4', '5'],
             'llama-bpe': ['I', "'LL", 'Ġadd', 'Ġ', '123', '45'],
             'qwen2': ['I', "'LL", 'Ġadd', 'Ġ', '1', '2', '3', '4', '5'],
+            'dbrx': ['I', "'LL", 'Ġadd', 'Ġ', '123', '45'],
         }[rule]
     )
     assert (tokenizer.bos_id is not None) == (rule == 'llama-bpe'), 'as llama.cpp has it'
@@ -366,6 +367,13 @@ def test_splitting_rules(rule, tmp_path):
     export_gguf(tmp_path, config, random_params(config), tokenizer, dtype='float32')
     fields = gguf.GGUFReader(tmp_path / FILE).fields
     assert fields['tokenizer.ggml.pre'].contents() == rule
+
+
+@pytest.mark.parametrize(('name', 'rule'), [('olmo', 'gpt-2'), ('stablelm2', 'qwen2')])
+def test_other_names_of_rules(name, rule, tmp_path):
+    write(tmp_path / 'm.gguf', change=set_key('tokenizer.ggml.pre', name))
+    tokenizer = open_source(str(tmp_path / 'm.gguf')).tokenizer
+    assert tokenizer_metadata(tokenizer)['pre'] == rule
 
 
 def test_qwens_composition_goes_out_as_qwen2(tmp_path):
