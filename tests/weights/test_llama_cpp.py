@@ -39,6 +39,11 @@ def open_llama(path, length):
     )
 
 
+def tolerance_of(config):
+    gelu = config.mlp.activation in (MLPKind.GELU_TANH, MLPKind.GEGLU)
+    return GELU_TOLERANCE if gelu else TOLERANCE
+
+
 def tokenizer_of(kind: str, **values):
     config = TokenizerConfig(kind=TokenizerKind(kind), **values)
     return make_tokenizer(config, lambda: [TEXT + '12\n'])
@@ -75,8 +80,7 @@ def test_ids_and_logits(values, vocabulary, tmp_path):
     theirs.eval(ids)
     ours = logits(config, params, np.array([ids]))[0]
     found = theirs.scores[: len(ids), : config.vocab_size]
-    tolerance = GELU_TOLERANCE if config.mlp == 'gelu_tanh' else TOLERANCE
-    assert np.abs(ours - found).max() <= tolerance * np.abs(ours).max()
+    assert np.abs(ours - found).max() <= tolerance_of(config) * np.abs(ours).max()
 
 
 @pytest.mark.parametrize(
@@ -89,8 +93,7 @@ def test_families(name, kind, keys, tmp_path, request):
     export_gguf(tmp_path, config, params, tokenizer_of('byte'), dtype='float32')
     theirs = open_llama(tmp_path / FILE, config.max_seq_len)
     ids = np.random.default_rng(0).integers(0, 256, 12).tolist()
-    gelu = config.mlp.activation in (MLPKind.GELU_TANH, MLPKind.GEGLU)
-    tolerance = GELU_TOLERANCE if gelu else TOLERANCE
+    tolerance = tolerance_of(config)
     while len(ids) < 40:
         theirs.eval(ids[theirs.n_tokens :])
         found = theirs.scores[: len(ids), : config.vocab_size]
