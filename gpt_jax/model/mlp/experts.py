@@ -108,7 +108,7 @@ class MixtureOfExpertsMLP(nn.Module):
         kernels.append(self._kernels('down', (E, F, D), ('mlp', 'embed')))
         rows = PartitionSpec('batch', *['length'] * (x.ndim - 2), None)
         wide, narrow = PartitionSpec(EXPERTS, None, 'mlp'), PartitionSpec(EXPERTS, 'mlp', None)
-        y = shard_map(
+        y, dropped = shard_map(
             functools.partial(
                 route,
                 activation=functools.partial(activate, o.activation),
@@ -118,8 +118,9 @@ class MixtureOfExpertsMLP(nn.Module):
             ),
             [x, gates, experts, *(kernel.astype(x.dtype) for kernel in kernels)],
             [rows, rows, rows, *[wide] * (len(kernels) - 1), narrow],
-            rows,
+            (rows, PartitionSpec(*rows[:-1])),
         )
+        self.sow(METRICS, 'expert_dropped', dropped.sum() / experts.size)
         if o.shared_experts:
             y += DenseMLP(c, o.activation, o.shared_experts * F, use_bias=False, name='shared')(x)
         return y
