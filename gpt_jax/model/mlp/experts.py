@@ -171,7 +171,7 @@ class MixtureOfExpertsMLP(nn.Module):
         if name == 'down' and c.init.scale_residual:
             std /= math.sqrt(2 * c.num_layers)
         init = declare(
-            nn.initializers.normal(std),
+            std,
             (EXPERTS, *axes),
             role=Role.HIDDEN,
             inputs=1,
