@@ -315,4 +315,4 @@ def choose(model: ModelConfig) -> Architecture:
             raise UserError(
                 f"llama.cpp's {architecture.name} has no {reason}; --format hf takes it"
             )
-    raise UserError(f'llama.cpp has no {family}; --format hf takes it')
+    raise UserError(f'--format gguf has no {family}; --format hf takes it')

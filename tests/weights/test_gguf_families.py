@@ -102,11 +102,11 @@ def test_out_and_in(name, kind, keys, tmp_path):
 
 
 def test_every_family_is_named():
-    """A family goes to one architecture, or is refused as one that llama.cpp lacks."""
+    """A family goes to one architecture, or is refused."""
     known = [kind for each in gguf_families.ARCHITECTURES for kind in each.model_types]
     assert len(known) == len({*known})
     families = {kind for each in FAMILIES for kind in each.model_types}
-    assert families - {*known} == {'opt', 'gpt_jax'}
+    assert families - {*known} == {'opt', 'deepseek_v2', 'gpt_jax'}
     assert {kind for _, kind, _ in MODELS.values()} | {'gpt2', 'qwen2'} == {*known}
 
 
@@ -116,7 +116,7 @@ REFUSED = {
         'opt',
         dict(vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
         | dict(ffn_dim=48, word_embed_proj_dim=32, max_position_embeddings=64),
-        'llama.cpp has no opt; --format hf takes it',
+        '--format gguf has no opt; --format hf takes it',
     ),
     'window of Mistral': (
         'mistral',
