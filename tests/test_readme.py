@@ -33,6 +33,7 @@ PAGES = [
     'docs/generation.md',
     'docs/weights.md',
     'docs/evaluation.md',
+    'docs/inspect.md',
     'docs/speed.md',
     'docs/scale.md',
     'docs/faults.md',

@@ -15,6 +15,7 @@ from gpt_jax.model.gpt import GPT as Network
 from gpt_jax.model.gpt import init_params
 from gpt_jax.model.layer_stack import to_executed
 from gpt_jax.model.taps import Tapped
+from tests.inspector.architectures import VARIATIONS
 from tests.model_configs import make_config
 
 TEXT = 'Once upon a time'
@@ -196,19 +197,6 @@ def test_wrong_input_is_one_line(gpt, name):
         call(gpt)
     assert message in str(error.value)
     assert '\n' not in str(error.value)
-
-
-VARIATIONS = {
-    'gpt2': {},
-    'llama': dict(position='rope', norm='rmsnorm', mlp='swiglu', num_kv_heads=2, use_bias=False),
-    'post-norm, windows': dict(norm_placement='post', window_pattern=(3, 0)),
-    'sandwich, caps': dict(norm_placement='sandwich', attention_soft_cap=3.0, position='rope'),
-    'parallel': dict(parallel_residual='one_norm', position='alibi', tie_embeddings=False),
-    'latent': dict(attention='latent', position='rope', num_kv_heads=0),
-    'differential': dict(attention='differential', position='rope'),
-    'experts': dict(mlp='mixture_of_experts'),
-    'kinds of layers': dict(layer_kinds=({'mlp': 'mixture_of_experts'}, {'norm': 'rmsnorm'})),
-}
 
 
 @pytest.mark.parametrize('name', VARIATIONS)

@@ -66,7 +66,7 @@ class Analysis:
             field.name: value
             for field in dataclasses.fields(self)
             if isinstance(
-                value := getattr(self, field.name), NamedArray | tuple | int | float | str
+                value := getattr(self, field.name), NamedArray | tuple | dict | int | float | str
             )
         }
 

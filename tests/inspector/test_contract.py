@@ -1,0 +1,78 @@
+"""Every analysis runs on every architecture, or says in one line why it does not."""
+
+import json
+
+import numpy as np
+import pytest
+
+from gpt_jax.errors import UserError
+from gpt_jax.inspector import NamedArray
+from gpt_jax.inspector.analyses import ANALYSES
+from tests.inspector.architectures import TOKENS, VARIATIONS, inspect, make_inspector
+
+EXTRA = {}  # arguments that an analysis needs besides the text, by its name
+# Architectures to which an analysis does not apply, with a part of the reason.
+OBSTACLES = {('attribution', 'post-norm, windows'): 'norm_placement=post'}
+
+
+def check_finite(value):
+    """Checks that a value is JSON or NamedArrays of finite numbers; returns it as JSON."""
+    if isinstance(value, NamedArray):
+        assert value.values.ndim == len(value.dims)
+        assert value.values.dtype.kind in 'iuf'
+        assert np.isfinite(value.values).all()
+        return None
+    if isinstance(value, dict):
+        assert all(isinstance(key, str) for key in value)
+        return {key: check_finite(each) for key, each in value.items()}
+    if isinstance(value, tuple | list):
+        return [check_finite(each) for each in value]
+    return value
+
+
+@pytest.mark.parametrize('architecture', VARIATIONS)
+@pytest.mark.parametrize('name', ANALYSES)
+def test_every_analysis_on_every_architecture(name, architecture):
+    analysis, inspector = ANALYSES[name], make_inspector(architecture)
+    reason = analysis.obstacle(inspector)
+    expected = OBSTACLES.get((name, architecture), '')
+    assert bool(reason) == bool(expected), reason
+    inspection, extra = inspect(architecture), EXTRA.get(name, {})
+    if reason:
+        assert expected in reason
+        assert '\n' not in reason
+        with pytest.raises(UserError, match=expected):
+            analysis.run(inspector, TOKENS, inspection=inspection, **extra)
+        return
+    result = analysis.run(inspector, TOKENS, inspection=inspection, **extra)
+    assert result.tokens == TOKENS
+    assert len(result.texts) == len(TOKENS)
+    heading, *rows = result.rows()
+    assert rows
+    for row in (heading, *rows):
+        assert len(row) == len(heading)
+        assert all(isinstance(cell, str) for cell in row)
+    json.dumps(check_finite(result.data()), allow_nan=False)
+
+
+@pytest.mark.parametrize('name', ANALYSES)
+def test_an_analysis_says_what_it_is(name):
+    analysis = ANALYSES[name]
+    for text in (analysis.title, analysis.about, analysis.source, analysis.pitfall):
+        assert text and '\n' not in text
+    assert analysis.name == name
+
+
+@pytest.mark.parametrize('name', ANALYSES)
+def test_alone_it_captures_what_it_needs(name, one_token):
+    """Of one token, which has no next one."""
+    inspector, extra = make_inspector('gpt2'), EXTRA.get(name, {})
+    whole = ANALYSES[name].run(inspector, TOKENS[:1], inspection=one_token, **extra)
+    alone = ANALYSES[name].run(inspector, TOKENS[:1], **extra)
+    assert alone.rows() == whole.rows()
+    json.dumps(check_finite(alone.data()), allow_nan=False)
+
+
+@pytest.fixture(scope='module')
+def one_token():
+    return make_inspector('gpt2').inspect(TOKENS[:1])
