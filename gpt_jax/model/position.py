@@ -4,6 +4,7 @@ An encoding acts in one of three places: it adds to the token embeddings, rotate
 keys, or lowers attention scores with distance. `POSITIONS` lists the place of each.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -127,6 +128,11 @@ def _yarn_range(rope: RopeConfig, half: int) -> tuple[float, float]:
         low, high = np.floor(low), np.ceil(high)
     low, high = max(low, 0), min(high, 2 * half - 1)
     return float(low), float(high + 0.001 * (low == high))
+
+
+def yarn_growth(rope: RopeConfig) -> float:
+    """Returns what YaRN's `mscale` is multiplied by: a tenth of the logarithm of the scaling."""
+    return 0.1 * math.log(rope.scaling) if rope.scaling > 1 else 0.0
 
 
 def alibi_slopes(config: CommonConfig) -> Float[Array, 'H']:

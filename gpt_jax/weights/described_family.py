@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from gpt_jax.config_tree import set_value
-from gpt_jax.model.attention import GroupedQuery
+from gpt_jax.model.attention import Attention, GroupedQuery
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.model.gpt import parameter_groups
 from gpt_jax.model.layer_stack import Stack, layer_stacks
@@ -21,10 +21,11 @@ from gpt_jax.weights.source import ConfigReader
 class DescribedFamily:
     """A family whose config.json consists of `parts` and whose tensors `tensors` names.
 
-    `mlp` is the kind of the MLP, and `fixed` are the knobs that no key sets. `tensors` maps a torch
-    module to ours, or to several that it joins; `{layer}` and `{expert}` stand for indices. Modules
-    that a model lacks are skipped, and biases follow from the model. Joined modules in `by_head`
-    alternate: the rows of one head come before those of the next.
+    `attention` and `mlp` are the kinds of these, and `fixed` are the knobs that no key sets.
+    `tensors` maps a torch module to ours, or to several that it joins; `{layer}` and `{expert}`
+    stand for indices. Modules that a model lacks are skipped, and biases follow from the model.
+    Joined modules in `by_head` alternate: the rows of one head come before those of the next. The
+    last `rope_dim` outputs of those in `in_pairs`, of each head or at all, are neighbouring pairs.
     """
 
     model_type: str
@@ -32,8 +33,10 @@ class DescribedFamily:
     fixed: Mapping[str, Any]
     parts: Sequence[Part]
     tensors: Mapping[str, str | tuple[str, ...]]
+    attention: type[Attention] = GroupedQuery
     mlp: type[MLP] = Dense
     by_head: tuple[str, ...] = ()
+    in_pairs: tuple[str, ...] = ()
     inert: tuple[str, ...] = ()
     without_weights: str = ''
 
@@ -50,7 +53,7 @@ class DescribedFamily:
     @property
     def capabilities(self) -> dict[str, Any]:
         """Supported values by key below config.model."""
-        capabilities: dict[str, Any] = {'attention': (GroupedQuery,), 'mlp': (self.mlp,)}
+        capabilities: dict[str, Any] = {'attention': (self.attention,), 'mlp': (self.mlp,)}
         capabilities |= {key: (value,) for key, value in self.fixed.items()}
         for part in self.parts:
             capabilities |= part.capabilities()
@@ -70,7 +73,7 @@ class DescribedFamily:
         """
         c = ConfigReader(config, name=name)
         c.require('architectures', None, [self.architecture])
-        model = ModelConfig(mlp=self.mlp())
+        model = ModelConfig(attention=self.attention(), mlp=self.mlp())
         model.init.scale_residual = False
         for key, value in self.fixed.items():
             set_value(model, key, value)
@@ -122,6 +125,7 @@ class DescribedFamily:
                     paths,
                     transposed=is_expert or leaf == '/kernel',
                     groups=model.num_heads if theirs in self.by_head else 1,
+                    pairs=model.attention.rope_dim if theirs in self.in_pairs else 0,
                     layers=stack.layers if stack else (),
                     experts=declared[paths[0]].value.shape[1] if is_expert else 0,
                 )

@@ -2,12 +2,12 @@
 
 The keys are those of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; the names of
 tensors come from the `gguf` library. Matrices are `[outputs, inputs]`. llama.cpp's llama rotates
-neighbouring rows of queries and keys (`rope_pairs`); its Qwens rotate halves, as transformers does.
+neighbouring rows of queries and keys; its Qwens rotate halves, as transformers does.
 """
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -162,7 +162,11 @@ def layout(model: ModelConfig, *, architecture: str) -> list[TensorLayout]:
     """Returns every tensor that holds parameters."""
     import gguf
 
-    entries = gpt2.layout(model, linear=True) if architecture == GPT2 else llama.LLAMA.layout(model)
+    if architecture == GPT2:
+        entries = gpt2.layout(model, linear=True)
+    else:
+        in_pairs = architecture == LLAMA
+        entries = llama.layout_in_pairs(model) if in_pairs else llama.LLAMA.layout(model)
     kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(kinds[architecture], 1)
 
@@ -172,22 +176,6 @@ def layout(model: ModelConfig, *, architecture: str) -> list[TensorLayout]:
         return name.replace('blk.0.', 'blk.{layer}.')
 
     return [dataclasses.replace(entry, name=rename(entry.name)) for entry in entries]
-
-
-def reorder(
-    turn: Callable[[np.ndarray, int], np.ndarray],
-    name: str,
-    tensor: np.ndarray,
-    model: ModelConfig,
-    *,
-    architecture: str,
-) -> np.ndarray:
-    """Returns queries and keys of a llama with their rows reordered by `turn`, others unchanged."""
-    if architecture == LLAMA and name.endswith('.attn_q.weight'):
-        return turn(tensor, model.num_heads)
-    if architecture == LLAMA and name.endswith('.attn_k.weight'):
-        return turn(tensor, model.num_kv_heads)
-    return tensor
 
 
 def rope_factors(model: ModelConfig) -> np.ndarray:

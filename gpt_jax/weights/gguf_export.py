@@ -21,7 +21,6 @@ from gpt_jax.weights.gguf_file import load_library
 from gpt_jax.weights.gguf_tokenizer import tokenizer_metadata
 from gpt_jax.weights.layout import TABLES, check_complete
 from gpt_jax.weights.model_card import model_card
-from gpt_jax.weights.rope_pairs import to_pairs
 from gpt_jax.weights.sampling import NO_SAMPLING, to_gguf
 
 FILE = 'model.gguf'
@@ -61,7 +60,7 @@ def export_gguf(
     metadata = tokenizer_metadata(tokenizer)
     layout = architectures.layout(model, architecture=architecture)
     check_complete(layout, params, format=f"llama.cpp's {architecture}")
-    tensors = _tensors(model, params, layout, architecture=architecture)
+    tensors = _tensors(model, params, layout)
     if not peers.is_primary():
         for _ in tensors:
             pass
@@ -97,15 +96,9 @@ def export_gguf(
     return [FILE, README]
 
 
-def _tensors(
-    model: ModelConfig, params: Any, layout: list, *, architecture: str
-) -> Iterator[tuple[str, np.ndarray]]:
+def _tensors(model: ModelConfig, params: Any, layout: list) -> Iterator[tuple[str, np.ndarray]]:
     """Yields every tensor in float32, one at a time on the host. Collective."""
-    for name, tensor in named_tensors(model, params, layout, np.float32):
-        yield (
-            name,
-            architectures.reorder(to_pairs, name, tensor, model, architecture=architecture),
-        )
+    yield from named_tensors(model, params, layout, np.float32)
     if model.rope.original_seq_len:
         yield architectures.ROPE_FACTORS, architectures.rope_factors(model)
 

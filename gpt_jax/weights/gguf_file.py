@@ -16,12 +16,10 @@ import numpy as np
 
 from gpt_jax.config_tree import freeze
 from gpt_jax.errors import UserError
-from gpt_jax.model.config import ModelConfig
 from gpt_jax.weights import credits, sampling
 from gpt_jax.weights import gguf_architecture as architectures
 from gpt_jax.weights.gguf_header import ARCHITECTURE, TensorInfo, read_header
 from gpt_jax.weights.gguf_tokenizer import read_tokenizer
-from gpt_jax.weights.rope_pairs import from_pairs
 from gpt_jax.weights.source import Source, StoredTensor, optional_text, without_keys
 
 _FLOATS = {'F32': np.float32, 'F16': np.float16, 'BF16': jnp.bfloat16, 'F64': np.float64}
@@ -62,9 +60,7 @@ def read(path: pathlib.Path, ignore_keys: Sequence[str] = ()) -> Source:
         name=str(path),
         model=model,
         layout=architectures.layout(model, architecture=kind),
-        tensors={
-            name: _in_our_order(name, tensor, model, kind) for name, tensor in tensors.items()
-        },
+        tensors=tensors,
         tokenizer=read_tokenizer(_below(metadata, _TOKENIZER), name=str(path)),
         chat_template=optional_text(
             metadata.get('tokenizer.chat_template'), key=f'{path}: tokenizer.chat_template'
@@ -134,10 +130,3 @@ def _read(stored: np.ndarray, kind: Any) -> np.ndarray:
     if kind.name in _FLOATS:
         return stored.view(_FLOATS[kind.name])
     return load_library().quants.dequantize(stored, kind)
-
-
-def _in_our_order(name: str, tensor: StoredTensor, model: ModelConfig, kind: str) -> StoredTensor:
-    def read_turned() -> np.ndarray:
-        return architectures.reorder(from_pairs, name, tensor.read(), model, architecture=kind)
-
-    return StoredTensor(tensor.shape, read_turned)
