@@ -33,6 +33,8 @@ demo: $(VENV)/.runtime
 	  'Next, after `. $(VENV)/bin/activate`:' '' \
 	  '  python -m gpt_jax.main --workdir runs/quickstart --mode generate \' \
 	  '      --prompt "import "' \
+	  '  python -m gpt_jax.main --workdir runs/quickstart --mode inspect \' \
+	  '      --prompt "def read(self):"' \
 	  '  python -m gpt_jax.main --workdir runs/quickstart --mode evaluate' \
 	  '  python -m gpt_jax.main --config configs/quickstart.py --workdir runs/own \' \
 	  '      --config.data.corpus=text --config.data.source=YOUR_TEXT.txt \' \

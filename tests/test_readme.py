@@ -165,7 +165,7 @@ def tiny(command: str) -> list[str]:
     begins_anew = '--config configs/quickstart.py' in command
     if begins_anew:
         flags += ['--config.model.num_layers=1', '--config.tokenizer.vocab_size=270']
-    if '--config.data.source' not in command and mode not in ('generate', 'export'):
+    if '--config.data.source' not in command and mode not in ('generate', 'inspect', 'export'):
         flags += ['--config.data.corpus=text', f'--config.data.source={TEXT}']
         flags += ['--config.data.split=tail:0.2']
     if '--local_pod' not in command:

@@ -4,11 +4,12 @@ import dataclasses
 import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from gpt_jax.errors import UserError
+from gpt_jax.inspector.page import frame
 from gpt_jax.inspector.points import Point, check_point, resolve
 
 
@@ -88,6 +89,12 @@ class Inspection(Mapping[str, NamedArray]):
     TransformerLens are understood: `blocks.3.attn.hook_pattern`.
     """
 
+    name: ClassVar[str] = 'inspection'  # these five: of the page in a notebook
+    title: ClassVar[str] = 'Points'
+    about: ClassVar[str] = 'The root mean square of every point that was captured, and its values.'
+    source: ClassVar[str] = ''
+    pitfall: ClassVar[str] = 'A large value is not an important one; see the analyses.'
+
     tokens: tuple[int, ...]
     texts: tuple[str, ...]  # of each token
     arrays: Mapping[str, np.ndarray]
@@ -125,8 +132,42 @@ class Inspection(Mapping[str, NamedArray]):
     def __len__(self) -> int:
         return len(self.arrays)
 
+    def data(self) -> dict[str, NamedArray]:
+        """Returns the root mean square of each point by layer and position, for the page."""
+        short = dict.fromkeys(re.sub(r'^blocks\.\d+\.', '', name) for name in self.arrays)
+        return {name: root_mean_square(array) for name in short if (array := self._stacked(name))}
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Returns a table of the points: their dimensions, and statistics of their values."""
+        rows = [('point', 'dimensions', 'mean', 'standard deviation', 'least', 'largest')]
+        for name, values in self.arrays.items():
+            point, finite = self.points[name], values[np.isfinite(values)]
+            sizes = ', '.join(f'{dim} {n}' for dim, n in zip(point.dims, point.shape, strict=True))
+            numbers = (finite.mean(), finite.std(), finite.min(), finite.max())
+            rows.append((name, sizes, *(f'{number:.3g}' for number in numbers)))
+        return rows
+
+    def _repr_html_(self) -> str:
+        return frame([self])
+
+    def _stacked(self, name: str) -> NamedArray | None:
+        """Returns a point of all layers; None where they differ, or one is not captured."""
+        try:
+            return self[name]
+        except UserError:
+            return None
+
     def _captured(self, name: str) -> np.ndarray:
         if name not in self.arrays:
             short = re.sub(r'^blocks\.\d+\.', '', name)
             raise UserError(f'{name} was not captured; add {short!r} to points')
         return self.arrays[name]
+
+
+def root_mean_square(array: NamedArray) -> NamedArray:
+    """Returns it over all dimensions but layer and position; of finite values only."""
+    kept = tuple(dim for dim in array.dims if dim in ('layer', 'position'))
+    axes = tuple(i for i, dim in enumerate(array.dims) if dim not in kept)
+    values = array.values.astype(np.float32)
+    mean = np.mean(values**2, axes, where=np.isfinite(values))
+    return NamedArray(np.sqrt(mean), kept)

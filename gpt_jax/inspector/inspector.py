@@ -125,8 +125,19 @@ class Inspector:
         return ids
 
     def token_texts(self, ids: Sequence[int]) -> tuple[str, ...]:
-        """Returns the text of each token by itself."""
-        return tuple(self.tokenizer.decode([each]) for each in ids)
+        """Returns the text of each token by itself, with the space before it.
+
+        Ids that only pad the vocabulary have their number in brackets.
+        """
+        return tuple(
+            self._token_text(each) if each < self.tokenizer.vocab_size else f'[{each}]'
+            for each in map(int, ids)
+        )
+
+    def _token_text(self, token: int) -> str:
+        """Returns the text that a token adds to another: some tokenizers drop a first space."""
+        once, twice = (self.tokenizer.decode([token] * count) for count in (1, 2))
+        return twice[len(once) :] if twice.startswith(once) else once
 
     def _expand(self, points: Iterable[str], known: dict[str, Point]) -> list[str]:
         """Returns the names of points of every layer for those without one."""

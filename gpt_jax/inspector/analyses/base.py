@@ -10,6 +10,8 @@ import numpy as np
 from gpt_jax.errors import UserError
 from gpt_jax.inspector.inspection import Inspection, NamedArray
 from gpt_jax.inspector.inspector import Inspector, Text
+from gpt_jax.inspector.page import frame
+from gpt_jax.inspector.plot import plot
 from gpt_jax.telemetry.progress import Progress
 
 ShowProgress = Callable[..., Progress]  # makes the display of a task from Progress' arguments
@@ -73,6 +75,30 @@ class Analysis:
     def rows(self) -> list[tuple[str, ...]]:
         """Returns a small table for the terminal, headings first."""
         raise NotImplementedError
+
+    def plot(self, name: str = '', *, axes: Any = None, **indices: int) -> Any:
+        """Draws one of the arrays with matplotlib, which is optional; returns the axes.
+
+        `maps.plot('weights', layer=3, head=2)`.
+
+        Args:
+          name: of the array; '': the first.
+          axes: matplotlib's, to draw on; None: those of a new figure.
+          **indices: by dimension, of arrays with more than two.
+
+        Raises:
+            UserError: matplotlib is not installed, there is no such array, or it has more than two
+                dimensions.
+        """
+        arrays = {k: value for k, value in self.data().items() if isinstance(value, NamedArray)}
+        name = name or next(iter(arrays))
+        if name not in arrays:
+            raise UserError(f'{self.name} has no array {name!r}; it has {", ".join(arrays)}')
+        title = ', '.join([self.title, name, *(f'{k} {index}' for k, index in indices.items())])
+        return plot(arrays[name].sel(**indices), title=title, texts=self.texts, axes=axes)
+
+    def _repr_html_(self) -> str:
+        return frame([self])
 
 
 def check(cls: type[Analysis], inspector: Inspector) -> None:

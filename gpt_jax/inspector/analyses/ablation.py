@@ -1,0 +1,202 @@
+"""Ablation of every head, attention layer and MLP."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from gpt_jax.config_tree import freeze
+from gpt_jax.errors import UserError
+from gpt_jax.inspector.analyses.base import QUIET, Analysis, ShowProgress, top
+from gpt_jax.inspector.analyses.sweep import (
+    activation_bytes,
+    count_candidates,
+    is_chosen,
+    losses,
+    run_in_chunks,
+    split,
+)
+from gpt_jax.inspector.forward import Change, forward
+from gpt_jax.inspector.inspection import Inspection, NamedArray
+from gpt_jax.inspector.inspector import Inspector, Text
+from gpt_jax.model.config import ModelConfig
+
+HEADS, ATTENTION, MLP = 'attention.heads', 'attention_output', 'mlp_output'
+WAYS = ('zero', 'mean')
+SHOWN = 12  # rows of the table
+
+
+class Effect(NamedTuple):
+    """Measures of a forward pass, or their changes."""
+
+    loss: Float[Array, '... L-1']  # of each token after the first
+    logit: Float[Array, '...']  # of one token after the last position
+    probability: Float[Array, '...']
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablation(Analysis):
+    """The change of the loss and of the prediction when one part of the model is taken out."""
+
+    name = 'ablation'
+    title = 'Ablation'
+    about = (
+        'Each head, each attention layer and each MLP is taken out alone: its output is set to '
+        'zero, or to its mean over the positions. A rise of the loss means that the text needs it.'
+    )
+    source = 'Michel et al. 2019, arXiv:1905.10650; Olsson et al. 2022, arXiv:2209.11895'
+    pitfall = (
+        'A zero is an input that later layers never saw, so they may break rather than miss the '
+        'part; other parts may also take over. Mean ablation is milder. One text is one sample.'
+    )
+
+    how: str  # 'zero' or 'mean'
+    token: int  # the most probable next token of the model as it is
+    token_text: str
+    loss: float  # mean, in nats, of the model as it is; 0 for a single token
+    logit: float  # of `token`
+    probability: float
+    # Changes by ablation:
+    head_loss: NamedArray  # [layer, head]: mean over the text
+    attention_loss: NamedArray  # [layer]
+    mlp_loss: NamedArray
+    head_logit: NamedArray
+    attention_logit: NamedArray
+    mlp_logit: NamedArray
+    head_probability: NamedArray
+    attention_probability: NamedArray
+    mlp_probability: NamedArray
+    # Position i is the loss of token i + 1.
+    head_loss_by_position: NamedArray  # [layer, head, position]
+    attention_loss_by_position: NamedArray  # [layer, position]
+    mlp_loss_by_position: NamedArray
+
+    @classmethod
+    def run(
+        cls,
+        inspector: Inspector,
+        text: Text,
+        *,
+        inspection: Inspection | None = None,
+        progress: ShowProgress = QUIET,
+        how: str = 'zero',
+    ) -> Self:
+        """Ablates every part by itself; `how` is 'zero' or 'mean'. See `Analysis.run`."""
+        if how not in WAYS:
+            raise UserError(f'how={how!r} must be one of {", ".join(WAYS)}')
+        config = freeze(inspector.config)
+        if inspection is None:
+            inspection = inspector.inspect(text, points=['logits', HEADS, ATTENTION, MLP])
+        token = int(inspection.logits.values[-1].argmax())
+        tokens = jnp.asarray(inspection.tokens)
+        values = _replacements(inspection, config.num_layers, how)
+        count = count_candidates(_grid(config)) + 1  # the last one changes nothing
+        result = run_in_chunks(
+            lambda indices: _ablate(config, inspector.params, tokens, token, values, indices),
+            count,
+            bytes_each=activation_bytes(config, len(tokens)),
+            progress=progress,
+            description='ablation',
+        )
+        whole = jax.tree.map(lambda values: values[-1], result)
+        change = jax.tree.map(lambda values: values[:-1] - values[-1], result)
+        return cls(
+            inspection.tokens,
+            inspection.texts,
+            how=how,
+            token=token,
+            token_text=inspector.token_texts([token])[0],
+            loss=float(_mean(whole.loss)),
+            logit=float(whole.logit),
+            probability=float(whole.probability),
+            **_arrays(config, change),
+        )
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Returns the parts without which the loss rises most, or the prediction falls most."""
+        parts = [
+            (kind, index)
+            for kind in ('head', 'attention', 'mlp')
+            for index in np.ndindex(getattr(self, f'{kind}_loss').values.shape)
+        ]
+        effects = np.array([self._effects(*part) for part in parts])
+        harm = effects[:, 0] if len(self.tokens) > 1 else -effects[:, 2]
+        rows = [
+            ('without', 'loss', f'logit of {self.token_text!r}', 'its probability'),
+            ('(nothing)', f'{self.loss:.4f}', f'{self.logit:.3f}', f'{self.probability:.2%}'),
+        ]
+        for (i,) in top(harm, SHOWN):
+            (kind, index), (loss, logit, probability) = parts[i], effects[i]
+            name = f'{kind} {".".join(map(str, index))}'
+            rows.append((name, f'{loss:+.4f}', f'{logit:+.3f}', f'{probability:+.2%}'))
+        return rows
+
+    def _effects(self, kind: str, index: tuple[int, ...]) -> list[float]:
+        """Returns the changes of the loss, of the logit and of the probability by a part."""
+        measures = ('loss', 'logit', 'probability')
+        return [float(getattr(self, f'{kind}_{each}').values[index]) for each in measures]
+
+
+def _grid(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    layers = config.num_layers
+    return {HEADS: (layers, config.num_heads), ATTENTION: (layers,), MLP: (layers,)}
+
+
+def _replacements(inspection: Inspection, layers: int, how: str) -> dict[str, Any]:
+    """Returns what an ablated point becomes: zero, or its mean over positions."""
+    names = [f'blocks.{i}.{point}' for i in range(layers) for point in (HEADS, ATTENTION, MLP)]
+    if how == 'zero':
+        return dict.fromkeys(names, np.float32(0))
+    return {name: inspection[name].values.mean(0, keepdims=True) for name in names}
+
+
+@functools.partial(jax.jit, static_argnames='config')
+def _ablate(
+    config: ModelConfig,
+    params: Any,
+    tokens_L: Int[Array, 'L'],
+    token: Int[Array, ''],
+    values: dict[str, Any],
+    indices_C: Int[Array, 'C'],
+) -> Effect:
+    """Measures the model without each of some parts."""
+
+    def measure(index: Int[Array, '']) -> Effect:
+        chosen = is_chosen(_grid(config), index)
+        changes = {}
+        for layer in range(config.num_layers):
+            masks = {HEADS: chosen[HEADS][layer, :, None]}
+            masks |= {point: chosen[point][layer] for point in (ATTENTION, MLP)}
+            for point, mask in masks.items():
+                name = f'blocks.{layer}.{point}'
+                changes[name] = (Change(mask, values[name]),)
+        found = forward(config, params, tokens_L[None], changes, points=frozenset({'logits'}))
+        logits_LV = found['logits'][0]
+        last = logits_LV[-1]
+        return Effect(
+            losses(logits_LV, tokens_L), last[token], jnp.exp(last[token] - jax.nn.logsumexp(last))
+        )
+
+    return jax.vmap(measure)(indices_C)
+
+
+def _arrays(config: ModelConfig, change: Effect) -> dict[str, NamedArray]:
+    """Returns the fields of changes by their names."""
+    found = {}
+    measures = change._asdict() | {'loss': _mean(change.loss), 'loss_by_position': change.loss}
+    for measure, values in measures.items():
+        for point, array in split(_grid(config), values).items():
+            kind = {HEADS: 'head', ATTENTION: 'attention', MLP: 'mlp'}[point]
+            dims = ('layer', *(('head',) if point == HEADS else ()))
+            dims += ('position',) if measure == 'loss_by_position' else ()
+            found[f'{kind}_{measure}'] = NamedArray(np.asarray(array), dims)
+    return found
+
+
+def _mean(loss: np.ndarray) -> np.ndarray:
+    """Returns the mean over the last axis, or 0 where a single token has no loss."""
+    return loss.sum(-1) / max(1, loss.shape[-1])

@@ -1,0 +1,46 @@
+// The chosen token: how it was predicted, and what else could have stood there.
+
+import { h, nats, number, percent, visible } from './dom.js';
+import { chosen, listen } from './state.js';
+
+const SHOWN = 4;
+
+export class TokenDetails {
+  constructor(page) {
+    this.page = page;
+    this.losses = page.analyses.find((each) => each.name === 'token_loss')?.data;
+    this.element = h('div', { class: 'details', 'aria-live': 'polite' });
+    listen((changed) => (changed.has('pinned') || changed.has('pointed')) && this.draw());
+  }
+
+  draw() {
+    const token = chosen(), { texts, tokens } = this.page;
+    const name = h('p', {}, h('span', { class: 'token' }, visible(texts[token])),
+      h('span', { class: 'hint' }, ` token ${token}, id ${tokens[token]}`));
+    this.element.replaceChildren(...(this.losses ? this.prediction(token, name) : [name]));
+  }
+
+  prediction(token, name) {
+    const { loss, probability, rank } = this.losses, before = token - 1;
+    const own = token === 0 ? h('p', { class: 'hint' }, 'nothing predicts the first token')
+      : h('p', {}, `probability ${percent(probability.at(before))}, rank ${number(rank.at(before))}, loss ${nats(loss.at(before))}`);
+    const here = token === 0 ? h('div') : this.list('Expected here', before);
+    return [h('div', {}, name, own), here, this.list('Expected next', token)];
+  }
+
+  list(title, position) {
+    return h('div', { class: 'expected' }, h('span', { class: 'hint' }, title),
+      alternatives(this.losses, position, SHOWN, this.page.tokens[position + 1]));
+  }
+}
+
+/** Returns the most probable tokens after a position as bars; the one that comes is marked. */
+export function alternatives({ choices, probabilities, vocabulary }, position, count, actual) {
+  const ids = [...choices.at(position).values].slice(0, count);
+  return h('ol', { class: 'alternatives' }, ids.map((id, index) => {
+    const part = probabilities.at(position, index), bar = h('i', { 'aria-hidden': 'true' });
+    bar.style.width = `${100 * part}%`;
+    return h('li', { class: id === actual ? 'actual' : false, title: id === actual ? 'the token that comes' : false },
+      h('span', { class: 'token' }, visible(vocabulary[id])), ` ${percent(part)}`, id === actual ? ' ✓' : '', bar);
+  }));
+}

@@ -1,0 +1,90 @@
+"""All analyses of one text that apply to a model."""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+
+from gpt_jax import files
+from gpt_jax.errors import UserError
+from gpt_jax.inspector.analyses import ANALYSES, Analysis, ShowProgress
+from gpt_jax.inspector.analyses.base import QUIET
+from gpt_jax.inspector.inspector import Inspector, Text
+from gpt_jax.inspector.page import frame, render
+from gpt_jax.model.config import ModelConfig
+
+COMPARING = 'patching'  # needs a second text
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """Analyses of one text by name, and why others do not apply; a page in a notebook."""
+
+    analyses: Mapping[str, Analysis]
+    skipped: Sequence[str]  # a sentence each
+    subtitle: str
+
+    def save(self, path: str | os.PathLike, *, subtitle: str = '') -> int:
+        """Writes the page, an HTML file that needs no other; returns its size in bytes.
+
+        Args:
+          path: of the file.
+          subtitle: of the page; '': a description of the model.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        page = render(
+            [*self.analyses.values()], subtitle=subtitle or self.subtitle, skipped=self.skipped
+        ).encode()
+        with files.atomic_file(path) as file:
+            file.write(page)
+        return len(page)
+
+    def _repr_html_(self) -> str:
+        return frame([*self.analyses.values()], height=800)
+
+
+def survey(
+    inspector: Inspector,
+    text: Text,
+    *,
+    against: Text = '',
+    names: Sequence[str] = tuple(ANALYSES),
+    progress: ShowProgress = QUIET,
+) -> Survey:
+    """Runs the analyses that apply to a model, on one pass where they need no more.
+
+    Args:
+      inspector: of the model.
+      text: a text, or its ids.
+      against: a text of as many tokens, to patch from; '': no patching.
+      names: of `ANALYSES`.
+      progress: the display of those that run the model many times.
+
+    Raises:
+        UserError: the text is empty or too long, or none of the analyses applies.
+    """
+    inspection = inspector.inspect(text)
+    found, skipped = {}, []
+    for name in names:
+        analysis = ANALYSES[name]
+        if name == COMPARING and not against:
+            continue
+        if reason := analysis.obstacle(inspector):
+            skipped.append(f'{analysis.title} is left out: {reason}')
+            continue
+        options = {'against': against} if name == COMPARING else {}
+        found[name] = analysis.run(
+            inspector, text, inspection=inspection, progress=progress, **options
+        )
+    if not found:
+        raise UserError('; '.join(skipped) or f'{COMPARING} needs a second text (against)')
+    return Survey(found, skipped, describe(inspector.config))
+
+
+def describe(config: ModelConfig) -> str:
+    """Returns the sizes of a model in a line."""
+    return (
+        f'{config.num_layers} layers, {config.num_heads} heads, d_model {config.d_model}, '
+        f'vocabulary {config.vocab_size:,}'
+    )
