@@ -114,7 +114,7 @@ def _projections(walk: Walk) -> Step:
     if not walk.has('attention.weights'):
         return Step(f'{walk.name}: attention', 'This attention has no points inside.', code=code)
     maps, keys = _maps(walk)
-    query, key = walk.at('attention.unrotated_query'), walk.at('attention.unrotated_key')
+    query, key = walk.at('attention.projected_query'), walk.at('attention.projected_key')
     value = walk.at('attention.value')[keys[0]]
     lines, shared = [], len(key) == 1 < len(walk.at('attention.key'))
     for i, (each, of_key) in enumerate(zip(maps, keys, strict=True)):
@@ -128,6 +128,9 @@ def _projections(walk: Walk) -> Step:
         about += f' {c.num_heads // c.num_kv_heads} query heads share a key and a value.'
     if len(maps) > 1:
         about += ' The head has two queries and two keys, one for each of its two maps.'
+    if walk.code('attention.key_norm'):
+        about += ' Query and key are then normalized.'
+        code = (*code, *walk.code('attention.key_norm'))
     if shared:
         about += ' Keys and values come from one small vector; k is the part that heads share.'
     formula = f'q = h W_q   {shape(query.shape[-1])} = {shape(c.d_model)} '
@@ -138,10 +141,10 @@ def _projections(walk: Walk) -> Step:
 def _rotation(walk: Walk) -> list[Step]:
     c = walk.config
     rotate = POSITIONS[c.position].rotate
-    if rotate is None or not walk.has('attention.unrotated_key'):
+    if rotate is None or not walk.has('attention.projected_key'):
         return []
     _, keys = _maps(walk)
-    before = walk.at('attention.unrotated_key')
+    before = _normed(walk, walk.at('attention.projected_key'))
     before = before[min(keys[0], len(before) - 1)]
     after = walk.at('attention.key')[keys[0]][-len(before) :]
     half = rotated_width(c, len(before)) // 2
@@ -169,6 +172,17 @@ def _rotation(walk: Walk) -> list[Step]:
             (Check(text, turned, after[pair]),),
         )
     ]
+
+
+def _normed(walk: Walk, key_GK: np.ndarray) -> np.ndarray:
+    """Returns projected keys after the norm of queries and keys, if the attention has one."""
+    scale = walk.params_of('attention.key_norm').get('scale')
+    if scale is None:
+        return key_GK
+    scale = np.asarray(scale, np.float32) + walk.config.norm_zero_centered
+    rows = key_GK.reshape(-1, len(scale))  # a head each, or all heads together
+    size = np.sqrt(np.mean(rows**2, -1, keepdims=True) + walk.config.norm_epsilon)
+    return (rows / size * scale).reshape(key_GK.shape)
 
 
 def _attention(walk: Walk) -> list[Step]:

@@ -41,8 +41,8 @@ TRANSFORMER_LENS = {
     'attention_output': 'hook_attn_out',
     'mlp_input': 'ln2.hook_out',
     'mlp_output': 'hook_mlp_out',
-    'attention.unrotated_query': 'attn.hook_q',
-    'attention.unrotated_key': 'attn.hook_k',
+    'attention.projected_query': 'attn.hook_q',
+    'attention.projected_key': 'attn.hook_k',
     'attention.query': 'attn.hook_rot_q',
     'attention.key': 'attn.hook_rot_k',
     'attention.value': 'attn.hook_v',
@@ -53,7 +53,6 @@ TRANSFORMER_LENS = {
     'mlp.up': 'mlp.hook_pre_linear',
     'mlp.hidden': 'mlp.hook_post',
     'final_norm': 'ln_final.hook_out',
-    'logits': 'unembed.hook_out',
 }
 _OURS = {theirs: ours for ours, theirs in TRANSFORMER_LENS.items()}
 

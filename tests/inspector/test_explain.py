@@ -37,6 +37,7 @@ def make_inspector(**changes):
 VARIATIONS = {
     'gpt2': {},
     'llama': dict(position='rope', norm='rmsnorm', mlp='swiglu', num_kv_heads=2, use_bias=False),
+    'norm of queries': dict(position='rope', attention=dict(qk_norm='full'), num_kv_heads=2),
     'sandwich, caps, alibi': dict(
         norm_placement='sandwich', attention_soft_cap=3.0, position='alibi', output_soft_cap=3.0
     ),
