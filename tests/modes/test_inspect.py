@@ -25,7 +25,8 @@ def inspect(workdir, *arguments):
 @pytest.mark.parametrize('columns', [80, 120])
 def test_report_and_page(workdir, capsys, monkeypatch, columns):
     monkeypatch.setenv('COLUMNS', str(columns))
-    assert inspect(workdir, '--prompt=ab\n[red]</script>') == 0
+    names = '--analyses=token_loss,attention,attribution'
+    assert inspect(workdir, '--prompt=ab\n[red]</script>', names) == 0
     printed = capsys.readouterr().out
     *report, last = printed.splitlines()
     assert max(map(len, report)) <= columns
@@ -54,7 +55,7 @@ def test_analyses_and_out_are_chosen(workdir, tmp_path, capsys):
     [
         (['--analyses=attentoin'], '--analyses=attentoin is not one; did you mean attention?'),
         (['--prompt=' + 'a' * 40], 'shorten it'),
-        (['--prompt=ab', '--out=/dev/null/page.html'], '/dev/null/page.html'),
+        (['--prompt=ab', '--analyses=lens', '--out=/dev/null/page.html'], '/dev/null/page.html'),
     ],
 )
 def test_errors_are_one_line(workdir, capsys, arguments, error):

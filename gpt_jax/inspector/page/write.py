@@ -4,9 +4,10 @@ import base64
 import functools
 import html
 import json
+import math
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -90,8 +91,20 @@ def frame(analyses: Sequence[Shown], *, height: int = 560) -> str:
 
 def to_json(value: Any) -> str:
     """Returns JSON that is safe within a script element, with arrays in base64."""
-    text = json.dumps(value, default=_encode, separators=(',', ':'), allow_nan=False)
+    text = json.dumps(_plain(value), separators=(',', ':'), allow_nan=False)
     return text.replace('<', '\\u003c')  # neither </script> nor <!-- begins
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value as JSON has it; a number that is not finite becomes null."""
+    if hasattr(value, 'dims'):
+        return _encode(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _encode(array: Any) -> dict[str, Any]:
@@ -110,7 +123,7 @@ def _encode(array: Any) -> dict[str, Any]:
 
 def _type(values: np.ndarray, dims: tuple[str, ...]) -> str:
     if values.dtype.kind in 'iu':
-        return 'int32'
+        return 'int32' if np.abs(values).max(initial=0) < 2**31 else 'float32'
     finite = values[np.isfinite(values)]
     if 'source' in dims and finite.size == values.size and ((finite >= 0) & (finite <= 1)).all():
         return 'uint8'  # weights, in steps of 0.4%

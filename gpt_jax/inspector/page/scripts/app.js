@@ -10,7 +10,7 @@ import { makeViews } from './views.js';
 
 const KEYS = [
   ['← →', 'the token before or after'], ['Home End', 'the first or last token'],
-  ['1 … 9', 'a view'], ['[ ]', 'the view before or after'],
+  ['1 … 9 0', 'a view'], ['[ ]', 'the view before or after'],
   ['Tab, then arrows', 'move over the cells of a map; Enter picks one'],
   ['t', 'light or dark'], ['?', 'this help'], ['Esc', 'close'],
 ];
@@ -47,7 +47,7 @@ const views = makeViews(page);
 const tabs = views.map((view, index) => h('button', {
   role: 'tab', id: `tab-${view.name}`, 'aria-controls': `view-${view.name}`,
   onclick: () => choose({ view: view.name }),
-}, index < 9 ? h('kbd', { 'aria-hidden': 'true' }, String(index + 1)) : null, view.title));
+}, index < 10 ? h('kbd', { 'aria-hidden': 'true' }, String((index + 1) % 10)) : null, view.title));
 const panels = views.map((view) => h('section', {
   class: 'view', role: 'tabpanel', id: `view-${view.name}`, 'aria-labelledby': `tab-${view.name}`,
 }, h('h2', {}, view.title), view.note(), view.element));
@@ -114,7 +114,7 @@ document.addEventListener('keydown', (event) => {
   if (/INPUT|SELECT|TEXTAREA/.test(event.target.tagName)) return;
   const last = page.texts.length - 1, onTab = event.target.role === 'tab';
   const go = (position) => choose({ pinned: Math.min(Math.max(position, 0), last), pointed: null });
-  const view = views[Number(event.key) - 1];
+  const view = /^\d$/.test(event.key) && views[(Number(event.key) + 9) % 10];
   if (event.key === 'ArrowRight') onTab ? moveView(1) : go(state.pinned + 1);
   else if (event.key === 'ArrowLeft') onTab ? moveView(-1) : go(state.pinned - 1);
   else if (event.key === 'Home') go(0);

@@ -11,7 +11,7 @@ export function h(tag, attributes = {}, ...children) {
     if (name.startsWith('on')) made.addEventListener(name.slice(2), value);
     else if (value !== false && value != null) made.setAttribute(name, value === true ? '' : value);
   }
-  made.append(...children.flat().filter((child) => child != null));
+  made.append(...children.flat(2).filter((child) => child != null));
   return made;
 }
 
@@ -33,7 +33,7 @@ export function cut(text, length) {
 
 /** Returns a number in three significant digits. */
 export function number(value) {
-  if (!Number.isFinite(value)) return Number.isNaN(value) ? '–' : value > 0 ? '∞' : '−∞';
+  if (!Number.isFinite(value)) return value == null || Number.isNaN(value) ? '–' : value > 0 ? '∞' : '−∞';
   if (Number.isInteger(value)) return value.toLocaleString('en').replace('-', '−');
   const size = Math.abs(value);
   const text = size >= 1e6 || size < 1e-3 ? value.toExponential(1)

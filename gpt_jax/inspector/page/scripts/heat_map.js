@@ -2,7 +2,7 @@
 
 import { cut, h, number, table } from './dom.js';
 
-const LETTER = 7; // width of a letter of a label, in px
+const LETTER = 7.4; // width of a letter of a label, in px
 const TABLE_CELLS = 5000;
 
 /**

@@ -3,7 +3,7 @@
 import { h, nats, number, percent, visible } from './dom.js';
 import { chosen, listen } from './state.js';
 
-const SHOWN = 4;
+const EXPECTED = 4;
 
 export class TokenDetails {
   constructor(page) {
@@ -30,7 +30,7 @@ export class TokenDetails {
 
   list(title, position) {
     return h('div', { class: 'expected' }, h('span', { class: 'hint' }, title),
-      alternatives(this.losses, position, SHOWN, this.page.tokens[position + 1]));
+      alternatives(this.losses, position, EXPECTED, this.page.tokens[position + 1]));
   }
 }
 

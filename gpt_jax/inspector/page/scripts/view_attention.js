@@ -7,6 +7,7 @@ import { choose, chosen, state } from './state.js';
 import { choice, menu, View } from './view.js';
 
 const LONG = 40; // tokens from which maps take the whole width
+const KINDS = ['previous', 'duplicate', 'induction', 'first'], CLEAR = 0.4; // of the analysis of heads
 const WHOLE = new Scale(0, 1);
 const later = (row, column) => column > row; // tokens that a causal model cannot read
 
@@ -17,6 +18,7 @@ export class AttentionView extends View {
     this.kind = this.weights.dims[1]; // 'head', or 'map' where heads have several
     [this.layers, this.heads, this.length] = this.weights.shape;
     this.direction = 'from';
+    this.kinds = page.analyses.find((each) => each.name === 'heads')?.data;
     this.large = new HeatMap({
       label: 'Attention of one head', rows: this.labels, columns: this.labels, cell: 30, least: 11, hides: later,
       describe: (row, column, value) => `${this.labels[row]} (${row}) reads ${this.labels[column]} (${column}): ${percent(value)}`,
@@ -52,11 +54,18 @@ export class AttentionView extends View {
     return `${name}: ${reader} reads ${read}: ${percent(value)}`;
   }
 
+  /** Returns the kind of a head whose score is highest, if it is known and clear. */
+  kindOf(layer, head) {
+    const scores = KINDS.filter((kind) => this.kinds?.[kind]).map((kind) => [this.kinds[kind].at(layer, head), kind]);
+    const [score, kind] = scores.sort(([a], [b]) => b - a)[0] ?? [0];
+    return score >= CLEAR ? `, ${kind} token ${percent(score)}`.replace('induction token', 'induction') : '';
+  }
+
   makeSmall() {
     return Array.from({ length: this.layers }, (_, layer) =>
       Array.from({ length: this.heads }, (_, head) => {
         const canvas = h('canvas', { width: this.length, height: this.length, 'aria-hidden': 'true' });
-        const name = `layer ${layer}, ${this.kind} ${head}`;
+        const name = `layer ${layer}, ${this.kind} ${head}${this.kindOf(layer, head)}`;
         const button = h('button', {
           class: 'small', 'aria-label': name, 'aria-pressed': 'false',
           onclick: () => choose({ layer, head }),
@@ -94,7 +103,7 @@ export class AttentionView extends View {
     if (changed.has('layer') || changed.has('head')) {
       this.small.forEach((row, i) => row.forEach(({ button }, j) =>
         button.setAttribute('aria-pressed', String(i === layer && j === head))));
-      this.largeTitle.textContent = `Layer ${layer}, ${this.kind} ${head}`;
+      this.largeTitle.textContent = `Layer ${layer}, ${this.kind} ${head}${this.kindOf(layer, head)}`;
     }
     this.large.show(this.weights.at(layer, head).values, WHOLE, { row: token });
     const values = Array.from({ length: this.layers * this.heads }, (_, i) => {

@@ -5,7 +5,7 @@ import { Scale } from './colours.js';
 import { h, heading, number, table, visible } from './dom.js';
 import { HeatMap } from './heat_map.js';
 import { lineChart } from './line_chart.js';
-import { choose, chosen } from './state.js';
+import { choose, chosen, state } from './state.js';
 import { menu, View } from './view.js';
 
 const TOKENS = ['position', 'source'];
@@ -18,7 +18,13 @@ export class GenericView extends View {
     this.parts = h('div', { class: page.texts.length > 40 ? 'figures' : 'parts' });
     for (const [name, value] of this.arrays()) this.addArray(heading(name), value);
     this.element.append(this.parts);
-    if (analysis.rows.length > 1) this.element.append(this.part('In short', table(analysis.rows, this.title)));
+    this.element.append(this.summary());
+  }
+
+  /** Returns what stands below the arrays: the table. */
+  summary() {
+    const { rows } = this.analysis;
+    return rows.length > 1 ? this.part('In short', table(rows, this.title)) : '';
   }
 
   /** Returns the arrays to draw, with their names. */
@@ -53,6 +59,7 @@ export class GenericView extends View {
     const token = (dim, index) => (TOKENS.includes(dim) ? ` (${index})` : '');
     const rowNames = this.names(rowDim, rows), columnNames = this.names(columnDim, columns);
     const short = columnNames.map((each) => each.replace(new RegExp(`^${columnDim} (?=\\d)`), ''));
+    const heads = rowDim === 'layer' && columnDim === 'head';
     const map = new HeatMap({
       label: title, rows: rowNames, columns: short, cell: 34, longest: 14,
       describe: (row, column, value) =>
@@ -60,10 +67,11 @@ export class GenericView extends View {
       pick: (row, column) => {
         if (TOKENS.includes(columnDim)) choose({ pinned: column, pointed: null });
         else if (TOKENS.includes(rowDim)) choose({ pinned: row, pointed: null });
+        else if (heads) choose({ layer: row, head: column });
       },
     });
     const [low, high] = array.range(), scale = new Scale(Math.min(0, low), Math.max(0, high));
-    const show = () => map.show(array.at(...at).values, scale, {
+    const show = () => map.show(array.at(...at).values, scale, heads ? { row: state.layer, column: state.head } : {
       row: rowDim === 'position' ? chosen() : null, column: columnDim === 'position' ? chosen() : null,
     });
     const menus = leading.map((dim, axis) => menu(heading(dim), this.names(dim, array.shape[axis]), 0, (index) => {

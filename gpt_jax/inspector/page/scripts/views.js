@@ -4,6 +4,7 @@ import { AttentionView, RolloutView } from './view_attention.js';
 import { LensView } from './view_lens.js';
 import { TokensView } from './view_tokens.js';
 import { AblationView, AttributionView } from './view_impact.js';
+import { NeuronsView } from './view_neurons.js';
 import { PatchingView } from './view_patching.js';
 import { ResidualView } from './view_residual.js';
 import { GenericView } from './view_generic.js';
@@ -17,6 +18,7 @@ const VIEWS = {
   ablation: [AblationView],
   residual: [ResidualView],
   patching: [PatchingView],
+  neurons: [NeuronsView],
 };
 
 /** Returns the views of all analyses in the page, in their order. */
