@@ -30,8 +30,8 @@ class LearnedPosition(nn.Module):
     ) -> Float[Array, 'B L D']:
         """Returns the token embeddings plus the vectors of their positions."""
         c = self.config
-        normal = nn.initializers.normal(c.init.std)
-        init = declare(normal, ('positions', 'embed'), role=Role.EMBEDDING, in_product=False)
+        axes = ('positions', 'embed')
+        init = declare(c.init.std, axes, role=Role.EMBEDDING, in_product=False)
         shape = (c.position_offset + c.max_seq_len, c.d_model)
         table = self.param('table', init, shape, jnp.dtype(c.precision.params))
         if c.position_offset:

@@ -116,16 +116,11 @@ MISTRAL = DescribedFamily(
     tensors=TENSORS,
     without_weights=WITHOUT_WEIGHTS,
 )
+_ROTATED = ('blocks/attention/query', 'blocks/attention/key')
 FAMILIES = (LLAMA, QWEN2, QWEN3, MISTRAL)
 
 
 def layout_in_pairs(model: ModelConfig) -> list[TensorLayout]:
     """Returns a Llama's tensors in a format that rotates neighbouring pairs of each head."""
-    heads = {'query': model.num_heads, 'key': model.num_kv_heads}
-    prefix = 'blocks/attention/'
-    return [
-        dataclasses.replace(entry, groups=heads[name], pairs=model.head_dim)
-        if (name := entry.paths[0].removeprefix(prefix).split('/')[0]) in heads
-        else entry
-        for entry in LLAMA.layout(model)
-    ]
+    paired = tuple(name for name, ours in TENSORS.items() if ours in _ROTATED)
+    return dataclasses.replace(LLAMA, by_head=paired, in_pairs=paired).layout(model)

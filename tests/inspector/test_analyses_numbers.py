@@ -18,6 +18,7 @@ from gpt_jax.inspector.analyses.residual import Residual
 from gpt_jax.inspector.analyses.token_loss import TokenLoss
 from gpt_jax.inspector.inspector import Inspector
 from gpt_jax.model.cache import make_cache
+from gpt_jax.model.config import PositionKind
 from gpt_jax.train.flops import train_flops_per_token
 from tests.inspector.architectures import SUMS, TOKENS, VARIATIONS, inspect, make_inspector
 
@@ -91,6 +92,8 @@ def test_parts_add_up_to_the_logit(name):
         before = cap * np.arctanh(logits[position] / cap) if cap else logits[position]
         expected = before[found.token] - (0 if against is None else before[against])
         assert found.logit == pytest.approx(expected, rel=1e-4)
+        if inspector.config.position != PositionKind.LEARNED:
+            assert found.position_embedding == 0
         if name == 'differential':
             assert found.sources is None
             continue
@@ -99,6 +102,14 @@ def test_parts_add_up_to_the_logit(name):
         np.testing.assert_allclose(heads, found.heads.values, rtol=1e-4, atol=1e-5 * scale)
         if position > 0:
             assert not found.sources.values[..., position + 1 :].any()
+
+
+def test_sources_are_left_out_where_they_do_not_make_the_heads():
+    inspector, inspection = make_inspector('gpt2'), inspect('gpt2')
+    name = 'blocks.0.attention.value'
+    other = dict(inspection.arrays) | {name: 1.5 * inspection.arrays[name]}
+    inspection = dataclasses.replace(inspection, arrays=other)
+    assert Attribution.run(inspector, TOKENS, inspection=inspection).sources is None
 
 
 def test_a_part_is_what_ablation_takes_away():
@@ -170,6 +181,8 @@ def test_costs_are_those_of_the_rest_of_the_package(name):
     config, length = inspector.config, len(TOKENS)
     cost = Cost.run(inspector, TOKENS)
     assert 3 * cost.flops_per_token == pytest.approx(train_flops_per_token(config, length=length))
+    norm = sum(leaf.size for leaf in jax.tree.leaves(inspector.params['final_norm']))
+    assert cost.output_flops == 2 * (config.vocab_size * config.d_model + norm)
     cache = make_cache(config, first_slot_B=jnp.zeros(1, jnp.int32), slots=length)
     arrays = jax.tree.leaves(cache.layers)
     assert cost.cache_bytes.values.sum() == sum(x.size * x.dtype.itemsize for x in arrays)

@@ -117,7 +117,7 @@ class DifferentialAttention(Tapped):
     def _learned(self) -> Float[Array, '']:
         """Returns the learned part of lambda, which all heads of the layer share."""
         width, dtype = self.config.head_dim // 2, jnp.dtype(self.config.precision.params)
-        init = declare(nn.initializers.normal(0.1), ('head_dim',), role=Role.VECTOR)
+        init = declare(0.1, ('head_dim',), role=Role.VECTOR)
         q1, k1, q2, k2 = (
             self.param(f'lambda_{name}', init, (width,), dtype).astype(jnp.float32)
             for name in ('query_1', 'key_1', 'query_2', 'key_2')
