@@ -90,6 +90,8 @@ class DifferentialAttention(Tapped):
         q_BLHK = q_BLGR2K.swapaxes(3, 4).reshape(B, L, 2 * H, K // 2)
         k_BSGK = project('key', G, 'kv_heads').reshape(B, L, 2 * G, K // 2)
         v_BSGV = project('value', G, 'kv_heads').reshape(B, L, G, K)
+        q_BLHK = self.tap('projected_query', q_BLHK, 'BLHK')
+        k_BSGK = self.tap('projected_key', k_BSGK, 'BSGK')
         position = POSITIONS[c.position]
         if position.rotate is not None:
             q_BLHK = position.rotate(c, q_BLHK, context.positions_BL)

@@ -148,10 +148,12 @@ class LatentAttention(Tapped):
         q_BLHX = self._queries(x).reshape(B, L, H, K + P)
         if (scale := options.score_scale(c)) != 1:
             q_BLHX *= scale
+        q_BLHX = self.tap('projected_query', q_BLHX, 'BLHK')
         q_BLHK, q_BLHP = jnp.split(q_BLHX, [K], -1)
         down = self._linear((c.d_model,), (R + P,), ('embed', 'head_dim'), name='kv_down')
         c_BS1R, r_BS1P = jnp.split(down(x).reshape(B, L, 1, R + P), [R], -1)
         c_BS1R, _ = RMSNorm(c, axis='head_dim', name='kv_norm')(c_BS1R)
+        r_BS1P = self.tap('projected_key', r_BS1P, 'BSGK')  # shared by all heads
         if position.rotate is not None:
             q_BLHP = position.rotate(c, q_BLHP, context.positions_BL)
             r_BS1P = position.rotate(c, r_BS1P, context.positions_BL)
