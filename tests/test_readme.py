@@ -33,6 +33,7 @@ PAGES = [
     'docs/generation.md',
     'docs/weights.md',
     'docs/evaluation.md',
+    'docs/induction.md',
     'docs/speed.md',
     'docs/scale.md',
     'docs/faults.md',
