@@ -161,7 +161,7 @@ def test_top_tokens_are_those_of_the_whole_corpus(gpt, tmp_path):
         corpus=tmp_path / 'corpus.txt',
         layer=1,
         neurons=[5, -1],
-        examples=6,
+        examples=80,
     )
     assert result.neurons == ((1, 5), (1, 23))
     assert result.corpus_tokens == len(corpus)
@@ -171,7 +171,7 @@ def test_top_tokens_are_those_of_the_whole_corpus(gpt, tmp_path):
         hidden[start : start + 16] = part['blocks.1.mlp.hidden'].values[:, [5, 23]]
     hidden[::16] = -np.inf  # the first position of each window
     for values, examples in zip(hidden.T, result.examples, strict=True):
-        best = np.argsort(-values, kind='stable')[:6]
+        best = np.argsort(-values, kind='stable')[:80]
         np.testing.assert_allclose([each['value'] for each in examples], values[best], atol=1e-5)
         for at, each in zip(best, examples, strict=True):
             begin = max(at // 16 * 16, at - 8)
