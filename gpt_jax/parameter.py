@@ -37,6 +37,7 @@ class Parameter(nn.LogicallyPartitioned):
     in_product: bool = struct.field(default=True, pytree_node=False)  # False: only looked up
     active: float = struct.field(default=1.0, pytree_node=False)  # share that a token uses
     step: float = struct.field(default=0.0, pytree_node=False)  # by which BALANCE moves
+    std: float = struct.field(default=0.0, pytree_node=False)  # of normal initial values; 0: others
 
     @property
     def is_stacked(self) -> bool:
@@ -52,7 +53,7 @@ class Parameter(nn.LogicallyPartitioned):
 
 
 def declare(
-    init: Callable[..., Any],
+    init: float | Callable[..., Any],
     axes: tuple[str | None, ...],
     *,
     role: Role,
@@ -61,10 +62,10 @@ def declare(
     active: float = 1.0,
     step: float = 0.0,
 ) -> Callable[..., Parameter]:
-    """Wraps an initializer for `nn.Module.param`, so that it returns a declared parameter.
+    """Returns an initializer for `nn.Module.param` that makes a declared parameter.
 
     Args:
-      init: makes the array.
+      init: the standard deviation of normal initial values, or an initializer.
       axes: the logical name of each dimension.
       role: the group for optimizers.
       inputs: number of leading dimensions that the product with the parameter sums over.
@@ -72,17 +73,20 @@ def declare(
       active: the share of the parameter that a token uses, such as 2 of 8 experts.
       step: by which a parameter of role BALANCE moves per training step.
     """
+    std = 0.0 if callable(init) else init
+    initialize = init if callable(init) else nn.initializers.normal(std)
 
-    @functools.wraps(init)
+    @functools.wraps(initialize)
     def make(*args: Any, **kwargs: Any) -> Parameter:
         return Parameter(
-            init(*args, **kwargs),
+            initialize(*args, **kwargs),
             axes,
             role=role,
             inputs=inputs,
             in_product=in_product,
             active=active,
             step=step,
+            std=std,
         )
 
     return make

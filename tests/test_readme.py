@@ -34,6 +34,7 @@ PAGES = [
     'docs/weights.md',
     'docs/evaluation.md',
     'docs/inspect.md',
+    'docs/induction.md',
     'docs/speed.md',
     'docs/scale.md',
     'docs/faults.md',

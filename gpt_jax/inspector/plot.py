@@ -24,7 +24,7 @@ def plot(array: NamedArray, *, title: str = '', texts: Sequence[str] = (), axes:
         UserError: matplotlib is not installed, or the array has more dimensions.
     """
     try:
-        from matplotlib import pyplot
+        from matplotlib import pyplot, ticker
     except ImportError:
         raise UserError(
             "matplotlib is not installed; pip install matplotlib, or pip install -e '.[plot]'"
@@ -46,6 +46,7 @@ def plot(array: NamedArray, *, title: str = '', texts: Sequence[str] = (), axes:
         axes.figure.colorbar(axes.imshow(values, aspect='auto', **scale), ax=axes)
     for axis, dim in zip((axes.xaxis, axes.yaxis), array.dims[::-1], strict=False):
         axis.set_label_text(dim)
+        axis.set_major_locator(ticker.MaxNLocator(integer=True))
         if dim in TOKENS and len(texts) == array.sizes[dim]:
             labels = [repr(text)[1:-1].replace('$', r'\$') for text in texts]
             axis.set_ticks(range(len(texts)), labels, rotation=90 if axis is axes.xaxis else 0)

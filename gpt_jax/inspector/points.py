@@ -30,31 +30,31 @@ DIMENSIONS = {
 }
 ONCE = ('embedding', 'final_norm', 'logits')  # points outside the layers
 
-# Names of TransformerLens 3, https://transformerlensorg.github.io/TransformerLens, by ours.
+# Names of the TransformerBridge of TransformerLens, https://transformerlensorg.github.io, by ours.
+# Its `hook_normalized` of norms is before their scale and bias, and has no point here.
 TRANSFORMER_LENS = {
     'embedding': 'hook_embed',
     'residual_before': 'hook_resid_pre',
     'residual_middle': 'hook_resid_mid',
     'residual_after': 'hook_resid_post',
-    'attention_input': 'ln1.hook_normalized',
+    'attention_input': 'ln1.hook_out',
     'attention_output': 'hook_attn_out',
-    'mlp_input': 'ln2.hook_normalized',
+    'mlp_input': 'ln2.hook_out',
     'mlp_output': 'hook_mlp_out',
-    'attention.query': 'attn.hook_q',
-    'attention.key': 'attn.hook_k',
+    'attention.projected_query': 'attn.hook_q',
+    'attention.projected_key': 'attn.hook_k',
+    'attention.query': 'attn.hook_rot_q',
+    'attention.key': 'attn.hook_rot_k',
     'attention.value': 'attn.hook_v',
     'attention.scores': 'attn.hook_attn_scores',
     'attention.weights': 'attn.hook_pattern',
     'attention.heads': 'attn.hook_z',
-    'mlp.up': 'mlp.hook_pre',
+    'mlp.pre_activation': 'mlp.hook_pre',
+    'mlp.up': 'mlp.hook_pre_linear',
     'mlp.hidden': 'mlp.hook_post',
-    'final_norm': 'ln_final.hook_normalized',
+    'final_norm': 'ln_final.hook_out',
 }
-_OURS = {theirs: ours for ours, theirs in TRANSFORMER_LENS.items()} | {
-    'attn.hook_rot_q': 'attention.query',
-    'attn.hook_rot_k': 'attention.key',
-    'mlp.hook_pre_linear': 'mlp.up',
-}
+_OURS = {theirs: ours for ours, theirs in TRANSFORMER_LENS.items()}
 
 
 class Point(NamedTuple):

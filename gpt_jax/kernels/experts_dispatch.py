@@ -23,8 +23,11 @@ def route(
     kernel: str,
     expert_axes: tuple[str, ...],
     mlp_axes: tuple[str, ...],
-) -> Float[Array, '... D']:
-    """Returns the sum of each token's experts, weighted by its gates.
+) -> tuple[Float[Array, '... D'], Float[Array, '...']]:
+    """Returns the sum of each token's experts, weighted by its gates, and the number of drops.
+
+    The latter counts the pairs of a token and an expert that found no room in the buffers of this
+    device. Its dimensions have size 1; there is one for each of the tokens' dimensions.
 
     Args:
       x: the tokens of this device.
@@ -46,13 +49,14 @@ def route(
     rows_RD = permute(jnp.repeat(x_TD, k, 0), order_R, inverse_R)
     run = _Experts(kernels, activation, kernel)
     if shards == 1:
-        rows_RD = run(rows_RD, sizes_E)
+        rows_RD, dropped = run(rows_RD, sizes_E), jnp.int32(0)
     else:
-        rows_RD = _exchange(run, rows_RD, sizes_E, tokens=len(x_TD), k=k, axes=expert_axes)
+        rows_RD, dropped = _exchange(run, rows_RD, sizes_E, tokens=len(x_TD), k=k, axes=expert_axes)
     y_TkD = permute(rows_RD, inverse_R, order_R).reshape(-1, k, D)
     gates_Tk = gates.reshape(-1, k).astype(y_TkD.dtype)
     y_TD = jnp.einsum('TkD,Tk->TD', y_TkD, gates_Tk)
-    return jax.lax.psum(y_TD, mlp_axes).reshape(x.shape)
+    y = jax.lax.psum(y_TD, mlp_axes).reshape(x.shape)
+    return y, dropped.astype(jnp.float32).reshape((1,) * (x.ndim - 1))
 
 
 @jax.custom_vjp
@@ -85,12 +89,15 @@ class _Experts:
 
 def _exchange(
     run: _Experts, rows_RD: jax.Array, sizes_E: jax.Array, *, tokens: int, k: int, axes
-) -> jax.Array:
-    """Runs rows that are sorted by expert on the devices of their experts."""
+) -> tuple[jax.Array, jax.Array]:
+    """Runs rows that are sorted by expert on the devices of their experts.
+
+    Returns the results, and the number of rows that were not sent.
+    """
     shards = jax.lax.axis_size(axes)
     sizes_PE = sizes_E.reshape(shards, -1)  # P: devices
     P, E = sizes_PE.shape
-    room = tokens * min(k, E)  # a token goes to each expert once at most
+    room = _room(tokens, min(k, E))
     counts_P = sizes_PE.sum(1)
     begins_P = jnp.cumsum(counts_P) - counts_P
     slots_S = jnp.arange(room)
@@ -109,7 +116,12 @@ def _exchange(
     rows_PSD = _all_to_all(rows_MD, axes)
     index_R = jnp.arange(len(rows_RD))
     device_R = jnp.sum(jnp.cumsum(counts_P)[None] <= index_R[:, None], -1)
-    return rows_PSD[device_R, index_R - begins_P[device_R]]
+    return rows_PSD[device_R, index_R - begins_P[device_R]], len(rows_RD) - is_sent_PS.sum()
+
+
+def _room(tokens: int, choices: int) -> int:
+    """Returns the number of rows that a device may send to another: all of its tokens."""
+    return tokens * choices  # a token goes to each expert once at most
 
 
 def _all_to_all(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:

@@ -184,8 +184,8 @@ class Table(nn.Module):
 
     def setup(self):
         c = self.config
-        normal = nn.initializers.normal(c.init.std)
-        init = declare(normal, ('vocab', 'embed'), role=Role.EMBEDDING, in_product=self.in_product)
+        axes = ('vocab', 'embed')
+        init = declare(c.init.std, axes, role=Role.EMBEDDING, in_product=self.in_product)
         shape = (c.padded_vocab_size, c.d_model)
         self.table = self.param('table', init, shape, jnp.dtype(c.precision.params))
 

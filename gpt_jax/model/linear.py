@@ -34,13 +34,12 @@ class Linear(nn.Module):
         std = c.init.std
         if self.residual and c.init.scale_residual:
             std /= math.sqrt(2 * c.num_layers)
-        normal, zeros = nn.initializers.normal(std), nn.initializers.zeros_init()
         split, dtype = len(self.inputs), jnp.dtype(c.precision.params)
-        init = declare(normal, self.axes, role=Role.HIDDEN, inputs=split)
+        init = declare(std, self.axes, role=Role.HIDDEN, inputs=split)
         self.kernel = self.param('kernel', init, self.inputs + self.outputs, dtype)
         self.bias = None
         if c.use_bias if self.use_bias is None else self.use_bias:
-            init = declare(zeros, self.axes[split:], role=Role.VECTOR)
+            init = declare(nn.initializers.zeros_init(), self.axes[split:], role=Role.VECTOR)
             self.bias = self.param('bias', init, self.outputs, dtype)
 
     def __call__(self, x: Float[Array, '... I']) -> Float[Array, '... O']:

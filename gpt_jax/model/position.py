@@ -4,6 +4,7 @@ An encoding acts in one of three places: it adds to the token embeddings, rotate
 keys, or lowers attention scores with distance. `POSITIONS` lists the place of each.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -29,8 +30,8 @@ class LearnedPosition(nn.Module):
     ) -> Float[Array, 'B L D']:
         """Returns the token embeddings plus the vectors of their positions."""
         c = self.config
-        normal = nn.initializers.normal(c.init.std)
-        init = declare(normal, ('positions', 'embed'), role=Role.EMBEDDING, in_product=False)
+        axes = ('positions', 'embed')
+        init = declare(c.init.std, axes, role=Role.EMBEDDING, in_product=False)
         shape = (c.position_offset + c.max_seq_len, c.d_model)
         table = self.param('table', init, shape, jnp.dtype(c.precision.params))
         if c.position_offset:
@@ -127,6 +128,11 @@ def _yarn_range(rope: RopeConfig, half: int) -> tuple[float, float]:
         low, high = np.floor(low), np.ceil(high)
     low, high = max(low, 0), min(high, 2 * half - 1)
     return float(low), float(high + 0.001 * (low == high))
+
+
+def yarn_growth(rope: RopeConfig) -> float:
+    """Returns what YaRN's `mscale` is multiplied by: a tenth of the logarithm of the scaling."""
+    return 0.1 * math.log(rope.scaling) if rope.scaling > 1 else 0.0
 
 
 def alibi_slopes(config: CommonConfig) -> Float[Array, 'H']:

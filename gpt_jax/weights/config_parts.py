@@ -1,13 +1,13 @@
 """Parts of a config.json of transformers, each read and written by one description."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from gpt_jax.config_tree import get_value, set_value
 from gpt_jax.errors import UserError
-from gpt_jax.model.config import ModelConfig
+from gpt_jax.model.config import ModelConfig, RopeConfig
+from gpt_jax.model.position import yarn_growth
 from gpt_jax.weights.layout import ANY
 from gpt_jax.weights.source import ConfigReader
 
@@ -143,6 +143,7 @@ class Rope(Part):
     """The rotary settings: `rope_parameters`, or keys of their own before transformers 5.
 
     `fraction` is the name of the key of the rotated part; '' if the family rotates whole heads.
+    `mscale` is the knob of YaRN's `mscale_all_dim` if the family scales its scores by it.
     """
 
     kinds: tuple[str, ...] = ('default', 'linear', 'llama3', 'yarn')
@@ -150,6 +151,7 @@ class Rope(Part):
     default_base: float = 10000.0
     fraction: str = ''
     default_fraction: float = 1.0
+    mscale: str = ''
 
     def read(self, c: ConfigReader, model: ModelConfig) -> None:
         """Sets the knobs of `config.model.rope`."""
@@ -190,7 +192,9 @@ class Rope(Part):
             rope.low_freq_factor = r.take_float('low_freq_factor')
             rope.high_freq_factor = r.take_float('high_freq_factor')
         if kind == 'yarn':
-            _read_yarn(r, model)
+            scale_all = _read_yarn(r, model)
+            if self.mscale:
+                set_value(model, self.mscale, scale_all)
         r.finish(())
 
     def write(self, model: ModelConfig) -> dict[str, Any]:
@@ -209,6 +213,8 @@ class Rope(Part):
                 'attention_factor': rope.attention_factor,
             }
             values |= {} if rope.yarn_truncate else {'truncate': False}
+            if self.mscale and (scale_all := get_value(model, self.mscale)):
+                values |= _mscales(rope, scale_all)
         elif rope.original_seq_len:
             values |= original | {
                 'rope_type': 'llama3',
@@ -236,6 +242,7 @@ class Rope(Part):
         only: dict[str, Any] = {} if 'linear' in self.kinds else {'rope.scaling': (1.0,)}
         if 'llama3' not in self.kinds:
             only['rope.original_seq_len'] = (0,)
+        only |= {self.mscale: ANY} if self.mscale else {}
         return only | {f'rope.{name}': ANY for name in names}
 
     def obstacle(self, model: ModelConfig) -> str:
@@ -246,8 +253,8 @@ class Rope(Part):
         return ''
 
 
-def _read_yarn(r: ConfigReader, model: ModelConfig) -> None:
-    """Sets the knobs of YaRN's scaling; a file may derive its factors from other keys."""
+def _read_yarn(r: ConfigReader, model: ModelConfig) -> float:
+    """Sets the knobs of YaRN's scaling, which other keys may imply; returns `mscale_all_dim`."""
     rope = model.rope
     rope.yarn = True
     rope.original_seq_len = r.take_int('original_max_position_embeddings', model.max_seq_len)
@@ -256,8 +263,19 @@ def _read_yarn(r: ConfigReader, model: ModelConfig) -> None:
     rope.beta_slow = r.take_float('beta_slow', 0.0) or 1.0
     rope.yarn_truncate = r.take_bool('truncate', True)
     scale, scale_all = r.take_float('mscale', 0.0), r.take_float('mscale_all_dim', 0.0)
-    growth = 0.1 * math.log(rope.scaling) if rope.scaling > 1 else 0.0
+    growth = yarn_growth(rope)
     derived = 1 + growth
     if scale and scale_all:
         derived = (1 + scale * growth) / (1 + scale_all * growth)
     rope.attention_factor = r.take_float('attention_factor', derived)
+    return scale_all
+
+
+def _mscales(rope: RopeConfig, scale_all: float) -> dict[str, float]:
+    """Returns the keys of the scores' scale.
+
+    Programs that do not know `attention_factor` derive it from both, as `_read_yarn` does.
+    """
+    growth = yarn_growth(rope)
+    scale = (rope.attention_factor * (1 + scale_all * growth) - 1) / growth if growth else 1.0
+    return {'mscale_all_dim': scale_all, 'mscale': round(scale, 6)}

@@ -1,5 +1,6 @@
 """Export of a trained run to one GGUF file, which llama.cpp runs."""
 
+import itertools
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,14 +15,19 @@ from gpt_jax.model.config import ModelConfig
 from gpt_jax.model.gpt import parameter_groups
 from gpt_jax.parallel import peers
 from gpt_jax.tokenizer import Tokenizer
-from gpt_jax.weights import gguf_architecture as architectures
 from gpt_jax.weights.credits import NO_CREDITS, README, Credits
-from gpt_jax.weights.export import choose_family, named_tensors
+from gpt_jax.weights.export import named_tensors
+from gpt_jax.weights.gguf_architecture import (
+    ROPE_FACTORS,
+    Architecture,
+    experts_name,
+    rope_factors,
+)
+from gpt_jax.weights.gguf_families import choose
 from gpt_jax.weights.gguf_file import load_library
 from gpt_jax.weights.gguf_tokenizer import tokenizer_metadata
-from gpt_jax.weights.layout import TABLES, check_complete
+from gpt_jax.weights.layout import TABLES, TensorLayout, check_complete
 from gpt_jax.weights.model_card import model_card
-from gpt_jax.weights.rope_pairs import to_pairs
 from gpt_jax.weights.sampling import NO_SAMPLING, to_gguf
 
 FILE = 'model.gguf'
@@ -32,8 +38,8 @@ _TYPES = {
     'bfloat16': ('BF16', 'MOSTLY_BF16'),
     'q8_0': ('Q8_0', 'MOSTLY_Q8_0'),
 }
-# llama.cpp combines these with activations, in float32 only.
-_ALWAYS_FLOAT32 = ('position_embd.weight', architectures.ROPE_FACTORS)
+# llama.cpp combines the first two with activations, in float32 only, and never narrows routers.
+_ALWAYS_FLOAT32 = ('position_embd.weight', ROPE_FACTORS, 'ffn_gate_inp.weight')
 _UNUSED = 5  # tokenizer.ggml.token_type
 
 
@@ -53,28 +59,24 @@ def export_gguf(
     multiple of the quantisation block are float16.
     """
     gguf = load_library()
-    architecture = choose_family(model).from_model(model)['model_type']
-    if architecture not in architectures.ARCHITECTURES:
-        raise UserError(f'--format gguf has no {architecture}; --format hf takes it')
-    if reason := architectures.obstacle(model, architecture=architecture):
-        raise UserError(f"llama.cpp's {architecture} has no {reason}; --format hf takes it")
+    architecture = choose(model)
     metadata = tokenizer_metadata(tokenizer)
-    layout = architectures.layout(model, architecture=architecture)
-    check_complete(layout, params, format=f"llama.cpp's {architecture}")
-    tensors = _tensors(model, params, layout, architecture=architecture)
+    layout = architecture.layout(model)
+    check_complete(layout, params, format=f"llama.cpp's {architecture.name}")
+    tensors = _tensors(model, params, layout, architecture)
     if not peers.is_primary():
         for _ in tensors:
             pass
         return []
-    writer = gguf.GGUFWriter(None, architecture)
+    writer = gguf.GGUFWriter(None, architecture.name)
     kind, file_kind = _TYPES[dtype]
     writer.add_type('model')
     writer.add_file_type(gguf.LlamaFileType[file_kind])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for key, value in {**credits.to_gguf(), **to_gguf(sampling)}.items():
         _add(writer, key, value)
-    for key, value in architectures.from_model(model, architecture=architecture).items():
-        _add(writer, f'{architecture}.{key}', value)
+    for key, value in architecture.from_model(model).items():
+        _add(writer, f'{architecture.name}.{key}', value)
     for key, value in _padded(metadata, model.vocab_size).items():
         _add(writer, f'tokenizer.ggml.{key}', value)
     if tokenizer.chat_template is not None:
@@ -89,43 +91,52 @@ def export_gguf(
         writer.write_header_to_file(pathlib.Path(file.name))
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for name, tensor in tensors:
-            writer.write_tensor_data(_convert(gguf, name, tensor, types[name]))
+        for name, parts in itertools.groupby(tensors, lambda tensor: experts_name(tensor[0])):
+            stored = [_convert(gguf, name, part, types[name]) for _, part in parts]
+            writer.write_tensor_data(stored[0] if len(stored) == 1 else np.stack(stored))
         writer.close()
-    card = model_card(model, tokenizer, architecture=architecture, library='gguf', credits=credits)
+    card = model_card(
+        model, tokenizer, architecture=architecture.name, library='gguf', credits=credits
+    )
     files.write_text(folder / README, card)
     return [FILE, README]
 
 
 def _tensors(
-    model: ModelConfig, params: Any, layout: list, *, architecture: str
+    model: ModelConfig, params: Any, layout: list[TensorLayout], architecture: Architecture
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields every tensor in float32, one at a time on the host. Collective."""
+    """Yields every tensor of the layout in float32, one at a time on the host. Collective."""
     for name, tensor in named_tensors(model, params, layout, np.float32):
-        yield (
-            name,
-            architectures.reorder(to_pairs, name, tensor, model, architecture=architecture),
-        )
-    if model.rope.original_seq_len:
-        yield architectures.ROPE_FACTORS, architectures.rope_factors(model)
+        yield name, architecture.store(name, tensor, model)
+    if _has_rope_factors(model):
+        yield ROPE_FACTORS, rope_factors(model)
 
 
-def _shapes(model: ModelConfig, params: Any, layout: list) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yields names and shapes in the order of `_tensors`."""
+def _shapes(
+    model: ModelConfig, params: Any, layout: list[TensorLayout]
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yields names and shapes of the file's tensors in the order of `_tensors`."""
     leaves, groups = named_leaves(params), parameter_groups(model)
-    shapes = {path: x.shape[path.startswith('blocks/') :] for path, x in leaves.items()}
-    for path in TABLES:
-        if path in shapes:
-            shapes[path] = (model.vocab_size, *shapes[path][1:])
     for entry in layout:
-        for name in entry.names(model.num_layers).values():
-            yield name, entry.shape(shapes, groups)
-    if model.rope.original_seq_len:
-        yield architectures.ROPE_FACTORS, (model.head_dim // 2,)
+        shapes = {path: leaves[path].shape[entry.axes :] for path in entry.paths}
+        if entry.paths[0] in TABLES:
+            shapes = {path: (model.vocab_size, *shape[1:]) for path, shape in shapes.items()}
+        shape = entry.shape(shapes, groups)
+        if entry.experts:
+            shape = (entry.experts, *shape)
+        names = entry.names(model.num_layers).values()
+        for name in dict.fromkeys(map(experts_name, names)):
+            yield name, shape
+    if _has_rope_factors(model):
+        yield ROPE_FACTORS, (model.head_dim // 2,)
+
+
+def _has_rope_factors(model: ModelConfig) -> bool:
+    return bool(model.rope.original_seq_len) and not model.rope.yarn
 
 
 def _stored_type(gguf: Any, name: str, shape: tuple[int, ...], kind: str) -> str:
-    if len(shape) == 1 or name in _ALWAYS_FLOAT32:
+    if len(shape) == 1 or name.endswith(_ALWAYS_FLOAT32):
         return 'F32'
     block, _ = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
     return kind if shape[-1] % block == 0 else 'F16'

@@ -8,7 +8,7 @@ import functools
 import importlib
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,10 +18,10 @@ from gpt_jax.config_tree import freeze
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.weights import credits, sampling
-from gpt_jax.weights import gguf_architecture as architectures
+from gpt_jax.weights import gguf_families as families
+from gpt_jax.weights.gguf_architecture import ROPE_FACTORS, Architecture, expert_name
 from gpt_jax.weights.gguf_header import ARCHITECTURE, TensorInfo, read_header
 from gpt_jax.weights.gguf_tokenizer import read_tokenizer
-from gpt_jax.weights.rope_pairs import from_pairs
 from gpt_jax.weights.source import Source, StoredTensor, optional_text, without_keys
 
 _FLOATS = {'F32': np.float32, 'F16': np.float16, 'BF16': jnp.bfloat16, 'F64': np.float64}
@@ -29,7 +29,7 @@ _TOKENIZER = 'tokenizer.ggml.'
 
 
 def read(path: pathlib.Path, ignore_keys: Sequence[str] = ()) -> Source:
-    """Reads `NAME.gguf` of one of `gguf_architecture.ARCHITECTURES`.
+    """Reads `NAME.gguf` of one of `gguf_families.NAMES`.
 
     Only keys below the architecture's name and the tokenizer's affect the logits. Of the others,
     only those of `credits` and `sampling` are read.
@@ -39,31 +39,37 @@ def read(path: pathlib.Path, ignore_keys: Sequence[str] = ()) -> Source:
             parts; or a key, an architecture or a tensor type is not supported (named).
     """
     load_library()
-    header = read_header(path, architectures.ARCHITECTURES)
+    header = read_header(path, families.NAMES)
     metadata = without_keys(header.metadata, ignore_keys, name=str(path))
     kind = metadata[ARCHITECTURE]
     if metadata.pop('split.count', 1) not in (0, 1):
         raise UserError(f'{path} is one part of several; join them with llama-gguf-split --merge')
     data = np.memmap(path, mode='r')[header.data_offset :]
     tensors = {tensor.name: _stored(path, tensor, data) for tensor in header.tensors}
-    factors = tensors.pop(architectures.ROPE_FACTORS, None)
+    factors = tensors.pop(ROPE_FACTORS, None)
     table = tensors.get('token_embd.weight')
     if table is None:
         raise UserError(f'{path} has no token_embd.weight; it holds no whole model')
-    model = architectures.to_model(
-        _below(metadata, f'{kind}.') | {'architecture': kind},
+    keys = _below(metadata, f'{kind}.')
+    architecture = families.find(kind, keys)
+    model = architecture.to_model(
+        keys,
         vocab_size=table.shape[0],
-        tie_embeddings=architectures.OUTPUT not in tensors,
+        names=tensors,
         rope_factors=factors.read() if factors else None,
         name=str(path),
     )
     model = freeze(model)
+    experts = getattr(model.mlp, 'num_experts', 0)
+    parts = (part for tensor in header.tensors for part in _experts(tensor, experts))
     return Source(
         name=str(path),
         model=model,
-        layout=architectures.layout(model, architecture=kind),
+        layout=architecture.layout(model),
         tensors={
-            name: _in_our_order(name, tensor, model, kind) for name, tensor in tensors.items()
+            part.name: _loaded(architecture, part.name, _stored(path, part, data), model)
+            for part in parts
+            if part.name != ROPE_FACTORS
         },
         tokenizer=read_tokenizer(_below(metadata, _TOKENIZER), name=str(path)),
         chat_template=optional_text(
@@ -116,6 +122,18 @@ def _stored(path: pathlib.Path, tensor: TensorInfo, data: np.ndarray) -> StoredT
     return StoredTensor(tensor.shape, functools.partial(_read, stored, kind))
 
 
+def _experts(tensor: TensorInfo, count: int) -> Iterator[TensorInfo]:
+    """Yields the experts of a tensor that holds all of a layer, so that each is read alone."""
+    if '_exps.' not in tensor.name or len(tensor.shape) != 3 or tensor.shape[0] != count:
+        yield tensor
+        return
+    block, size = load_library().GGML_QUANT_SIZES[tensor.kind]
+    num_bytes = math.prod(tensor.shape[1:]) // block * size
+    for expert in range(count):
+        offset = tensor.offset + expert * num_bytes
+        yield TensorInfo(expert_name(tensor.name, expert), tensor.shape[1:], tensor.kind, offset)
+
+
 @functools.cache
 def _is_readable(kind: Any) -> bool:
     """Returns whether the library can de-quantise a type, by trying it on a block of zeros."""
@@ -136,8 +154,10 @@ def _read(stored: np.ndarray, kind: Any) -> np.ndarray:
     return load_library().quants.dequantize(stored, kind)
 
 
-def _in_our_order(name: str, tensor: StoredTensor, model: ModelConfig, kind: str) -> StoredTensor:
-    def read_turned() -> np.ndarray:
-        return architectures.reorder(from_pairs, name, tensor.read(), model, architecture=kind)
+def _loaded(
+    architecture: Architecture, name: str, tensor: StoredTensor, model: ModelConfig
+) -> StoredTensor:
+    def read() -> np.ndarray:
+        return architecture.load(name, tensor.read(), model)
 
-    return StoredTensor(tensor.shape, read_turned)
+    return StoredTensor(tensor.shape, read)

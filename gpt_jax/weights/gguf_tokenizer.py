@@ -19,6 +19,7 @@ _NORMAL, _UNKNOWN, _CONTROL, _USERS, _UNUSED = 1, 2, 3, 4, 5  # tokenizer.ggml.t
 _GPT2_RULE = 'gpt-2'
 _LLAMA3_RULE = 'llama-bpe'
 _QWEN2_RULE = 'qwen2'
+_DBRX_RULE = 'dbrx'
 # Pre-tokenization by tokenizer.ggml.pre: the equivalent steps of a tokenizer.json, as in the
 # models that llama.cpp named the rules after (`RULES`).
 _WORDS = (
@@ -46,6 +47,14 @@ RULES: dict[str, list[dict[str, Any]]] = {
     'smollm': [{'type': 'Digits', 'individual_digits': True}, _byte_level(True)],
     _LLAMA3_RULE: [_split(_WORDS.format(digits='{1,3}')), _byte_level(False)],
     _QWEN2_RULE: [_split(_WORDS.format(digits='')), _byte_level(False)],
+    _DBRX_RULE: [_split(_WORDS.format(digits='{1,3}')), _byte_level(False)],  # merges as usual
+}
+# Other names of these rules in files: Pythia and OLMo, StableLM 2, Smaug.
+_SAME_RULES = {
+    'mpt': _GPT2_RULE,
+    'olmo': _GPT2_RULE,
+    'stablelm2': _QWEN2_RULE,
+    'smaug-bpe': _DBRX_RULE,
 }
 # Keys below tokenizer.ggml. that affect neither the ids of a text nor its start and end tokens.
 _INERT = (
@@ -88,7 +97,8 @@ def read_tokenizer(metadata: Mapping[str, Any], *, name: str) -> TableTokenizer 
         eot_id = 2 if eot_id is None else eot_id
         begins = True if begins is None else begins
     else:
-        rule = c.require('pre', None, *RULES)
+        rule = c.require('pre', None, *RULES, *_SAME_RULES)
+        rule = _SAME_RULES.get(rule, rule)
         if rule is None:
             raise UserError(
                 f'{name} has no tokenizer.ggml.pre, which says how texts are split; convert the '

@@ -20,6 +20,7 @@ from gpt_jax.errors import UserError
 from gpt_jax.fingerprint import named_leaves
 from gpt_jax.model.config import ModelConfig, PositionKind
 from gpt_jax.parameter import ParameterGroups, Role
+from gpt_jax.weights.rope_pairs import from_pairs, to_pairs
 
 TABLES = ('embedding/table', 'output/table')  # ours have padding rows
 
@@ -67,6 +68,7 @@ class TensorLayout:
     paths: tuple[str, ...]  # our parameters; several are concatenated along their outputs
     transposed: bool = False  # [outputs, inputs], as torch's Linear has it
     groups: int = 1  # parts into which outputs are cut before they are joined (GPT-NeoX: heads)
+    pairs: int = 0  # last outputs of each group, of which the format rotates neighbouring pairs
     layers: Sequence[int] = ()  # of {layer}: those over which ours are stacked; (): all
     experts: int = 0  # of a name with {expert}: their number
 
@@ -109,9 +111,10 @@ class TensorLayout:
         shapes: Mapping[str, Sequence[int]],
         groups: ParameterGroups,
     ) -> dict[str, np.ndarray]:
-        """Returns views of the format's tensor as our parameters without `axes`."""
+        """Returns the format's tensor as our parameters without `axes`; views, but for `pairs`."""
         matrix = tensor.T if self.transposed else tensor
         matrix = matrix.reshape(*matrix.shape[:-1], self.groups, -1)
+        matrix = from_pairs(matrix, self.pairs) if self.pairs else matrix
         parts, start = {}, 0
         for path in self.paths:
             outputs = _matrix_shape(path, shapes[path], groups)[-1] // self.groups
@@ -126,6 +129,7 @@ class TensorLayout:
             shape = _matrix_shape(path, parts[path].shape, groups)
             matrices.append(parts[path].reshape(*shape[:-1], self.groups, -1))
         matrix = matrices[0] if len(matrices) == 1 else np.concatenate(matrices, -1)
+        matrix = to_pairs(matrix, self.pairs) if self.pairs else matrix
         matrix = matrix.reshape(*matrix.shape[:-2], -1)
         return np.ascontiguousarray(matrix.T if self.transposed else matrix)
 

@@ -5,10 +5,20 @@ biases; grouped-query attention since Llama 2. Mistral adds a sliding window, Qw
 query, key and value; Qwen3 normalises queries and keys. SmolLM2 and TinyLlama are Llama models.
 """
 
-from gpt_jax.model.config import MLPKind, NormKind, NormPlacement, PositionKind, QKNorm
+import dataclasses
+
+from gpt_jax.model.config import (
+    MLPKind,
+    ModelConfig,
+    NormKind,
+    NormPlacement,
+    PositionKind,
+    QKNorm,
+)
 from gpt_jax.weights.config_parts import DerivedHeadDim, Key, Require, Rope
 from gpt_jax.weights.described_family import DescribedFamily
 from gpt_jax.weights.layer_parts import LayerWindows, Window, from_layer_on
+from gpt_jax.weights.layout import TensorLayout
 
 # Activations of the MLP's gate. geglu uses the tanh form of GELU.
 ACTIVATIONS = {'silu': MLPKind.SWIGLU, 'gelu_pytorch_tanh': MLPKind.GEGLU}
@@ -106,4 +116,11 @@ MISTRAL = DescribedFamily(
     tensors=TENSORS,
     without_weights=WITHOUT_WEIGHTS,
 )
+_ROTATED = ('blocks/attention/query', 'blocks/attention/key')
 FAMILIES = (LLAMA, QWEN2, QWEN3, MISTRAL)
+
+
+def layout_in_pairs(model: ModelConfig) -> list[TensorLayout]:
+    """Returns a Llama's tensors in a format that rotates neighbouring pairs of each head."""
+    paired = tuple(name for name, ours in TENSORS.items() if ours in _ROTATED)
+    return dataclasses.replace(LLAMA, by_head=paired, in_pairs=paired).layout(model)

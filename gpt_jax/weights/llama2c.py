@@ -1,8 +1,8 @@
 """Reader of llama2.c: a `.bin` with a header and float32 weights, next to a `tokenizer.bin`.
 
 The layout is that of `export.py` (version 0) and `run.c` in
-https://github.com/karpathy/llama2.c: seven int32, then each kind of tensor for all layers. The
-rows of queries and keys are in the order of `rope_pairs`.
+https://github.com/karpathy/llama2.c: seven int32, then each kind of tensor for all layers. It
+rotates neighbouring rows of queries and keys.
 """
 
 import dataclasses
@@ -26,7 +26,6 @@ from gpt_jax.model.config import (
 from gpt_jax.tokenizer.base import TableTokenizer
 from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 from gpt_jax.weights import llama
-from gpt_jax.weights.rope_pairs import from_pairs
 from gpt_jax.weights.sentencepiece_pieces import Piece, make_tokenizer
 from gpt_jax.weights.source import Source, StoredTensor, without_keys
 
@@ -86,7 +85,7 @@ def read(path: pathlib.Path, ignore_keys: Sequence[str] = ()) -> Source:
     return Source(
         name=str(path),
         model=model,
-        layout=llama.LLAMA.layout(model),
+        layout=llama.layout_in_pairs(model),
         tensors=_tensors(path, model),
         tokenizer=_find_tokenizer(path, model.vocab_size),
     )
@@ -98,7 +97,6 @@ class _Part:
 
     name: str
     shape: tuple[int, ...]
-    reorder_heads: int = 0
 
 
 def parts(model: ModelConfig) -> list[_Part]:
@@ -111,8 +109,8 @@ def parts(model: ModelConfig) -> list[_Part]:
     return [
         _Part('model.embed_tokens.weight', (model.vocab_size, d)),
         _Part(f'{layer}input_layernorm.weight', (d,)),
-        _Part(f'{layer}self_attn.q_proj.weight', (heads * k, d), reorder_heads=heads),
-        _Part(f'{layer}self_attn.k_proj.weight', (kv_heads * k, d), reorder_heads=kv_heads),
+        _Part(f'{layer}self_attn.q_proj.weight', (heads * k, d)),
+        _Part(f'{layer}self_attn.k_proj.weight', (kv_heads * k, d)),
         _Part(f'{layer}self_attn.v_proj.weight', (kv_heads * k, d)),
         _Part(f'{layer}self_attn.o_proj.weight', (d, heads * k)),
         _Part(f'{layer}post_attention_layernorm.weight', (d,)),
@@ -150,8 +148,7 @@ def _tensors(path: pathlib.Path, model: ModelConfig) -> dict[str, StoredTensor]:
 
 def _read(path: pathlib.Path, offset: int, part: _Part) -> np.ndarray:
     start = HEADER.size + 4 * offset
-    matrix = np.memmap(path, dtype='<f4', mode='r', offset=start, shape=part.shape)
-    return from_pairs(matrix, part.reorder_heads) if part.reorder_heads else matrix
+    return np.memmap(path, dtype='<f4', mode='r', offset=start, shape=part.shape)
 
 
 def _find_tokenizer(path: pathlib.Path, vocab_size: int) -> TableTokenizer | None:

@@ -20,7 +20,6 @@ from gpt_jax.weights.export import named_tensors
 from gpt_jax.weights.layout import check_complete, unsupported
 from gpt_jax.weights.llama2c import BOS, BYTE_PIECES, CONTROL_PIECES, HEADER, parts
 from gpt_jax.weights.model_card import model_card
-from gpt_jax.weights.rope_pairs import to_pairs
 from gpt_jax.weights.sampling import NO_SAMPLING
 from gpt_jax.weights.sentencepiece_pieces import USER_DEFINED, Piece, list_pieces
 
@@ -58,7 +57,7 @@ def export_llama2c(
         raise UserError(f'--format llama2c holds float32 only, not {dtype}; add --dtype float32')
     _check_model(model)
     pieces = _pieces(model, tokenizer)
-    entries = {entry.name: entry for entry in llama.LLAMA.layout(model)}
+    entries = {entry.name: entry for entry in llama.layout_in_pairs(model)}
     layout = [entries[part.name] for part in parts(model) if part.name]
     check_complete(layout, params, format='llama2.c')
     numbers = _numbers(model, params)
@@ -120,14 +119,14 @@ def _pieces(model: ModelConfig, tokenizer: Tokenizer) -> list[Piece]:
 
 def _numbers(model: ModelConfig, params: Any) -> Iterator[np.ndarray]:
     """Yields the tensors after the header, one at a time on the host. Collective."""
-    entries = {entry.name: entry for entry in llama.LLAMA.layout(model)}
+    entries = {entry.name: entry for entry in llama.layout_in_pairs(model)}
     waves = iter(_waves(model))
     for part in parts(model):
         if not part.name:
             yield next(waves)
             continue
         for _, tensor in named_tensors(model, params, [entries[part.name]], np.float32):
-            yield to_pairs(tensor, part.reorder_heads) if part.reorder_heads else tensor
+            yield tensor
 
 
 def _waves(model: ModelConfig) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,13 @@ from gpt_jax.model.config import QKNorm
 from gpt_jax.model.mlp import MixtureOfExperts
 from gpt_jax.weights.config_parts import Key, Rope
 from gpt_jax.weights.described_family import DescribedFamily
-from gpt_jax.weights.expert_parts import INERT, NORMALIZED, BalanceLoss, DenseLayers, expert_tensors
+from gpt_jax.weights.expert_parts import (
+    INERT,
+    NORMALIZED,
+    AnyDenseLayers,
+    BalanceLoss,
+    expert_tensors,
+)
 from gpt_jax.weights.layer_parts import Window
 from gpt_jax.weights.llama import (
     ACTIVATION,
@@ -40,7 +46,7 @@ QWEN3_MOE = DescribedFamily(
         TIED,
         ATTENTION_BIAS,
         Window(default=4096, switched=True),
-        DenseLayers(),
+        AnyDenseLayers(),
         Rope(),
     ),
     tensors=TENSORS | expert_tensors('mlp', gate='gate_proj', up='up_proj', down='down_proj'),

@@ -17,6 +17,7 @@ from gpt_jax.tokenizer.bpe import BpeTokenizer
 from gpt_jax.tokenizer.bpe_vocabulary import TOKENIZER_JSON, check_pair
 from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 from gpt_jax.weights import credits, gpt2, llama, native, safetensors_files, sampling
+from gpt_jax.weights.deepseek_v2 import DEEPSEEK_V2
 from gpt_jax.weights.described_family import DescribedFamily
 from gpt_jax.weights.gemma2 import GEMMA2
 from gpt_jax.weights.gemma3 import GEMMA3
@@ -98,6 +99,7 @@ FAMILIES: tuple[Family | DescribedFamily, ...] = (
     QWEN3_MOE,
     SMOLLM3,
     GEMMA3,
+    DEEPSEEK_V2,
     _family(native),
 )
 

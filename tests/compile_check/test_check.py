@@ -3,12 +3,13 @@
 import importlib.util
 import json
 import pathlib
+import types
 import uuid
 
 import jax
 import pytest
 
-from gpt_jax.compile_check.check import _kept_out_of_the_cache, _refused
+from gpt_jax.compile_check.check import _kept_out_of_the_cache, _refused, _usage
 from gpt_jax.main import main
 from gpt_jax.train.memory import MemoryPlan
 
@@ -34,6 +35,7 @@ def test_a_step_that_fits(tmp_path, capsys):
     assert report['device_count'] == 4
     parts = ('parameters', 'optimizer_state', 'gradients', 'logits', 'activations', 'code')
     assert sum(report[part] for part in parts) == pytest.approx(report['peak_bytes'], rel=0.01)
+    assert report['peak_bytes'] < report['limit_bytes']
     assert 2e5 < report['parameters'] < report['peak_bytes'] < 2e7
     kinds = {each['kind']: each['sent_bytes'] for each in report['traffic']['traffic']}
     assert sum(kinds.values()) > report['parameters'] / 2
@@ -98,6 +100,17 @@ def test_what_no_device_here_can_read_stays_out_of_the_compilation_cache():
     with _kept_out_of_the_cache():
         assert not kept(name + 'a')
     assert kept(name + 'b')
+
+
+@pytest.mark.parametrize(
+    'platform, temporaries, total', [('tpu', 20, 16), ('tpu', 8, 11), ('gpu', 20, 23)]
+)
+def test_a_step_that_a_tpu_compiler_accepts_is_not_larger_than_the_memory(
+    platform, temporaries, total
+):
+    sizes = dict(argument=2, output=3, alias=3, temp=temporaries, generated_code=1)
+    memory = types.SimpleNamespace(**{f'{k}_size_in_bytes': v for k, v in sizes.items()})
+    assert sum(_usage(memory, platform, 16)) == total
 
 
 GIB = 2**30

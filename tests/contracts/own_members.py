@@ -10,6 +10,7 @@ from gpt_jax.model.attention.attend import run_attention
 from gpt_jax.model.attention.base import BaseAttention
 from gpt_jax.model.linear import Linear
 from gpt_jax.model.mlp.base import BaseMLP
+from gpt_jax.model.taps import Tapped
 from gpt_jax.parameter import Role, declare
 
 
@@ -27,7 +28,7 @@ class Tempered(BaseAttention):
         return 4.0 * config.num_heads * config.head_dim * span
 
 
-class TemperedAttention(nn.Module):
+class TemperedAttention(Tapped):
     config: object
     kernel: str
     window: int
@@ -46,7 +47,8 @@ class TemperedAttention(nn.Module):
             cache = cache.write(context.mask.first_query_slot, key_and_value=k_BSGK)
             k_BSGK = cache.read('key_and_value')
         options = ScoreOptions(mask=context.mask, window=self.window)
-        out = run_attention(self.kernel, q_BLHK, k_BSGK, k_BSGK, options)
+        out = run_attention(self, self.kernel, q_BLHK, k_BSGK, k_BSGK, options)
+        out = self.tap('heads', out, 'BLHK')
         axes = ('heads', 'head_dim', 'embed')
         output = Linear(c, (H, K), (c.d_model,), axes, residual=True, name='output')
         return output(out.reshape(*x.shape[:-1], H * K)), cache

@@ -11,6 +11,7 @@ from gpt_jax.api import GPT
 from gpt_jax.config import finalize
 from gpt_jax.config_tree import choices
 from gpt_jax.errors import UserError
+from gpt_jax.inspector import points_of
 from gpt_jax.model.attention import Attention
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.model.gpt import parameter_groups
@@ -98,6 +99,14 @@ def test_flops_memory_and_groups_are_derived():
     groups = parameter_groups(config.model)
     own = [path for path in groups.declared if path.endswith(('heat', 'mlp/scale'))]
     assert [groups.role(path) for path in own] == [Role.VECTOR] * 2
+
+
+def test_points_of_own_members():
+    config, _ = program_of(**OWN)
+    points = points_of(config.model, 5)
+    heads = points['blocks.1.attention.heads']
+    assert heads.dims == ('position', 'head', 'head_dim')
+    assert points['blocks.1.attention.weights'].shape == (heads.shape[1], 5, 5)
 
 
 @pytest.mark.parametrize('kind', [Muon, Adafactor, Lion])

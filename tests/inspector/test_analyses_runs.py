@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 from gpt_jax import GPT
+from gpt_jax.config_tree import freeze
 from gpt_jax.errors import UserError
 from gpt_jax.inspector import mean, replace, zero
 from gpt_jax.inspector.analyses import sweep
-from gpt_jax.inspector.analyses.ablation import Ablation
+from gpt_jax.inspector.analyses.ablation import Ablation, _ablate, _replacements
+from gpt_jax.inspector.analyses.base import QUIET
 from gpt_jax.inspector.analyses.heads import HeadKinds
 from gpt_jax.inspector.analyses.neurons import TopTokens
-from gpt_jax.inspector.analyses.patching import Patching
+from gpt_jax.inspector.analyses.patching import Patching, choose_tokens
 
 TEXT, OTHER = 'Once upon', 'Twice  in'
 HEADS, ATTENTION, MLP = 'attention.heads', 'attention_output', 'mlp_output'
@@ -106,14 +108,8 @@ def test_texts_that_cannot_be_compared(gpt):
 def test_prompts_that_predict_the_same_token(gpt):
     """The second token is that which the other prompt favours most."""
     mine = np.array([0.0, 5.0, 1.0, 1.0])
-    assert sweep_tokens(mine, np.array([0.0, 5.0, 2.0, 1.0])) == (1, 2)
-    assert sweep_tokens(mine, np.array([9.0, 5.0, 2.0, 1.0])) == (1, 0)
-
-
-def sweep_tokens(mine, other):
-    from gpt_jax.inspector.analyses.patching import choose_tokens
-
-    return choose_tokens(mine, other)
+    assert choose_tokens(mine, np.array([0.0, 5.0, 2.0, 1.0])) == (1, 2)
+    assert choose_tokens(mine, np.array([9.0, 5.0, 2.0, 1.0])) == (1, 0)
 
 
 def test_chunks_cover_every_candidate_and_stay_within_memory():
@@ -128,7 +124,7 @@ def test_chunks_cover_every_candidate_and_stay_within_memory():
         counted,
         37,
         bytes_each=sweep.BUDGET // 5,
-        progress=sweep_progress,
+        progress=QUIET,
         description='test',
     )
     np.testing.assert_array_equal(found['double'], 2 * np.arange(37))
@@ -136,12 +132,6 @@ def test_chunks_cover_every_candidate_and_stay_within_memory():
     assert sweep.chunk_size(1000, 1) == 63
     assert sweep.chunk_size(5, 1) == 5
     assert sweep.chunk_size(5, 2 * sweep.BUDGET) == 1
-
-
-def sweep_progress(*args, **kwargs):
-    from gpt_jax.inspector.analyses.base import QUIET
-
-    return QUIET(*args, **kwargs)
 
 
 def test_scores_of_heads_by_hand(gpt, whole):
@@ -171,7 +161,7 @@ def test_top_tokens_are_those_of_the_whole_corpus(gpt, tmp_path):
         corpus=tmp_path / 'corpus.txt',
         layer=1,
         neurons=[5, -1],
-        examples=6,
+        examples=80,
     )
     assert result.neurons == ((1, 5), (1, 23))
     assert result.corpus_tokens == len(corpus)
@@ -181,7 +171,7 @@ def test_top_tokens_are_those_of_the_whole_corpus(gpt, tmp_path):
         hidden[start : start + 16] = part['blocks.1.mlp.hidden'].values[:, [5, 23]]
     hidden[::16] = -np.inf  # the first position of each window
     for values, examples in zip(hidden.T, result.examples, strict=True):
-        best = np.argsort(-values, kind='stable')[:6]
+        best = np.argsort(-values, kind='stable')[:80]
         np.testing.assert_allclose([each['value'] for each in examples], values[best], atol=1e-5)
         for at, each in zip(best, examples, strict=True):
             begin = max(at // 16 * 16, at - 8)
@@ -206,9 +196,6 @@ def test_the_most_active_neurons_of_a_text(gpt, whole):
 
 def test_the_program_of_ablation_needs_no_more_than_estimated(gpt, whole):
     """XLA's count of the temporary memory of a chunk."""
-    from gpt_jax.config_tree import freeze
-    from gpt_jax.inspector.analyses.ablation import _ablate, _replacements
-
     config = freeze(gpt.config.model)
     values = _replacements(whole, 2, 'zero')
     tokens = jnp.asarray(whole.tokens)

@@ -10,7 +10,7 @@ from gpt_jax import GPT
 from gpt_jax.errors import UserError
 from gpt_jax.inspector import Change, add, mean, replace, run_forward, zero
 from gpt_jax.inspector.forward import forward
-from gpt_jax.inspector.points import TRANSFORMER_LENS, resolve
+from gpt_jax.inspector.points import ONCE, TRANSFORMER_LENS, resolve
 from gpt_jax.model.gpt import GPT as Network
 from gpt_jax.model.gpt import init_params
 from gpt_jax.model.layer_stack import to_executed
@@ -73,7 +73,7 @@ def test_scores_weights_and_heads_follow_from_one_another(seen):
 def test_names_of_transformer_lens(seen):
     for ours, theirs in TRANSFORMER_LENS.items():
         assert resolve(theirs) == ours
-        where = theirs if ours in ('embedding', 'final_norm') else f'blocks.2.{theirs}'
+        where = theirs if ours in ONCE else f'blocks.2.{theirs}'
         np.testing.assert_array_equal(seen[where].values, _last(seen[ours]))
 
 

@@ -8,11 +8,13 @@ from flax import linen as nn
 
 from gpt_jax.config import finalize
 from gpt_jax.errors import UserError
+from gpt_jax.kernels import experts_dispatch
 from gpt_jax.model.config import ExpertKernel, Kernels
 from gpt_jax.model.gpt import GPT, count_active_params, count_params, init_params
 from gpt_jax.model.layer_stack import to_executed
 from gpt_jax.model.mlp import experts
-from gpt_jax.parallel.mesh import make_mesh
+from gpt_jax.parallel.mesh import MeshConfig, make_mesh
+from gpt_jax.parallel.rules import on_mesh
 from gpt_jax.train.program import make_program
 from tests.model_configs import EXPERTS, make_config
 from tests.tiny_config import get_config
@@ -107,6 +109,26 @@ def test_the_losses_are_those_of_the_papers():
     metrics = {name: float(value[0]) for name, value in sown['metrics'].items()}
     np.testing.assert_allclose(metrics['expert_load_max'], 4 * load.max(), rtol=1e-5)
     np.testing.assert_allclose(metrics['expert_load_min'], 4 * load.min(), rtol=1e-5)
+
+
+def test_drops_are_those_of_the_buffers_of_all_devices(monkeypatch):
+    config = make_config(mlp=EXPERTS, use_bias=False)
+    module = config.mlp.make(config, kernels=Kernels(experts=ExpertKernel.XLA), name='mlp')
+    x = jax.random.normal(jax.random.key(1), (24, config.d_model))
+    params = nn.unbox(module.init(jax.random.key(0), x)['params'])
+    mesh = make_mesh(MeshConfig(data=2, expert=4))
+
+    def share():
+        with on_mesh(mesh):
+            run = jax.jit(lambda p, x: module.apply({'params': p}, x, mutable=['metrics'])[1])
+            return float(run(params, x)['metrics']['expert_dropped'][0])
+
+    assert share() == 0
+    monkeypatch.setattr(experts_dispatch, '_room', lambda tokens, choices: 1)
+    chosen = np.argsort(-np.asarray(x @ params['router']['kernel']))[:, :2]
+    counts = [np.bincount(rows.reshape(-1)) for rows in np.split(chosen, 8)]
+    dropped = sum(int(np.maximum(count - 1, 0).sum()) for count in counts)
+    assert dropped > 0 and share() == pytest.approx(dropped / 48)
 
 
 def train(steps=3, **mlp):

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import ModelConfig, finalize_model
-from gpt_jax.model.gpt import GPT, abstract_params, init_params, output_table
+from gpt_jax.model.gpt import GPT, abstract_params, init_params, output_table, parameter_groups
 from gpt_jax.model.layer_stack import to_executed
 from gpt_jax.model.position import SinusoidalPosition, alibi_slopes, rope_frequencies, rotate
 from gpt_jax.train.loss import LossOptions, cross_entropy
@@ -310,6 +310,8 @@ def test_initial_values():
             assert np.std(leaf) == pytest.approx(std, rel=4 / np.sqrt(2 * leaf.size)), path
             assert np.mean(leaf) == pytest.approx(0, abs=4 * std / np.sqrt(leaf.size)), path
             assert len(np.unique(leaf)) > 0.9 * leaf.size, f'{path} repeats itself'
+        declared = parameter_groups(config).declared[path].std
+        assert declared == pytest.approx(0 if path.endswith(('bias', 'scale')) else std), path
     kernel = params['blocks/attention/query/kernel']
     assert (kernel != params['blocks/attention/key/kernel']).any()
     other_seed = flatten(fresh(config, 1))

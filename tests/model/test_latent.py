@@ -171,7 +171,12 @@ def decode(module, params, x, *, calls, slots, padding):
 @pytest.mark.parametrize('absorbs', [True, False])
 def test_both_forms_over_a_cache_equal_the_whole_sequence(absorbs, position, calls, monkeypatch):
     monkeypatch.setattr(Latent, 'absorbs', lambda *_, **__: absorbs)
-    module, params, x, context = make_layer(position=position, attention_soft_cap=5.0)
+    module, params, x, context = make_layer(
+        position=position,
+        attention_soft_cap=5.0,
+        rope=dict(yarn=True, scaling=4.0, original_seq_len=8),
+        attention=dict(yarn_mscale=0.7, bias=True),
+    )
     whole, _ = jax.jit(module.apply)({'params': params}, x, context)
     shifted = jnp.stack([x[0], jnp.roll(x[1], 3, axis=0)])
     run = functools.partial(decode, module, calls=calls, slots=13, padding=(0, 3))
@@ -243,6 +248,7 @@ def test_bytes_of_the_cache():
         'attention.rope_dim=5 ': dict(position='rope', attention=WIDTHS | {'rope_dim': 5}),
         'attention.kv_rank=0 ': dict(attention=WIDTHS | {'kv_rank': 0}),
         'attention.value_dim=-1 ': dict(attention=WIDTHS | {'value_dim': -1}),
+        'attention.yarn_mscale=0.7 ': dict(attention=WIDTHS | {'yarn_mscale': 0.7}),
     }.items(),
 )
 def test_impossible_values_are_named(key, changes):

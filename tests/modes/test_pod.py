@@ -80,6 +80,18 @@ def test_pmap_over_two_processes(single, tmp_path):
 
 
 @pytest.mark.slow
+def test_experts_of_two_processes(tmp_path):
+    mlp = ('--config.model.mlp=mixture_of_experts', '--config.model.mlp.d_expert=32')
+    arguments = [*ARGUMENTS, *mlp, '--config.train.num_steps=2']
+    alone, together = tmp_path / 'alone', tmp_path / 'together'
+    assert main([*arguments, '--config.mesh.data=4', f'--workdir={alone}']) == 0
+    split = ('--config.mesh.data=1', '--config.mesh.expert=4', f'--workdir={together}')
+    assert 'expert=4' in run_pod('2x2', *arguments, *split)
+    assert_same_numbers(rows(together), rows(alone))
+    assert rows(together)[0]['train/expert_dropped'] == 0
+
+
+@pytest.mark.slow
 def test_the_odd_process_is_named(tmp_path):
     """Three processes, one with another learning rate: all refuse and say which."""
     each = [[], [], ['--config.optimizer.learning_rate=1e-4']]

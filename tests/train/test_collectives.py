@@ -1,5 +1,6 @@
-"""The collectives of a step: weights under FSDP, never the batch."""
+"""The collectives of a step: weights under FSDP, tokens between experts, never the batch."""
 
+import collections
 import re
 
 import numpy as np
@@ -16,8 +17,10 @@ COLLECTIVE = re.compile(
 BATCH, LENGTH, WIDTH, MLP = 40, 48, 64, 256  # told apart by their sizes, also in parts
 
 
-def compile_step(**mesh):
+def compile_step(*, model=None, **mesh):
     config = get_config('adamw')
+    for name, value in (model or {}).items():
+        setattr(config.model, name, value)
     config.model.d_model, config.model.d_ff, config.model.num_heads = WIDTH, MLP, 4
     config.model.max_seq_len, config.train.batch_size = LENGTH, BATCH
     config.train.grad_accumulation = config.train.steps_per_call = 1
@@ -61,4 +64,19 @@ def test_tensor_parallelism_sums_activations_and_gathers_none(mesh, capfd):
     assert ('all-reduce', (rows, WIDTH)) in found
     assert not [shape for kind, shape in found if kind == 'all-gather' and rows in shape]
     assert not [shape for kind, shape in found if kind == 'all-to-all']
+    assert 'Involuntary full rematerialization' not in capfd.readouterr().err
+
+
+def test_tokens_travel_to_experts_whose_weights_stay(capfd):
+    experts, width, k = 8, 160, 2
+    mlp = dict(_type='mixture_of_experts', num_experts=experts, d_expert=width)
+    found = collectives(compile_step(data=2, expert=4, model={'num_layers': 1, 'mlp': mlp}))
+    counts = collections.Counter(shape for kind, shape in found if kind == 'all-to-all')
+    # Rows go and come back, forward and backward, to 4 devices; the sizes of groups go once.
+    rows = (1, k * BATCH * LENGTH // 8, WIDTH)
+    assert counts == {rows: 4 * 4, (1, experts // 4): 4}
+    assert {kind for kind, _ in found} == {'all-to-all', 'all-reduce'}, 'nothing is gathered'
+    # The gradients of a device's experts are summed over the data axis.
+    weights = {shape for _, shape in found if width in shape}
+    assert weights == {(experts // 4, WIDTH, width), (experts // 4, width, WIDTH)}
     assert 'Involuntary full rematerialization' not in capfd.readouterr().err

@@ -44,6 +44,18 @@ OPT = {
 } | dict(ffn_dim=48, word_embed_proj_dim=32, init_std=0.2)
 EXPERTS = dict(num_experts=4, num_experts_per_tok=2)
 YARN = dict(rope_type='yarn', factor=4.0, original_max_position_embeddings=16)
+DEEPSEEK = SIZES | dict(
+    kv_lora_rank=12,
+    q_lora_rank=None,
+    qk_nope_head_dim=8,
+    qk_rope_head_dim=6,
+    v_head_dim=10,
+    n_routed_experts=4,
+    num_experts_per_tok=2,
+    n_shared_experts=2,
+    moe_intermediate_size=12,
+    first_k_dense_replace=1,
+)
 GEMMA3_ROPE = dict(
     full_attention=dict(rope_type='linear', factor=8.0, rope_theta=5e4),
     sliding_attention=dict(rope_type='default', rope_theta=1e3),
@@ -164,6 +176,24 @@ FAMILIES = {
         | dict(head_dim=8, sliding_window=5, final_logit_softcapping=5.0)
         | dict(layer_types=['full_attention', 'sliding_attention'], tie_word_embeddings=False),
     ),
+    'deepseek_v2, as Lite': (
+        'deepseek_v2',
+        DEEPSEEK | rope(**YARN, mscale=0.707, mscale_all_dim=0.707, beta_fast=8),
+    ),
+    'deepseek_v2, latent queries, biases, scaled gates': (
+        'deepseek_v2',
+        DEEPSEEK
+        | dict(q_lora_rank=9, attention_bias=True, routed_scaling_factor=1.7)
+        | dict(topk_method='group_limited_greedy', n_group=1, topk_group=1)
+        | rope(**YARN, mscale=1.5, mscale_all_dim=0.9),
+    ),
+    'deepseek_v2, experts in all layers, one shared, tied': (
+        'deepseek_v2',
+        DEEPSEEK
+        | dict(first_k_dense_replace=0, n_shared_experts=1, num_hidden_layers=1)
+        | dict(tie_word_embeddings=True),
+    ),
+    'deepseek_v2, no experts': ('deepseek_v2', DEEPSEEK | dict(first_k_dense_replace=2)),
     'gpt2, scaled by layer': (
         'gpt2',
         dict(
@@ -238,6 +268,7 @@ def their_logits(model, tokens) -> np.ndarray:
         return model(torch.tensor(tokens)).logits.numpy()
 
 
+LATENT = dict(num_experts_per_tok=2)
 REFUSED = {
     'clipped queries': ('olmoe', dict(clip_qkv=8.0), 'clip_qkv=8.0'),
     'shared experts': ('mixtral', dict(n_shared_experts=1), 'n_shared_experts=1'),
@@ -285,6 +316,19 @@ REFUSED = {
         dict(use_bidirectional_attention=True),
         'use_bidirectional_attention=True',
     ),
+    'groups of experts': (
+        'deepseek_v2',
+        LATENT | dict(topk_method='group_limited_greedy', n_group=8, topk_group=3),
+        'n_group=8, which is not supported; supported: 1',
+    ),
+    'choice of experts': ('deepseek_v2', LATENT | dict(topk_method='noaux_tc'), 'topk_method='),
+    'gates of a sum': ('deepseek_v2', LATENT | dict(norm_topk_prob=True), 'norm_topk_prob=True'),
+    'sigmoid': ('deepseek_v2', LATENT | dict(scoring_func='sigmoid'), "scoring_func='sigmoid'"),
+    'every second': ('deepseek_v2', LATENT | dict(moe_layer_freq=2), 'moe_layer_freq=2'),
+    'no shared experts': ('deepseek_v2', LATENT | dict(n_shared_experts=0), 'n_shared_experts=0'),
+    'heads of keys': ('deepseek_v2', LATENT | dict(num_key_value_heads=2), 'num_key_value_heads=2'),
+    'biases of MLPs': ('deepseek_v2', LATENT | dict(mlp_bias=True), 'mlp_bias=True'),
+    'two epsilons': ('deepseek_v2', LATENT | dict(rms_norm_eps=1e-5), 'rms_norm_eps=1e-05'),
     'kinds of layers': ('qwen2', dict(layer_types=['sliding_attention'] * 2), 'layer_types='),
 }
 

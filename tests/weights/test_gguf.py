@@ -282,8 +282,8 @@ WRONG = {
     'layers': (set_key('llama.block_count', 2**30), 'its config 1073741824 layers'),
     'tokens': (set_key('tokenizer.ggml.tokens', [1, 2]), 'tokens=.*must be a list of str'),
     'template': (set_key('tokenizer.chat_template', 7), 'chat_template must be a text'),
-    'experts': (set_key('llama.expert_count', 8), 'expert_count=8'),
-    'scaling': (set_key('llama.rope.scaling.type', 'yarn'), "rope.scaling.type='yarn'"),
+    'experts': (set_key('llama.expert_count', 8), "has no 'expert_used_count'"),
+    'scaling': (set_key('llama.rope.scaling.type', 'longrope'), "scaling.type='longrope'"),
     'partial rotation': (set_key('llama.rope.dimension_count', 32), 'rope.dimension_count=32'),
     'layers that differ': (set_key('llama.feed_forward_length', [256, 128]), 'in each layer'),
     'epsilon': (without('llama.attention.layer_norm_rms_epsilon'), 'has no .*rms_epsilon'),
@@ -359,6 +359,7 @@ def test_splitting_rules(rule, tmp_path):
             'smollm': ['I', "'", 'LL', 'Ġadd', 'Ġ', '1', '2', '3', '4', '5'],
             'llama-bpe': ['I', "'LL", 'Ġadd', 'Ġ', '123', '45'],
             'qwen2': ['I', "'LL", 'Ġadd', 'Ġ', '1', '2', '3', '4', '5'],
+            'dbrx': ['I', "'LL", 'Ġadd', 'Ġ', '123', '45'],
         }[rule]
     )
     assert (tokenizer.bos_id is not None) == (rule == 'llama-bpe'), 'as llama.cpp has it'
@@ -366,6 +367,13 @@ def test_splitting_rules(rule, tmp_path):
     export_gguf(tmp_path, config, random_params(config), tokenizer, dtype='float32')
     fields = gguf.GGUFReader(tmp_path / FILE).fields
     assert fields['tokenizer.ggml.pre'].contents() == rule
+
+
+@pytest.mark.parametrize(('name', 'rule'), [('olmo', 'gpt-2'), ('stablelm2', 'qwen2')])
+def test_other_names_of_rules(name, rule, tmp_path):
+    write(tmp_path / 'm.gguf', change=set_key('tokenizer.ggml.pre', name))
+    tokenizer = open_source(str(tmp_path / 'm.gguf')).tokenizer
+    assert tokenizer_metadata(tokenizer)['pre'] == rule
 
 
 def test_qwens_composition_goes_out_as_qwen2(tmp_path):

@@ -15,7 +15,7 @@ from gpt_jax.tokenizer import (
     TokenizerKind,
     make_tokenizer,
 )
-from gpt_jax.weights import gguf_architecture, open_source
+from gpt_jax.weights import open_source
 from gpt_jax.weights.exporters import find_exporter
 from gpt_jax.weights.gguf_export import FILE, export_gguf
 from tests.command_line import run
@@ -185,7 +185,6 @@ def test_names_of_formats_and_types(tmp_path):
     with pytest.raises(UserError, match='--dtype q8_0 is for --format gguf; folders hold'):
         find_exporter('hf')(tmp_path, config, None, bpe_tokenizer(), dtype='q8_0')
     assert [*DType] == ['float32', 'bfloat16']
-    assert gguf_architecture.ARCHITECTURES == ('gpt2', 'llama', 'qwen2', 'qwen3')
 
 
 @pytest.mark.slow

@@ -41,6 +41,12 @@ def test_devices_load_their_own_experts(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, placed[stack], params[stack])
 
 
+DEEPSEEK_V2 = LLAMA | dict(
+    mlp=MixtureOfExperts(num_experts=4, d_expert=24, normalize_gates=False, shared_experts=1),
+    attention=dict(_type='latent', kv_rank=12, rope_dim=4),
+    num_kv_heads=0,
+    norm_epsilon=1e-6,
+)
 REFUSED = {
     'positions of layers': ('mistral', LLAMA, [{'rope': False}], 'rope=False in mistral'),
     'windows of layers': ('mistral', LLAMA, [{'window': 4}, {}], 'with windows of 0, 4'),
@@ -58,6 +64,25 @@ REFUSED = {
         QWEN3_MOE | dict(mlp=MixtureOfExperts(shared_experts=1)),
         [],
         'mlp.shared_experts=1',
+    ),
+    'dense after experts': ('deepseek_v2', DEEPSEEK_V2, [{}, {'mlp': 'swiglu'}], 'layer 1 after'),
+    'no shared experts': (
+        'deepseek_v2',
+        DEEPSEEK_V2 | dict(mlp=MixtureOfExperts(normalize_gates=False)),
+        [],
+        'mlp.shared_experts=0',
+    ),
+    'normalized gates': (
+        'deepseek_v2',
+        DEEPSEEK_V2 | dict(mlp=MixtureOfExperts(shared_experts=1)),
+        [],
+        'mlp.normalize_gates=True',
+    ),
+    'epsilon of latents': (
+        'deepseek_v2',
+        DEEPSEEK_V2 | dict(norm_epsilon=1e-5),
+        [],
+        'norm_epsilon=1e-05',
     ),
     'dense layers, experts in some': ('qwen3_moe', QWEN3_MOE | dict(mlp=Dense()), [], 'mlp=dense'),
 }

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from gpt_jax.config_tree import freeze
+from gpt_jax.model.config import MLPKind
 from gpt_jax.tokenizer import (
     SentencePieceAlgorithm,
     TokenizerConfig,
@@ -12,6 +14,7 @@ from gpt_jax.tokenizer import (
 from gpt_jax.weights import load_params, open_source
 from gpt_jax.weights.gguf_export import FILE, export_gguf
 from gpt_jax.weights.gguf_tokenizer import RULES, read_tokenizer, tokenizer_metadata
+from tests.weights import gguf_models
 from tests.weights.random_source import (
     GPT2,
     LLAMA,
@@ -34,6 +37,11 @@ def open_llama(path, length):
     return llama_cpp.Llama(
         str(path), n_ctx=length, logits_all=True, type_k=F32, type_v=F32, verbose=False, n_threads=1
     )
+
+
+def tolerance_of(config):
+    gelu = config.mlp.activation in (MLPKind.GELU_TANH, MLPKind.GEGLU)
+    return GELU_TOLERANCE if gelu else TOLERANCE
 
 
 def tokenizer_of(kind: str, **values):
@@ -72,8 +80,32 @@ def test_ids_and_logits(values, vocabulary, tmp_path):
     theirs.eval(ids)
     ours = logits(config, params, np.array([ids]))[0]
     found = theirs.scores[: len(ids), : config.vocab_size]
-    tolerance = GELU_TOLERANCE if config.mlp == 'gelu_tanh' else TOLERANCE
-    assert np.abs(ours - found).max() <= tolerance * np.abs(ours).max()
+    assert np.abs(ours - found).max() <= tolerance_of(config) * np.abs(ours).max()
+
+
+@pytest.mark.parametrize(
+    ('name', 'kind', 'keys'), gguf_models.MODELS.values(), ids=gguf_models.MODELS
+)
+def test_families(name, kind, keys, tmp_path, request):
+    """The same logits and greedy text of a model of each family."""
+    config = freeze(gguf_models.make(kind, keys))
+    params = random_params(config)
+    export_gguf(tmp_path, config, params, tokenizer_of('byte'), dtype='float32')
+    theirs = open_llama(tmp_path / FILE, config.max_seq_len)
+    ids = np.random.default_rng(0).integers(0, 256, 12).tolist()
+    tolerance = tolerance_of(config)
+    while len(ids) < 40:
+        theirs.eval(ids[theirs.n_tokens :])
+        found = theirs.scores[: len(ids), : config.vocab_size]
+        ids.append(int(np.argmax(found[-1])))
+    ours = logits(config, params, np.array([ids[:-1]]))[0]
+    scale = np.abs(ours).max()
+    difference = np.abs(ours - found).max() / scale
+    print(f'{request.node.callspec.id}: {name}, {difference:.1e} of the largest logit')
+    assert difference <= tolerance
+    # Each token of their text is our most likely one, but for ties within the tolerance.
+    chosen = ours[np.arange(11, len(ids) - 1), ids[12:]]
+    assert (chosen >= ours[11:].max(-1) - 2 * tolerance * scale).all()
 
 
 @pytest.mark.parametrize('rule', RULES)

@@ -57,6 +57,15 @@ _QWEN = {
     'use_sliding_window': False,
     'vocab_size': 151936,
 }
+_GEMMA = {
+    'attention_bias': False,
+    'attention_dropout': 0.0,
+    'cache_implementation': 'hybrid',
+    'head_dim': 256,
+    'hidden_activation': 'gelu_pytorch_tanh',
+    'query_pre_attn_scalar': 256,
+    'rms_norm_eps': 1e-06,
+}
 MODELS = {
     'gpt2': (_GPT2, 124_439_808),
     'gpt2-medium': (
@@ -112,13 +121,8 @@ MODELS = {
             'num_attention_heads': 32,
             'num_hidden_layers': 16,
             'num_key_value_heads': 8,
-            'rope_scaling': {
-                'factor': 32.0,
-                'high_freq_factor': 4.0,
-                'low_freq_factor': 1.0,
-                'original_max_position_embeddings': 8192,
-                'rope_type': 'llama3',
-            },
+            'rope_scaling': {'rope_type': 'llama3', 'original_max_position_embeddings': 8192}
+            | {'factor': 32.0, 'high_freq_factor': 4.0, 'low_freq_factor': 1.0},
             'rope_theta': 500000.0,
             'tie_word_embeddings': True,
             'vocab_size': 128256,
@@ -223,16 +227,12 @@ MODELS = {
         1_484_916_736,
     ),
     'gemma-2-2b': (
-        {
+        _GEMMA
+        | {
             'architectures': ['Gemma2ForCausalLM'],
-            'attention_bias': False,
-            'attention_dropout': 0.0,
             'attn_logit_softcapping': 50.0,
-            'cache_implementation': 'hybrid',
             'final_logit_softcapping': 30.0,
-            'head_dim': 256,
             'hidden_act': 'gelu_pytorch_tanh',
-            'hidden_activation': 'gelu_pytorch_tanh',
             'hidden_size': 2304,
             'initializer_range': 0.02,
             'intermediate_size': 9216,
@@ -241,8 +241,6 @@ MODELS = {
             'num_attention_heads': 8,
             'num_hidden_layers': 26,
             'num_key_value_heads': 4,
-            'query_pre_attn_scalar': 256,
-            'rms_norm_eps': 1e-06,
             'rope_theta': 10000.0,
             'sliding_window': 4096,
             'vocab_size': 256000,
@@ -426,16 +424,12 @@ MODELS = {
         3_075_098_624,
     ),
     'gemma-3-1b': (
-        {
+        _GEMMA
+        | {
             'architectures': ['Gemma3ForCausalLM'],
-            'attention_bias': False,
-            'attention_dropout': 0.0,
             'attn_logit_softcapping': None,
-            'cache_implementation': 'hybrid',
             'eos_token_id': [1, 106],
             'final_logit_softcapping': None,
-            'head_dim': 256,
-            'hidden_activation': 'gelu_pytorch_tanh',
             'hidden_size': 1152,
             'intermediate_size': 6912,
             'max_position_embeddings': 32768,
@@ -443,8 +437,6 @@ MODELS = {
             'num_attention_heads': 4,
             'num_hidden_layers': 26,
             'num_key_value_heads': 1,
-            'query_pre_attn_scalar': 256,
-            'rms_norm_eps': 1e-06,
             'rope_local_base_freq': 10000,
             'rope_scaling': None,
             'rope_theta': 1000000,
@@ -453,6 +445,43 @@ MODELS = {
             'vocab_size': 262144,
         },
         999_885_952,
+    ),
+    'DeepSeek-V2-Lite': (
+        _LLAMA
+        | {
+            'architectures': ['DeepseekV2ForCausalLM'],
+            'auto_map': {'AutoConfig': 'configuration_deepseek.DeepseekV2Config'},
+            'aux_loss_alpha': 0.001,
+            'ep_size': 1,
+            'first_k_dense_replace': 1,
+            'hidden_size': 2048,
+            'initializer_range': 0.02,
+            'intermediate_size': 10944,
+            'kv_lora_rank': 512,
+            'max_position_embeddings': 163840,
+            'model_type': 'deepseek_v2',
+            'moe_intermediate_size': 1408,
+            'moe_layer_freq': 1,
+            'norm_topk_prob': False,
+            'num_attention_heads': 16,
+            'num_hidden_layers': 27,
+            'num_key_value_heads': 16,
+            'q_lora_rank': None,
+            'rms_norm_eps': 1e-06,
+            'rope_scaling': {'type': 'yarn', 'original_max_position_embeddings': 4096}
+            | {'beta_fast': 32, 'beta_slow': 1, 'factor': 40}
+            | {'mscale': 0.707, 'mscale_all_dim': 0.707},
+            'rope_theta': 10000,
+            'routed_scaling_factor': 1.0,
+            'scoring_func': 'softmax',
+            'seq_aux': True,
+            'tie_word_embeddings': False,
+            'vocab_size': 102400,
+        }
+        | {'topk_method': 'greedy', 'topk_group': 1, 'n_group': 1}
+        | {'n_routed_experts': 64, 'n_shared_experts': 2, 'num_experts_per_tok': 6}
+        | {'qk_nope_head_dim': 128, 'qk_rope_head_dim': 64, 'v_head_dim': 128},
+        15_706_484_224,
     ),
 }
 

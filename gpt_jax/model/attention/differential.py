@@ -90,6 +90,8 @@ class DifferentialAttention(Tapped):
         q_BLHK = q_BLGR2K.swapaxes(3, 4).reshape(B, L, 2 * H, K // 2)
         k_BSGK = project('key', G, 'kv_heads').reshape(B, L, 2 * G, K // 2)
         v_BSGV = project('value', G, 'kv_heads').reshape(B, L, G, K)
+        q_BLHK = self.tap('projected_query', q_BLHK, 'BLHK')
+        k_BSGK = self.tap('projected_key', k_BSGK, 'BSGK')
         position = POSITIONS[c.position]
         if position.rotate is not None:
             q_BLHK = position.rotate(c, q_BLHK, context.positions_BL)
@@ -115,7 +117,7 @@ class DifferentialAttention(Tapped):
     def _learned(self) -> Float[Array, '']:
         """Returns the learned part of lambda, which all heads of the layer share."""
         width, dtype = self.config.head_dim // 2, jnp.dtype(self.config.precision.params)
-        init = declare(nn.initializers.normal(0.1), ('head_dim',), role=Role.VECTOR)
+        init = declare(0.1, ('head_dim',), role=Role.VECTOR)
         q1, k1, q2, k2 = (
             self.param(f'lambda_{name}', init, (width,), dtype).astype(jnp.float32)
             for name in ('query_1', 'key_1', 'query_2', 'key_2')

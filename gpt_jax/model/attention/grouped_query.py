@@ -85,6 +85,8 @@ class GroupedQueryAttention(Tapped):
         q_BLHK = heads('query', c.num_heads, 'heads')
         k_BSGK = heads('key', c.num_kv_heads, 'kv_heads')
         v_BSGK = heads('value', c.num_kv_heads, 'kv_heads')
+        q_BLHK = self.tap('projected_query', q_BLHK, 'BLHK')
+        k_BSGK = self.tap('projected_key', k_BSGK, 'BSGK')
         if self.options.qk_norm != QKNorm.NONE:
             q_BLHK = self._qk_norm('query_norm', q_BLHK)
             k_BSGK = self._qk_norm('key_norm', k_BSGK)

@@ -1,12 +1,14 @@
 """Latent attention: keys and values of all heads are computed from one small vector per token."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Key
 
-from gpt_jax.config_tree import count, whole
+from gpt_jax.config_tree import count, finite, whole
 from gpt_jax.errors import UserError
 from gpt_jax.kernels.scores import ScoreOptions
 from gpt_jax.model.attention.attend import run_attention, score_options
@@ -15,7 +17,7 @@ from gpt_jax.model.attention.layer_cache import LayerCache
 from gpt_jax.model.linear import Linear
 from gpt_jax.model.norm import RMSNorm
 from gpt_jax.model.options import AttentionKernel, CommonConfig, Kernels
-from gpt_jax.model.position import POSITIONS, rotated_width
+from gpt_jax.model.position import POSITIONS, rotated_width, yarn_growth
 from gpt_jax.model.taps import Tapped
 
 
@@ -31,6 +33,8 @@ class Latent(BaseAttention):
     q_rank: int = whole(0)  # width of a latent vector of queries; 0: queries come from the input
     rope_dim: int = whole(64)  # width of the part of a head that RoPE rotates
     value_dim: int = whole(0)  # width of the values of a head; 0: head_dim
+    bias: bool = False  # biases to latents and of the output even without use_bias
+    yarn_mscale: float = finite(0.0)  # m: YaRN's scores grow by (1 + 0.1 m ln(rope.scaling))²
 
     def make(self, config: CommonConfig, *, kernels: Kernels, window: int, name: str) -> nn.Module:
         """Returns the module."""
@@ -43,6 +47,11 @@ class Latent(BaseAttention):
                 f'config.model.num_kv_heads={config.num_kv_heads} must be 0 or '
                 f'config.model.num_heads={config.num_heads} for config.model.attention=latent, '
                 'whose cache has no key/value heads; leave it out'
+            )
+        if self.yarn_mscale and not config.rope.yarn:
+            raise UserError(
+                f'config.model.attention.yarn_mscale={self.yarn_mscale} needs '
+                f'config.model.rope.yarn=True; set it or leave yarn_mscale out'
             )
         rotates = POSITIONS[config.position].rotate is not None
         rotated = rotated_width(config, self.rope_dim) if self.rope_dim else 0
@@ -82,6 +91,10 @@ class Latent(BaseAttention):
     def value_width(self, config: CommonConfig) -> int:
         """Returns the width of the values of a head."""
         return self.value_dim or config.head_dim
+
+    def score_scale(self, config: CommonConfig) -> float:
+        """Returns the factor of the scores that YaRN's longer context asks for."""
+        return (1 + self.yarn_mscale * yarn_growth(config.rope)) ** 2
 
     def absorbs(self, config: CommonConfig, *, queries: int, keys: int) -> bool:
         """Returns whether the absorbed form needs fewer FLOPs over a cache.
@@ -132,10 +145,15 @@ class LatentAttention(Tapped):
         R, P, V = options.kv_rank, options.rope_dim, options.value_width(c)
         position = POSITIONS[c.position]
 
-        q_BLHK, q_BLHP = jnp.split(self._queries(x).reshape(B, L, H, K + P), [K], -1)
-        down = Linear(c, (c.d_model,), (R + P,), ('embed', 'head_dim'), name='kv_down')
+        q_BLHX = self._queries(x).reshape(B, L, H, K + P)
+        if (scale := options.score_scale(c)) != 1:
+            q_BLHX *= scale
+        q_BLHX = self.tap('projected_query', q_BLHX, 'BLHK')
+        q_BLHK, q_BLHP = jnp.split(q_BLHX, [K], -1)
+        down = self._linear((c.d_model,), (R + P,), ('embed', 'head_dim'), name='kv_down')
         c_BS1R, r_BS1P = jnp.split(down(x).reshape(B, L, 1, R + P), [R], -1)
         c_BS1R, _ = RMSNorm(c, axis='head_dim', name='kv_norm')(c_BS1R)
+        r_BS1P = self.tap('projected_key', r_BS1P, 'BSGK')  # shared by all heads
         if position.rotate is not None:
             q_BLHP = position.rotate(c, q_BLHP, context.positions_BL)
             r_BS1P = position.rotate(c, r_BS1P, context.positions_BL)
@@ -159,7 +177,7 @@ class LatentAttention(Tapped):
             out_BLHV = run_attention(self, self.kernel, q_BLHX, k_BSHX, v_BSHV, scores)
         out_BLHV = self.tap('heads', out_BLHV, 'BLHK')
         axes = ('heads', 'head_dim', 'embed')
-        output = Linear(c, (H, V), (c.d_model,), axes, residual=True, name='output')
+        output = self._linear((H, V), (c.d_model,), axes, residual=True, name='output')
         return output(out_BLHV.reshape(*x.shape[:-1], H * V)), cache
 
     def _queries(self, x: Float[Array, '... D']) -> Float[Array, '... X']:
@@ -170,9 +188,15 @@ class LatentAttention(Tapped):
         if not rank:
             inputs = (c.d_model,)
             return Linear(c, inputs, outputs, ('embed', *axes), use_bias=False, name='query')(x)
-        x = Linear(c, (c.d_model,), (rank,), ('embed', 'head_dim'), name='query_down')(x)
+        x = self._linear((c.d_model,), (rank,), ('embed', 'head_dim'), name='query_down')(x)
         x, _ = RMSNorm(c, axis='head_dim', name='query_norm')(x)
         return Linear(c, (rank,), outputs, ('latent', *axes), use_bias=False, name='query_up')(x)
+
+    @property
+    def _linear(self) -> Callable[..., Linear]:
+        """The maker of the projections that may have a bias."""
+        bias = self.config.use_bias or self.options.bias
+        return functools.partial(Linear, self.config, use_bias=bias)
 
     def _absorbed(
         self,

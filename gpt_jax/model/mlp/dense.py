@@ -59,6 +59,7 @@ class DenseMLP(Tapped):
         inputs = [self.tap('up', widen(name='up')(x), 'BLF')]
         if ACTIVATIONS[self.activation].gated:
             inputs.append(self.tap('gate', widen(name='gate')(x), 'BLF'))
+        inputs[-1] = self.tap('pre_activation', inputs[-1], 'BLF')  # the gate, if there is one
         hidden = self.tap('hidden', activate(self.activation, *inputs), 'BLF')
         down = linear(inputs=F, outputs=D, axes=('mlp', 'embed'), residual=True, name='down')
         return down(hidden)

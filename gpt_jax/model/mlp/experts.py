@@ -101,15 +101,15 @@ class MixtureOfExpertsMLP(Tapped):
     def __call__(self, x: Float[Array, '... D']) -> Float[Array, '... D']:
         """Maps `[..., D]` to `[..., D]`; sows losses and metrics of the router."""
         c, o = self.config, self.options
-        gates, experts = self._route(x)
+        rows = PartitionSpec('batch', *['length'] * (x.ndim - 2), None)
+        gates, experts = self._route(x, rows)
         E, D, F = o.num_experts, c.d_model, o.d_expert
         kernels = [self._kernels('up', (E, D, F), ('embed', 'mlp'))]
         if ACTIVATIONS[o.activation].gated:
             kernels.append(self._kernels('gate', (E, D, F), ('embed', 'mlp')))
         kernels.append(self._kernels('down', (E, F, D), ('mlp', 'embed')))
-        rows = PartitionSpec('batch', *['length'] * (x.ndim - 2), None)
         wide, narrow = PartitionSpec(EXPERTS, None, 'mlp'), PartitionSpec(EXPERTS, 'mlp', None)
-        y = shard_map(
+        y, dropped = shard_map(
             functools.partial(
                 route,
                 activation=functools.partial(activate, o.activation),
@@ -119,13 +119,16 @@ class MixtureOfExpertsMLP(Tapped):
             ),
             [x, gates, experts, *(kernel.astype(x.dtype) for kernel in kernels)],
             [rows, rows, rows, *[wide] * (len(kernels) - 1), narrow],
-            rows,
+            (rows, PartitionSpec(*rows[:-1])),
         )
+        self.sow(METRICS, 'expert_dropped', dropped.sum() / experts.size)
         if o.shared_experts:
             y += DenseMLP(c, o.activation, o.shared_experts * F, use_bias=False, name='shared')(x)
         return y
 
-    def _route(self, x: jax.Array) -> tuple[Float[Array, '... k'], Int[Array, '... k']]:
+    def _route(
+        self, x: jax.Array, rows: PartitionSpec
+    ) -> tuple[Float[Array, '... k'], Int[Array, '... k']]:
         """Returns the gates of each token's experts, and their indices."""
         c, o = self.config, self.options
         axes = ('embed', None)
@@ -140,7 +143,12 @@ class MixtureOfExpertsMLP(Tapped):
             )
             bias_E = self.param('bias', init, (o.num_experts,), jnp.float32)
             wanted = scores + jnp.broadcast_to(jax.lax.stop_gradient(bias_E), scores.shape)
-        _, experts = jax.lax.top_k(wanted, o.experts_per_token)
+        experts = shard_map(  # XLA would gather the scores of all devices
+            lambda scores: jax.lax.top_k(scores, o.experts_per_token)[1],
+            [jax.lax.stop_gradient(wanted)],
+            [rows],
+            rows,
+        )
         gates = jnp.take_along_axis(scores, experts, -1)
         if o.normalize_gates:
             gates /= gates.sum(-1, keepdims=True)
@@ -171,7 +179,7 @@ class MixtureOfExpertsMLP(Tapped):
         if name == 'down' and c.init.scale_residual:
             std /= math.sqrt(2 * c.num_layers)
         init = declare(
-            nn.initializers.normal(std),
+            std,
             (EXPERTS, *axes),
             role=Role.HIDDEN,
             inputs=1,
