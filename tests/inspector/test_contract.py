@@ -18,7 +18,7 @@ OBSTACLES = {
 }
 
 
-def extra_of(name, length=len(TOKENS)):
+def extra_of(name, length=None):
     """Arguments that an analysis needs besides the text."""
     return {'against': AGAINST[:length]} if name == 'patching' else {}
 
