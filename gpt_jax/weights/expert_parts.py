@@ -91,16 +91,19 @@ class AnyDenseLayers(DenseLayers):
         return {'decoder_sparse_step': 1, 'mlp_only_layers': _dense_layers(model)}
 
 
+@dataclasses.dataclass(frozen=True)
 class FirstLayersDense(DenseLayers):
-    """The first `first_k_dense_replace` layers."""
+    """The number of first layers without experts."""
+
+    name: str = 'first_k_dense_replace'
 
     def choose(self, c: ConfigReader, model: ModelConfig) -> Collection[int]:
-        """Returns the layers before that number."""
-        return range(c.take_int('first_k_dense_replace', 0))
+        """Returns these layers."""
+        return range(c.take_int(self.name, 0))
 
     def write(self, model: ModelConfig) -> dict[str, Any]:
         """Returns the key."""
-        return {'first_k_dense_replace': len(_dense_layers(model))}
+        return {self.name: len(_dense_layers(model))}
 
     def obstacle(self, model: ModelConfig) -> str:
         """Returns a layer without experts after one with experts."""

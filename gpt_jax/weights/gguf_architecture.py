@@ -19,6 +19,7 @@ from gpt_jax.model.config import ModelConfig, RopeConfig, finalize_model
 from gpt_jax.model.position import rope_frequencies
 from gpt_jax.weights.described_family import Description
 from gpt_jax.weights.gguf_header import as_decimal
+from gpt_jax.weights.gguf_latent import split_up_projection
 from gpt_jax.weights.gguf_parts import PATTERN
 from gpt_jax.weights.layout import unsupported
 from gpt_jax.weights.source import ConfigReader
@@ -44,7 +45,7 @@ class Architecture(Description):
     @property
     def capabilities(self) -> dict[str, Any]:
         """Supported values by key below config.model."""
-        return dict.fromkeys(self.present, (False, True)) | super().capabilities
+        return super().capabilities | dict.fromkeys(self.present, (False, True))
 
     def obstacle(self, model: ModelConfig) -> str:
         """Returns the first setting that llama.cpp lacks; '' if none."""
@@ -107,14 +108,17 @@ class Architecture(Description):
         """Returns the metadata, keys without the prefix `ARCHITECTURE.`."""
         return {'vocab_size': model.vocab_size, **self.write(model)}
 
-    def store(self, name: str, tensor: np.ndarray, model: ModelConfig) -> np.ndarray:
-        """Returns a tensor of the layout, float32, as a file stores it."""
+    def store(self, name: str, tensor: np.ndarray, model: ModelConfig) -> dict[str, np.ndarray]:
+        """Returns a tensor of the layout, float32, as the tensors that a file stores."""
         if model.norm_zero_centered and _is_norm(name):
-            return tensor + np.float32(1)
-        return tensor
+            return {name: tensor + np.float32(1)}
+        return split_up_projection(name, tensor, model)
 
     def load(self, name: str, tensor: np.ndarray, model: ModelConfig) -> np.ndarray:
-        """Inverts `store`, up to the rounding of `1 + scale`, which the model rounds likewise."""
+        """Inverts `store`, up to the rounding of `1 + scale`, which the model rounds likewise.
+
+        `join_up_projections` joins what `store` has split.
+        """
         if model.norm_zero_centered and _is_norm(name):
             return np.asarray(tensor, np.float32) - np.float32(1)
         return tensor
@@ -129,10 +133,6 @@ def expert_name(name: str, expert: int) -> str:
 def experts_name(name: str) -> str:
     """Returns the name in a file of the tensor that holds a tensor of the layout."""
     return re.sub(r'(_exps)\.\d+\.', r'\1.', name)
-
-
-def _is_norm(name: str) -> bool:
-    return name.endswith('_norm.weight')
 
 
 def rope_factors(model: ModelConfig) -> np.ndarray:

@@ -82,7 +82,7 @@ def export_gguf(
     if tokenizer.chat_template is not None:
         writer.add_chat_template(tokenizer.chat_template)
     types = {}
-    for name, shape in _shapes(model, params, layout):
+    for name, shape in _shapes(model, params, layout, architecture):
         types[name] = gguf.GGMLQuantizationType[_stored_type(gguf, name, shape, kind)]
         block, size = gguf.GGML_QUANT_SIZES[types[name]]
         num_bytes = int(np.prod(shape)) // block * size
@@ -107,13 +107,13 @@ def _tensors(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields every tensor of the layout in float32, one at a time on the host. Collective."""
     for name, tensor in named_tensors(model, params, layout, np.float32):
-        yield name, architecture.store(name, tensor, model)
+        yield from architecture.store(name, tensor, model).items()
     if _has_rope_factors(model):
         yield ROPE_FACTORS, rope_factors(model)
 
 
 def _shapes(
-    model: ModelConfig, params: Any, layout: list[TensorLayout]
+    model: ModelConfig, params: Any, layout: list[TensorLayout], architecture: Architecture
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yields names and shapes of the file's tensors in the order of `_tensors`."""
     leaves, groups = named_leaves(params), parameter_groups(model)
@@ -126,7 +126,9 @@ def _shapes(
             shape = (entry.experts, *shape)
         names = entry.names(model.num_layers).values()
         for name in dict.fromkeys(map(experts_name, names)):
-            yield name, shape
+            values = np.broadcast_to(np.float32(0), shape)  # without memory
+            for stored, part in architecture.store(name, values, model).items():
+                yield stored, part.shape
     if _has_rope_factors(model):
         yield ROPE_FACTORS, (model.head_dim // 2,)
 

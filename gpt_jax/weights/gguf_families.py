@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gpt_jax.errors import UserError
+from gpt_jax.model.attention import Latent
 from gpt_jax.model.config import (
     MLPKind,
     ModelConfig,
@@ -16,8 +17,11 @@ from gpt_jax.model.config import (
 from gpt_jax.model.mlp import MixtureOfExperts
 from gpt_jax.weights import gemma2, gemma3, gpt_neox, olmo2, stablelm
 from gpt_jax.weights.config_parts import DerivedHeadDim, Key, Part, Require
+from gpt_jax.weights.deepseek_v2 import SharedExperts
+from gpt_jax.weights.expert_parts import FirstLayersDense
 from gpt_jax.weights.export import choose_family
 from gpt_jax.weights.gguf_architecture import Architecture
+from gpt_jax.weights.gguf_latent import LatentHeads, LatentRope
 from gpt_jax.weights.gguf_parts import (
     FixedQueryScalar,
     HeadWidth,
@@ -26,6 +30,7 @@ from gpt_jax.weights.gguf_parts import (
     Positive,
     Rope,
     RotatesAllButEach,
+    Softmax,
     SomeWindows,
     Ungrouped,
     UnusedWindow,
@@ -54,6 +59,9 @@ TENSORS = {
     f'{_LAYER}ffn_gate_exps.{{expert}}': 'blocks/mlp/gate',
     f'{_LAYER}ffn_up_exps.{{expert}}': 'blocks/mlp/up',
     f'{_LAYER}ffn_down_exps.{{expert}}': 'blocks/mlp/down',
+    f'{_LAYER}ffn_gate_shexp': 'blocks/mlp/shared/gate',
+    f'{_LAYER}ffn_up_shexp': 'blocks/mlp/shared/up',
+    f'{_LAYER}ffn_down_shexp': 'blocks/mlp/shared/down',
     'output_norm': 'final_norm',
     'output': 'output',
 }
@@ -273,6 +281,40 @@ STABLELM = Architecture(
     ),
     present={'attention.qkv_bias': 'blk.0.attn_q.bias'},
 )
+_DEEPSEEK_PAIRED = tuple(f'{_LAYER}attn_{name}' for name in ('q', 'q_b', 'kv_a_mqa'))
+DEEPSEEK2 = Architecture(
+    name='deepseek2',
+    model_types=('deepseek_v2',),
+    attention=Latent,
+    mlp=MixtureOfExperts,
+    fixed=_SWIGLU,
+    parts=(
+        *_EXPERTS,
+        Key('feed_forward_length', 'd_ff', int),
+        Key('expert_feed_forward_length', 'mlp.d_expert', int),
+        SharedExperts('expert_shared_count'),
+        FirstLayersDense('leading_dense_block_count'),
+        Key('expert_weights_scale', 'mlp.gate_scale', float, 1.0),
+        Key('expert_weights_norm', 'mlp.normalize_gates', bool, False),
+        Softmax(),
+        Key('attention.q_lora_rank', 'attention.q_rank', int, 0),
+        Key('attention.kv_lora_rank', 'attention.kv_rank', int),
+        LatentRope(),
+        LatentHeads(),
+        _RMS_EPSILON,
+    ),
+    tensors={theirs: ours for theirs, ours in TENSORS.items() if 'query_norm' not in ours}
+    | {
+        f'{_LAYER}attn_q_a': 'blocks/attention/query_down',
+        f'{_LAYER}attn_q_a_norm': 'blocks/attention/query_norm',
+        f'{_LAYER}attn_q_b': 'blocks/attention/query_up',
+        f'{_LAYER}attn_kv_a_mqa': 'blocks/attention/kv_down',
+        f'{_LAYER}attn_kv_a_norm': 'blocks/attention/kv_norm',
+        f'{_LAYER}attn_kv_b': 'blocks/attention/kv_up',  # a file may store it in two parts
+    },
+    by_head=_DEEPSEEK_PAIRED[:2],
+    in_pairs=_DEEPSEEK_PAIRED,
+)
 ARCHITECTURES = (
     GPT2,
     LLAMA,
@@ -288,6 +330,7 @@ ARCHITECTURES = (
     SMOLLM3,
     GPT_NEOX,
     STABLELM,
+    DEEPSEEK2,
 )
 NAMES = tuple(dict.fromkeys(architecture.name for architecture in ARCHITECTURES))
 

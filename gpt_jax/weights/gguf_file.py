@@ -21,6 +21,7 @@ from gpt_jax.weights import credits, sampling
 from gpt_jax.weights import gguf_families as families
 from gpt_jax.weights.gguf_architecture import ROPE_FACTORS, Architecture, expert_name
 from gpt_jax.weights.gguf_header import ARCHITECTURE, TensorInfo, read_header
+from gpt_jax.weights.gguf_latent import join_up_projections
 from gpt_jax.weights.gguf_tokenizer import read_tokenizer
 from gpt_jax.weights.source import Source, StoredTensor, optional_text, without_keys
 
@@ -66,11 +67,13 @@ def read(path: pathlib.Path, ignore_keys: Sequence[str] = ()) -> Source:
         name=str(path),
         model=model,
         layout=architecture.layout(model),
-        tensors={
-            part.name: _loaded(architecture, part.name, _stored(path, part, data), model)
-            for part in parts
-            if part.name != ROPE_FACTORS
-        },
+        tensors=join_up_projections(
+            {
+                part.name: _loaded(architecture, part.name, _stored(path, part, data), model)
+                for part in parts
+                if part.name != ROPE_FACTORS
+            }
+        ),
         tokenizer=read_tokenizer(_below(metadata, _TOKENIZER), name=str(path)),
         chat_template=optional_text(
             metadata.get('tokenizer.chat_template'), key=f'{path}: tokenizer.chat_template'

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from gpt_jax.errors import UserError
 from gpt_jax.model.config import LayerKind, ModelConfig
-from gpt_jax.model.position import rotated_width
+from gpt_jax.model.position import rotated_width, yarn_growth
 from gpt_jax.weights.config_parts import ANY, Part, Same
 from gpt_jax.weights.expert_parts import BalanceLoss
 from gpt_jax.weights.gemma3 import GlobalAndLocalRope
@@ -15,6 +15,7 @@ from gpt_jax.weights.layer_parts import LayerWindows, Window, change_layers, kin
 from gpt_jax.weights.source import ConfigReader
 
 PATTERN = 'attention.sliding_window_pattern'
+_SOFTMAX = 1  # llama.cpp's number of the function; 0: its default
 _WINDOW, _LOCAL_BASE = 'attention.sliding_window', 'rope.freq_base_swa'
 
 
@@ -56,15 +57,9 @@ class Rope(Part):
 
     def read(self, c: ConfigReader, model: ModelConfig) -> None:
         """Sets the knobs of `config.model.rope`; the width of heads must be read before."""
-        rope, width = model.rope, _head_width(model)
+        rope = model.rope
         rope.base = c.take_float('rope.freq_base', 10000.0)
-        if self.partial:
-            rotated = c.take_int('rope.dimension_count', width)
-            rope.fraction = rotated / width if width else 1.0
-            if int(width * rope.fraction) < rotated:  # rounded down
-                rope.fraction = math.nextafter(rope.fraction, 1)
-        else:
-            c.require('rope.dimension_count', width)
+        self._read_width(c, model)
         kind = c.require('rope.scaling.type', *self.kinds)
         factor = c.take_float('rope.scaling.factor', 0.0)
         if kind != 'none' and factor:
@@ -76,23 +71,21 @@ class Rope(Part):
             rope.beta_slow = c.take_float('rope.scaling.yarn_beta_slow', 1.0)
             c.require('rope.scaling.yarn_ext_factor', 1.0)
             c.require('rope.scaling.yarn_attn_factor', 1.0)
-            factor = c.take_float('rope.scaling.attn_factor', 1.0)
-            rope.attention_factor = factor * _yarn_attention_factor(rope.scaling)
+            self._read_factors(c, model)
 
     def write(self, model: ModelConfig) -> dict[str, Any]:
         """Returns the keys."""
         rope = model.rope
-        keys: dict[str, Any] = {'rope.dimension_count': rotated_width(model)}
+        keys: dict[str, Any] = {'rope.dimension_count': self._write_width(model)}
         keys['rope.freq_base'] = float(rope.base)
         if rope.yarn:
-            factor = rope.attention_factor / _yarn_attention_factor(rope.scaling)
             return keys | {
                 'rope.scaling.type': 'yarn',
                 'rope.scaling.factor': float(rope.scaling),
                 'rope.scaling.original_context_length': rope.original_seq_len,
                 'rope.scaling.yarn_beta_fast': float(rope.beta_fast),
                 'rope.scaling.yarn_beta_slow': float(rope.beta_slow),
-                'rope.scaling.attn_factor': float(factor),
+                **self._write_factors(model),
             }
         if rope.scaling != 1 and not rope.original_seq_len:
             keys |= {'rope.scaling.type': 'linear', 'rope.scaling.factor': float(rope.scaling)}
@@ -113,6 +106,28 @@ class Rope(Part):
         if rope.attention_factor != 1 and not rope.yarn:
             return f'config.model.rope.attention_factor={rope.attention_factor}'
         return ''
+
+    def _read_width(self, c: ConfigReader, model: ModelConfig) -> None:
+        rope, width = model.rope, _head_width(model)
+        if not self.partial:
+            c.require('rope.dimension_count', width)
+            return
+        rotated = c.take_int('rope.dimension_count', width)
+        rope.fraction = rotated / width if width else 1.0
+        if int(width * rope.fraction) < rotated:  # rounded down
+            rope.fraction = math.nextafter(rope.fraction, 1)
+
+    def _write_width(self, model: ModelConfig) -> int:
+        return rotated_width(model)
+
+    # llama.cpp applies `1 + yarn_growth` of its own accord, as does transformers.
+    def _read_factors(self, c: ConfigReader, model: ModelConfig) -> None:
+        factor = c.take_float('rope.scaling.attn_factor', 1.0)
+        model.rope.attention_factor = factor * (1 + yarn_growth(model.rope))
+
+    def _write_factors(self, model: ModelConfig) -> dict[str, Any]:
+        factor = model.rope.attention_factor / (1 + yarn_growth(model.rope))
+        return {'rope.scaling.attn_factor': float(factor)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,6 +274,22 @@ class RotatesAllButEach(Part):
         return [(layer + 1) % self.interval != 0 for layer in range(model.num_layers)]
 
 
+class Softmax(Part):
+    """The probabilities from which a token's experts are chosen: a softmax over all, ungrouped."""
+
+    def read(self, c: ConfigReader, model: ModelConfig) -> None:
+        """Checks the keys."""
+        del model
+        c.require('expert_gating_func', _SOFTMAX, 0)
+        c.require('expert_group_count', 0, 1)
+        c.take('expert_group_used_count', None)
+
+    def write(self, model: ModelConfig) -> dict[str, Any]:
+        """Returns the function, whose default depends on the size of the model."""
+        del model
+        return {'expert_gating_func': _SOFTMAX}
+
+
 @dataclasses.dataclass(frozen=True)
 class NoBalance(BalanceLoss):
     """The loss of a router, which changes no logit and has no key."""
@@ -275,8 +306,3 @@ class NoBalance(BalanceLoss):
 def _head_width(model: ModelConfig) -> int:
     """Returns the width of heads before `finalize_model` has set it."""
     return model.head_dim or model.d_model // max(1, model.num_heads)
-
-
-def _yarn_attention_factor(scaling: float) -> float:
-    """Returns the factor that llama.cpp applies of its own accord, as does transformers."""
-    return 1 + (0.1 * math.log(scaling) if scaling > 1 else 0.0)

@@ -25,6 +25,13 @@ GEMMA3_ROPE = dict(
     full_attention=dict(rope_type='linear', factor=8.0, rope_theta=5e4),
     sliding_attention=dict(rope_type='default', rope_theta=1e3),
 )
+DEEPSEEK = (
+    SIZES
+    | dict(num_experts_per_tok=2)
+    | dict(kv_lora_rank=16, q_lora_rank=None, qk_nope_head_dim=10, qk_rope_head_dim=6, v_head_dim=8)
+    | dict(n_routed_experts=4, n_shared_experts=2, moe_intermediate_size=12)
+    | dict(first_k_dense_replace=1)
+)
 # By name: architecture of llama.cpp, family of transformers, keys.
 MODELS = {
     'llama, no window': ('llama', 'mistral', GROUPED | dict(sliding_window=None, head_dim=16)),
@@ -81,6 +88,19 @@ MODELS = {
         'stablelm',
         'stablelm',
         GROUPED | dict(use_parallel_residual=True, use_qkv_bias=True),
+    ),
+    'deepseek_v2, as Lite': (
+        'deepseek2',
+        'deepseek_v2',
+        DEEPSEEK | rope(**YARN, mscale=0.707, mscale_all_dim=0.707, beta_fast=8.0),
+    ),
+    'deepseek_v2, latent queries, scaled gates, tied': (
+        'deepseek2',
+        'deepseek_v2',
+        DEEPSEEK
+        | dict(q_lora_rank=9, routed_scaling_factor=1.7, n_shared_experts=1)
+        | dict(first_k_dense_replace=0, num_hidden_layers=1, tie_word_embeddings=True)
+        | rope(**YARN, mscale_all_dim=1.0),
     ),
 }
 

@@ -9,13 +9,24 @@ import pytest
 
 from gpt_jax.config_tree import freeze
 from gpt_jax.errors import UserError
+from gpt_jax.model.attention import GroupedQuery
 from gpt_jax.model.config import DropoutConfig, InitConfig
 from gpt_jax.model.mlp import MixtureOfExperts
 from gpt_jax.weights import gguf_families
 from gpt_jax.weights.export import named_tensors
 from gpt_jax.weights.gguf_export import FILE, export_gguf
 from gpt_jax.weights.transformers_folder import FAMILIES
-from tests.weights.gguf_models import GEMMA, GROUPED, MODELS, SIZES, family, make, rope
+from tests.weights.gguf_models import (
+    DEEPSEEK,
+    GEMMA,
+    GROUPED,
+    MODELS,
+    SIZES,
+    YARN,
+    family,
+    make,
+    rope,
+)
 from tests.weights.random_source import bpe_tokenizer, load, logits, weight_shapes
 
 gguf = pytest.importorskip('gguf')
@@ -38,6 +49,13 @@ def converted(name, model, tensors):
             tensor = np.stack([halves[:, 0], halves[:, 1]], 2).reshape(tensor.shape)
         if name in ('gemma2', 'gemma3') and theirs.endswith('norm.weight'):
             tensor = tensor + np.float32(1)
+        if 'kv_b_proj' in theirs:
+            heads = tensor.reshape(model.num_heads, -1, tensor.shape[-1])
+            keys, values = np.split(heads, [model.head_dim], 1)
+            for part, of_heads in (('k', keys.transpose(0, 2, 1)), ('v', values)):
+                module = theirs.replace('kv_b_proj', f'{part}_b_proj')
+                expected[names.get_name(module, try_suffixes=('.weight',))] = of_heads
+            continue
         found = names.get_name(merged, try_suffixes=('.weight', '.bias'))
         assert found, theirs
         if merged != theirs:
@@ -49,11 +67,10 @@ def converted(name, model, tensors):
 
 def without_training(model):
     """The architecture without knobs that change no logit, and with its own query scalar."""
-    attention = dataclasses.replace(
-        model.attention,
-        query_pre_attn_scalar=float(model.attention.query_pre_attn_scalar or model.head_dim),
-    )
-    mlp = model.mlp
+    attention, mlp = model.attention, model.mlp
+    if isinstance(attention, GroupedQuery):
+        scalar = float(attention.query_pre_attn_scalar or model.head_dim)
+        attention = dataclasses.replace(attention, query_pre_attn_scalar=scalar)
     if isinstance(mlp, MixtureOfExperts):
         mlp = dataclasses.replace(mlp, balance_loss=0.0)
     init, dropouts = InitConfig(), DropoutConfig()
@@ -106,7 +123,7 @@ def test_every_family_is_named():
     known = [kind for each in gguf_families.ARCHITECTURES for kind in each.model_types]
     assert len(known) == len({*known})
     families = {kind for each in FAMILIES for kind in each.model_types}
-    assert families - {*known} == {'opt', 'deepseek_v2', 'gpt_jax'}
+    assert families - {*known} == {'opt', 'gpt_jax'}
     assert {kind for _, kind, _ in MODELS.values()} | {'gpt2', 'qwen2'} == {*known}
 
 
@@ -160,6 +177,26 @@ REFUSED = {
         'olmoe',
         GROUPED | dict(num_experts=4, num_experts_per_tok=2),
         'olmoe has no config.model.num_kv_heads=2',
+    ),
+    'biases of latents': (
+        'deepseek_v2',
+        DEEPSEEK | dict(attention_bias=True),
+        'deepseek2 has no config.model.attention.bias=True',
+    ),
+    'latent queries of Lite': (
+        'deepseek_v2',
+        DEEPSEEK | dict(q_lora_rank=9, num_hidden_layers=27),
+        'deepseek2 has no config.model.attention.q_rank=9 with 27 layers',
+    ),
+    'scores without mscale': (
+        'deepseek_v2',
+        DEEPSEEK | rope(**YARN),
+        'deepseek2 has no config.model.attention.yarn_mscale=0.0',
+    ),
+    'linear scaling of latents': (
+        'deepseek_v2',
+        DEEPSEEK | rope(rope_type='linear', factor=2.0),
+        'deepseek2 has no config.model.rope.scaling=2.0',
     ),
     'bounds of YaRN': (
         'llama',
