@@ -11,7 +11,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason='once is enough, on 3.11')
 def test_the_page_finds_the_heads_that_copy():
     """In a process of its own, with programs optimised as a user's: about a minute."""
     page = (ROOT / 'docs' / 'induction.md').read_text(encoding='utf-8')

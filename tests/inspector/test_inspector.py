@@ -8,13 +8,14 @@ import pytest
 
 from gpt_jax import GPT
 from gpt_jax.errors import UserError
-from gpt_jax.inspector import Change, add, mean, replace, run_forward, zero
+from gpt_jax.inspector import Change, add, mean, replace, zero
 from gpt_jax.inspector.forward import forward
 from gpt_jax.inspector.points import ONCE, TRANSFORMER_LENS, resolve
 from gpt_jax.model.gpt import GPT as Network
 from gpt_jax.model.gpt import init_params
 from gpt_jax.model.layer_stack import to_executed
 from gpt_jax.model.taps import Tapped
+from tests.inspector import architectures
 from tests.inspector.architectures import VARIATIONS
 from tests.model_configs import make_config
 
@@ -200,23 +201,30 @@ def test_wrong_input_is_one_line(gpt, name):
 
 
 @pytest.mark.parametrize('name', VARIATIONS)
-def test_every_architecture_is_seen_and_costs_nothing(name, monkeypatch):
-    config = make_config(**VARIATIONS[name])
-    params = nn.unbox(init_params(config, jax.random.key(0)))
-    tokens = jax.random.randint(jax.random.key(1), (2, 9), 0, config.vocab_size)
-    executed = to_executed(params, config, scan=False)
-    expected = Network(config).apply({'params': executed}, tokens)[0]
-    values = run_forward(config, params, tokens)
-    np.testing.assert_allclose(values['logits'], expected, atol=1e-5)
+def test_every_architecture_is_seen(name):
+    inspector, seen = architectures.make_inspector(name), architectures.inspect(name)
+    config = inspector.config
+    executed = to_executed(inspector.params, config, scan=False)
+    tokens = jnp.asarray([architectures.TOKENS])
+    expected = jax.jit(Network(config).apply)({'params': executed}, tokens)[0][0]
+    np.testing.assert_allclose(seen.logits.values, expected, atol=1e-4)
     for layer in range(config.num_layers):
-        assert f'blocks.{layer}.attention.weights' in values
-        assert f'blocks.{layer}.attention.heads' in values
+        assert f'blocks.{layer}.attention.weights' in seen
+        assert f'blocks.{layer}.attention.heads' in seen
 
-    def gradient():
+
+@pytest.mark.parametrize('name', ['llama', 'differential', 'experts'])
+def test_points_cost_nothing(name, monkeypatch):
+    """The program of a gradient is the same with a function in place of flax's method."""
+    config = make_config(**VARIATIONS[name])
+    draw = lambda key: to_executed(nn.unbox(init_params(config, key)), config, scan=False)  # noqa: E731
+    params = jax.eval_shape(draw, jax.random.key(0))
+    tokens = jnp.zeros((2, 9), jnp.int32)
+
+    def program():
         loss = lambda p: Network(config).apply({'params': p}, tokens)[0].sum()  # noqa: E731
-        return jax.jit(jax.grad(loss)).lower(executed).as_text()
+        return jax.jit(jax.grad(loss)).lower(params).as_text()
 
-    program = gradient()
-    # A function instead of a method of flax: nothing of the points is left.
+    with_points = program()
     monkeypatch.setattr(Tapped, 'tap', staticmethod(lambda name, x, dims='BLD': x))
-    assert gradient() == program
+    assert program() == with_points
