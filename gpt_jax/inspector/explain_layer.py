@@ -1,5 +1,6 @@
 """The steps of one token through one layer."""
 
+import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.inspector.walk import (
@@ -337,7 +338,9 @@ def _mlp(walk: Walk) -> list[Step]:
     lines += [f'largest neurons  {ranked}', f'above 0          {np.mean(hidden > 0):.0%} of {F}']
     formula = 'hidden = f(h W_gate) * (h W_up)' if gated else 'hidden = f(h W_up)'
     text = f'neuron {i}: f({number(inner[i])})' + (f' * {number(up[i])}' if gated else '')
-    found = float(ACTIVATIONS[kind].function(inner[i])) * (float(up[i]) if gated else 1.0)
+    found = float(ACTIVATIONS[kind].function(jnp.asarray(inner[i]))) * (
+        float(up[i]) if gated else 1.0
+    )
     formula += f'   {shape(F)} = {shape(D)} {shape(D, F)}\nf(x) = {ACTIVATION_FORMULAS[kind]}'
     return [
         Step(

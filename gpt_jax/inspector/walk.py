@@ -48,7 +48,7 @@ class Step:
 
     @property
     def places(self) -> list[str]:
-        """Where the code of the step is: file, line and name."""
+        """The file, line and name of the code of the step."""
         return [place(each) for each in dict.fromkeys(self.code)]
 
 
