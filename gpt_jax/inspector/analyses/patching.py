@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import jax
@@ -14,7 +15,6 @@ from gpt_jax.errors import UserError
 from gpt_jax.inspector.analyses.base import QUIET, Analysis, ShowProgress, top
 from gpt_jax.inspector.analyses.sweep import (
     activation_bytes,
-    count_candidates,
     is_chosen,
     run_in_chunks,
     split,
@@ -90,18 +90,21 @@ class Patching(Analysis):
         values = {name: other.arrays[name] for name in names}
         grid, tokens = _grid(config, len(mine.tokens)), jnp.asarray(mine.tokens)
         pair = jnp.asarray([token, other_token])
+        differ = _may_differ(grid, mine.tokens, other.tokens)
+        candidates = np.append(np.flatnonzero(differ), differ.size)  # the last changes nothing
         differences = run_in_chunks(
-            lambda indices: _patch(config, inspector.params, tokens, pair, values, indices),
-            count_candidates(grid) + 1,  # the last one changes nothing
+            lambda i: _patch(config, inspector.params, tokens, pair, values, candidates[i]),
+            candidates.size,
             bytes_each=activation_bytes(config, len(mine.tokens)),
             progress=progress,
             description='patching',
         )
         start, end = differences[-1], _difference(other.logits.values[-1], pair)
-        moved = (differences[:-1] - start) / (end - start)
+        moved = np.zeros(differ.size, np.float32)
+        moved[differ] = (differences[:-1] - start) / (end - start)
         arrays = {
             FIELDS[point]: NamedArray(part, ('layer', 'head' if point == HEADS else 'position'))
-            for point, part in split(grid, np.asarray(moved, np.float32)).items()
+            for point, part in split(grid, moved).items()
         }
         token_text, other_text = inspector.token_texts([token, other_token])
         return cls(
@@ -161,6 +164,20 @@ def _grid(config: ModelConfig, length: int) -> dict[str, tuple[int, ...]]:
     return {point: (layers, config.num_heads if point == HEADS else length) for point in FIELDS}
 
 
+def _may_differ(
+    grid: Mapping[str, tuple[int, ...]], mine: Sequence[int], other: Sequence[int]
+) -> np.ndarray:
+    """Returns which candidates may differ between two texts: those from their first difference on.
+
+    What a causal model computes before that is the same, and patching it moves nothing.
+    """
+    first = next(i for i, (a, b) in enumerate(zip(mine, other, strict=True)) if a != b)
+    differ = []
+    for point, (layers, places) in grid.items():
+        differ.append(np.tile(np.arange(places) >= (0 if point == HEADS else first), layers))
+    return np.concatenate(differ)
+
+
 def _difference(logits_V: Float[Array, 'V'], pair: Int[Array, '2']) -> Float[Array, '']:
     first, second = pair
     return logits_V[first] - logits_V[second]
@@ -184,7 +201,8 @@ def _patch(
             for point, mask in chosen.items()
             for layer in range(config.num_layers)
         }
-        found = forward(config, params, tokens_L[None], changes, points=frozenset({'logits'}))
-        return _difference(found['logits'][0, -1], pair)
+        logits = frozenset({'logits'})
+        found = forward(config, params, tokens_L[None], changes, points=logits, last=True)
+        return _difference(found['logits'][0, 0], pair)
 
     return jax.vmap(measure)(indices_C)
