@@ -112,6 +112,17 @@ def test_sources_are_left_out_where_they_do_not_make_the_heads():
     assert Attribution.run(inspector, TOKENS, inspection=inspection).sources is None
 
 
+def test_parts_of_the_tokens_that_come():
+    inspector, inspection = make_inspector('sandwich, LayerNorm'), inspect('sandwich, LayerNorm')
+    attribute = functools.partial(Attribution.run, inspector, TOKENS, inspection=inspection)
+    coming = attribute()
+    assert coming.next_heads.sizes['position'] == len(TOKENS) - 1
+    for position in (0, 4):
+        found = attribute(position=position, token=TOKENS[position + 1])
+        np.testing.assert_array_equal(coming.next_heads.values[position], found.heads.values)
+        np.testing.assert_array_equal(coming.next_mlps.values[position], found.mlps.values)
+
+
 def test_a_part_is_what_ablation_takes_away():
     """Without a final norm, and in the last layer of a parallel block, effects are direct."""
     name = 'parallel, no final norm'

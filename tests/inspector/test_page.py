@@ -227,6 +227,17 @@ def test_a_model_is_shown_with_all_its_analyses(opened):
         panel = page.locator(f'#{tab.get_attribute("aria-controls")}')
         assert panel.locator('canvas, svg, table').count(), tab.inner_text()
     assert page.get_by_role('tab').count() == len(ANALYSES) + 1  # rollout has its own
+    page.get_by_role('option').nth(4).hover()
+    attribution = result.analyses['attribution']
+    parts = {'MLP': attribution.next_mlps.values[3]}
+    parts |= {f'head {i}': attribution.next_heads.values[3, :, i] for i in range(2)}
+    largest = max(
+        (abs(value), f'layer {layer} {name}')
+        for name, values in parts.items()
+        for layer, value in enumerate(values)
+    )
+    said = page.locator('.details').inner_text()
+    assert re.search(r'Largest parts of its logit\s+' + largest[1], said)
 
 
 def test_a_notebook_shows_an_analysis_in_a_frame(opened):

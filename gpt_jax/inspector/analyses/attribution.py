@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, NamedTuple, Self
 
+import jax
 import numpy as np
 
 from gpt_jax.errors import UserError
@@ -65,6 +66,9 @@ class Attribution(Analysis):
     mlps: NamedArray  # [layer]
     norm_bias: float  # of the final norm
     sources: NamedArray | None  # [layer, head, source]; None where heads are no sum over sources
+    # Parts of the logit of the token that comes after each position but the last:
+    next_heads: NamedArray  # [position, layer, head]
+    next_mlps: NamedArray  # [position, layer]
 
     @classmethod
     def obstacle(cls, inspector: Inspector) -> str:
@@ -120,20 +124,18 @@ class Attribution(Analysis):
         read_D = _row(inspector, chosen) - (0 if other < 0 else _row(inspector, other))
 
         params = _parts(inspector.params, config)
-        toward_D, norm_bias = read_D, 0.0
-        if config.final_norm:
-            last = inspection[f'blocks.{config.num_layers - 1}.residual_after'].values[at]
-            norm = FrozenNorm.of(config, params['final_norm'], last)
-            toward_D, norm_bias = norm.pull_back(read_D), float(norm.bias_D @ read_D)
+        toward_D, norm_bias = _before_norm(inspection, at, config, params, read_D)
         embedded = inspection['embedding'].values[at].astype(np.float64)
         first = inspection['blocks.0.residual_before'].values[at]
-        layers = [
-            _attribute_layer(
-                inspection, layer, at, config.of_layer(layer), block=block, toward_D=toward_D
-            )
-            for layer, block in enumerate(params['blocks'])
-        ]
+        layers = _attribute_layers(inspection, at, config, params, toward_D, by_source=True)
         sources = [each.sources_HS for each in layers]
+        coming = []
+        for i, after in enumerate(inspection.tokens[1:]):
+            reads_D, _ = _before_norm(inspection, i, config, params, _row(inspector, after))
+            coming.append(_attribute_layers(inspection, i, config, params, reads_D))
+        shape = (len(coming), config.num_layers)
+        next_heads = np.array([[each.heads_H for each in parts] for parts in coming], np.float32)
+        next_mlps = np.array([[each.mlp for each in parts] for parts in coming], np.float32)
         return cls(
             inspection.tokens,
             inspection.texts,
@@ -151,6 +153,10 @@ class Attribution(Analysis):
             mlps=_stack([each.mlp for each in layers]),
             norm_bias=norm_bias,
             sources=None if sources[0] is None else _stack(sources, 'head', 'source'),
+            next_heads=NamedArray(
+                next_heads.reshape(*shape, config.num_heads), ('position', 'layer', 'head')
+            ),
+            next_mlps=NamedArray(next_mlps.reshape(shape), ('position', 'layer')),
         )
 
     @property
@@ -223,6 +229,45 @@ class _Layer(NamedTuple):
     sources_HS: np.ndarray | None
 
 
+def _before_norm(
+    inspection: Inspection,
+    at: int,
+    config: ModelConfig,
+    params: dict[str, Any],
+    read_D: np.ndarray,
+) -> tuple[np.ndarray, float]:
+    """Returns what `read_D` reads before the final norm, and its part of the norm's bias."""
+    if not config.final_norm:
+        return read_D, 0.0
+    last = inspection[f'blocks.{config.num_layers - 1}.residual_after'].values[at]
+    norm = FrozenNorm.of(config, params['final_norm'], last)
+    return norm.pull_back(read_D), float(norm.bias_D @ read_D)
+
+
+def _attribute_layers(
+    inspection: Inspection,
+    at: int,
+    config: ModelConfig,
+    params: dict[str, Any],
+    toward_D: np.ndarray,
+    *,
+    by_source: bool = False,
+) -> list[_Layer]:
+    """Returns the contributions of all layers at a position along `toward_D`."""
+    return [
+        _attribute_layer(
+            inspection,
+            layer,
+            at,
+            config.of_layer(layer),
+            block=block,
+            toward_D=toward_D,
+            by_source=by_source,
+        )
+        for layer, block in enumerate(params['blocks'])
+    ]
+
+
 def _attribute_layer(
     inspection: Inspection,
     layer: int,
@@ -231,6 +276,7 @@ def _attribute_layer(
     *,
     block: dict[str, Any],
     toward_D: np.ndarray,
+    by_source: bool,
 ) -> _Layer:
     """Returns the contributions of a layer along `toward_D` of the residual stream."""
     mlp = float(inspection[f'blocks.{layer}.mlp_output'].values[at] @ toward_D)
@@ -246,7 +292,9 @@ def _attribute_layer(
         toward_D = norm.pull_back(toward_D)
     read_HK = kernel_HKD @ toward_D
     heads_H = (heads_HK * read_HK).sum(-1)
-    sources_HS = _by_source(inspection, layer, at, read_HK=read_HK, heads_H=heads_H)
+    sources_HS = None
+    if by_source:
+        sources_HS = _by_source(inspection, layer, at, read_HK=read_HK, heads_H=heads_H)
     return _Layer(heads_H, bias + float(bias_D @ toward_D), mlp, sources_HS)
 
 
@@ -278,6 +326,7 @@ def _parts(params: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
         for stack in layer_stacks(config)
     }
     blocks = to_executed(needed, config, scan=False)['blocks']
+    blocks = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), blocks)
     return {
         'final_norm': params.get('final_norm'),
         'blocks': [blocks[f'layer_{layer}'] for layer in range(config.num_layers)],

@@ -3,12 +3,14 @@
 import { h, nats, number, percent, visible } from './dom.js';
 import { chosen, listen } from './state.js';
 
-const EXPECTED = 4;
+const EXPECTED = 4, WRITERS = 4;
 
 export class TokenDetails {
   constructor(page) {
     this.page = page;
-    this.losses = page.analyses.find((each) => each.name === 'token_loss')?.data;
+    const data = (name) => page.analyses.find((each) => each.name === name)?.data;
+    this.losses = data('token_loss');
+    this.parts = data('attribution');
     this.element = h('div', { class: 'details', 'aria-live': 'polite' });
     listen((changed) => (changed.has('pinned') || changed.has('pointed')) && this.draw());
   }
@@ -25,7 +27,22 @@ export class TokenDetails {
     const own = token === 0 ? h('p', { class: 'hint' }, 'nothing predicts the first token')
       : h('p', {}, `probability ${percent(probability.at(before))}, rank ${number(rank.at(before))}, loss ${nats(loss.at(before))}`);
     const here = token === 0 ? h('div') : this.list('Expected here', before);
-    return [h('div', {}, name, own), here, this.list('Expected next', token)];
+    return [h('div', {}, name, own), here, this.list('Expected next', token),
+      ...(this.parts ? [this.writers(token)] : [])];
+  }
+
+  /** The heads and MLPs with the largest parts of the logit of the token. */
+  writers(token) {
+    const title = h('span', { class: 'hint' }, 'Largest parts of its logit');
+    if (token === 0) return h('div', { class: 'expected writers' }, title, '–');
+    const heads = this.parts.next_heads.at(token - 1), mlps = this.parts.next_mlps.at(token - 1);
+    const count = heads.shape[1];
+    const parts = [...heads.values].map((value, i) => [`layer ${Math.floor(i / count)} head ${i % count}`, value])
+      .concat([...mlps.values].map((value, layer) => [`layer ${layer} MLP`, value]));
+    parts.sort(([, a], [, b]) => Math.abs(b) - Math.abs(a));
+    return h('div', { class: 'expected writers' }, title,
+      h('ol', { class: 'alternatives' }, parts.slice(0, WRITERS).map(([name, value]) =>
+        h('li', {}, `${name} `, h('b', {}, (value > 0 ? '+' : '') + number(value))))));
   }
 
   list(title, position) {
