@@ -75,7 +75,7 @@ def abstract_batches(program: Program, config: RunConfig) -> dict[str, jax.Shape
 def lower_step(program: Program, config: RunConfig) -> jax.stages.Lowered:
     """Lowers the call that a run makes, from shapes alone."""
     step = program.train_step if program.steps_per_call == 1 else program.train_steps
-    return step.lower(program.abstract_state, abstract_batches(program, config))
+    return step.lower(program.abstract_state, abstract_batches(program, config), program.numbers)
 
 
 def check_program(program: Program, config: RunConfig) -> Check:

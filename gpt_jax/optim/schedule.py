@@ -7,8 +7,10 @@ at the peak.
 
 import dataclasses
 import enum
+import functools
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -37,50 +39,54 @@ class ScheduleConfig:
     wsd_decay_fraction: float = part(0.2)  # wsd: fraction of decay_steps in which the rate falls
 
 
-def constant(config: ScheduleConfig, *, peak: float, end: int) -> optax.Schedule:
+Numbers = dict[str, float]  # in a step, scalars that the compiled program takes as arguments
+
+
+def constant(numbers: Numbers, count: jax.Array) -> jax.Array:
     """Stays at the peak."""
-    del config, end
-    return optax.constant_schedule(peak)
+    del count
+    return numbers['peak']
 
 
-def linear(config: ScheduleConfig, *, peak: float, end: int) -> optax.Schedule:
-    """Decays linearly to the final rate."""
-    return optax.linear_schedule(peak, peak * config.final_fraction, end - config.warmup_steps)
+def linear(numbers: Numbers, count: jax.Array) -> jax.Array:
+    """Decays linearly to the final rate, after `stable_steps` at the peak."""
+    count = jnp.clip(count - numbers['stable_steps'], 0, numbers['decay_steps'])
+    left = 1 - count * numbers['decay_inverse']
+    return numbers['fall'] * left + numbers['final']
 
 
-def cosine(config: ScheduleConfig, *, peak: float, end: int) -> optax.Schedule:
+def cosine(numbers: Numbers, count: jax.Array) -> jax.Array:
     """Decays along half a cosine to the final rate (https://arxiv.org/abs/1608.03983)."""
-    steps = end - config.warmup_steps
-    return optax.cosine_decay_schedule(peak, steps, alpha=config.final_fraction)
+    count = jnp.minimum(count, numbers['decay_steps'])
+    left = 0.5 * (1 + jnp.cos(jnp.pi * count * numbers['decay_inverse']))
+    return numbers['peak'] * (numbers['falling_fraction'] * left + numbers['final_fraction'])
 
 
-def wsd(config: ScheduleConfig, *, peak: float, end: int) -> optax.Schedule:
-    """Stays at the peak, then decays linearly to the final rate (arxiv.org/abs/2404.06395)."""
-    steps = end - config.warmup_steps
-    decay_steps = min(steps, max(1, round(end * config.wsd_decay_fraction)))
-    return optax.linear_schedule(
-        peak, peak * config.final_fraction, decay_steps, transition_begin=steps - decay_steps
-    )
-
-
-def inverse_sqrt(config: ScheduleConfig, *, peak: float, end: int) -> optax.Schedule:
+def inverse_sqrt(numbers: Numbers, count: jax.Array) -> jax.Array:
     """Decays as peak * sqrt((W + 1) / (t + 1)) at step t, with W = warmup_steps.
 
     See section 5.3 of https://arxiv.org/abs/1706.03762.
     """
-    del end
-    timescale = config.warmup_steps + 1
-    return lambda count: peak * jnp.sqrt(timescale / (count + timescale))
+    timescale = numbers['warmup_steps'] + 1
+    return numbers['peak'] * jnp.sqrt(timescale / (count + timescale))
 
 
-# Each function returns the schedule after the warm-up; count 0 is step `warmup_steps` of the run.
-SCHEDULES: dict[ScheduleKind, Callable[..., optax.Schedule]] = {
+# Each function returns the rate after the warm-up; count 0 is step `warmup_steps` of the run.
+SCHEDULES: dict[ScheduleKind, Callable[[Numbers, jax.Array], jax.Array]] = {
     ScheduleKind.CONSTANT: constant,
     ScheduleKind.LINEAR: linear,
     ScheduleKind.COSINE: cosine,
-    ScheduleKind.WSD: wsd,
+    ScheduleKind.WSD: linear,  # stays at the peak first (https://arxiv.org/abs/2404.06395)
     ScheduleKind.INVERSE_SQRT: inverse_sqrt,
 }
+
+
+def learning_rate_at(kind: ScheduleKind, numbers: Numbers, count: jax.Array) -> jax.Array:
+    """Returns the learning rate of step `count`, from the numbers of `schedule_numbers`."""
+    left = 1 - jnp.clip(count, 0, numbers['warmup_steps']) * numbers['warmup_inverse']
+    warmup = numbers['climb'] * left + numbers['peak']
+    after = SCHEDULES[kind](numbers, count - numbers['warmup_steps'])
+    return jnp.where(count < numbers['warmup_steps'], warmup, after)
 
 
 def make_schedule(
@@ -88,7 +94,18 @@ def make_schedule(
 ) -> optax.Schedule:
     """Returns a function from step to learning rate, with peak `learning_rate`.
 
-    A run of `num_steps` that is shorter than the warm-up ends during the warm-up.
+    Raises:
+        UserError: a value is out of range, or the decay would end before the warm-up does.
+    """
+    numbers = schedule_numbers(config, learning_rate=learning_rate, num_steps=num_steps)
+    return functools.partial(learning_rate_at, config.kind, numbers)
+
+
+def schedule_numbers(config: ScheduleConfig, *, learning_rate: float, num_steps: int) -> Numbers:
+    """Returns the numbers from which `learning_rate_at` computes the learning rate.
+
+    Everything that no step changes is computed here, in Python's precision. A run of `num_steps`
+    that is shorter than the warm-up ends during the warm-up.
 
     Raises:
         UserError: a value is out of range, or the decay would end before the warm-up does.
@@ -96,13 +113,25 @@ def make_schedule(
     check(config)
     if not learning_rate > 0:
         raise UserError(f'config.optimizer.learning_rate={learning_rate} must be positive')
-    end = config.decay_steps or max(num_steps, config.warmup_steps + 1)
-    after = SCHEDULES[config.kind](config, peak=learning_rate, end=end)
-    if not config.warmup_steps:
-        return after
-    first = learning_rate / (config.warmup_steps + 1)
-    warmup = optax.linear_schedule(first, learning_rate, config.warmup_steps)
-    return optax.join_schedules([warmup, after], [config.warmup_steps])
+    warmup = config.warmup_steps
+    end = config.decay_steps or max(num_steps, warmup + 1)
+    decay = end - warmup
+    if config.kind == ScheduleKind.WSD:
+        decay = min(decay, max(1, round(end * config.wsd_decay_fraction)))
+    final = learning_rate * config.final_fraction
+    return {
+        'peak': float(learning_rate),
+        'final': final,
+        'fall': learning_rate - final,
+        'final_fraction': float(config.final_fraction),
+        'falling_fraction': 1.0 - config.final_fraction,
+        'climb': learning_rate / (warmup + 1) - learning_rate,  # negative; of what is left
+        'warmup_steps': warmup,
+        'warmup_inverse': 1 / max(1, warmup),
+        'stable_steps': end - warmup - decay,
+        'decay_steps': decay,
+        'decay_inverse': 1 / decay,
+    }
 
 
 def check(config: ScheduleConfig) -> None:

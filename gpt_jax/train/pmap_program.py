@@ -41,16 +41,15 @@ def make_pmap_functions(parts: StepParts, mesh: Mesh, shardings: TrainState) -> 
     )
     whole = replicated(mesh)
     replicate = functools.partial(_replicate, devices=list(mesh.devices.flat))
-    step = functools.partial(replicate, out_shardings=(shardings, whole), donate=True)
+    step = functools.partial(replicate, arguments=3, out_shardings=(shardings, whole), donate=True)
+    evaluation = functools.partial(
+        replicate, arguments=2, batch_axis=0, out_shardings=whole, donate=False
+    )
     return {
         'train_step': step(make_train_step(parts), batch_axis=0),
         'train_steps': step(make_train_steps(parts), batch_axis=1),
-        'eval_step': replicate(
-            make_eval_step(parts), batch_axis=0, out_shardings=whole, donate=False
-        ),
-        'score_step': replicate(
-            make_score_step(parts), batch_axis=0, out_shardings=whole, donate=False
-        ),
+        'eval_step': evaluation(make_eval_step(parts)),
+        'score_step': evaluation(make_score_step(parts)),
         'compiler_options': {},  # pmap does not accept any
         'replicas': mesh.size,
     }
@@ -76,14 +75,15 @@ def _replicate(
     *,
     devices: Sequence[jax.Device],
     batch_axis: int,
+    arguments: int,
     out_shardings: Any,
     donate: bool,
 ) -> Callable:
-    """Maps `function(whole, batch)`: each device gets the same first argument and its own rows."""
+    """Maps `function(whole, batch, *numbers)`: each device gets its own rows, else the same."""
     mapped = jax.pmap(
         function,
         axis_name=AXIS,
-        in_axes=(None, batch_axis),
+        in_axes=(None, batch_axis, None)[:arguments],
         out_axes=None,
         devices=devices,
         axis_size=len(devices),

@@ -52,7 +52,9 @@ from gpt_jax.train.state import TrainState, init_state, plan_beginning
 from gpt_jax.train.step import (
     Batch,
     Metrics,
+    Numbers,
     StepParts,
+    TrainStep,
     make_eval_step,
     make_train_step,
     make_train_steps,
@@ -82,8 +84,9 @@ class Program:
     init: Callable[[jax.Array], TrainState]  # from a PRNG key
     begin: Callable[[Any, jax.Array], TrainState]  # from given parameters and a key; donates them
     join: Callable[[Any, Any], Any]  # `state.params` (or their average) and `state.base` -> params
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]  # donates the state
-    train_steps: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]  # of stacked batches
+    train_step: TrainStep  # donates the state
+    train_steps: TrainStep  # of stacked batches
+    numbers: Numbers  # of the config; another run's train it with the same compiled steps
     compiler_options: dict[str, Option]  # of the steps
     micro_batches: int  # per step
     steps_per_call: int  # batches that `train_steps` takes per call
@@ -108,14 +111,14 @@ class Program:
         Metrics are scalars for one batch, and vectors with one entry per step for several.
         """
         function, placed = self._call(batches)
-        return function(state, placed)
+        return function(state, placed, self.numbers)
 
     def lower(
         self, state: TrainState, batches: Sequence[dict[str, np.ndarray]]
     ) -> jax.stages.Lowered:
         """Lowers the program of `advance` for this number of batches; the state may be abstract."""
         function, placed = self._call(batches)
-        return function.lower(state, placed)
+        return function.lower(state, placed, self.numbers)
 
     def call_length(self, step: int, num_steps: int) -> int:
         """Returns the number of steps of the next call, after `step` of `num_steps`.
@@ -193,7 +196,6 @@ def make_program(config: RunConfig, mesh: Mesh, *, traced: bool = False) -> Prog
         optimizer=beginning.optimizer,
         schedule=beginning.schedule,
         train=config.train,
-        seed=config.seed,
         micro_batches=micro_batches,
         loss_kernel=loss_kernel,
         loss_chunk_bytes=loss_chunk_bytes,
@@ -230,10 +232,12 @@ def make_program(config: RunConfig, mesh: Mesh, *, traced: bool = False) -> Prog
         init=_jit(mesh, init, outputs=shardings, options=once),
         begin=_jit(mesh, beginning.begin, outputs=shardings, donate=True),
         join=join if step_parts.trainable.is_all else _jit(mesh, join, outputs=params_shardings),
-        train_step=compile_step(make_train_step(step_parts), inputs=(shardings, rows)),
+        train_step=compile_step(make_train_step(step_parts), inputs=(shardings, rows, whole)),
         train_steps=compile_step(
-            make_train_steps(step_parts), inputs=(shardings, batch_sharding(mesh, rows_axis=1))
+            make_train_steps(step_parts),
+            inputs=(shardings, batch_sharding(mesh, rows_axis=1), whole),
         ),
+        numbers=beginning.numbers,
         compiler_options=options,
         micro_batches=micro_batches,
         steps_per_call=choose_steps_per_call(config, backend=backend),

@@ -1,5 +1,6 @@
 """The training state: everything that a step reads and writes, so a checkpoint must hold it."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,6 +9,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Int, Key
 
@@ -15,7 +17,8 @@ from gpt_jax.config import RunConfig
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.model.gpt import abstract_params, init_params
 from gpt_jax.optim import make_optimizer
-from gpt_jax.optim.schedule import make_schedule
+from gpt_jax.optim.numbers import numbers_of
+from gpt_jax.optim.schedule import learning_rate_at, schedule_numbers
 from gpt_jax.optim.trainable import Trainable
 from gpt_jax.parameter import ParameterGroups
 
@@ -36,8 +39,9 @@ class TrainState:
 class Beginning(NamedTuple):
     """The rules by which a run begins; they follow from its config alone."""
 
-    schedule: optax.Schedule
-    optimizer: optax.GradientTransformation
+    numbers: Any  # of the config, for the step
+    schedule: Callable[[Any], optax.Schedule]  # from numbers
+    optimizer: Callable[[Any], optax.GradientTransformation]  # from numbers
     trainable: Trainable
     boxed_parts: tuple[Any, Any]  # shapes of the trained tree and of the base, boxed
     begin: Callable[[Any, jax.Array], TrainState]  # from all parameters and a key
@@ -46,25 +50,46 @@ class Beginning(NamedTuple):
 
 def plan_beginning(config: RunConfig) -> Beginning:
     """Returns the rules by which the run of a finalized config begins."""
-    schedule = make_schedule(
-        config.schedule,
-        learning_rate=config.optimizer.learning_rate,
-        num_steps=config.train.num_steps,
-    )
+    numbers = step_numbers(config)
     boxed, key = abstract_params(config.model), jax.random.key(0)
     trainable = Trainable(
         lora=config.lora, frozen=config.train.frozen, groups=ParameterGroups.of(boxed)
     )
     boxed_parts = jax.eval_shape(trainable.split, boxed, key)
-    optimizer = make_optimizer(config.optimizer, schedule, ParameterGroups.of(boxed_parts[0]))
+    groups = ParameterGroups.of(boxed_parts[0])
+
+    def schedule(numbers: Any) -> optax.Schedule:
+        return functools.partial(learning_rate_at, config.schedule.kind, numbers['schedule'])
+
+    def optimizer(numbers: Any) -> optax.GradientTransformation:
+        chosen = dataclasses.replace(config.optimizer, **numbers['optimizer'])
+        return make_optimizer(chosen, schedule(numbers), groups)
+
     begin = functools.partial(
         begin_state,
-        optimizer=optimizer,
+        optimizer=make_optimizer(config.optimizer, schedule(numbers), groups),
         trainable=trainable,
         ema_decay=config.train.ema_decay,
     )
     state = jax.eval_shape(begin, nn.unbox(boxed), key)
-    return Beginning(schedule, optimizer, trainable, boxed_parts, begin, state)
+    return Beginning(numbers, schedule, optimizer, trainable, boxed_parts, begin, state)
+
+
+def step_numbers(config: RunConfig) -> dict[str, Any]:
+    """Returns the numbers that the compiled step of a finalized config takes as an argument.
+
+    Configs whose numbers have the same tree, and that are otherwise equal, share their program.
+    """
+    return {
+        'seed': np.uint32(config.seed),
+        'schedule': schedule_numbers(
+            config.schedule,
+            learning_rate=config.optimizer.learning_rate,
+            num_steps=config.train.num_steps,
+        ),
+        'optimizer': numbers_of(config.optimizer),
+        'train': numbers_of(config.train),
+    }
 
 
 def begin_state(

@@ -20,6 +20,8 @@ from gpt_jax.train.state import TrainState
 # 'tokens' [B, L+1] int32; optional 'segment_ids' [B, L+1] int32, 'loss_mask' [B, L] float32.
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+Numbers = dict[str, Any]  # of `step_numbers`: scalars
+TrainStep = Callable[[TrainState, Batch, Numbers], tuple[TrainState, Metrics]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,10 +29,9 @@ class StepParts:
     """The components of the train, eval and score steps."""
 
     model: GPT
-    optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
+    optimizer: Callable[[Numbers], optax.GradientTransformation]
+    schedule: Callable[[Numbers], optax.Schedule]
     train: TrainConfig
-    seed: int
     micro_batches: int = 1  # per step
     loss_kernel: LossKernel = LossKernel.XLA
     loss_chunk_bytes: int = 2**27
@@ -39,7 +40,7 @@ class StepParts:
     gather: Callable[[Any], Any] = lambda rows: rows  # all-gathers replicas' rows; jit: identity
 
 
-def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+def make_train_step(parts: StepParts) -> TrainStep:
     """Returns the step: gradients over micro-batches, clipping, update; skips non-finite updates.
 
     Dropout of step t is drawn from fold_in(seed, t), so no random state is stored. A skipped step
@@ -47,13 +48,14 @@ def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[Tra
     is not a bad step. A step whose new weights are not finite is a bad step. A profile groups the
     time by the named scopes.
     """
-    train, config, scan = parts.train, parts.model.config, parts.model.scan
+    config, scan, z_loss = parts.model.config, parts.model.scan, parts.train.z_loss
     trainable = parts.trainable
     rates = (config.dropouts.residual, config.dropouts.attention, trainable.lora.dropout)
     has_dropout = any(rate > 0 for rate in rates)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(parts.seed), state.step)
+    def train_step(state: TrainState, batch: Batch, numbers: Numbers) -> tuple[TrainState, Metrics]:
+        train = dataclasses.replace(parts.train, **numbers['train'])
+        key = jax.random.fold_in(jax.random.key(numbers['seed']), state.step)
         batch = _with_loss_mask(batch)
         weight = parts.total(batch['loss_mask'].sum())
         total_weight = jnp.maximum(weight, 1.0)
@@ -68,7 +70,7 @@ def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[Tra
                     jnp.multiply, executed, to_executed(masks, config, scan=scan)
                 )
             params = trainable.join(executed, base)
-            loss, sums, sown = _loss(parts, params, micro, dropout_key, z_loss=train.z_loss)
+            loss, sums, sown = _loss(parts, params, micro, dropout_key, z_loss=z_loss)
             loss = loss / total_weight
             # A micro-batch counts by its tokens, in these sums too.
             sown = jax.tree.map(lambda value: value * (sums.weight / total_weight), sown)
@@ -94,11 +96,16 @@ def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[Tra
                 scale = jnp.minimum(1.0, train.clip_norm / (grad_norm + 1e-6))
                 grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
         with jax.named_scope('optimizer'):
-            updates, opt_state = parts.optimizer.update(grads, state.opt_state, state.params)
+            optimizer = parts.optimizer(numbers)
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
             ema = state.ema
             if train.ema_decay:
-                ema = optax.incremental_update(params, ema, step_size=1 - train.ema_decay)
+                ema = jax.tree.map(
+                    lambda new, old: (1 - train.ema_decay) * new + train.ema_decay * old,
+                    params,
+                    ema,
+                )
             finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
             applied = finite & (weight != 0)
             params, opt_state, ema = jax.tree.map(
@@ -118,16 +125,17 @@ def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[Tra
             bad_steps=jnp.where(good, 0, state.bad_steps + 1),
             base=state.base,
         )
+        rate = parts.schedule(numbers)(state.step - state.skipped)
         metrics = {
             'loss': sums.cross_entropy / total_weight,
             'accuracy': sums.correct / total_weight,
             'grad_norm': grad_norm,
             'param_norm': param_norm,
-            'learning_rate': jnp.asarray(parts.schedule(state.step - state.skipped), jnp.float32),
+            'learning_rate': jnp.asarray(rate, jnp.float32),
             'skipped_steps': new_state.skipped,
             'bad_steps': new_state.bad_steps,
         }
-        if train.z_loss:
+        if z_loss:
             metrics['z_loss'] = loss - metrics['loss'] - sum(sown[LOSSES].values())
         losses = {name: value for name, value in sown[LOSSES].items() if not name.startswith('_')}
         return new_state, metrics | losses | sown[METRICS]
@@ -135,14 +143,14 @@ def make_train_step(parts: StepParts) -> Callable[[TrainState, Batch], tuple[Tra
     return train_step
 
 
-def make_train_steps(
-    parts: StepParts,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+def make_train_steps(parts: StepParts) -> TrainStep:
     """Returns a function that takes one step per batch of stacked batches."""
     train_step = make_train_step(parts)
 
-    def train_steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
-        return jax.lax.scan(train_step, state, batches)
+    def train_steps(
+        state: TrainState, batches: Batch, numbers: Numbers
+    ) -> tuple[TrainState, Metrics]:
+        return jax.lax.scan(lambda state, batch: train_step(state, batch, numbers), state, batches)
 
     return train_steps
 

@@ -71,7 +71,7 @@ def traced_flops(config: RunConfig) -> float:
     program = make_program(config, make_mesh(config.mesh))
     shape = (config.train.batch_size, config.model.max_seq_len + 1)
     batch = {'tokens': jax.ShapeDtypeStruct(shape, np.int32)}
-    traced = program.train_step.__wrapped__.trace(program.abstract_state, batch)
+    traced = program.train_step.__wrapped__.trace(program.abstract_state, batch, program.numbers)
     return _products(traced.jaxpr.jaxpr) / (config.train.batch_size * config.model.max_seq_len)
 
 

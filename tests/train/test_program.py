@@ -35,7 +35,7 @@ def _losses(config: RunConfig, *, devices=1, steps=3) -> list[float]:
     losses = []
     for step in range(steps):
         tokens = np.random.default_rng(step).integers(0, 65, (8, 33)).astype(np.int32)
-        state, metrics = program.train_step(state, program.place({'tokens': tokens}))
+        state, metrics = program.advance(state, [{'tokens': tokens}])
         losses.append(float(metrics['loss']))
     return losses
 
@@ -70,7 +70,7 @@ def test_one_program_for_all_steps():
     state = program.init(jax.random.key(0))
     for seed in range(3):
         tokens = np.random.default_rng(seed).integers(0, 65, (8, 33)).astype(np.int32)
-        state, _ = program.train_step(state, program.place({'tokens': tokens}))
+        state, _ = program.advance(state, [{'tokens': tokens}])
     assert step._cache_size() == 1
 
 
@@ -78,7 +78,7 @@ def test_the_state_is_donated():
     program = make_program(_config(), make_mesh(MeshConfig(data=1)))
     state = program.init(jax.random.key(0))
     tokens = np.zeros((8, 33), np.int32)
-    program.train_step(state, program.place({'tokens': tokens}))
+    program.advance(state, [{'tokens': tokens}])
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
 
 
@@ -88,7 +88,7 @@ def test_every_block_constrains_its_activations():
     config = finalize(config, vocab_size=65)
     program = make_program(config, make_mesh(MeshConfig(data=8)))
     batch = {'tokens': jax.ShapeDtypeStruct((64, 33), np.int32)}
-    lowered = program.train_step.lower(program.abstract_state, batch).as_text()
+    lowered = program.train_step.lower(program.abstract_state, batch, program.numbers).as_text()
     constraints = lowered.count('sdy.sharding_constraint') + lowered.count('@Sharding')
     assert constraints >= config.model.num_layers + 1
 
