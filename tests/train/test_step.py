@@ -23,6 +23,7 @@ ROWS, LENGTH = 8, 6
 # Plain steps: the update is the gradient times the rate, without the division by its size that
 # would turn rounding into a full step.
 PLAIN = SGD(learning_rate=0.1, momentum=0.0)
+NUMBERS = {'seed': 5, 'train': {}}
 
 
 @functools.cache
@@ -35,13 +36,12 @@ def build(optimizer='sgd', clip_norm=0.0, dropout=0.0, micro_batches=1, **train)
     )
     parts = StepParts(
         model=GPT(config),
-        optimizer=make_optimizer(chosen, schedule, parameter_groups(config)),
-        schedule=schedule,
+        optimizer=lambda numbers: make_optimizer(chosen, schedule, parameter_groups(config)),
+        schedule=lambda numbers: schedule,
         train=TrainConfig(batch_size=ROWS, clip_norm=clip_norm, **train),
-        seed=5,
         micro_batches=micro_batches,
     )
-    step = jax.jit(make_train_step(parts))
+    step = functools.partial(jax.jit(make_train_step(parts)), numbers=NUMBERS)
     params = nn.unbox(init_params(config, jax.random.key(0)))
     return step, parts, make_state(parts, params)
 
@@ -50,7 +50,7 @@ def make_state(parts, params):
     return begin_state(
         params,
         jax.random.key(0),
-        optimizer=parts.optimizer,
+        optimizer=parts.optimizer(NUMBERS),
         trainable=parts.trainable,
         ema_decay=parts.train.ema_decay,
     )
@@ -169,9 +169,9 @@ def test_infinite_gradients_of_a_finite_loss_are_skipped():
 def test_an_update_that_ruins_the_weights_is_a_bad_step(rate):
     """Finite gradients, and then weights of which the norm is not."""
     _, parts, start = build('adamw', ema_decay=0.9)
-    parts = dataclasses.replace(parts, optimizer=optax.sgd(rate))
+    parts = dataclasses.replace(parts, optimizer=lambda numbers: optax.sgd(rate))
     start = make_state(parts, start.params)
-    step = jax.jit(make_train_step(parts))
+    step = functools.partial(jax.jit(make_train_step(parts)), numbers=NUMBERS)
     _, (metrics,) = run(step, start, make_batch())
     assert np.isfinite(metrics['loss']) and np.isfinite(metrics['grad_norm'])
     assert metrics['bad_steps'] == 1 and metrics['skipped_steps'] == 0
@@ -188,7 +188,7 @@ def test_the_learning_rate_follows_the_updates():
         if np.isfinite(metrics['grad_norm']):
             applied.append(difference_norm(new.params, state.params) / metrics['grad_norm'])
         state = new
-    expected = [float(parts.schedule(updates)) for updates in (0, 1, 1, 2)]
+    expected = [float(parts.schedule(NUMBERS)(updates)) for updates in (0, 1, 1, 2)]
     assert rates == pytest.approx(expected, rel=1e-6)
     assert applied == pytest.approx([expected[0], *expected[2:]], rel=1e-3)
     assert len(set(expected)) == 3
@@ -215,7 +215,7 @@ def test_clipping():
     free, (expected,) = run(build()[0], build()[2], make_batch())
     step, parts, start = build(clip_norm=0.25)
     clipped, (metrics,) = run(step, start, make_batch())
-    rate = float(parts.schedule(0))
+    rate = float(parts.schedule(NUMBERS)(0))
     assert metrics['grad_norm'] > 0.5
     assert metrics['grad_norm'] == pytest.approx(expected['grad_norm'], rel=1e-6)
     assert difference_norm(clipped.params, start.params) == pytest.approx(rate * 0.25, rel=1e-3)
