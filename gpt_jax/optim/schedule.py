@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from gpt_jax.config_tree import check_domains, part, whole
@@ -58,7 +59,7 @@ def linear(numbers: Numbers, count: jax.Array) -> jax.Array:
 def cosine(numbers: Numbers, count: jax.Array) -> jax.Array:
     """Decays along half a cosine to the final rate (https://arxiv.org/abs/1608.03983)."""
     count = jnp.minimum(count, numbers['decay_steps'])
-    left = 0.5 * (1 + jnp.cos(jnp.pi * count * numbers['decay_inverse']))
+    left = 0.5 * (1 + jnp.cos(count * numbers['turn']))
     return numbers['peak'] * (numbers['falling_fraction'] * left + numbers['final_fraction'])
 
 
@@ -131,6 +132,8 @@ def schedule_numbers(config: ScheduleConfig, *, learning_rate: float, num_steps:
         'stable_steps': end - warmup - decay,
         'decay_steps': decay,
         'decay_inverse': 1 / decay,
+        # Rounded as XLA folds the constants of optax's cosine.
+        'turn': float(np.float32(np.pi) * np.float32(1 / decay)),
     }
 
 
