@@ -20,7 +20,7 @@ from gpt_jax.modes.train import INTERRUPTED, UNFINISHED
 from gpt_jax.parallel import runtime
 from gpt_jax.sweep import results
 from gpt_jax.sweep.definition import load_sweep
-from gpt_jax.sweep.study import SharedStudy
+from gpt_jax.sweep.study import HEARTBEAT_SECONDS, SharedStudy
 from gpt_jax.sweep.worker import run_trials
 
 POLL_SECONDS = 1.0
@@ -55,15 +55,22 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         'the folder',
     )
     parser.add_argument(
+        '--heartbeat',
+        type=int,
+        default=HEARTBEAT_SECONDS,
+        help='seconds between signs of life of a trial in PostgreSQL; after three without, another '
+        'process takes it over (default: %(default)s)',
+    )
+    parser.add_argument(
         '--folder', type=pathlib.Path, help="of workdirs and results; default: the file's"
     )
     return parser.parse_args(argv)
 
 
 def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
-    for name in ('trials', 'jobs'):
-        if getattr(arguments, name) < (name == 'jobs'):
-            raise UserError(f'--{name}={getattr(arguments, name)} must be positive')
+    for name, least in (('trials', 0), ('jobs', 1), ('heartbeat', 1)):
+        if getattr(arguments, name) < least:
+            raise UserError(f'--{name}={getattr(arguments, name)} must be at least {least}')
     runtime.allow_open_files()
     runtime.check_xla_flags()
     sweep = load_sweep(arguments.file)
@@ -72,6 +79,7 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
         name=arguments.file.resolve().parent.name,
         folder=arguments.folder or arguments.file.parent,
         storage=arguments.storage,
+        heartbeat=arguments.heartbeat,
     )
     trials = arguments.trials or len(sweep.points()) or sweep.trials
 

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from gpt_jax.errors import UserError
 from gpt_jax.sweep.definition import Sweep
 
-HEARTBEAT_SECONDS = 15
+HEARTBEAT_SECONDS = 15  # of trials in a database; three missed ones make a trial lost
 ERROR = 'error'  # user attribute of a trial whose run failed by itself; it is not tried again
 POINT = 'point'  # user attribute of a trial of the grid: the index of its point
 
@@ -33,7 +33,15 @@ optuna.logging.set_verbosity(optuna.logging.ERROR)
 class SharedStudy:
     """The study of a sweep, opened by this process."""
 
-    def __init__(self, sweep: Sweep, *, name: str, folder: pathlib.Path, storage: str = ''):
+    def __init__(
+        self,
+        sweep: Sweep,
+        *,
+        name: str,
+        folder: pathlib.Path,
+        storage: str = '',
+        heartbeat: int = HEARTBEAT_SECONDS,
+    ):
         """Opens or creates the study.
 
         Args:
@@ -41,6 +49,7 @@ class SharedStudy:
           name: of the study in the storage.
           folder: holds the workdirs, the locks, and the SQLite file if no storage is given.
           storage: a database URL or the path of a journal file; '' for SQLite in `folder`.
+          heartbeat: seconds between signs of life of a trial in a database.
 
         Raises:
             UserError: the storage is of another kind or cannot be opened.
@@ -48,9 +57,8 @@ class SharedStudy:
         self.sweep, self.folder = sweep, folder
         self._locks = folder / 'locks'
         self._locks.mkdir(parents=True, exist_ok=True)
-        self._storage, self._has_heartbeats = _open_storage(
-            storage or f'sqlite:///{folder}/sweep.db'
-        )
+        storage = storage or f'sqlite:///{folder}/sweep.db'
+        self._storage, self._has_heartbeats = _open_storage(storage, heartbeat)
         self._lock_number = zlib.crc32(name.encode())
         self._held: contextlib.ExitStack | None = None
         with self.locked():
@@ -138,7 +146,7 @@ def is_finished(trials: Iterable[FrozenTrial]) -> bool:
     )
 
 
-def _open_storage(spec: str) -> tuple[optuna.storages.BaseStorage, bool]:
+def _open_storage(spec: str, heartbeat: int) -> tuple[optuna.storages.BaseStorage, bool]:
     """Returns a storage, and whether its trials have heartbeats."""
     kind = spec.partition('://')[0] if '://' in spec else ''
     try:
@@ -149,8 +157,8 @@ def _open_storage(spec: str) -> tuple[optuna.storages.BaseStorage, bool]:
         if kind.partition('+')[0] == 'postgresql':
             storage = RDBStorage(
                 spec,
-                heartbeat_interval=HEARTBEAT_SECONDS,
-                grace_period=3 * HEARTBEAT_SECONDS,
+                heartbeat_interval=heartbeat,
+                grace_period=3 * heartbeat,
                 engine_kwargs={'pool_pre_ping': True},
             )
             return storage, True

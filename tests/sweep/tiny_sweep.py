@@ -1,4 +1,4 @@
-"""A sweep of runs of a second, for the tests."""
+"""A sweep over seeds, for the tests; PRUNE_ABOVE is the highest loss that is not pruned."""
 
 import os
 
@@ -6,15 +6,16 @@ import optuna
 
 from gpt_jax.sweep.definition import Sweep, Trial
 
-STEPS = int(os.environ.get('TINY_STEPS', '20'))
+SEEDS = [3, 4, 5]
 
 
 def suggest(trial: optuna.trial.Trial) -> Trial:
-    rate = trial.suggest_float('learning_rate', 1e-4, 1e-2, log=True)
-    return Trial(
-        variant='adamw',
-        overrides={'optimizer.learning_rate': rate, 'train.num_steps': STEPS, 'eval.every': 5},
-    )
+    return Trial(variant='adamw', overrides={'seed': trial.suggest_categorical('seed', SEEDS)})
 
 
-sweep = Sweep(config='tests/tiny_config.py', suggest=suggest, trials=2)
+sweep = Sweep(
+    config='tests/sweep/tiny_run.py',
+    suggest=suggest,
+    grid={'seed': SEEDS},
+    pruner=optuna.pruners.ThresholdPruner(upper=float(os.environ.get('PRUNE_ABOVE', 'inf'))),
+)
