@@ -62,7 +62,9 @@ def load_sweep(path: pathlib.Path) -> Sweep:
         raise UserError(f'{path}: {type(error).__name__}: {error}') from error
     sweep = getattr(module, 'sweep', None)
     if not isinstance(sweep, Sweep):
-        raise UserError(f'{path} must assign a gpt_jax.sweep.Sweep to `sweep`, not {sweep!r:.60}')
+        raise UserError(
+            f'{path} must assign a gpt_jax.sweep.definition.Sweep to `sweep`, not {sweep!r:.60}'
+        )
     if sweep.direction not in DIRECTIONS:
         raise UserError(f'{path}: direction={sweep.direction!r} is not one of {DIRECTIONS}')
     return sweep

@@ -9,6 +9,7 @@ database server has heartbeats instead.
 import contextlib
 import fcntl
 import pathlib
+import re
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
@@ -47,7 +48,7 @@ class SharedStudy:
         Args:
           sweep: gives the direction and the pruner.
           name: of the study in the storage.
-          folder: holds the workdirs, the locks, and the SQLite file if no storage is given.
+          folder: holds the workdirs, and the SQLite file if no storage is given.
           storage: a database URL or the path of a journal file; '' for SQLite in `folder`.
           heartbeat: seconds between signs of life of a trial in a database.
 
@@ -55,31 +56,38 @@ class SharedStudy:
             UserError: the storage is of another kind or cannot be opened.
         """
         self.sweep, self.folder = sweep, folder
-        self._locks = folder / 'locks'
-        self._locks.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         storage = storage or f'sqlite:///{folder}/sweep.db'
-        self._storage, self._has_heartbeats = _open_storage(storage, heartbeat)
+        self._has_heartbeats = _is_server(storage)
         self._lock_number = zlib.crc32(name.encode())
         self._held: contextlib.ExitStack | None = None
-        with self.locked():
-            self.study = optuna.create_study(
-                study_name=name,
-                storage=self._storage,
-                direction=sweep.direction,
-                pruner=sweep.pruner,
-                load_if_exists=True,
-            )
-            self._enqueue_points()
+        with _explain(storage):
+            if self._has_heartbeats:
+                self._engine = sqlalchemy.create_engine(storage, poolclass=sqlalchemy.pool.NullPool)
+            else:  # beside the file, where every process with the same storage finds them
+                self._locks = pathlib.Path(storage.removeprefix('sqlite:///') + '.locks') / name
+                self._locks.mkdir(parents=True, exist_ok=True)
+            with self.locked():  # two processes must not both create the tables
+                self._open(storage, name, heartbeat)
+
+    def _open(self, storage: str, name: str, heartbeat: int) -> None:
+        self.study = optuna.create_study(
+            study_name=name,
+            storage=_open_storage(storage, heartbeat),
+            direction=self.sweep.direction,
+            pruner=self.sweep.pruner,
+            load_if_exists=True,
+        )
+        self._enqueue_points()
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Holds the lock of the study, at the latest until the block ends; see `release`."""
         with contextlib.ExitStack() as self._held:
             if self._has_heartbeats:
-                connection = self._held.enter_context(self._storage.engine.connect())
+                connection = self._held.enter_context(self._engine.connect())
                 lock = sqlalchemy.text(f'select pg_advisory_lock({self._lock_number})')
                 connection.execute(lock)
-                self._held.callback(connection.invalidate)  # a pooled connection keeps the lock
             else:
                 self._held.enter_context(_file_lock(self._locks / 'study'))
             yield
@@ -146,28 +154,39 @@ def is_finished(trials: Iterable[FrozenTrial]) -> bool:
     )
 
 
-def _open_storage(spec: str, heartbeat: int) -> tuple[optuna.storages.BaseStorage, bool]:
-    """Returns a storage, and whether its trials have heartbeats."""
-    kind = spec.partition('://')[0] if '://' in spec else ''
-    try:
-        if not kind:
-            return JournalStorage(JournalFileBackend(spec)), False
-        if kind == 'sqlite':
-            return RDBStorage(spec, engine_kwargs={'connect_args': {'timeout': 60}}), False
-        if kind.partition('+')[0] == 'postgresql':
-            storage = RDBStorage(
-                spec,
-                heartbeat_interval=heartbeat,
-                grace_period=3 * heartbeat,
-                engine_kwargs={'pool_pre_ping': True},
-            )
-            return storage, True
-    except (ImportError, OSError, sqlalchemy.exc.SQLAlchemyError) as error:
-        reason = str(error).partition('\n')[0]
-        raise UserError(f'--storage={spec}: cannot open it: {reason}') from error
+def _is_server(spec: str) -> bool:
+    """Returns whether a storage is a database server, not a file. Raises UserError for others."""
+    if '://' not in spec or spec.startswith('sqlite:///'):
+        return False
+    if spec.startswith(('postgresql://', 'postgresql+')):
+        return True
     raise UserError(
         f'--storage={spec}: give sqlite:///FILE, postgresql://… or the path of a journal file'
     )
+
+
+def _open_storage(spec: str, heartbeat: int) -> optuna.storages.BaseStorage:
+    if '://' not in spec:
+        return JournalStorage(JournalFileBackend(spec))
+    if not _is_server(spec):
+        return RDBStorage(spec, engine_kwargs={'connect_args': {'timeout': 60}})
+    return RDBStorage(
+        spec,
+        heartbeat_interval=heartbeat,
+        grace_period=3 * heartbeat,
+        engine_kwargs={'pool_pre_ping': True},
+    )
+
+
+@contextlib.contextmanager
+def _explain(spec: str) -> Iterator[None]:
+    """Turns the errors of opening a storage into a UserError that names it."""
+    try:
+        yield
+    except (ImportError, OSError, sqlalchemy.exc.SQLAlchemyError) as error:
+        shown = re.sub(r':[^:@/]+@', ':***@', spec)  # a password
+        reason = ' '.join(str(error).split())[:200]
+        raise UserError(f'--storage={shown}: cannot open it: {reason}') from error
 
 
 @contextlib.contextmanager
