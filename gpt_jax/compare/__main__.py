@@ -43,7 +43,8 @@ def _compare(flags: argparse.Namespace) -> None:
     if not flags.margin > 0 or flags.looks < 1:
         raise UserError('--margin must be above 0 and --looks at least 1')
     folders = [pathlib.Path(name) for name in (flags.baseline, *flags.candidates)]
-    name = '_'.join(['compare', *(folder.name for folder in folders)]) + '.json'
+    # Sorted, so that the same comparison the other way round is not a new experiment.
+    name = '_'.join(['compare', *sorted(folder.name for folder in folders)]) + '.json'
     path = pathlib.Path(flags.output or folders[0].parent / name)
     baseline, *candidates = map(read_candidate, folders)
     seeds = [*baseline.runs]

@@ -74,6 +74,10 @@ def _or_none(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
+def _show(value: float, form: str) -> str:
+    return '-' if math.isnan(value) else format(value, form)
+
+
 def compare(
     baseline: Candidate, candidates: Sequence[Candidate], *, margin: float, level: float = LEVEL
 ) -> list[Comparison]:
@@ -159,9 +163,9 @@ def format_comparisons(results: Sequence[Comparison]) -> str:
         (
             each.name,
             f'{each.paired.mean:+.4f}',
-            f'{each.paired.low:+.4f} … {each.paired.high:+.4f}',
-            f'{each.paired.noise:.4f}',
-            f'{each.p_difference:.2g}',
+            _show(each.paired.low, '+.4f') + ' … ' + _show(each.paired.high, '+.4f'),
+            _show(each.paired.noise, '.4f'),
+            _show(each.p_difference, '.2g'),
             str(each.verdict),
         )
         for each in results

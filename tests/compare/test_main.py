@@ -92,6 +92,7 @@ def test_more_seeds_after_a_test_are_refused_unless_planned(tmp_path, compare):
     write(range(3, 5))
     status, text = compare('a', 'b', '--seeds', '5')
     assert status == 2 and 'already tested with seeds [0, 1, 2]' in text
+    assert compare('b', 'a', '--seeds', '5')[0] == 2  # the other way round is the same test
     assert compare('a', 'b', *planned)[0] == 0
     assert json.loads((tmp_path / 'planned.json').read_text())['level'] == 0.025
     write(range(5, 6))
