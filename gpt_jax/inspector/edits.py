@@ -103,7 +103,7 @@ def zero(point: str, **where: Any) -> Edit:
 
 
 def mean(point: str, **where: Any) -> Edit:
-    """Sets a point to its mean over the positions of the text, as it is without edits."""
+    """Sets a point to its mean over the positions of the text in a pass without edits."""
     return Edit(point, 'mean', where=where)
 
 

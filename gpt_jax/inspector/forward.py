@@ -4,17 +4,15 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from gpt_jax.config_tree import freeze
-from gpt_jax.inspector.points import merged, name_of, read_tap
+from gpt_jax.inspector.points import apply_unrolled, visiting
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.model.gpt import GPT
-from gpt_jax.model.layer_stack import to_executed
 
 
 @flax.struct.dataclass
@@ -63,24 +61,16 @@ def forward(
     """
     changes, captured = changes or {}, {}
 
-    def see(next_function, args, kwargs, context):
-        if context.method_name != 'tap':
-            return next_function(*args, **kwargs)
-        name, x, dims = read_tap(*args, **kwargs)
-        name = name_of(context.module.path, name)
-        shape = x.shape
-        if merged(dims) != dims:
-            x = x.reshape(*shape[: dims.index('G')], -1, *shape[dims.index('R') + 1 :])
+    def visit(name: str, x: jax.Array, dims: str) -> jax.Array:
+        del dims
         for change in changes.get(name, ()):
             x = change.apply(x)
         if points is None or name in points:
             captured[name] = x
-        return x.reshape(shape)
+        return x
 
-    model = GPT(config, flat=False)
-    with nn.intercept_methods(see):
-        executed = {'params': to_executed(params, config, scan=False)}
-        model.apply(executed, tokens_BL, method=_last_logits if last else None)
+    method = _last_logits if last else None
+    apply_unrolled(config, params, tokens_BL, visiting(visit), method=method)
     return captured
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from gpt_jax.errors import UserError
 from gpt_jax.inference.generate import encode_prompt
 from gpt_jax.inspector.edits import Edit, changes_of
-from gpt_jax.inspector.forward import Change, forward, run_forward
+from gpt_jax.inspector.forward import Change, Changes, forward, run_forward
 from gpt_jax.inspector.inspection import Inspection
 from gpt_jax.inspector.points import Point, check_point, points_of, resolve
 from gpt_jax.model.config import ModelConfig
@@ -54,9 +54,7 @@ class Inspector:
         known = points_of(self.config, len(ids))
         chosen = None if points is None else frozenset(self._expand(points, known))
         changes = self._changes(ids, edits, known)
-        values = run_forward(self.config, self.params, [ids], changes, points=chosen)
-        arrays = {name: np.asarray(value[0], np.float32) for name, value in values.items()}
-        return self._inspection(ids, arrays, known)
+        return self._inspection(ids, self._values(ids, changes, points=chosen), known)
 
     def gradients(
         self,
@@ -83,15 +81,13 @@ class Inspector:
         changes = self._changes(ids, edits, known)
         zeros = {name: jnp.zeros(known[name].shape, jnp.float32) for name in chosen}
 
-        def number(added: dict[str, jax.Array]) -> jax.Array:
+        def number(added: dict[str, jax.Array], params: Any) -> jax.Array:
             here = {name: tuple(each) for name, each in changes.items()}
             for name, value in added.items():
                 here[name] = (*here.get(name, ()), Change(added=value))
-            tokens = jnp.asarray([ids])
-            logits = forward(self.config, self.params, tokens, here, points=frozenset({'logits'}))[
-                'logits'
-            ][0]
-            result = jnp.asarray(of(logits))
+            tokens, logits = jnp.asarray([ids]), frozenset({'logits'})
+            found = forward(self.config, params, tokens, here, points=logits)
+            result = jnp.asarray(of(found['logits'][0]))
             if result.shape:
                 raise UserError(
                     f'the gradient is that of one number, and this has shape {result.shape}; '
@@ -99,7 +95,7 @@ class Inspector:
                 )
             return result
 
-        gradients = jax.jit(jax.grad(number))(zeros)
+        gradients = jax.jit(jax.grad(number))(zeros, self.params)
         return self._inspection(ids, {k: np.asarray(v) for k, v in gradients.items()}, known)
 
     def encode(self, text: Text) -> list[int]:
@@ -160,11 +156,19 @@ class Inspector:
             if each.how == 'mean'
             for name in each.resolve(known, layers=layers)
         ]
-        before = {}
-        if averaged:
-            before = run_forward(self.config, self.params, [ids], points=frozenset(averaged))
-            before = {name: np.asarray(value[0], np.float32) for name, value in before.items()}
+        before = self._values(ids, points=frozenset(averaged)) if averaged else {}
         return changes_of(edits, known, before, layers=layers)
+
+    def _values(
+        self,
+        ids: list[int],
+        changes: Changes | None = None,
+        *,
+        points: frozenset[str] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Returns the values of points, without the batch."""
+        values = run_forward(self.config, self.params, [ids], changes, points=points)
+        return {name: np.asarray(value[0], np.float32) for name, value in values.items()}
 
     def _inspection(self, ids, arrays: dict[str, np.ndarray], known) -> Inspection:
         arrays = {name: arrays[name] for name in known if name in arrays}  # in the model's order

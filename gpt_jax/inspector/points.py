@@ -3,11 +3,13 @@
 import difflib
 import functools
 import re
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int
 
 from gpt_jax.config_tree import freeze
 from gpt_jax.errors import UserError
@@ -69,11 +71,6 @@ def name_of(path: tuple[str, ...], name: str) -> str:
     return '.'.join([*(part.removeprefix('layer_') for part in path), name])
 
 
-def merged(dims: str) -> str:
-    """Returns the letters of a point as it is seen: `GR` are the query heads, `H`."""
-    return dims.replace('GR', 'H')
-
-
 def resolve(point: str, layer: int | None = None) -> str:
     """Returns our name of a point, which may be TransformerLens'; `layer` completes a short one.
 
@@ -117,31 +114,61 @@ def points_of(config: ModelConfig, length: int) -> dict[str, Point]:
 def _points_of(config: ModelConfig, length: int) -> dict[str, Point]:
     found: dict[str, Point] = {}
 
-    def note(next_function, args, kwargs, context):
-        if context.method_name == 'tap':
-            name, x, dims = read_tap(*args, **kwargs)
-            sizes = dict(zip(dims, x.shape, strict=True))
-            if 'G' in dims and 'R' in dims:
-                sizes['H'] = sizes['G'] * sizes['R']
-            letters = merged(dims).removeprefix('B')
-            names = tuple(
-                'map' if letter == 'H' and sizes['H'] != config.num_heads else DIMENSIONS[letter]
-                for letter in letters
-            )
-            shape = tuple(sizes[letter] for letter in letters)
-            found[name_of(context.module.path, name)] = Point(names, shape)
-        return next_function(*args, **kwargs)
+    def note(name: str, x: jax.Array, dims: str) -> jax.Array:
+        names = tuple(
+            'map' if letter == 'H' and size != config.num_heads else DIMENSIONS[letter]
+            for letter, size in zip(dims, x.shape, strict=True)
+        )
+        found[name] = Point(names[1:], x.shape[1:])  # without the batch
+        return x
 
-    def run(params, tokens):
-        model = GPT(config, flat=False)
-        with nn.intercept_methods(note):
-            return model.apply({'params': to_executed(params, config, scan=False)}, tokens)[0]
-
+    run = lambda params, tokens: apply_unrolled(config, params, tokens, visiting(note))  # noqa: E731
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
     jax.eval_shape(run, nn.unbox(abstract_params(config)), tokens)
     return found
 
 
-def read_tap(name: str, x: jax.Array, dims: str = 'BLD') -> tuple[str, jax.Array, str]:
+def apply_unrolled(
+    config: ModelConfig,
+    params: Any,
+    tokens_BL: Int[Array, 'B L'],
+    interceptor: Callable[..., Any],
+    *,
+    method: Callable[..., Any] | None = None,
+) -> Any:
+    """Runs the model, unrolled and with the plain attention, under an interceptor of flax.
+
+    Args:
+      config: the model's.
+      params: in the stored layout.
+      tokens_BL: ids.
+      interceptor: see `flax.linen.intercept_methods`.
+      method: of the model; None: its call.
+    """
+    executed = {'params': to_executed(params, config, scan=False)}
+    with nn.intercept_methods(interceptor):
+        return GPT(config, flat=False).apply(executed, tokens_BL, method=method)
+
+
+def visiting(visit: Callable[[str, jax.Array, str], jax.Array]) -> Callable[..., Any]:
+    """Returns an interceptor that gives every point to `visit`, and takes its value from there.
+
+    `visit` gets the name, the value and the letters of its dimensions; query heads are one, `H`.
+    """
+
+    def see(next_function, args, kwargs, context):
+        if context.method_name != 'tap':
+            return next_function(*args, **kwargs)
+        name, x, dims = _arguments(*args, **kwargs)
+        shape = x.shape
+        if 'GR' in dims:
+            at = dims.index('GR')
+            x, dims = x.reshape(*shape[:at], -1, *shape[at + 2 :]), dims.replace('GR', 'H')
+        return visit(name_of(context.module.path, name), x, dims).reshape(shape)
+
+    return see
+
+
+def _arguments(name: str, x: jax.Array, dims: str = 'BLD') -> tuple[str, jax.Array, str]:
     """Returns the arguments of a call of `Tapped.tap`."""
     return name, x, dims

@@ -15,9 +15,9 @@ import numpy as np
 from gpt_jax.config_tree import freeze
 from gpt_jax.inspector.inspection import Inspection, NamedArray, check_index
 from gpt_jax.inspector.inspector import Inspector, Text
-from gpt_jax.inspector.points import name_of
+from gpt_jax.inspector.points import apply_unrolled, name_of
 from gpt_jax.model.config import ModelConfig
-from gpt_jax.model.gpt import GPT, abstract_params
+from gpt_jax.model.gpt import abstract_params
 from gpt_jax.model.layer_stack import to_executed
 
 SHOWN = 5  # numbers of a vector
@@ -155,12 +155,7 @@ def module_classes(config: ModelConfig, length: int) -> dict[str, type]:
             found[name_of(tuple(path), name.removeprefix('layer_'))] = type(context.module)
         return next_function(*args, **kwargs)
 
-    def run(params, tokens):
-        with nn.intercept_methods(note):
-            return GPT(config, flat=False).apply(
-                {'params': to_executed(params, config, scan=False)}, tokens
-            )[0]
-
+    run = lambda params, tokens: apply_unrolled(config, params, tokens, note)  # noqa: E731
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
     jax.eval_shape(run, nn.unbox(abstract_params(config)), tokens)
     return found

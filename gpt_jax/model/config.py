@@ -119,6 +119,11 @@ class ModelConfig(CommonConfig):
         return tuple((self.layer_kind(j), len(layers[j::period])) for j in layers[:period])
 
     @property
+    def counted_mlps(self) -> tuple[tuple[MLP, int], ...]:
+        """The MLPs of the layers of one period, and the number of layers of each."""
+        return tuple((kind.mlp or self.mlp, count) for kind, count in self.counted_kinds)
+
+    @property
     def windows(self) -> tuple[int, ...]:
         """The window of each layer."""
         kinds = map(self.layer_kind, range(self.num_layers))

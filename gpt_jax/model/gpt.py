@@ -254,8 +254,8 @@ def _parameter_groups(config: ModelConfig) -> ParameterGroups:
 def describe_mlps(config: ModelConfig) -> str:
     """Returns the MLPs of the layers in words: `1 x d_ff 256, 3 x 2 of 8 experts per token`."""
     kinds = collections.Counter[str]()
-    for kind, count in config.counted_kinds:
-        kinds[(kind.mlp or config.mlp).describe(config)] += count
+    for mlp, count in config.counted_mlps:
+        kinds[mlp.describe(config)] += count
     if len(kinds) == 1:
         return next(iter(kinds))
     return ', '.join(f'{count} x {kind}' for kind, count in kinds.items())

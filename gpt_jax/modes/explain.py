@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.text import Text
 
 from gpt_jax import run as runs
+from gpt_jax.config_tree import INT32_MAX
 from gpt_jax.errors import UserError
 from gpt_jax.inspector import Inspector
 from gpt_jax.inspector.explain import WIDTH, explain
@@ -20,11 +21,14 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     """Defines flags for the text, and for the token, the layer and the head that are shown."""
     saved_weights.define_flags(flags)
     absl_flags.DEFINE_string('prompt', None, 'the text', flag_values=flags)
-    absl_flags.DEFINE_integer(
-        'token', -1, 'position of the token; -1 is the last', flag_values=flags
-    )
-    absl_flags.DEFINE_integer('layer', 0, 'the layer shown in full', flag_values=flags)
-    absl_flags.DEFINE_integer('head', 0, 'the head shown in full', flag_values=flags)
+    for name, default, text in (
+        ('token', None, 'position of the token (default: the last)'),
+        ('layer', 0, 'the layer shown in full'),
+        ('head', 0, 'the head shown in full'),
+    ):
+        absl_flags.DEFINE_integer(
+            name, default, text, lower_bound=0, upper_bound=INT32_MAX, flag_values=flags
+        )
 
 
 def run(command: Command) -> int:
@@ -37,7 +41,7 @@ def run(command: Command) -> int:
     explanation = explain(
         Inspector(opened.config.model, params, opened.tokenizer),
         flags.prompt,
-        token=flags.token,
+        token=-1 if flags.token is None else flags.token,
         layer=flags.layer,
         head=flags.head,
         sampling=opened.config.sample,

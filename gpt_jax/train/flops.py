@@ -38,10 +38,7 @@ def recomputed_flops_per_token(config: ModelConfig, *, length: int) -> float:
     outside = config.d_model * config.vocab_size + (config.d_model if config.final_norm else 0)
     weights = count_multiplied_params(config) - outside
     if config.norm_placement == NormPlacement.PRE:
-        weights -= sum(
-            count * (kind.mlp or config.mlp).last_weights(config)
-            for kind, count in config.counted_kinds
-        )
+        weights -= sum(count * mlp.last_weights(config) for mlp, count in config.counted_mlps)
     return 2.0 * weights + attention
 
 
@@ -55,6 +52,4 @@ def _attention_flops(config: ModelConfig, length: int) -> float:
 
 def _mlp_flops(config: ModelConfig) -> float:
     """Returns forward FLOPs per token of all MLPs but their products with weights."""
-    return sum(
-        count * (kind.mlp or config.mlp).flops(config) for kind, count in config.counted_kinds
-    )
+    return sum(count * mlp.flops(config) for mlp, count in config.counted_mlps)

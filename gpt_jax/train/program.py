@@ -275,7 +275,7 @@ def choose_micro_batches(config: RunConfig, *, backend: str, devices: int) -> in
     """
     train, model = config.train, config.model
     limit = ACTIVATION_BYTES.get(backend)
-    width = max((kind.mlp or model.mlp).width(model) for kind, _ in model.counted_kinds)
+    width = max(mlp.width(model) for mlp, _ in model.counted_mlps)
     if train.grad_accumulation or limit is None:
         return train.grad_accumulation or 1
     rows = devices * max(1, limit // (4 * model.max_seq_len * width))

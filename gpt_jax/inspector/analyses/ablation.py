@@ -12,11 +12,11 @@ from jaxtyping import Array, Float, Int
 from gpt_jax.config_tree import freeze
 from gpt_jax.errors import UserError
 from gpt_jax.inspector.analyses.base import QUIET, Analysis, ShowProgress, top
+from gpt_jax.inspector.analyses.predictions import next_losses
 from gpt_jax.inspector.analyses.sweep import (
     activation_bytes,
     count_candidates,
     is_chosen,
-    losses,
     run_in_chunks,
     split,
 )
@@ -178,7 +178,9 @@ def _ablate(
         logits_LV = found['logits'][0]
         last = logits_LV[-1]
         return Effect(
-            losses(logits_LV, tokens_L), last[token], jnp.exp(last[token] - jax.nn.logsumexp(last))
+            next_losses(logits_LV, tokens_L),
+            last[token],
+            jnp.exp(last[token] - jax.nn.logsumexp(last)),
         )
 
     return jax.vmap(measure)(indices_C)

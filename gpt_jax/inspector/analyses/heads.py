@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 from gpt_jax.errors import UserError
 from gpt_jax.inspector.analyses.base import QUIET, Analysis, ShowProgress, check, top
-from gpt_jax.inspector.analyses.sweep import losses
+from gpt_jax.inspector.analyses.predictions import next_losses
 from gpt_jax.inspector.forward import run_forward
 from gpt_jax.inspector.inspection import Inspection, NamedArray
 from gpt_jax.inspector.inspector import Inspector, Text
@@ -151,7 +151,9 @@ def _on_random_tokens(inspector: Inspector, seed: int) -> tuple[np.ndarray, floa
     where = np.zeros((size, size), bool)
     second = np.arange(size - length, size)
     where[second, second - length + 1] = True
-    loss = np.asarray(jax.vmap(losses)(found['logits'], jnp.asarray(rows)))  # of the next token
+    loss = np.asarray(
+        jax.vmap(next_losses)(found['logits'], jnp.asarray(rows))
+    )  # of the next token
     middle = size - length - 1
     first, repeated = loss[:, middle - length + 1 : middle], loss[:, middle + 1 :]
     return score(weights, where), float(first.mean()), float(repeated.mean())

@@ -35,14 +35,20 @@ def describe_logits(
     """
     log_LV = jax.nn.log_softmax(logits_LV.astype(jnp.float32))
     best, ids = jax.lax.top_k(log_LV, min(count, log_LV.shape[-1]))
-    actual = jnp.take_along_axis(log_LV[:-1], tokens_L[1:, None], -1)
+    loss = next_losses(logits_LV, tokens_L)
     return Predictions(
         ids=ids,
         probabilities=jnp.exp(best),
         entropy=-(jnp.exp(log_LV) * log_LV).sum(-1) * BITS,
-        loss=-actual[:, 0],
-        rank=1 + (log_LV[:-1] > actual).sum(-1),
+        loss=loss,
+        rank=1 + (log_LV[:-1] > -loss[:, None]).sum(-1),
     )
+
+
+def next_losses(logits_LV: Float[Array, 'L V'], tokens_L: Int[Array, 'L']) -> Float[Array, 'L-1']:
+    """Returns the loss of each token after the first, in nats."""
+    log_LV = jax.nn.log_softmax(logits_LV.astype(jnp.float32))
+    return -jnp.take_along_axis(log_LV[:-1], tokens_L[1:, None], -1)[:, 0]
 
 
 def texts_by_id(inspector: Inspector, ids: Iterable[int]) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from gpt_jax.inspector.analyses.base import ShowProgress
 from gpt_jax.inspector.points import points_of
@@ -88,9 +88,3 @@ def activation_bytes(config: ModelConfig, length: int) -> int:
         layers[layer] = layers.get(layer, 0) + math.prod(point.shape)
     outside = layers.pop('logits')
     return COPIES * 4 * (outside + max(layers.values()))
-
-
-def losses(logits_LV: Float[Array, 'L V'], tokens_L: Int[Array, 'L']) -> Float[Array, 'L-1']:
-    """Returns the loss of each token after the first, in nats."""
-    log_LV = jax.nn.log_softmax(logits_LV.astype(jnp.float32))
-    return -jnp.take_along_axis(log_LV[:-1], tokens_L[1:, None], -1)[:, 0]
