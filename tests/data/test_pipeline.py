@@ -244,3 +244,17 @@ def test_a_limited_evaluation_is_spread_over_the_split():
 def test_a_split_with_nothing_to_predict_is_refused():
     with pytest.raises(UserError, match='none to predict.*config.data.split'):
         eval_batches(make_shards(1), seq_len=SEQ_LEN, batch_size=1)
+
+
+def test_places_say_where_the_rows_lie():
+    sources = [
+        Source(make_shards(203, documents=[0, 5, 90])),
+        Source(make_shards(91, first=1000), 0.5),
+    ]
+    pipeline = make(sources=sources, segment_ids=True)
+    for step in (0, 7, 10**9):
+        batch, places = pipeline.batch_at(step), pipeline.places_at(step)
+        first = places['start'] + 1000 * places['source']
+        assert np.array_equal(first, batch['tokens'][:, 0])
+        assert np.array_equal(places['documents'], batch['segment_ids'])
+    assert {0, 1} == set(places['source'].tolist())
