@@ -1,4 +1,4 @@
-"""Batches of windows: the batch at step t is a pure function of (seed, t) and the data.
+"""Batches of windows: the batch at step t is a pure function of (seed, t, skipped) and the data.
 
 Training cuts each source into windows of seq_len + 1 tokens, seq_len apart. Each epoch cuts at a
 new random phase and shuffles the windows. The window at index i, the batch at step t and the rows
@@ -15,6 +15,7 @@ import numpy as np
 from gpt_jax.data.mixture import ENDLESS, Selection, Source
 from gpt_jax.data.shard_manifest import hash_of
 from gpt_jax.data.shards import Shards
+from gpt_jax.data.skipped import NOTHING_SKIPPED, BatchOrder
 from gpt_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -25,6 +26,7 @@ class TrainPipeline:
 
     Attributes:
       identity: everything that determines the batches, as JSON; compare it when resuming.
+      order: decides which of them each step takes.
       windows_per_epoch: one number per source.
     """
 
@@ -34,13 +36,14 @@ class TrainPipeline:
         places: Any,
         *,
         identity: dict[str, Any],
+        order: BatchOrder,
         windows_per_epoch: list[int],
         num_threads: int,
         prefetch_batches: int,
     ):
         self._dataset, self._places = dataset, places  # grain.MapDatasets, by step
         self._num_threads, self._prefetch_batches = num_threads, prefetch_batches
-        self.identity = identity
+        self.identity, self.order = identity, order
         self.windows_per_epoch = windows_per_epoch
 
     def batch_at(self, step: int) -> Batch:
@@ -84,6 +87,7 @@ def make_train_pipeline(
     process_index: int = 0,
     process_count: int = 1,
     segment_ids: bool = False,
+    order: BatchOrder = NOTHING_SKIPPED,
     num_threads: int = 1,
     prefetch_batches: int = 4,
 ) -> TrainPipeline:
@@ -97,6 +101,7 @@ def make_train_pipeline(
       process_index: selects the rows [index, index + 1) * batch_size / count.
       process_count: processes that share a global batch.
       segment_ids: also return the document of every token, counted from 1 in each window.
+      order: leaves some batches out.
       num_threads: threads that read ahead; 0: no reading ahead.
       prefetch_batches: number of batches to read ahead.
 
@@ -137,7 +142,8 @@ def make_train_pipeline(
         if len(datasets) > 1:
             dataset = grain.MapDataset.select_from_datasets(datasets, Selection(weights))
         rows = dataset.batch(batch_size // process_count)
-        return rows.slice(slice(process_index, None, process_count))
+        rows = rows.slice(slice(process_index, None, process_count))
+        return grain.MapDataset.select_from_datasets([rows], order) if order.skipped else rows
 
     return TrainPipeline(
         by_step([each.read for each in windows]),
@@ -152,6 +158,7 @@ def make_train_pipeline(
             'seed': seed,
             'segment_ids': segment_ids,
         },
+        order=order,
         windows_per_epoch=[each.per_epoch for each in windows],
         num_threads=num_threads,
         prefetch_batches=prefetch_batches,

@@ -16,6 +16,7 @@ from gpt_jax.config import RunConfig
 from gpt_jax.config_tree import INT32_MAX
 from gpt_jax.data.mixture import open_sources
 from gpt_jax.data.pipeline import TrainPipeline, make_train_pipeline
+from gpt_jax.data.skipped import parse_skip_steps
 from gpt_jax.data.split import TRAIN
 from gpt_jax.errors import UserError
 from gpt_jax.inspector.replay import replay
@@ -80,6 +81,7 @@ def run(command: Command) -> int:
         batch_size=config.train.batch_size,
         seed=config.seed,
         segment_ids=config.data.segment_ids,
+        order=parse_skip_steps(config.data.skip_steps),
     )
     _check_data(pipeline, meta, workdir)
     _, params = runs.restore_weights(
@@ -103,12 +105,14 @@ def run(command: Command) -> int:
         )
     if not peers.is_primary():
         return 0
+    order = pipeline.order
     title = f'Step {flags.step} of {workdir}'
     facts = {
         'batch': f'{config.train.batch_size:,} sequences of {config.model.max_seq_len:,} tokens',
         'loss': f'{result.mean:.4f} nats per token, {_describe_weights(saved, flags.step)}',
         'recorded': _recorded(workdir, flags.step, config),
         'data': ', '.join(result.sources),
+        'leave out': f'--config.data.skip_steps={order.spell_with(order.batch_of(flags.step))}',
     }
     print(format_table(title, facts))
     print_replay(result, limit=flags.limit)

@@ -18,6 +18,7 @@ from gpt_jax.data import mixture
 from gpt_jax.data.prepare import filled_splits
 from gpt_jax.data.shard_tokenizer import make_run_tokenizer
 from gpt_jax.data.shards import Shards
+from gpt_jax.data.skipped import parse_skip_steps
 from gpt_jax.data.split import VALIDATION
 from gpt_jax.errors import UserError
 from gpt_jax.modes.command import Command
@@ -39,6 +40,7 @@ UNFINISHED = 75  # exit status EX_TEMPFAIL: saved, run me again
 INTERRUPTED = 130  # the shell's status for Ctrl-C
 # Changing one of these changes the batch of a step.
 DATA_KEYS = ('config.train.batch_size', 'config.model.max_seq_len', 'config.seed', 'config.data.')
+SKIP_KEY = 'config.data.skip_steps'  # changes the batches of later steps only
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -94,9 +96,9 @@ def run(command: Command) -> int:
             stop = StopAgreement(signals, trainer.program.mesh)
             if flags.fresh:
                 checkpointer.clear()
-            if flags.resume_step is not None:
-                checkpointer.discard_after(flags.resume_step)
-            outcome = _train(trainer, this_run, checkpointer, stop, overrides)
+            outcome = _train(
+                trainer, this_run, checkpointer, stop, overrides, resume_step=flags.resume_step
+            )
     if outcome is Outcome.COMPLETE:
         return 0
     if flags.fresh:
@@ -112,8 +114,13 @@ def _train(
     checkpointer: Checkpointer,
     stop: StopAgreement,
     overrides: dict[str, Any],
+    *,
+    resume_step: int | None,
 ) -> Outcome:
-    """Restores the state, prints the summary of the run, and runs the loop."""
+    """Restores the state, prints the summary of the run, and runs the loop.
+
+    The checkpoints after `resume_step` are deleted, if it is given.
+    """
     config, workdir = trainer.config, this_run.workdir
     meta = {
         'config': to_json(config),
@@ -121,7 +128,7 @@ def _train(
         'tokenizer': trainer.tokenizer.fingerprint(),
         'evaluators': [evaluator.name for evaluator in trainer.added],
     }
-    saved = checkpointer.meta()
+    saved = checkpointer.meta('latest' if resume_step is None else resume_step)
     if saved is not None:
         if not runs.is_training(saved):
             raise UserError(
@@ -129,6 +136,9 @@ def _train(
                 f'another --workdir with --config.train.init_from={workdir}'
             )
         _check_resumable(saved, meta, workdir)
+        _check_skipped(saved, trainer, checkpointer, resume_step)
+    if resume_step is not None:
+        checkpointer.discard_after(resume_step)
     passes = trainer.count_passes(config.train.num_steps)
     text = f'{trainer.text_tokens:,} tokens to train on, {describe_passes(passes)}'
     print(
@@ -297,6 +307,7 @@ def _check_resumable(saved: dict[str, Any], meta: dict[str, Any], workdir: pathl
         )
     if saved['data'] != meta['data']:
         causes = [change for change in changes if change.startswith(DATA_KEYS)]
+        causes = [cause for cause in causes if not cause.startswith(SKIP_KEY)]
         cause = '; '.join(causes) or 'the corpus changed, or how it becomes tokens'
         raise UserError(
             f'{workdir} was trained on other batches ({cause}), so it cannot go on exactly; undo '
@@ -304,3 +315,24 @@ def _check_resumable(saved: dict[str, Any], meta: dict[str, Any], workdir: pathl
         )
     if changes:
         print('\n'.join(['changed since the checkpoint:', *(f'  {change}' for change in changes)]))
+
+
+def _check_skipped(
+    saved: Mapping[str, Any],
+    trainer: Trainer,
+    checkpointer: Checkpointer,
+    resume_step: int | None,
+) -> None:
+    """Raises UserError if the batches before the checkpoint are others than those it has seen."""
+    steps = checkpointer.steps()
+    step = max(steps) if resume_step is None else resume_step
+    before = parse_skip_steps(from_json(saved['config'], RunConfig).data.skip_steps)
+    changed = before.first_difference(trainer.pipeline.order)
+    if changed is None or changed > before.batch_of(step):
+        return
+    older = [str(each) for each in steps if before.batch_of(each) < changed]
+    raise UserError(
+        f'{SKIP_KEY}: the checkpoint of step {step} is past batch {changed}, which that changes; '
+        f'undo it, or '
+        + (f'go back with --resume_step={older[-1]}' if older else 'start over with --fresh')
+    )

@@ -14,6 +14,7 @@ from gpt_jax.config import RunConfig
 from gpt_jax.data.mixture import open_sources, tokens_per_pass
 from gpt_jax.data.pipeline import eval_batches, make_train_pipeline
 from gpt_jax.data.shards import Shards
+from gpt_jax.data.skipped import parse_skip_steps
 from gpt_jax.data.split import TRAIN, VALIDATION
 from gpt_jax.errors import UserError
 from gpt_jax.evaluate import Evaluation, evaluate, task_runs
@@ -75,6 +76,7 @@ class Trainer:
             process_index=index,
             process_count=count,
             segment_ids=config.data.segment_ids,
+            order=parse_skip_steps(config.data.skip_steps),
             num_threads=config.data.num_threads,
             prefetch_batches=config.data.prefetch_batches,
         )

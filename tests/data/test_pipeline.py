@@ -7,6 +7,7 @@ import pytest
 from gpt_jax.data.mixture import Source
 from gpt_jax.data.pipeline import eval_batches, make_train_pipeline
 from gpt_jax.data.shards import Shards
+from gpt_jax.data.skipped import parse_skip_steps
 from gpt_jax.errors import UserError
 
 SEQ_LEN = 8
@@ -258,3 +259,15 @@ def test_places_say_where_the_rows_lie():
         assert np.array_equal(first, batch['tokens'][:, 0])
         assert np.array_equal(places['documents'], batch['segment_ids'])
     assert {0, 1} == set(places['source'].tolist())
+
+
+def test_batches_are_left_out():
+    """For every share of the rows, and read ahead from any step."""
+    order = parse_skip_steps(['2-3', '5'])
+    numbers = [1, 4, 6, 7, 8, 9]
+    for settings in ({}, {'process_index': 1, 'process_count': 2, 'num_threads': 2}):
+        whole, left_out = make(**settings), make(**settings, order=order)
+        expected = [whole.batch_at(number - 1) for number in numbers]
+        assert same(take(left_out, 6), expected)
+        assert same(take(left_out, 4, start=2), expected[2:])
+        assert left_out.places_at(1)['start'].tolist() == whole.places_at(3)['start'].tolist()

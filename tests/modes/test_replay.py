@@ -44,7 +44,12 @@ def trained(tmp_path_factory):
             **{'tokenizer.kind': 'byte', 'data.corpus': 'chat', 'data.segment_ids': 'true'},
             **{'data.source': folder / 'chats.jsonl', 'data.mixture': f'{books}=0.5'},
             **{'model.num_layers': 1, 'model.dropouts.residual': 0, 'model.dropouts.attention': 0},
-            **{'train.num_steps': NUM_STEPS, 'train.log_every': 1, 'train.ema_decay': 0},
+            **{
+                'data.skip_steps': '2',
+                'train.num_steps': NUM_STEPS,
+                'train.log_every': 1,
+                'train.ema_decay': 0,
+            },
             **{'checkpoint.save_every': 1, 'checkpoint.keep_last': 3, 'eval.every': 0},
         }
         given = [f'--config.{key}={value}' for key, value in flags.items()]
@@ -89,6 +94,7 @@ def test_the_batch_and_its_loss_are_those_of_the_step(trained, replayed, capsys,
     printed = capsys.readouterr().out
     assert f'checkpoint {step - 1}, those that the step began with' in printed
     assert f'{recorded(workdir, step):.4f} in the row of step {step}\n' in printed
+    assert f'--config.data.skip_steps=2,{step + 1}\n' in printed
     losses = [float(each) for each in re.findall(r'^sequence \d+: loss ([\d.]+)', printed, re.M)]
     assert len(losses) == mode.SHOWN and losses == sorted(losses, reverse=True)
 
