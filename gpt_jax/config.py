@@ -64,6 +64,7 @@ class TrainConfig:
     clip_norm: float = finite(1.0)  # largest global gradient norm; 0: no clipping
     z_loss: float = finite(0.0)  # weight of log(Z)², which keeps the logits from drifting; 0: off
     max_bad_steps: int = count(10)  # consecutive non-finite steps that end the run
+    max_seconds: float = real(0.0, 0, 1e9)  # of training, which end the run; 0: off
     step_timeout: float = real(0.0, 0, 1e9)  # seconds without a step that end the run; 0: off
     loss_kernel: LossKernel = LossKernel.AUTO  # auto: the backend's fastest
     loss_chunk_bytes: int = whole(0, high=2**40)  # of float32 logits held at once; 0: by backend

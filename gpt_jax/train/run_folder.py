@@ -14,6 +14,7 @@ from gpt_jax.errors import UserError
 from gpt_jax.parallel import peers
 from gpt_jax.telemetry.metrics import MetricsWriter
 from gpt_jax.train.state import TrainState
+from gpt_jax.train.training_clock import TrainingClock
 
 
 class Nowhere:
@@ -51,6 +52,7 @@ class RunFolder(Nowhere):
         metrics: MetricsWriter,
         *,
         meta: Mapping[str, Any],
+        clock: TrainingClock,
     ):
         """Wraps what is open in the workdir.
 
@@ -59,9 +61,10 @@ class RunFolder(Nowhere):
           checkpointer: saves the state.
           metrics: writes the rows.
           meta: is stored with each checkpoint.
+          clock: counts the seconds of training, which are too.
         """
         self._workdir, self._checkpointer, self._metrics = workdir, checkpointer, metrics
-        self._meta = meta
+        self._meta, self._clock = meta, clock
         self._norm = jax.jit(optax.tree.norm)
         best = checkpointer.best_step()
         if best is not None:
@@ -84,7 +87,7 @@ class RunFolder(Nowhere):
                 f'the weights after step {step} are not finite, so they are not saved'
                 f'{self.resume_hint()}'
             )
-        meta = {**self._meta, 'eval_loss': eval_loss}
+        meta = {**self._meta, 'eval_loss': eval_loss, 'seconds': self._clock.seconds}
         self._checkpointer.save(step, state_items(state), meta, eval_loss=eval_loss)
 
     def set_loss(self, step: int, eval_loss: float) -> None:
