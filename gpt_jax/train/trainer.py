@@ -153,7 +153,7 @@ class Trainer:
         config, program = self.config, self.program
         batches = self.pipeline.batches(first_batch)
         done = int(self.state.step)
-        last = done == config.train.num_steps or clock.is_spent
+        last = done >= config.train.num_steps or clock.is_spent
         best_loss = folder.best_loss
         recorder = Recorder(
             config,
@@ -219,7 +219,7 @@ class Trainer:
             watchdog.beat()
 
             is_over, stopping = clock.is_over(), stop()
-            last = is_over or done == config.train.num_steps
+            last = is_over or done >= config.train.num_steps
             leaving = stopping and not last  # there may be seconds to save in: no evaluation
             due = [] if leaving else [e for e in self.evaluators if e.is_due(done, last=last)]
             saving = last or stopping or is_due(config.checkpoint.save_every, done)

@@ -121,6 +121,12 @@ def test_neither_the_mesh_nor_the_calls_matter(trained, replayed):
     np.testing.assert_allclose(after.loss, before.loss, rtol=1e-5)
 
 
+@pytest.mark.parametrize('mesh', ['program=pmap data=2', 'data=1 fsdp=2 tensor=2'])
+def test_devices_share_the_work(trained, replayed, mesh):
+    result = replayed('--step=5', *(f'--config.mesh.{each}' for each in mesh.split()))
+    assert result.mean == pytest.approx(recorded(trained[0], 5), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ('arguments', 'error'),
     [
