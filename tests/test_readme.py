@@ -175,6 +175,7 @@ def tiny(command: str) -> list[str]:
         'generate': ['--max_new_tokens=4'],
         'benchmark': ['--benchmark_groups=1', '--benchmark_steps=1', '--benchmark_warmup=1']
         + ['--profile_steps=1', '--decode_prompt=4', '--decode_tokens=4'],
+        'replay': ['--step=1'],
         'doctor': ['--doctor_megabytes=1'],
     }.get(mode, [])
     return flags

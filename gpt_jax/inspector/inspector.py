@@ -125,15 +125,7 @@ class Inspector:
 
         Ids that only pad the vocabulary have their number in brackets.
         """
-        return tuple(
-            self._token_text(each) if each < self.tokenizer.vocab_size else f'[{each}]'
-            for each in map(int, ids)
-        )
-
-    def _token_text(self, token: int) -> str:
-        """Returns the text that a token adds to another: some tokenizers drop a first space."""
-        once, twice = (self.tokenizer.decode([token] * count) for count in (1, 2))
-        return twice[len(once) :] if twice.startswith(once) else once
+        return token_texts(self.tokenizer, ids)
 
     def _expand(self, points: Iterable[str], known: dict[str, Point]) -> list[str]:
         """Returns the names of points of every layer for those without one."""
@@ -188,3 +180,16 @@ def token_rows(tokens: Any) -> np.ndarray:
             f'gpt.apply([gpt.tokenizer.encode(text)])'
         )
     return rows
+
+
+def token_texts(tokenizer: Tokenizer, ids: Iterable[int]) -> tuple[str, ...]:
+    """Returns the text of each token by itself; see `Inspector.token_texts`."""
+
+    def text(token: int) -> str:
+        """Returns the text that a token adds to another: some tokenizers drop a first space."""
+        once, twice = (tokenizer.decode([token] * count) for count in (1, 2))
+        return twice[len(once) :] if twice.startswith(once) else once
+
+    return tuple(
+        text(each) if each < tokenizer.vocab_size else f'[{each}]' for each in map(int, ids)
+    )

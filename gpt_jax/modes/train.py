@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from absl import flags as absl_flags
 
-from gpt_jax import object_store
+from gpt_jax import files, object_store
 from gpt_jax import run as runs
 from gpt_jax.checkpoint import Checkpointer
 from gpt_jax.config import RunConfig, finalize
@@ -18,6 +18,7 @@ from gpt_jax.data import mixture
 from gpt_jax.data.prepare import filled_splits
 from gpt_jax.data.shard_tokenizer import make_run_tokenizer
 from gpt_jax.data.shards import Shards
+from gpt_jax.data.skipped import parse_skip_steps
 from gpt_jax.data.split import VALIDATION
 from gpt_jax.errors import UserError
 from gpt_jax.modes.command import Command
@@ -25,6 +26,7 @@ from gpt_jax.parallel import peers, probe, runtime
 from gpt_jax.telemetry.metrics import MetricsWriter, last_row
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.telemetry.report import format_table
+from gpt_jax.train import results
 from gpt_jax.train.evaluators import is_due
 from gpt_jax.train.host_memory import check_host_memory
 from gpt_jax.train.memory import explain_out_of_memory
@@ -33,12 +35,14 @@ from gpt_jax.train.startup_report import describe_passes, summarize, warn_of_pas
 from gpt_jax.train.state import TrainState
 from gpt_jax.train.stop_signal import StopAgreement, StopSignal
 from gpt_jax.train.trainer import Outcome, Trainer
+from gpt_jax.train.training_clock import TrainingClock
 from gpt_jax.train.watchdog import Watchdog
 
 UNFINISHED = 75  # exit status EX_TEMPFAIL: saved, run me again
 INTERRUPTED = 130  # the shell's status for Ctrl-C
 # Changing one of these changes the batch of a step.
 DATA_KEYS = ('config.train.batch_size', 'config.model.max_seq_len', 'config.seed', 'config.data.')
+SKIP_KEY = 'config.data.skip_steps'  # changes the batches of later steps only
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -94,8 +98,6 @@ def run(command: Command) -> int:
             stop = StopAgreement(signals, trainer.program.mesh)
             if flags.fresh:
                 checkpointer.clear()
-            if flags.resume_step is not None:
-                checkpointer.discard_after(flags.resume_step)
             outcome = _train(trainer, this_run, checkpointer, stop, command)
     if outcome is Outcome.COMPLETE:
         return 0
@@ -113,15 +115,20 @@ def _train(
     stop: StopAgreement,
     command: Command,
 ) -> Outcome:
-    """Restores the state, prints the summary of the run, and runs the loop."""
+    """Restores the state, prints the summary of the run, and runs the loop.
+
+    The checkpoints after `--resume_step` are deleted, if it is given.
+    """
     config, workdir = trainer.config, this_run.workdir
+    overrides, resume_step = command.overrides, command.flags.resume_step
     meta = {
         'config': to_json(config),
         'data': trainer.pipeline.identity,
         'tokenizer': trainer.tokenizer.fingerprint(),
         'evaluators': [evaluator.name for evaluator in trainer.added],
+        'overrides': overrides,
     }
-    saved = checkpointer.meta()
+    saved = checkpointer.meta('latest' if resume_step is None else resume_step)
     if saved is not None:
         if not runs.is_training(saved):
             raise UserError(
@@ -129,6 +136,9 @@ def _train(
                 f'another --workdir with --config.train.init_from={workdir}'
             )
         _check_resumable(saved, meta, workdir)
+        _check_skipped(saved, trainer, checkpointer, resume_step)
+    if resume_step is not None:
+        checkpointer.discard_after(resume_step)
     passes = trainer.count_passes(config.train.num_steps)
     text = f'{trainer.text_tokens:,} tokens to train on, {describe_passes(passes)}'
     print(
@@ -141,25 +151,30 @@ def _train(
     _warn_of_warmup(config)
     restored = checkpointer.restore(state_items(trainer.program.abstract_state))
     start = 0 if restored is None else restored.step
+    clock = TrainingClock(
+        seconds=0.0 if restored is None else restored.meta.get('seconds', 0.0),
+        budget=config.train.max_seconds,
+        mesh=trainer.program.mesh,
+    )
+    ended_by = 'train.max_seconds' if clock.is_spent else f'{_length_key(config)}'
+    is_over = clock.is_spent or start >= config.train.num_steps
     # If the run stopped before the evaluation of this step was done, do it now.
     evaluate_first = (
         bool(config.train.init_from)
         if restored is None
         else saved.get('eval_loss') is None
-        and (
-            is_due(config.eval.every, start)
-            or (start == config.train.num_steps and config.eval.at_end)
-        )
+        and (is_due(config.eval.every, start) or (is_over and config.eval.at_end))
     )
-    if start > config.train.num_steps or (start == config.train.num_steps and not evaluate_first):
+    if start > config.train.num_steps or (is_over and not evaluate_first):
         print(
             f'{workdir} is complete: {start} steps. To see it write: --mode generate; to go on: '
-            f'--config.{_length_key(config)}=N; to start over: --fresh'
+            f'--config.{ended_by}=N; to start over: --fresh'
         )
         return Outcome.COMPLETE
     if restored is not None:
         trainer.state = TrainState(**restored.items)
         meta |= {key: saved.get(key) for key in ('init_from', 'credits')}
+        meta['overrides'] = saved.get('overrides', {}) | overrides
         print(f'resuming at step {start}', flush=True)
     else:
         meta['init_from'], meta['credits'] = _begin(trainer)
@@ -185,10 +200,13 @@ def _train(
             )
         )
         watchdog = stack.enter_context(Watchdog(config.train.step_timeout))
-        run_folder = RunFolder(workdir, checkpointer, writer, meta=meta, watch=command.watch)
-        runs.save_run(this_run, overrides=command.overrides, origin=meta['init_from'])
+        run_folder = RunFolder(
+            workdir, checkpointer, writer, meta=meta, clock=clock, watch=command.watch
+        )
+        runs.save_run(this_run, overrides=overrides, origin=meta['init_from'])
         outcome = trainer.train(
             first_batch=start,
+            clock=clock,
             progress=progress,
             folder=run_folder,
             watchdog=watchdog,
@@ -198,10 +216,38 @@ def _train(
         with watchdog.patient():
             checkpointer.wait()
     if outcome is Outcome.COMPLETE:
-        print(f'complete: {config.train.num_steps} steps in {workdir}')
+        done = int(trainer.state.step)
+        early = '' if done == config.train.num_steps else ' (config.train.max_seconds is spent)'
+        print(f'complete: {done} steps in {workdir}{early}')
+        _record_result(this_run, done, clock.seconds, meta['overrides'])
     else:
         print(f'saved in {workdir}; the same command goes on from there')
     return outcome
+
+
+def _record_result(
+    this_run: runs.Run, step: int, seconds: float, overrides: Mapping[str, Any]
+) -> None:
+    """Writes the run's line into the table beside its workdir; a failure costs a warning.
+
+    An object store has no locks: there two runs that end together would lose a line, so there is
+    no table.
+    """
+    workdir = this_run.workdir
+    if not peers.is_primary() or object_store.is_remote(workdir):
+        return
+    try:
+        result = results.describe_result(
+            workdir,
+            this_run.config,
+            step=step,
+            seconds=seconds,
+            commit=files.read_json(workdir / runs.PROVENANCE)['git_commit'],
+            overrides=overrides,
+        )
+        results.record(workdir.absolute().parent, result)
+    except UserError as error:
+        print(f'warning: no line in {results.TABLE}: {error}', flush=True)
 
 
 def _warn_of_warmup(config: RunConfig) -> None:
@@ -297,6 +343,7 @@ def _check_resumable(saved: dict[str, Any], meta: dict[str, Any], workdir: pathl
         )
     if saved['data'] != meta['data']:
         causes = [change for change in changes if change.startswith(DATA_KEYS)]
+        causes = [cause for cause in causes if not cause.startswith(SKIP_KEY)]
         cause = '; '.join(causes) or 'the corpus changed, or how it becomes tokens'
         raise UserError(
             f'{workdir} was trained on other batches ({cause}), so it cannot go on exactly; undo '
@@ -304,3 +351,24 @@ def _check_resumable(saved: dict[str, Any], meta: dict[str, Any], workdir: pathl
         )
     if changes:
         print('\n'.join(['changed since the checkpoint:', *(f'  {change}' for change in changes)]))
+
+
+def _check_skipped(
+    saved: Mapping[str, Any],
+    trainer: Trainer,
+    checkpointer: Checkpointer,
+    resume_step: int | None,
+) -> None:
+    """Raises UserError if the batches before the checkpoint are others than those it has seen."""
+    steps = checkpointer.steps()
+    step = max(steps) if resume_step is None else resume_step
+    before = parse_skip_steps(from_json(saved['config'], RunConfig).data.skip_steps)
+    changed = before.first_difference(trainer.pipeline.order)
+    if changed is None or changed > before.batch_of(step):
+        return
+    older = [str(each) for each in steps if before.batch_of(each) < changed]
+    raise UserError(
+        f'{SKIP_KEY}: the checkpoint of step {step} is past batch {changed}, which that changes; '
+        f'undo it, or '
+        + (f'go back with --resume_step={older[-1]}' if older else 'start over with --fresh')
+    )

@@ -14,6 +14,7 @@ from gpt_jax.errors import UserError
 from gpt_jax.parallel import peers
 from gpt_jax.telemetry.metrics import MetricsWriter
 from gpt_jax.train.state import TrainState
+from gpt_jax.train.training_clock import TrainingClock
 
 
 class Nowhere:
@@ -51,6 +52,7 @@ class RunFolder(Nowhere):
         metrics: MetricsWriter,
         *,
         meta: Mapping[str, Any],
+        clock: TrainingClock,
         watch: Callable[[int, Mapping[str, float]], None] = lambda step, row: None,
     ):
         """Wraps what is open in the workdir.
@@ -60,10 +62,11 @@ class RunFolder(Nowhere):
           checkpointer: saves the state.
           metrics: writes the rows.
           meta: is stored with each checkpoint.
+          clock: counts the seconds of training, which are stored, too.
           watch: is called with each row; an exception ends the training.
         """
         self._workdir, self._checkpointer, self._metrics = workdir, checkpointer, metrics
-        self._meta, self._watch = meta, watch
+        self._meta, self._clock, self._watch = meta, clock, watch
         self._norm = jax.jit(optax.tree.norm)
         best = checkpointer.best_step()
         if best is not None:
@@ -87,7 +90,7 @@ class RunFolder(Nowhere):
                 f'the weights after step {step} are not finite, so they are not saved'
                 f'{self.resume_hint()}'
             )
-        meta = {**self._meta, 'eval_loss': eval_loss}
+        meta = {**self._meta, 'eval_loss': eval_loss, 'seconds': self._clock.seconds}
         self._checkpointer.save(step, state_items(state), meta, eval_loss=eval_loss)
 
     def set_loss(self, step: int, eval_loss: float) -> None:

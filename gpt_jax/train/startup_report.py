@@ -52,7 +52,8 @@ def summarize(program: Program, config: RunConfig) -> dict[str, str]:
         f'{_count(program.micro_batches, "micro-batch", "micro-batches")}, '
         f'{_count(program.steps_per_call, "step", "steps")} per call',
         'work': f'{train.num_steps:,} steps, {train.num_steps * tokens:,} tokens, '
-        f'{train_flops_per_token(model, length=model.max_seq_len) * tokens:.3g} FLOPs per step',
+        f'{train_flops_per_token(model, length=model.max_seq_len) * tokens:.3g} FLOPs per step'
+        + (f', at most {train.max_seconds:,g} s' if train.max_seconds else ''),
     }
 
 

@@ -14,6 +14,7 @@ from gpt_jax.config import RunConfig
 from gpt_jax.data.mixture import open_sources, tokens_per_pass
 from gpt_jax.data.pipeline import eval_batches, make_train_pipeline
 from gpt_jax.data.shards import Shards
+from gpt_jax.data.skipped import parse_skip_steps
 from gpt_jax.data.split import TRAIN, VALIDATION
 from gpt_jax.errors import UserError
 from gpt_jax.evaluate import Evaluation, evaluate, task_runs
@@ -30,6 +31,7 @@ from gpt_jax.train.program import Program, make_program
 from gpt_jax.train.recorder import Recorder
 from gpt_jax.train.run_folder import Nowhere
 from gpt_jax.train.state import TrainState
+from gpt_jax.train.training_clock import TrainingClock
 from gpt_jax.train.watchdog import Watchdog
 
 
@@ -75,6 +77,7 @@ class Trainer:
             process_index=index,
             process_count=count,
             segment_ids=config.data.segment_ids,
+            order=parse_skip_steps(config.data.skip_steps),
             num_threads=config.data.num_threads,
             prefetch_batches=config.data.prefetch_batches,
         )
@@ -122,19 +125,21 @@ class Trainer:
         self,
         *,
         first_batch: int,
+        clock: TrainingClock,
         progress: Progress,
         folder: Nowhere,
         watchdog: Watchdog,
         stop: Callable[[], bool],
         evaluate_first: bool = False,
     ) -> Outcome:
-        """Trains to `config.train.num_steps`, in calls of one or several steps.
+        """Trains to `config.train.num_steps` or the end of `clock`, in calls of several steps.
 
         Metrics of a call are read after the next one is dispatched, so that the device never waits
         for the host. Rows up to a step are on disk before its checkpoint is.
 
         Args:
           first_batch: number of the first batch to read.
+          clock: counts the seconds of training.
           progress: shows the steps; reports are printed above it.
           folder: takes rows, checkpoints and samples.
           watchdog: is told of each call, and to be patient with everything else.
@@ -147,7 +152,8 @@ class Trainer:
         """
         config, program = self.config, self.program
         batches = self.pipeline.batches(first_batch)
-        num_steps, done = config.train.num_steps, int(self.state.step)
+        done = int(self.state.step)
+        last = done >= config.train.num_steps or clock.is_spent
         best_loss = folder.best_loss
         recorder = Recorder(
             config,
@@ -189,27 +195,31 @@ class Trainer:
         others = [each for each in self.evaluators if not each.before_save]
         if evaluate_first:
             with watchdog.patient():
-                loss = run([each for each in deciding if each.is_due_first(done, num_steps)])
+                loss = run([each for each in deciding if each.is_due_first(done, last=last)])
                 best_loss = best_loss if loss is None else min(best_loss, loss)
         compiled: set[int] = set()  # lengths of calls
-        while done < num_steps:
+        clock.start()
+        while not last:
             count = self._call_length(done)
             began = time.perf_counter()
             call = list(itertools.islice(batches, count))
             waited = time.perf_counter() - began
             if count not in compiled:
                 recorder.read_previous()  # its speed excludes the compilation
+                clock.stop()
                 progress.announce('compiling the training step')
             self.state, metrics = program.advance(self.state, call)
             if count not in compiled:  # the call returned after its program was compiled
                 compiled.add(count)
                 recorder.restart_clock(done)
+                clock.start()
             done += count
             recorder.read_previous()
             recorder.remember(done, metrics, waited)
             watchdog.beat()
 
-            last, stopping = done == num_steps, stop()
+            is_over, stopping = clock.is_over(), stop()
+            last = is_over or done >= config.train.num_steps
             leaving = stopping and not last  # there may be seconds to save in: no evaluation
             due = [] if leaving else [e for e in self.evaluators if e.is_due(done, last=last)]
             saving = last or stopping or is_due(config.checkpoint.save_every, done)
@@ -218,6 +228,7 @@ class Trainer:
             self._check_progress(recorder.bad_steps, done, folder, last=last)
             if not (due or saving):
                 continue
+            clock.stop()
             began = time.monotonic()
             with watchdog.patient():
                 if last or leaving:  # an error in an evaluator must not lose the last checkpoint
@@ -234,7 +245,9 @@ class Trainer:
                     folder.save(self.state, done, loss)
                 run([each for each in others if each in due])
             recorder.restart_clock(done)
+            clock.start()
             progress.skip(time.monotonic() - began)
+        clock.stop()
         return Outcome.COMPLETE
 
     def _call_length(self, done: int) -> int:

@@ -15,6 +15,7 @@ from gpt_jax.inspector.analyses import ANALYSES
 from gpt_jax.inspector.analyses.attention import AttentionMaps, roll_out
 from gpt_jax.inspector.inspection import NamedArray
 from gpt_jax.inspector.page import bundle, frame, render, to_json
+from gpt_jax.inspector.replay import Replay
 from gpt_jax.inspector.survey import survey
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
@@ -277,3 +278,38 @@ def test_plot(monkeypatch):
     monkeypatch.setitem(sys.modules, 'matplotlib', None)
     with pytest.raises(UserError, match='pip install matplotlib'):
         found.plot('weights', layer=1, head=2)
+
+
+@pytest.mark.parametrize('width', [390, 1280])
+def test_a_replayed_batch(opened, tmp_path, width):
+    ids = np.arange(12).reshape(2, 6) % len(TEXTS)
+    loss = np.array([[1, 2, 3, 4, np.nan], [5, 6, 7, 8, 9.0]])
+    result = Replay(
+        step=7,
+        sources=('books',),
+        texts=dict(enumerate(TEXTS)),
+        tokens=ids,
+        loss=loss,
+        source=np.zeros(2, int),
+        start=np.array([0, 50]),
+        documents=np.array([[1, 1, 1, 2, 2, 2]] * 2),
+    )
+    result.save(tmp_path / 'replay.html', title='Step 7', facts={'loss': HOSTILE})
+    html = (tmp_path / 'replay.html').read_text('utf-8')
+    page = opened(html, viewport={'width': width, 'height': 800})
+    headings = page.get_by_role('heading', level=2)
+    assert headings.all_inner_texts() == ['Sequence 1: loss 7.000', 'Sequence 0: loss 2.500']
+    first = page.locator('.sequence').first
+    assert 'tokens 50 to 55' in first.inner_text() and first.locator('hr').count() == 1
+    assert HOSTILE in first.locator('.text').inner_text()
+    first.locator('span').nth(2).click()
+    readout = page.locator('.readout')
+    assert (
+        ' '.join(readout.inner_text().split())
+        == '↵ loss 6.000, probability 0.2%; id 2, token 2 of sequence 1'
+    )
+    page.get_by_role('button', name='as in the batch').click()
+    assert headings.first.inner_text() == 'Sequence 0: loss 2.500'
+    page.locator('.sequence').first.locator('span').nth(5).click()
+    assert 'not learned' in readout.inner_text()
+    assert page.evaluate('document.documentElement.scrollWidth') == width

@@ -72,9 +72,22 @@ def render(
             for each in analyses
         ],
     }
+    return assemble(data)
+
+
+def assemble(
+    data: Mapping[str, Any], *, script: str = 'app.js', styles: Sequence[str] = ('style.css',)
+) -> str:
+    """Returns the page that a script draws of data, which needs no other file and no network.
+
+    Args:
+      data: what `to_json` takes.
+      script: one of `scripts/`.
+      styles: files of CSS.
+    """
     parts = {
-        'style': _read('style.css'),
-        'script': bundle(),
+        'style': '\n'.join(map(_read, styles)),
+        'script': bundle(script),
         'data': to_json(data),
     }
     return re.sub(r'\{\{(\w+)\}\}', lambda match: parts[match[1]], _read('template.html'))
@@ -131,8 +144,8 @@ def _type(values: np.ndarray, dims: tuple[str, ...]) -> str:
 
 
 @functools.cache
-def bundle() -> str:
-    """Returns the scripts as one module: each after those it imports, without `import`s.
+def bundle(script: str = 'app.js') -> str:
+    """Returns a script as one module: each file after those it imports, without `import`s.
 
     They share one scope, so the browser refuses a name that two of them define.
     """
@@ -147,7 +160,7 @@ def bundle() -> str:
             add(needed)
         sources.append(re.sub('^export ', '', _IMPORT.sub('', text), flags=re.MULTILINE))
 
-    add('app.js')
+    add(script)
     return '\n'.join(sources)
 
 
