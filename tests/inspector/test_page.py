@@ -14,8 +14,9 @@ from gpt_jax.errors import UserError
 from gpt_jax.inspector.analyses import ANALYSES
 from gpt_jax.inspector.analyses.attention import AttentionMaps, roll_out
 from gpt_jax.inspector.inspection import NamedArray
-from gpt_jax.inspector.page import bundle, frame, render, to_json
+from gpt_jax.inspector.page import FOLDER, frame, render
 from gpt_jax.inspector.survey import survey
+from gpt_jax.page import bundle, to_json
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
 HOSTILE = '</script><img src=x onerror="document.title=1">'
@@ -183,7 +184,7 @@ def test_arrays_keep_their_values(opened):
         (np.array([2**40]), np.array([2**40])),
     ):
         stored = to_json(NamedArray(array, ('position',)))
-        code = re.sub(r'^const page = .*$', '', bundle(), flags=re.M)
+        code = re.sub(r'^const page = .*$', '', bundle(FOLDER), flags=re.M)
         code = (
             code[: code.index('// Colours of values')]
             + f'\n[...decode({stored}).values].map(String)'
