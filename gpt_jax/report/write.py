@@ -137,9 +137,9 @@ def _add(
     found.setdefault(key, {})[index] = text
 
 
-def _environment(runs: Sequence[RecordedRun]) -> list[list[str]]:
-    """Returns a table: a fact, and its value for each run."""
-    columns = []
+def _environment(runs: Sequence[RecordedRun]) -> dict[str, list[list[str]]]:
+    """Returns the facts that all runs share, and a table of the others with a row for each run."""
+    rows = []
     for run in runs:
         commit = run.provenance.get('git_commit', '')
         origin = run.provenance.get('init_from') or {}
@@ -150,6 +150,10 @@ def _environment(runs: Sequence[RecordedRun]) -> list[list[str]]:
             'weights from': f'{origin["workdir"]}, step {origin["step"]}' if origin else '',
             'command': ' '.join(map(str, run.provenance.get('command', ()))),
         }
-        columns.append({name: value for name, value in facts.items() if value})
-    names = dict.fromkeys(name for facts in columns for name in facts)
-    return [[name, *(facts.get(name, NONE) for facts in columns)] for name in names]
+        rows.append({name: value for name, value in facts.items() if value})
+    names = dict.fromkeys(name for facts in rows for name in facts)
+    values = {name: [facts.get(name, NONE) for facts in rows] for name in names}
+    shared = [[name, each[0]] for name, each in values.items() if len(set(each)) == 1]
+    own = {name: each for name, each in values.items() if len(set(each)) > 1}
+    table = [list(row) for row in zip([run.name for run in runs], *own.values(), strict=True)]
+    return {'shared': shared, 'own': [['Run', *own], *table] if own else []}

@@ -2,6 +2,7 @@
 
 import pytest
 
+from gpt_jax import object_store
 from gpt_jax.main import main
 from tests.report.recorded import losses, write_run
 
@@ -51,3 +52,12 @@ def test_wrong_input_is_one_line(runs, capsys, monkeypatch, workdir, flags, expe
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f'error: {expected.format(runs)}')
     assert not (runs / 'run-0' / 'report.html').exists()
+
+
+def test_runs_and_the_page_may_be_in_a_bucket(runs, bucket):
+    remote = object_store.to_path(f'{bucket}/run', key='--workdir')
+    write_run(runs / 'sampled', losses(100), samples={50: 'a text'}, train__num_steps=100)
+    object_store.upload_folder(runs / 'sampled', remote)
+    assert report(f'{bucket}/run', f'--compare={runs}/run-1') == 0
+    page = object_store.read_bytes(remote / 'report.html').decode()
+    assert '2 configs, 2 runs' in page and 'a text' in page

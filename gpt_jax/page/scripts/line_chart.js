@@ -7,7 +7,9 @@ import { Plot, strokeClass, swatch } from './plot.js';
 import { tip } from './tip.js';
 
 const FEW = 40; // points of a curve up to which each is drawn
-const LEAST_DRAG = 6, TIP_LINES = 14;
+const LEAST_DRAG = 6, TIP_LINES = 14; // px; lines in the bubble
+const ROOM = 0.04; // of the range of y, above and below
+const END = 1 + 1e-12; // keeps the last point in its range in spite of rounding
 let chartCount = 0;
 
 /**
@@ -38,7 +40,8 @@ export class LineChart extends Plot {
    */
   show(lines, { marks = [], ...axis } = {}) {
     Object.assign(this, { lines, marks, axis: { formatY: tickText, sayX: tickText, ...axis } });
-    this.legend.replaceChildren(...(lines.length > 1 ? lines.map((each) => swatch(each.name, each.colour, each.dash)) : []));
+    const named = lines.length > 1 ? lines : [];
+    this.legend.replaceChildren(...named.map((each) => swatch(each.name, each.colour, each.dash)));
     this.draw();
   }
 
@@ -50,23 +53,30 @@ export class LineChart extends Plot {
       return;
     }
     const xRange = range ?? this.whole;
-    const parts = this.lines.map((line) => {
-      const [from, to] = [firstFrom(line.x, xRange[0]), firstFrom(line.x, xRange[1] * (1 + 1e-12))];
-      return ['y', 'low', 'high', 'raw'].flatMap((key) => (line[key] ? [line[key].slice(Math.max(from - 1, 0), to + 1)] : []));
-    }).flat();
-    const [low, high] = rangeOf(parts, this.log) ?? [this.log ? 1 : 0, this.log ? 10 : 1];
-    const room = this.log ? (high / low) ** 0.04 : (high - low) * 0.04;
-    const yRange = this.log ? [low / room, high * room] : [low >= 0 && low < room ? 0 : low - room, high + room];
-    const marks = this.layOut(xRange, yRange, this.axis);
+    const marks = this.layOut(xRange, this.yRange(xRange), this.axis);
     if (!marks) return;
     const clip = `${this.id}-clip`;
     this.cursor = h('g', { class: 'cursor' });
-    this.selection = h('rect', { class: 'selection', y: this.top, height: this.bottom - this.top, width: 0 });
+    const { left, top } = this, [width, height] = [this.right - left, this.bottom - top];
+    this.selection = h('rect', { class: 'selection', y: top, height, width: 0 });
     this.svg.replaceChildren(
-      h('clipPath', { id: clip }, h('rect', { x: this.left, y: this.top - 4, width: this.right - this.left + 4, height: this.bottom - this.top + 8 })),
+      h('clipPath', { id: clip }, h('rect', { x: left, y: top - 4, width: width + 4, height: height + 8 })),
       ...marks,
-      h('g', { 'clip-path': `url(#${clip})` }, this.marks.map((each) => this.mark(each)), this.lines.map((line) => this.curve(line))),
+      h('g', { 'clip-path': `url(#${clip})` },
+        this.marks.map((each) => this.mark(each)), this.lines.map((line) => this.curve(line))),
       this.selection, this.cursor);
+  }
+
+  /** Returns the range of y within a range of x, with some room. */
+  yRange(xRange) {
+    const parts = this.lines.flatMap((line) => {
+      const from = Math.max(firstFrom(line.x, xRange[0]) - 1, 0), to = firstFrom(line.x, END * xRange[1]) + 1;
+      return [line.y, line.low, line.high, line.raw].flatMap((each) => (each ? [each.slice(from, to)] : []));
+    });
+    const [low, high] = rangeOf(parts, this.log) ?? [1, 10];
+    if (this.log) return [low / (high / low) ** ROOM, high * (high / low) ** ROOM];
+    const room = (high - low) * ROOM;
+    return [low >= 0 && low < room ? 0 : low - room, high + room];
   }
 
   curve(line) {
@@ -109,7 +119,9 @@ export class LineChart extends Plot {
   band({ x, low, high }) {
     let text = '', piece = [];
     const close = () => {
-      if (piece.length) text += `M${[...piece.map((i) => this.point(x[i], high[i])), ...piece.reverse().map((i) => this.point(x[i], low[i]))].join('L')}Z`;
+      const above = piece.map((i) => this.point(x[i], high[i]));
+      const below = piece.map((i) => this.point(x[i], low[i])).reverse();
+      if (piece.length) text += `M${[...above, ...below].join('L')}Z`;
       piece = [];
     };
     x.forEach((_, i) => (this.has(x[i], low[i]) && this.has(x[i], high[i]) ? piece.push(i) : close()));
@@ -134,19 +146,26 @@ export class LineChart extends Plot {
       const elsewhere = line.x[i] === at ? '' : ` (${sayX(line.x[i])})`;
       rows.push([line, `${sayY(value)}${line.text?.(i) ?? ''}${elsewhere}`]);
       if (this.has(line.x[i], value)) {
-        dots.push(h('circle', { class: strokeClass(line.colour, false), cx: this.x.place(line.x[i]), cy: this.y.place(value), r: 4 }));
+        dots.push(h('circle', {
+          class: strokeClass(line.colour, false), cx: this.x.place(line.x[i]), cy: this.y.place(value), r: 4,
+        }));
       }
     }
     const place = this.x.place(at), near = this.marks.filter((mark) => Math.abs(this.x.place(mark.x) - place) < 8);
     this.cursor.replaceChildren(h('line', { x1: place, x2: place, y1: this.top, y2: this.bottom }), ...dots);
     this.at = at;
-    const said = [sayX(at), ...rows.map(([line, text]) => `${line.name} ${text}`), ...near.map((mark) => mark.text)];
     const box = this.svg.getBoundingClientRect();
+    const row = ([line, text]) => h('div', { class: 'tip-row' },
+      swatch(line.name, line.colour, line.dash), h('b', {}, text));
     tip(h('div', {}, h('div', {}, sayX(at)),
-      rows.slice(0, TIP_LINES).map(([line, text]) => h('div', { class: 'tip-row' }, swatch(line.name, line.colour, line.dash), h('b', {}, text))),
+      rows.slice(0, TIP_LINES).map(row),
       rows.length > TIP_LINES ? h('div', {}, `and ${rows.length - TIP_LINES} more`) : null,
-      near.map((mark) => h('div', {}, `▼ ${mark.text}`))), event ?? { clientX: box.left + place, clientY: box.top + this.top });
-    if (!event) this.readout.textContent = said.join('; ');
+      near.map((mark) => h('div', {}, `▼ ${mark.text}`))),
+    event ?? { clientX: box.left + place, clientY: box.top + this.top });
+    if (!event) {
+      const values = rows.map(([line, text]) => `${line.name} ${text}`);
+      this.readout.textContent = [sayX(at), ...values, ...near.map((mark) => mark.text)].join('; ');
+    }
     return true;
   }
 
@@ -191,12 +210,13 @@ export class LineChart extends Plot {
     const longest = this.lines.reduce((most, line) => (line.x.length > most.length ? line.x : most), []);
     if (!longest.length || event.ctrlKey || event.metaKey || event.altKey) return;
     const step = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity }[event.key];
-    const [first, last] = [firstFrom(longest, this.x.low), firstFrom(longest, this.x.high * (1 + 1e-12)) - 1];
+    const [first, last] = [firstFrom(longest, this.x.low), firstFrom(longest, END * this.x.high) - 1];
+    const center = this.at ?? (this.x.low + this.x.high) / 2;
     if (step !== undefined) {
       const from = this.at == null ? (step > 0 ? first - 1 : last + 1) : nearest(longest, this.at);
       this.read(longest[Math.min(Math.max(from + step, first), last)], null);
-    } else if (event.key === '+' || event.key === '=') this.shown.scale(0.5, this.at ?? (this.x.low + this.x.high) / 2, this.whole);
-    else if (event.key === '-') this.shown.scale(2, this.at ?? (this.x.low + this.x.high) / 2, this.whole);
+    } else if (event.key === '+' || event.key === '=') this.shown.scale(0.5, center, this.whole);
+    else if (event.key === '-') this.shown.scale(2, center, this.whole);
     else if (event.key === '0' || event.key === 'Escape') this.shown.set(null);
     else return;
     event.preventDefault();

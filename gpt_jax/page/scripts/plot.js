@@ -32,7 +32,10 @@ export class Plot {
         this.draw();
       },
     }, 'log');
-    this.svg = h('svg', { class: 'canvas', height: tall, tabindex: 0, role: 'img', 'aria-label': `${title}${unit && `, ${unit}`}. ${hint}` });
+    this.svg = h('svg', {
+      class: 'canvas', height: tall, tabindex: 0, role: 'img',
+      'aria-label': `${title}${unit && `, ${unit}`}. ${hint}`,
+    });
     this.legend = h('figcaption', { class: 'legend' });
     this.readout = h('output', { class: 'unseen', 'aria-live': 'polite' });
     this.element = h('figure', { class: 'plot' },
@@ -57,7 +60,9 @@ export class Plot {
       x.ticks(Math.max(2, (wide - left) / 95)).map((tick) => [
         h('line', { class: 'rule', x1: x.place(tick), x2: x.place(tick), y1: bottom, y2: bottom + 4 }),
         h('text', { x: x.place(tick), y: bottom + 17, 'text-anchor': 'middle' }, formatX(tick))]),
-      [[h('text', { class: 'axis-title', x: (left + wide - 14) / 2, y: tall - 4, 'text-anchor': 'middle' }, xTitle)]],
+      [[h('text', {
+        class: 'axis-title', x: (left + wide - 14) / 2, y: tall - 4, 'text-anchor': 'middle',
+      }, xTitle)]],
     ].flat(2);
     this.svg.setAttribute('width', wide);
     this.svg.setAttribute('viewBox', `0 0 ${wide} ${tall}`);

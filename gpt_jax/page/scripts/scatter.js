@@ -31,8 +31,8 @@ export class Scatter extends Plot {
     const seen = this.points.filter(({ x, y }) => (!logX || x > 0) && (!this.log || y > 0));
     this.seen = seen;
     if (!seen.length) return;
-    const xs = padded(rangeOf([seen.map((each) => each.x)]), logX), ys = padded(rangeOf([seen.map((each) => each.y)]), this.log);
-    const marks = this.layOut(xs, ys, this.axis);
+    const xs = rangeOf([seen.map((each) => each.x)]), ys = rangeOf([seen.map((each) => each.y)]);
+    const marks = this.layOut(padded(xs, logX), padded(ys, this.log), this.axis);
     if (!marks) return;
     this.ring = h('circle', { class: 'ring', r: 9, visibility: 'hidden' });
     this.svg.replaceChildren(...marks, ...seen.map((each) => h('g', { class: strokeClass(each.colour, false) },

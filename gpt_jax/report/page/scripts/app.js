@@ -10,26 +10,35 @@ const page = JSON.parse(document.getElementById('data').textContent);
 const { groups } = page, runs = groups.flatMap((group) => group.runs);
 const several = groups.length > 1;
 
-const section = (title, ...children) => h('section', { class: 'panel', id: title.toLowerCase().replaceAll(' ', '-') }, h('h2', {}, title), ...children);
+const section = (title, ...children) =>
+  h('section', { class: 'panel', id: title.toLowerCase() }, h('h2', {}, title), ...children);
 const names = groups.map((group) => group.name);
 
 const settings = () => [
   several ? h('h3', {}, 'What differs between the configs') : null,
   several ? table([['Knob', 'Default', ...names], ...page.differ], 'Settings that differ') : null,
   several ? h('h3', {}, 'What they share, and is not the default') : null,
-  page.same.length ? table([['Knob', 'Default', several ? 'These runs' : 'This run'], ...page.same], 'Settings that are not the default')
+  page.same.length ? table([['Knob', 'Default', 'Value'], ...page.same], 'Settings that are not the default')
     : h('p', {}, 'Nothing.'),
 ];
 
+const environment = () => {
+  const { shared, own } = page.environment;
+  return [own.length ? table(own, 'Environment of each run') : null,
+    own.length ? h('h3', {}, 'The same for all runs') : null,
+    shared.length ? table([['', ''], ...shared], 'Environment') : h('p', {}, 'Nothing.')];
+};
+
 const sections = [
-  section('Results', runs.length > 1 ? runsTable(groups) : tiles(runs[0]), runs.length > 1 ? lossOverTime(groups) : null),
+  section('Results', ...(runs.length > 1 ? [runsTable(groups), lossOverTime(groups)] : [tiles(runs[0])])),
   section('Warnings', warningList(groups, page.rules)),
   section('Charts', new ChartPanel(page).element),
-  page.evaluations.length ? section('Evaluations', table([['Measured on', 'Metric', ...names], ...page.evaluations], 'Evaluations'),
-    h('p', { class: 'hint' }, '± is the standard deviation of runs with several seeds, or else the standard error of a task.')) : null,
+  page.evaluations.length ? section('Evaluations',
+    table([['Measured on', 'Metric', ...names], ...page.evaluations], 'Evaluations'),
+    h('p', { class: 'hint' }, '± is the standard deviation over seeds, or else the standard error of a task.')) : null,
   page.samples.length ? section('Samples', samplesView(page.samples)) : null,
   section('Settings', ...settings()),
-  section('Environment', table([['', ...runs.map((run) => run.name)], ...page.environment], 'Environment')),
+  section('Environment', ...environment()),
 ].filter(Boolean);
 
 document.body.append(
@@ -37,7 +46,8 @@ document.body.append(
     h('div', {}, h('h1', {}, page.title),
       h('p', { class: 'model' }, 'Training report. Losses are in nats per token.')),
     h('div', { class: 'buttons' }, themeButton())),
-  h('nav', { class: 'contents', 'aria-label': 'Sections' }, sections.map((each) => h('a', { href: `#${each.id}` }, each.querySelector('h2').textContent))),
+  h('nav', { class: 'contents', 'aria-label': 'Sections' },
+    sections.map((each) => h('a', { href: `#${each.id}` }, each.querySelector('h2').textContent))),
   h('main', {}, sections));
 
 document.addEventListener('keydown', (event) => {

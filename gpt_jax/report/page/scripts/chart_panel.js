@@ -4,13 +4,16 @@ import { precise, rangeOf, tickText } from './axis.js';
 import { choice } from './controls.js';
 import { h } from './dom.js';
 import { LineChart } from './line_chart.js';
-import { strokeClass } from './plot.js';
+import { strokeClass, swatch } from './plot.js';
 import { lineOf, xAxes } from './series.js';
 import { XRange } from './x_range.js';
 
 const SMOOTHING = 0.6; // at first
 
-const percents = { formatY: (value) => `${tickText(Number((100 * value).toPrecision(6)))}%`, sayY: (value) => `${precise(100 * value)}%` };
+const percents = {
+  formatY: (value) => `${tickText(Number((100 * value).toPrecision(6)))}%`,
+  sayY: (value) => `${precise(100 * value)}%`,
+};
 
 /** All charts of groups of runs; charts of several metrics are split where there are groups. */
 export class ChartPanel {
@@ -20,13 +23,14 @@ export class ChartPanel {
     this.hidden = new Set();
     this.xAxes = xAxes(this.runs);
     Object.assign(this, { xAxis: this.xAxes[0], logX: false, weight: SMOOTHING, shown: new XRange() });
-    this.plots = charts.flatMap((chart) => this.split(chart)).map((chart, index) => ({
-      chart,
-      plot: new LineChart({ title: chart.title, unit: chart.unit, log: chart.log, tall: index && groups.length < 2 ? 220 : 320, shown: this.shown }),
-    }));
     const large = groups.length > 1 ? 2 : 1;
+    this.plots = charts.flatMap((chart) => this.split(chart)).map((chart, index) => {
+      const { title, unit, log } = chart, tall = index < large ? 320 : 220;
+      return { chart, plot: new LineChart({ title, unit, log, tall, shown: this.shown }) };
+    });
     const seeds = groups.some((group) => group.runs.length > 1)
-      ? ' Runs that differ by their seed only are one line, their mean, in a band from the lowest to the highest.' : '';
+      ? ' Runs that differ by their seed only are one line, their mean, in a band from the lowest to the highest.'
+      : '';
     this.element = h('div', {}, this.controls(),
       h('p', { class: 'hint' }, `Drag over a chart to zoom; double-click shows all.${seeds}`),
       h('div', { class: large > 1 ? 'plots two' : 'plots one' }, this.plots.slice(0, large).map(({ plot }) => plot.element)),
@@ -61,7 +65,7 @@ export class ChartPanel {
         event.currentTarget.setAttribute('aria-pressed', String(on));
         this.update();
       },
-    }, h('span', { class: `swatch ${strokeClass(index, false)}` }, group.name));
+    }, swatch(group.name, index));
     return h('div', { class: 'controls', role: 'group', 'aria-label': 'Charts' },
       h('label', { class: 'slider' }, 'Smoothing ', slider, value),
       choice('Over', this.xAxes.map(({ key, name }) => [key, name]), this.xAxis.key, (key) => {
@@ -74,7 +78,9 @@ export class ChartPanel {
         this.update();
       }),
       reset,
-      this.groups.length > 1 ? h('div', { class: 'toggles', role: 'group', 'aria-label': 'Runs that are shown' }, this.groups.map(toggle)) : null);
+      this.groups.length < 2 ? null : h('div', {
+        class: 'toggles', role: 'group', 'aria-label': 'Runs that are shown',
+      }, this.groups.map(toggle)));
   }
 
   update() {
@@ -87,7 +93,8 @@ export class ChartPanel {
     const whole = rangeOf(drawn.flatMap(([, , lines]) => lines.map((line) => line.x)), logX);
     for (const [chart, plot, lines] of drawn) {
       const isLoss = chart.lines.some(([metric]) => metric === 'train/loss');
-      plot.show(lines, { ...xAxis.axis, logX, whole, ...(chart.percent ? percents : {}), marks: isLoss ? this.marks() : [] });
+      const marks = isLoss ? this.marks() : [];
+      plot.show(lines, { ...xAxis.axis, logX, whole, marks, ...(chart.percent ? percents : {}) });
     }
   }
 

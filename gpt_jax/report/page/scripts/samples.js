@@ -18,7 +18,10 @@ function slider({ texts, of }) {
     text.textContent = texts[index][1];
     step.textContent = `step ${texts[index][0].toLocaleString('en')}`;
   };
-  const input = h('input', { type: 'range', min: 0, max: last, value: last, 'aria-label': 'Sample', oninput: () => show(Number(input.value)) });
+  const input = h('input', {
+    type: 'range', min: 0, max: last, value: last, 'aria-label': 'Sample',
+    oninput: () => show(Number(input.value)),
+  });
   show(last);
   return h('div', {},
     h('p', { class: 'slider' }, last ? input : null, step,

@@ -8,17 +8,22 @@ const FEWEST = 40; // points of a curve that is smoothed
 /** The units of the time axis: [name, seconds, seconds up to which it is used]. */
 const UNITS = [['s', 1, 300], ['min', 60, 3 * 3600], ['h', 3600, Infinity]];
 
+/** Returns the unit for times in seconds, and the seconds in it. */
+export function timeUnit(times) {
+  return UNITS.find(([, , end]) => Math.max(...times) <= end);
+}
+
 /** Returns what charts can have as their x axis: {key, name, of(run, steps), axis}. */
 export function xAxes(runs) {
-  const longest = Math.max(...runs.map((run) => run.seconds ?? 0));
-  const [unit, seconds] = UNITS.find(([, , end]) => longest <= end);
+  const times = runs.map((run) => run.seconds ?? 0);
+  const [unit, seconds] = timeUnit(times);
   const axes = [
     { key: 'step', name: 'steps', of: (_, steps) => steps,
       axis: { xTitle: 'step', sayX: (x) => `step ${Math.round(x).toLocaleString('en')}` } },
     { key: 'tokens', name: 'tokens', of: (run, steps) => steps.map((step) => step * run.tokens_per_step),
       axis: { xTitle: 'training tokens', sayX: (x) => `${tickText(Math.round(x))} tokens` } },
   ];
-  if (longest) axes.push({ key: 'time', name: 'time', of: (run, steps) => timesOf(run, steps, seconds),
+  if (times.some((each) => each > 0)) axes.push({ key: 'time', name: 'time', of: (run, steps) => timesOf(run, steps, seconds),
     axis: { xTitle: `time of the training steps, ${unit}`, sayX: (x) => `${precise(x)} ${unit}` } });
   return axes;
 }

@@ -2,8 +2,9 @@
 
 import { precise } from './axis.js';
 import { h, table } from './dom.js';
-import { strokeClass } from './plot.js';
+import { swatch } from './plot.js';
 import { Scatter } from './scatter.js';
+import { timeUnit } from './series.js';
 
 const loss = (value) => (value == null ? '–' : value.toFixed(4));
 const whole = (value) => (value == null ? '–' : Math.round(value).toLocaleString('en'));
@@ -36,10 +37,12 @@ export function tiles(run) {
 /** Returns a table of the results of several runs. */
 export function runsTable(groups) {
   const rows = groups.flatMap((group, index) => group.runs.map((run) => [
-    h('span', { class: `swatch ${strokeClass(index, false)}` }, run.name), group.differs || '–', String(run.seed), steps(run),
-    loss(run.train_loss), loss(run.eval_loss), loss(run.best?.loss), whole(run.best?.step), whole(run.speed), duration(run.seconds), String(run.warnings.length),
+    swatch(run.name, index), group.differs || '–', String(run.seed), steps(run),
+    loss(run.train_loss), loss(run.eval_loss), loss(run.best?.loss), whole(run.best?.step),
+    whole(run.speed), duration(run.seconds), String(run.warnings.length),
   ]));
-  const head = ['Run', 'Differs in', 'Seed', 'Steps', 'Train loss', 'Eval loss', 'Lowest', 'at step', 'Tokens/s', 'Time', 'Warnings'];
+  const head = ['Run', 'Differs in', 'Seed', 'Steps', 'Train loss', 'Eval loss', 'Lowest', 'at step',
+    'Tokens/s', 'Time', 'Warnings'];
   return table([head, ...rows], 'Runs');
 }
 
@@ -57,11 +60,14 @@ export function warningList(groups, rules) {
 /** Returns a chart of the lowest validation loss of each run over its time; null for too few. */
 export function lossOverTime(groups) {
   const points = groups.flatMap((group, index) => group.runs.map((run) => ({
-    name: `${run.name}${group.differs && ` (${group.differs})`}`, colour: index, x: run.seconds, y: run.best?.loss ?? NaN,
+    name: `${run.name}${group.differs && ` (${group.differs})`}`, colour: index,
+    x: run.seconds, y: run.best?.loss ?? NaN,
   }))).filter(({ x, y }) => x && Number.isFinite(y));
   if (points.length < 2) return null;
   const plot = new Scatter({ title: 'Lowest validation loss', unit: 'nats per token', tall: 260 });
-  const unit = Math.max(...points.map(({ x }) => x)) > 600 ? ['min', 60] : ['s', 1];
-  plot.show(points.map((each) => ({ ...each, x: each.x / unit[1] })), { xTitle: `time of the training steps, ${unit[0]}`, sayX: (x) => `${precise(x)} ${unit[0]}`, sayY: loss });
+  const [unit, seconds] = timeUnit(points.map(({ x }) => x));
+  plot.show(points.map((each) => ({ ...each, x: each.x / seconds })), {
+    xTitle: `time of the training steps, ${unit}`, sayX: (x) => `${precise(x)} ${unit}`, sayY: loss,
+  });
   return plot.element;
 }
