@@ -2,18 +2,20 @@
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from gpt_jax import files
+from gpt_jax import page
 from gpt_jax.data.pipeline import TrainPipeline
 from gpt_jax.inspector.inspection import NamedArray
 from gpt_jax.inspector.inspector import token_texts
-from gpt_jax.inspector.page import assemble
 from gpt_jax.tokenizer import Tokenizer
 from gpt_jax.train.program import Program
+
+FOLDER = pathlib.Path(__file__).parent / 'replay_page'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,10 +73,7 @@ class Replay:
             'loss': NamedArray(self.loss, by_token),
             'documents': NamedArray(self.documents, by_token),
         }
-        page = assemble(data, script='replay.js', styles=['style.css', 'replay.css']).encode()
-        with files.atomic_file(path) as file:
-            file.write(page)
-        return len(page)
+        return page.save(page.assemble(FOLDER, data, title=title), path)
 
 
 def replay(

@@ -17,6 +17,7 @@ from gpt_jax.modes import (
     inspect,
     prepare,
     replay,
+    report,
     train,
     verify_resume,
 )
@@ -29,6 +30,7 @@ MODES: dict[str, ModuleType] = {
     'explain': explain,
     'inspect': inspect,
     'replay': replay,
+    'report': report,
     'import_weights': import_weights,
     'export': export,
     'benchmark': benchmark,

@@ -1,21 +1,18 @@
 // The page of a replayed batch: its sequences as text, each token on a shade for its loss.
 
 import { decode } from './arrays.js';
-import { readScales, Scale } from './colours.js';
+import { Scale } from './colours.js';
+import { choice } from './controls.js';
 import { h, nats, percent, visible } from './dom.js';
-import { choice } from './view.js';
+import { followTheme, themeButton } from './theme.js';
 
 const batch = decode(JSON.parse(document.getElementById('data').textContent));
-const root = document.documentElement;
-const dark = matchMedia('(prefers-color-scheme: dark)');
 const largest = batch.loss.range()[1];
 const readout = h('p', { class: 'readout', 'aria-live': 'polite' }, 'Point at a token, or tap it, to see its loss.');
 const list = h('div'), key = h('p', { class: 'hint legend' });
 let scale, chosenToken = null;
 
-function setTheme(name) {
-  root.dataset.theme = name;
-  readScales();
+function shade() {
   scale = new Scale(0, largest, 'surprise');
   key.replaceChildren('Shade: loss, the surprise at the token ', scale.key('nats'));
   for (const { drawn, text, row } of sequences) if (drawn) draw(text, row);
@@ -54,7 +51,7 @@ const sequences = batch.places.map((place, row) => {
     text.addEventListener(kind, (event) => event.target.dataset.position && show(row, event.target));
   }
   const mean = batch.means[row] === null ? 'no token of it is learned' : `loss ${nats(batch.means[row])}`;
-  const element = h('section', { class: 'view sequence', 'data-row': row },
+  const element = h('section', { class: 'panel sequence', 'data-row': row },
     h('h2', {}, `Sequence ${row}: ${mean}`), h('p', { class: 'hint' }, place), text);
   return { row, text, element, drawn: false };
 });
@@ -73,17 +70,13 @@ for (const { element } of sequences) watcher.observe(element);
 const arrange = (by) => list.replaceChildren(
   ...(by === 'loss' ? batch.order : [...sequences.keys()]).map((row) => sequences[row].element));
 
-document.title = batch.title;
 document.body.append(
   h('header', {}, h('h1', {}, batch.title),
-    h('div', { class: 'buttons' }, h('button', {
-      onclick: () => setTheme(root.dataset.theme === 'dark' ? 'light' : 'dark'),
-      'aria-label': 'Light or dark', title: 'Light or dark',
-    }, '◐'))),
+    h('div', { class: 'buttons' }, themeButton())),
   h('dl', { class: 'facts' }, batch.facts.map(([name, value]) => [h('dt', {}, name), h('dd', {}, value)])),
   h('div', { class: 'reading' }, key, readout,
     choice('Order', [['loss', 'largest loss first'], ['row', 'as in the batch']], 'loss', arrange)),
   h('main', {}, list));
 arrange('loss');
-setTheme(dark.matches ? 'dark' : 'light');
-dark.addEventListener('change', () => setTheme(dark.matches ? 'dark' : 'light'));
+shade();
+followTheme(shade);
