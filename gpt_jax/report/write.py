@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from gpt_jax.report.recorded_run import SECONDS, RecordedRun
 from gpt_jax.report.settings import NONE, compare
 from gpt_jax.report.warning_rules import RULES, Finding
 
+OF_BATCHES = ('loss spike', 'loss not finite', 'skipped steps')  # warnings that batches may cause
 FOLDER = pathlib.Path(__file__).parent / 'page'
 MAX_POINTS, LEAST_POINTS = 2000, 25  # of a curve
 PAGE_POINTS = 20_000  # of all curves; a point takes about 30 bytes
@@ -68,8 +70,18 @@ def _run(
         'curves': {
             name: curve.to_json(points) for name, curve in run.curves.items() if name in drawn
         },
-        'warnings': [dataclasses.asdict(each) for each in warnings],
+        'warnings': [
+            dataclasses.asdict(each) | {'replay': replay_command(run, each)} for each in warnings
+        ],
     }
+
+
+def replay_command(run: RecordedRun, warning: Finding) -> str | None:
+    """Returns the command that shows the batch with which a warning begins; None without one."""
+    if warning.kind not in OF_BATCHES:
+        return None
+    options = ['--workdir', str(run.workdir), '--mode', 'replay', '--step', str(warning.steps[0])]
+    return shlex.join(['python', '-m', 'gpt_jax.main', *options])
 
 
 def _samples(runs: Sequence[RecordedRun]) -> list[dict[str, Any]]:

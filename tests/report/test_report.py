@@ -186,7 +186,9 @@ def test_the_page_of_one_run(opened, folders):
     headings = page.locator('h2').all_inner_texts()
     assert headings == ['Results', 'Warnings', 'Charts', 'Evaluations', 'Settings', 'Environment']
     assert 'of 600: not complete' in page.locator('#results').inner_text()
-    assert 'loss spike' in page.locator('#warnings').inner_text()
+    shown = page.locator('#warnings').inner_text()
+    assert 'loss spike' in shown
+    assert f'--workdir {folders[3]} --mode replay --step ' in shown
     assert page.locator('#charts .mark').count() == 1
     titles = page.locator('#charts h3').all_inner_texts()
     assert titles[:2] == ['Loss nats per token', 'Learning rate']

@@ -50,7 +50,8 @@ export function runsTable(groups) {
 export function warningList(groups, rules) {
   const runs = groups.flatMap((group) => group.runs);
   const found = runs.flatMap((run) => run.warnings.map((each) => h('li', {},
-    h('strong', {}, each.kind), runs.length > 1 ? ` ${run.name}` : '', `: ${each.text}`)));
+    h('strong', {}, each.kind), runs.length > 1 ? ` ${run.name}` : '', `: ${each.text}`,
+    each.replay && h('div', { class: 'hint' }, 'Its batch, token by token: ', h('code', {}, each.replay)))));
   return h('div', {},
     found.length ? h('ul', { class: 'warnings' }, found) : h('p', {}, 'None.'),
     h('details', { class: 'values' }, h('summary', {}, 'The rules'),
