@@ -96,7 +96,7 @@ def run(command: Command) -> int:
                 checkpointer.clear()
             if flags.resume_step is not None:
                 checkpointer.discard_after(flags.resume_step)
-            outcome = _train(trainer, this_run, checkpointer, stop, overrides)
+            outcome = _train(trainer, this_run, checkpointer, stop, command)
     if outcome is Outcome.COMPLETE:
         return 0
     if flags.fresh:
@@ -111,7 +111,7 @@ def _train(
     this_run: runs.Run,
     checkpointer: Checkpointer,
     stop: StopAgreement,
-    overrides: dict[str, Any],
+    command: Command,
 ) -> Outcome:
     """Restores the state, prints the summary of the run, and runs the loop."""
     config, workdir = trainer.config, this_run.workdir
@@ -185,8 +185,8 @@ def _train(
             )
         )
         watchdog = stack.enter_context(Watchdog(config.train.step_timeout))
-        run_folder = RunFolder(workdir, checkpointer, writer, meta=meta)
-        runs.save_run(this_run, overrides=overrides, origin=meta['init_from'])
+        run_folder = RunFolder(workdir, checkpointer, writer, meta=meta, watch=command.watch)
+        runs.save_run(this_run, overrides=command.overrides, origin=meta['init_from'])
         outcome = trainer.train(
             first_batch=start,
             progress=progress,

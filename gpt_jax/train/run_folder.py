@@ -2,7 +2,7 @@
 
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -51,6 +51,7 @@ class RunFolder(Nowhere):
         metrics: MetricsWriter,
         *,
         meta: Mapping[str, Any],
+        watch: Callable[[int, Mapping[str, float]], None] = lambda step, row: None,
     ):
         """Wraps what is open in the workdir.
 
@@ -59,9 +60,10 @@ class RunFolder(Nowhere):
           checkpointer: saves the state.
           metrics: writes the rows.
           meta: is stored with each checkpoint.
+          watch: is called with each row; an exception ends the training.
         """
         self._workdir, self._checkpointer, self._metrics = workdir, checkpointer, metrics
-        self._meta = meta
+        self._meta, self._watch = meta, watch
         self._norm = jax.jit(optax.tree.norm)
         best = checkpointer.best_step()
         if best is not None:
@@ -69,6 +71,7 @@ class RunFolder(Nowhere):
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         self._metrics.write(step, row)
+        self._watch(step, row)
 
     def flush(self) -> None:
         self._metrics.flush()
