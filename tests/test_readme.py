@@ -33,6 +33,7 @@ PAGES = [
     'docs/generation.md',
     'docs/weights.md',
     'docs/evaluation.md',
+    'docs/report.md',
     'docs/inspect.md',
     'docs/induction.md',
     'docs/speed.md',

@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 
-from gpt_jax import files
+from gpt_jax import page
 from gpt_jax.errors import UserError
 from gpt_jax.inspector.analyses import ANALYSES, Analysis, ShowProgress
 from gpt_jax.inspector.analyses.base import QUIET
@@ -33,12 +33,10 @@ class Survey:
         Raises:
             UserError: the file cannot be written.
         """
-        page = render(
+        html = render(
             [*self.analyses.values()], subtitle=subtitle or self.subtitle, skipped=self.skipped
-        ).encode()
-        with files.atomic_file(path) as file:
-            file.write(page)
-        return len(page)
+        )
+        return page.save(html, path)
 
     def _repr_html_(self) -> str:
         return frame([*self.analyses.values()], height=800)

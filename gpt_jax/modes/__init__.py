@@ -16,6 +16,7 @@ from gpt_jax.modes import (
     import_weights,
     inspect,
     prepare,
+    report,
     train,
     verify_resume,
 )
@@ -27,6 +28,7 @@ MODES: dict[str, ModuleType] = {
     'generate': generate,
     'explain': explain,
     'inspect': inspect,
+    'report': report,
     'import_weights': import_weights,
     'export': export,
     'benchmark': benchmark,
