@@ -5,6 +5,7 @@ part of the step off, so it stays a part of the program, as do counts, booleans 
 """
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 import flax.struct
@@ -60,12 +61,13 @@ class Number:
         return dividend / self.value
 
 
-def numbers_of(config: Any) -> dict[str, Number]:
-    """Returns the numbers of a config dataclass, by field."""
+def numbers_of(config: Any, *, only: Collection[str] | None = None) -> dict[str, Number]:
+    """Returns the numbers of a config dataclass by field; `only` those of some fields."""
     return {
         field.name: Number.of(getattr(config, field.name))
         for field in dataclasses.fields(config)
-        if (domain := field.metadata.get('domain')) is not None
+        if (only is None or field.name in only)
+        and (domain := field.metadata.get('domain')) is not None
         and domain.kind is float
         and getattr(config, field.name) != 0
     }

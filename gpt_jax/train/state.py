@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Int, Key
 
 from gpt_jax.config import RunConfig
+from gpt_jax.config_tree import get_value
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.model.gpt import abstract_params, init_params
 from gpt_jax.optim import make_optimizer
@@ -21,6 +22,8 @@ from gpt_jax.optim.numbers import numbers_of
 from gpt_jax.optim.schedule import learning_rate_at, schedule_numbers
 from gpt_jax.optim.trainable import Trainable
 from gpt_jax.parameter import ParameterGroups
+
+STEP_NUMBERS = ('clip_norm', 'ema_decay')  # of config.train; kernels take z_loss as a constant
 
 
 @flax.struct.dataclass
@@ -88,7 +91,27 @@ def step_numbers(config: RunConfig) -> dict[str, Any]:
             num_steps=config.train.num_steps,
         ),
         'optimizer': numbers_of(config.optimizer),
-        'train': numbers_of(config.train),
+        'train': numbers_of(config.train, only=STEP_NUMBERS),
+    }
+
+
+def number_keys(config: RunConfig) -> set[str]:
+    """Returns the keys of the config's numbers; runs that differ in these only share their steps.
+
+    The length of the run, which is also a number of the schedule, is not among them.
+    """
+    numbers = {'optimizer': step_numbers(config)['optimizer'], 'train': STEP_NUMBERS}
+    schedule = {field.name for field in dataclasses.fields(config.schedule)} - {'kind'}
+    return {
+        'seed',
+        'model.init.std',
+        *(f'schedule.{name}' for name in schedule),
+        *(
+            f'{branch}.{name}'
+            for branch, names in numbers.items()
+            for name in names
+            if get_value(config, f'{branch}.{name}')
+        ),
     }
 
 
