@@ -1,73 +1,135 @@
 """The command line: python -m gpt_jax.compare A B [C …]."""
 
 import argparse
-import pathlib
+import itertools
+import math
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
-from gpt_jax import files
-from gpt_jax.compare.comparison import compare, format_comparisons
-from gpt_jax.compare.looks import level_of, next_looks
-from gpt_jax.compare.runs import read_candidate
+from gpt_jax import files, object_store
+from gpt_jax.compare.comparison import compare
+from gpt_jax.compare.looks import level_of, record_tests
+from gpt_jax.compare.report import format_results, to_json
+from gpt_jax.compare.runs import Metric, check_comparable, read_side
+from gpt_jax.compare.sides import is_override, plan_sides
+from gpt_jax.compare.training import train_missing
 from gpt_jax.errors import UserError
+from gpt_jax.modes.train import INTERRUPTED
+from gpt_jax.parallel import runtime
+
+DESCRIPTION = """Is one config better than another, and how sure is that?
+
+Trains each side with several seeds, or reads finished runs, and compares the others with the
+first, seed by seed. What is finished is not trained again; the same command goes on."""
+EXAMPLES = """examples:
+  python -m gpt_jax.compare configs/a.py configs/b.py:variant --seeds 5
+  python -m gpt_jax.compare --config configs/quickstart.py --config.train.num_steps=300 \\
+      muon= adamw='--config.optimizer=adamw --config.optimizer.learning_rate=3e-3'
+  python -m gpt_jax.compare runs/compare/muon runs/compare/adamw"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f'{message} (see --help)')
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status."""
     try:
-        _compare(_parse(argv))
+        return _run(argv)
     except (UserError, OSError) as error:
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
         return 2
-    return 0
+    except KeyboardInterrupt:
+        print('interrupted; the same command goes on', file=sys.stderr)
+        return INTERRUPTED
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser('python -m gpt_jax.compare', description=__doc__)
-    parser.add_argument('baseline', help='a folder of finished workdirs, one per seed')
-    parser.add_argument('candidates', nargs='+', help='such folders, with the same seeds')
-    parser.add_argument('--seeds', type=int, default=5, help='planned number of seeds (default 5)')
-    parser.add_argument(
-        '--margin', type=float, default=0.01, help='a smaller difference is none (default 0.01)'
+    parser = _Parser(
+        prog='python -m gpt_jax.compare',
+        usage='%(prog)s SIDE SIDE [SIDE …] [--seeds N] [--margin M] [--config.KEY=VALUE …]',
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        '--looks', type=int, default=1, help='planned tests while seeds are added (default 1)'
+    add = parser.add_argument
+    add(
+        'sides',
+        nargs='+',
+        metavar='SIDE',
+        help='[NAME=]FILE.py[:variant] [--config.KEY=VALUE …] as one argument, without FILE.py if '
+        '--config names it; or [NAME=]FOLDER of finished runs, one per seed; the first is the '
+        'baseline',
     )
-    parser.add_argument(
-        '--output', help='results file (default: compare_A_B.json beside the baseline)'
+    add('--config', default='', metavar='FILE.py', help='config of sides that name none')
+    add('--seeds', type=int, default=5, help='per side, from config.seed on (default: 5)')
+    add('--margin', type=float, default=0.01, help='a smaller difference is none (default: 0.01)')
+    add('--metric', default='eval/loss', help='column of metrics.jsonl (default: eval/loss)')
+    add('--direction', choices=['minimize', 'maximize'], default='minimize', help='of the metric')
+    add('--target', type=float, help='of the metric, to time (default: what the baseline reaches)')
+    add('--looks', type=int, default=1, help='planned tests while seeds are added (default: 1)')
+    add(
+        '--root',
+        default='runs/compare',
+        help='the runs are in ROOT/NAME/seed_N (default: %(default)s)',
     )
-    return parser.parse_args(argv)
+    add('--out', help='JSON file for all numbers')
+    # argparse would take what follows an unknown flag as the end of the sides.
+    own = [argument for argument in argv if not is_override(argument)]
+    flags = parser.parse_intermixed_args(own)
+    flags.overrides = [argument for argument in argv if is_override(argument)]
+    return flags
 
 
-def _compare(flags: argparse.Namespace) -> None:
-    if not flags.margin > 0 or flags.looks < 1:
-        raise UserError('--margin must be above 0 and --looks at least 1')
-    folders = [pathlib.Path(name) for name in (flags.baseline, *flags.candidates)]
-    # Sorted, so that the same comparison the other way round is not a new experiment.
-    name = '_'.join(['compare', *sorted(folder.name for folder in folders)]) + '.json'
-    path = pathlib.Path(flags.output or folders[0].parent / name)
-    baseline, *candidates = map(read_candidate, folders)
-    seeds = [*baseline.runs]
-    if flags.looks == 1 and len(seeds) != flags.seeds:
-        raise UserError(
-            f'{folders[0]} has {len(seeds)} seeds, not --seeds={flags.seeds}; the number must be '
-            f'chosen before the results are seen: train the others, or say --seeds={len(seeds)}'
-        )
-    level = level_of(flags.looks)
-    # Reads the runs before the record, so that a refused comparison is no test.
-    results = compare(baseline, candidates, margin=flags.margin, level=level)
-    earlier = files.read_json(path) if path.exists() else None
-    looks = next_looks(earlier, seeds, looks=flags.looks, path=path)
-    record = {
-        'margin': flags.margin,
-        'level': level,
-        'looks': flags.looks,
-        'tested_seeds': looks,
-        'results': [each.to_json() for each in results],
-    }
-    files.write_json(path, record)
-    print(format_comparisons(results))
-    print(f'written to {path}')
+def _run(argv: Sequence[str]) -> int:
+    flags = _parse(argv)
+    if len(flags.sides) < 2:
+        raise UserError('name at least two sides to compare (see --help)')
+    for name in ('seeds', 'looks'):
+        if getattr(flags, name) < 1:
+            raise UserError(f'--{name}={getattr(flags, name)} must be at least 1')
+    if not 0 < flags.margin < math.inf:
+        raise UserError(f'--margin={flags.margin} must be above 0')
+    if flags.target is not None and not math.isfinite(flags.target):
+        raise UserError(f'--target={flags.target} must be a number')
+    runtime.allow_open_files()
+    runtime.check_xla_flags()
+    plans = plan_sides(
+        flags.sides,
+        config=flags.config,
+        overrides=flags.overrides,
+        seeds=flags.seeds,
+        root=object_store.to_path(flags.root, key='--root'),
+    )
+    check_comparable({plan.name: plan.config for plan in plans})
+    # Seed by seed, so that an interrupted comparison has whole pairs.
+    runs = itertools.chain.from_iterable(zip(*(plan.runs for plan in plans), strict=True))
+    if status := train_missing([*runs]):
+        print('stopped; the same command goes on from there')
+        return status
+    metric = Metric(flags.metric, maximize=flags.direction == 'maximize')
+    sides = [read_side(plan, metric) for plan in plans]
+    results = compare(
+        sides,
+        metric=metric,
+        margin=flags.margin,
+        level=level_of(flags.looks),
+        target=flags.target,
+    )
+    tested = [
+        (sides[0], side)
+        for side, each in zip(sides[1:], results.comparisons, strict=True)
+        if not math.isnan(each.p_difference)
+    ]
+    record_tests(tested, looks=flags.looks)
+    print(format_results(results))
+    if flags.out:
+        files.write_json(object_store.to_path(flags.out, key='--out'), to_json(results))
+        print(f'\nwritten to {flags.out}')
+    return 0
 
 
 if __name__ == '__main__':

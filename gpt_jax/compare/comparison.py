@@ -1,13 +1,10 @@
-"""Candidates against a baseline: a verdict for each, in numbers and in one sentence."""
+"""Candidates against a baseline, in numbers."""
 
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
-
-from gpt_jax.compare.runs import METRIC, Candidate, check_comparable
+from gpt_jax.compare.runs import Metric, Side, check_seeds
 from gpt_jax.compare.statistics import (
     LEVEL,
     Paired,
@@ -17,166 +14,162 @@ from gpt_jax.compare.statistics import (
     measure_pairs,
     pairs_needed,
 )
-from gpt_jax.telemetry.report import format_columns, format_table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One candidate against the baseline. Targets are the baseline's mean last loss."""
+    """One candidate against the baseline."""
 
     name: str
     baseline: str
     verdict: Verdict
-    differences: dict[int, float]  # by seed
+    differences: dict[int, float]  # by the baseline's seed; without pairs that diverged
     paired: Paired
-    p_difference: float  # adjusted for the number of candidates
+    p_difference: float  # adjusted for the number of candidates; NaN: not tested
     p_equivalence: float
+    diverged: dict[str, list[int]]  # seeds by side
+    pairs_needed: int | None  # to find a difference of the margin; None: not known or too many
+    steps_worth: float  # steps that the better one saves; negative: the baseline; NaN: not known
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reached:
+    """When the runs of a side reached the target; NaN for one that never did."""
+
+    steps: dict[int, float]  # by seed
+    seconds: dict[int, float]
+    last: float  # mean of the last values; NaN: all diverged
+    last_step: int  # 0: all diverged
+
+    @property
+    def never(self) -> int:
+        """The number of runs that never reached it."""
+        return sum(map(math.isnan, self.steps.values()))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Results:
+    """All sides and comparisons."""
+
+    metric: Metric
     margin: float
-    pairs_needed: int | None  # to find a difference of the margin
-    steps_worth: float  # steps that the better one saves; NaN: not known
-    steps_to_target: float  # NaN: not reached
-    seconds_to_target: float
-
-    def sentence(self) -> str:
-        """Returns the verdict as one plain sentence."""
-        word = 'lower' if self.paired.mean < 0 else 'higher'
-        size = f'{METRIC} of {self.name} is {abs(self.paired.mean):.4g} {word}'
-        if self.verdict == Verdict.IDENTICAL:
-            return f'Identical: {self.name} and {self.baseline} have the same losses bit for bit.'
-        if self.verdict == Verdict.REAL:
-            small = (
-                ''
-                if self.paired.high > self.margin or self.paired.low < -self.margin
-                else (f', though less than {self.margin:g}')
-            )
-            return f'Real: {size} than of {self.baseline}{small} (p = {self.p_difference:.2g}).'
-        if self.verdict == Verdict.NOT_REAL:
-            return (
-                f'Not real: {self.name} and {self.baseline} differ by less than {self.margin:g} '
-                f'(p = {self.p_equivalence:.2g}).'
-            )
-        if self.paired.pairs < 2:
-            return 'Undecided: one seed shows no noise; train at least two.'
-        needed = f'{self.pairs_needed} seeds' if self.pairs_needed else 'too many seeds'
-        return (
-            f'Undecided: the difference lies between {self.paired.low:+.4f} and '
-            f'{self.paired.high:+.4f}; to see {self.margin:g} you need {needed}.'
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns all numbers; NaN, which JSON lacks, is None."""
-        values = dataclasses.asdict(self) | {'sentence': self.sentence()}
-        values['paired'] = {key: _or_none(value) for key, value in values['paired'].items()}
-        return {key: _or_none(value) for key, value in values.items()}
-
-
-def _or_none(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _show(value: float, form: str) -> str:
-    return '-' if math.isnan(value) else format(value, form)
+    level: float
+    target: float  # NaN: no run of the baseline has a last value
+    reached: dict[str, Reached]  # by side
+    comparisons: list[Comparison]
 
 
 def compare(
-    baseline: Candidate, candidates: Sequence[Candidate], *, margin: float, level: float = LEVEL
-) -> list[Comparison]:
-    """Compares each candidate with the baseline; p values are adjusted for their number.
+    sides: Sequence[Side],
+    *,
+    metric: Metric,
+    margin: float,
+    level: float = LEVEL,
+    target: float | None = None,
+) -> Results:
+    """Compares each side with the first; p values are adjusted for their number.
+
+    The default target is the last value of the baseline's worst run, so all its runs reach it.
 
     Raises:
         UserError: the runs cannot be paired.
     """
-    for candidate in candidates:
-        check_comparable(baseline, candidate)
-    differences = [
-        {
-            seed: float(each.runs[seed].losses[-1] - first.losses[-1])
-            for seed, first in baseline.runs.items()
-        }
-        for each in candidates
+    baseline, *candidates = sides
+    if target is None:
+        last = [curve.values[-1] for curve in baseline.finished]
+        target = float(max(last, key=metric.cost, default=math.nan))
+    measured = [
+        _measure(baseline, each, metric=metric, margin=margin, level=level) for each in candidates
     ]
-    same = [
-        all(each.runs[seed].same_losses(first) for seed, first in baseline.runs.items())
-        for each in candidates
+    real = adjust([each.p_difference for each in measured])
+    equal = adjust([each.p_equivalence for each in measured])
+    comparisons = [
+        _conclude(each, p, q, level=level) for each, p, q in zip(measured, real, equal, strict=True)
     ]
-    measured = [measure_pairs([*each.values()], margin=margin) for each in differences]
-    # Identical runs are not tested, so they do not count in the correction.
-    untested = lambda p, skip: math.nan if skip else p  # noqa: E731
-    real = adjust([untested(m.p_difference, s) for m, s in zip(measured, same, strict=True)])
-    equal = adjust([untested(m.p_equivalence, s) for m, s in zip(measured, same, strict=True)])
-    results = []
-    for index, candidate in enumerate(candidates):
-        paired = measured[index]
-        noisy = paired.noise > 0
-        steps, seconds = _to_target(candidate, float(baseline.mean_curve()[1][-1]))
-        results.append(
-            Comparison(
-                name=candidate.name,
-                baseline=baseline.name,
-                verdict=Verdict.IDENTICAL
-                if same[index]
-                else decide(real[index], equal[index], level=level),
-                differences=differences[index],
-                paired=paired,
-                p_difference=real[index],
-                p_equivalence=equal[index],
-                margin=margin,
-                pairs_needed=pairs_needed(margin, noise=paired.noise, level=level)
-                if noisy
-                else None,
-                steps_worth=_steps_worth(baseline, candidate),
-                steps_to_target=steps,
-                seconds_to_target=seconds,
-            )
+    return Results(
+        metric=metric,
+        margin=margin,
+        level=level,
+        target=target,
+        reached={side.name: _reach(side, target, metric) for side in sides},
+        comparisons=comparisons,
+    )
+
+
+def _measure(
+    baseline: Side, candidate: Side, *, metric: Metric, margin: float, level: float
+) -> Comparison:
+    """Measures one candidate, with p values of its own; NaN where nothing is to be tested."""
+    check_seeds(baseline, candidate)
+    pairs = {
+        seed: (ours, theirs)
+        for (seed, ours), theirs in zip(
+            baseline.curves.items(), candidate.curves.values(), strict=True
         )
-    return results
-
-
-def _to_target(candidate: Candidate, target: float) -> tuple[float, float]:
-    """Returns the steps and seconds at which the mean curve first reaches `target`, or NaN."""
-    steps, losses, seconds = candidate.mean_curve()
-    reached = np.flatnonzero(losses <= target)
-    if not len(reached):
-        return math.nan, math.nan
-    index = int(reached[0])
-    if index == 0:
-        return float(steps[0]), float(seconds[0])
-    part = (losses[index - 1] - target) / (losses[index - 1] - losses[index])
-    between = lambda x: float(x[index - 1] + part * (x[index] - x[index - 1]))  # noqa: E731
-    return between(steps), between(seconds)
-
-
-def _steps_worth(baseline: Candidate, candidate: Candidate) -> float:
-    """Returns the steps that the candidate saves to reach the baseline's loss; negative: loses."""
-    steps, ours, _ = candidate.mean_curve()
-    theirs = baseline.mean_curve()[1]
-    if ours[-1] <= theirs[-1]:
-        return float(steps[-1] - _to_target(candidate, theirs[-1])[0])
-    return float(_to_target(baseline, ours[-1])[0] - steps[-1])
-
-
-def format_comparisons(results: Sequence[Comparison]) -> str:
-    """Formats a table that fits 80 columns, the details, and the sentences."""
-    first = results[0]
-    header = ('', 'difference', '95 % interval', 'noise', 'p', 'verdict')
-    rows = [
-        (
-            each.name,
-            f'{each.paired.mean:+.4f}',
-            _show(each.paired.low, '+.4f') + ' … ' + _show(each.paired.high, '+.4f'),
-            _show(each.paired.noise, '.4f'),
-            _show(each.p_difference, '.2g'),
-            str(each.verdict),
-        )
-        for each in results
-    ]
-    title = f'{METRIC} minus that of {first.baseline}, {first.paired.pairs} seeds'
-    details = {
-        each.name: f'worth {each.steps_worth:+.0f} steps; reaches the loss of {each.baseline} at '
-        f'step {each.steps_to_target:.0f}, {each.seconds_to_target:.3g} s'
-        if not math.isnan(each.steps_to_target)
-        else f'worth {each.steps_worth:+.0f} steps; does not reach the loss of {each.baseline}'
-        for each in results
+        if ours and theirs
     }
-    parts = [format_columns(title, header, rows), format_table('curves', details)]
-    return '\n\n'.join([*parts, '\n'.join(each.sentence() for each in results)])
+    differences = {
+        seed: float(theirs.values[-1] - ours.values[-1]) for seed, (ours, theirs) in pairs.items()
+    }
+    paired = measure_pairs([*differences.values()], margin=margin, level=level)
+    diverged = {side.name: side.diverged for side in (baseline, candidate) if side.diverged}
+    verdict = Verdict.UNDECIDED
+    if diverged:
+        verdict = Verdict.DIVERGED
+    elif all(ours.equals(theirs) for ours, theirs in pairs.values()):
+        verdict = Verdict.IDENTICAL
+    tested = verdict is Verdict.UNDECIDED
+    return Comparison(
+        name=candidate.name,
+        baseline=baseline.name,
+        verdict=verdict,
+        differences=differences,
+        paired=paired,
+        p_difference=paired.p_difference if tested else math.nan,
+        p_equivalence=paired.p_equivalence if tested else math.nan,
+        diverged=diverged,
+        pairs_needed=pairs_needed(margin, noise=paired.noise, level=level)
+        if paired.noise > 0
+        else None,
+        steps_worth=_steps_worth(baseline, candidate, metric),
+    )
+
+
+def _conclude(
+    measured: Comparison, p_difference: float, p_equivalence: float, *, level: float
+) -> Comparison:
+    """Returns the comparison with adjusted p values, and the verdict if it is a test's."""
+    verdict = measured.verdict
+    if verdict is Verdict.UNDECIDED:
+        verdict = decide(p_difference, p_equivalence, level=level)
+    return dataclasses.replace(
+        measured, verdict=verdict, p_difference=p_difference, p_equivalence=p_equivalence
+    )
+
+
+def _steps_worth(baseline: Side, candidate: Side, metric: Metric) -> float:
+    """Returns the steps before its end at which the better mean curve has the other's last value.
+
+    Negative if the baseline is the better one.
+    """
+    if not (baseline.finished and candidate.finished):
+        return math.nan
+    theirs, ours = baseline.mean_curve(), candidate.mean_curve()
+    candidate_wins = metric.cost(ours.values[-1]) <= metric.cost(theirs.values[-1])
+    better, worse = (ours, theirs) if candidate_wins else (theirs, ours)
+    saved = float(better.steps[-1]) - better.reach(worse.values[-1], metric)[0]
+    return saved if candidate_wins else -saved
+
+
+def _reach(side: Side, target: float, metric: Metric) -> Reached:
+    reached = {
+        seed: curve.reach(target, metric) if curve else (math.nan, math.nan)
+        for seed, curve in side.curves.items()
+    }
+    mean = side.mean_curve() if side.finished else None
+    return Reached(
+        steps={seed: steps for seed, (steps, _) in reached.items()},
+        seconds={seed: seconds for seed, (_, seconds) in reached.items()},
+        last=float(mean.values[-1]) if mean else math.nan,
+        last_step=int(mean.steps[-1]) if mean else 0,
+    )

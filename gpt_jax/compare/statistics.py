@@ -23,6 +23,7 @@ class Verdict(enum.StrEnum):
     NOT_REAL = 'not real'  # the equivalence test shows a difference below the margin
     UNDECIDED = 'undecided'
     IDENTICAL = 'identical'  # bit-identical runs, which are not tested
+    DIVERGED = 'diverged'  # nor are sides of which a run has no last value
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,30 +33,22 @@ class Paired:
     pairs: int
     mean: float
     noise: float  # standard deviation of one difference
-    low: float  # 95 % interval of the mean, not corrected for several candidates
+    low: float  # interval of the mean at the level, not corrected for several candidates
     high: float
     p_difference: float  # of equal means: two-sided paired t test
     p_equivalence: float  # of a difference of at least the margin: two one-sided t tests
 
 
-def measure_pairs(differences: Sequence[float], *, margin: float) -> Paired:
+def measure_pairs(differences: Sequence[float], *, margin: float, level: float = LEVEL) -> Paired:
     """Computes the paired t test, its interval, and the equivalence test within `margin`."""
     values = np.asarray(differences, np.float64)
-    pairs, mean = len(values), float(values.mean())
+    pairs, mean = len(values), float(values.mean()) if len(values) else math.nan
     if pairs < 2:
-        nan = math.nan
-        return Paired(
-            pairs=pairs,
-            mean=mean,
-            noise=nan,
-            low=nan,
-            high=nan,
-            p_difference=nan,
-            p_equivalence=nan,
-        )
+        unknown = dict.fromkeys(('noise', 'low', 'high', 'p_difference', 'p_equivalence'), math.nan)
+        return Paired(pairs=pairs, mean=mean, **unknown)
     noise = float(values.std(ddof=1))
     error = noise / math.sqrt(pairs)
-    half = error * float(stats.t.ppf(1 - LEVEL / 2, pairs - 1))
+    half = error * float(stats.t.ppf(1 - level / 2, pairs - 1))
     return Paired(
         pairs=pairs,
         mean=mean,

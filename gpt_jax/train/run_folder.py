@@ -16,6 +16,8 @@ from gpt_jax.telemetry.metrics import MetricsWriter
 from gpt_jax.train.state import TrainState
 from gpt_jax.train.training_clock import TrainingClock
 
+DIVERGED = 'train/diverged'  # column of the last row of a run that ended for its numbers
+
 
 class Nowhere:
     """The place of a training that keeps nothing but its state, such as `GPT.fit`."""
@@ -86,6 +88,7 @@ class RunFolder(Nowhere):
             UserError: the weights are not finite, or the disk cannot be written.
         """
         if not math.isfinite(float(self._norm(state.params))):
+            self.write(step, {DIVERGED: 1.0})
             raise UserError(
                 f'the weights after step {step} are not finite, so they are not saved'
                 f'{self.resume_hint()}'

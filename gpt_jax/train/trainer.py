@@ -29,7 +29,7 @@ from gpt_jax.train.evaluators import Evaluator, check_evaluators, default_evalua
 from gpt_jax.train.flops import train_flops_per_token
 from gpt_jax.train.program import Program, make_program
 from gpt_jax.train.recorder import Recorder
-from gpt_jax.train.run_folder import Nowhere
+from gpt_jax.train.run_folder import DIVERGED, Nowhere
 from gpt_jax.train.state import TrainState
 from gpt_jax.train.training_clock import TrainingClock
 from gpt_jax.train.watchdog import Watchdog
@@ -264,6 +264,7 @@ class Trainer:
             limit = min(limit, 2, self.config.train.num_steps)
         if bad_steps < limit:
             return
+        folder.write(step, {DIVERGED: 1.0})
         folder.flush()
         raise UserError(
             f'{bad_steps} steps in a row up to step {step} had a loss, gradient or weights that '
