@@ -1,12 +1,8 @@
 """The command line of sweeps: `python -m gpt_jax.sweep experiments/<slug>/sweep.py`."""
 
 import argparse
-import contextlib
 import pathlib
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 
 from gpt_jax.errors import UserError
@@ -16,14 +12,13 @@ try:
 except ImportError:
     sys.exit("error: sweeps need Optuna; pip install -e '.[sweep]'")
 
-from gpt_jax.modes.train import INTERRUPTED, UNFINISHED
+from gpt_jax.modes.train import INTERRUPTED
 from gpt_jax.parallel import runtime
-from gpt_jax.sweep import results
+from gpt_jax.sweep import jobs, results
 from gpt_jax.sweep.definition import load_sweep
-from gpt_jax.sweep.study import HEARTBEAT_SECONDS, SharedStudy
-from gpt_jax.sweep.worker import run_trials
-
-POLL_SECONDS = 1.0
+from gpt_jax.sweep.storage import HEARTBEAT_SECONDS, explain_errors
+from gpt_jax.sweep.study import SharedStudy
+from gpt_jax.sweep.worker import Stopped, run_trials
 
 
 def main(argv: Sequence[str]) -> int:
@@ -34,9 +29,9 @@ def main(argv: Sequence[str]) -> int:
     except (UserError, OSError) as error:
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print('interrupted; the same command goes on', file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as stop:
+        print('stopped; the same command goes on from there', file=sys.stderr)
+        return stop.status if isinstance(stop, Stopped) else INTERRUPTED
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -46,7 +41,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         'parallel, and on any number of machines with one --storage.',
     )
     parser.add_argument('file', type=pathlib.Path, help='experiments/<slug>/sweep.py')
-    parser.add_argument('--trials', type=int, default=0, help='in all; default: as the file says')
+    parser.add_argument(
+        '--trials', type=int, help='in all; default: the grid, or as the sweep file says'
+    )
     parser.add_argument('--jobs', type=int, default=1, help='processes on this machine')
     parser.add_argument(
         '--storage',
@@ -68,79 +65,51 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
-    for name, least in (('trials', 0), ('jobs', 1), ('heartbeat', 1)):
-        if getattr(arguments, name) < least:
-            raise UserError(f'--{name}={getattr(arguments, name)} must be at least {least}')
+    for name in ('trials', 'jobs', 'heartbeat'):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UserError(f'--{name}={value} must be at least 1')
     runtime.allow_open_files()
     runtime.check_xla_flags()
     sweep = load_sweep(arguments.file)
     shared = SharedStudy(
         sweep,
-        name=arguments.file.resolve().parent.name,
         folder=arguments.folder or arguments.file.parent,
         storage=arguments.storage,
         heartbeat=arguments.heartbeat,
     )
     trials = arguments.trials or len(sweep.points()) or sweep.trials
 
+    shown = ''
+
     def report() -> None:
-        results.write(shared)
-        table = results.format_progress(shared, trials=trials, jobs=arguments.jobs)
-        print(table, flush=True)
+        nonlocal shown
+        written = results.write(shared)
+        table = results.format_progress(shared, trials=trials)
+        if table != shown:
+            print(f'{table}\nresults in {", ".join(map(str, written))}', flush=True)
+        shown = table
 
-    try:
-        if arguments.jobs == 1:
-            status = run_trials(shared, trials=trials, report=report)
-        else:
-            status = _run_jobs(shared, argv, jobs=arguments.jobs, report=report)
-    finally:
-        path = results.write(shared)
-    print(f'results in {path}' if status == 0 else 'stopped; the same command goes on from there')
-    return status
-
-
-def _run_jobs(shared: SharedStudy, argv: Sequence[str], *, jobs: int, report) -> int:
-    """Starts processes that run this command with one job each, and reports their trials.
-
-    Their output goes to `logs/`. Signals are passed on.
-    """
-    logs = shared.folder / 'logs'
-    logs.mkdir(exist_ok=True)
-    command = [sys.executable, '-m', 'gpt_jax.sweep', *argv, '--jobs', '1']
-    with contextlib.ExitStack() as stack:
-        workers = []
-        for index in range(jobs):
-            log = stack.enter_context(open(logs / f'{index}.txt', 'a', encoding='utf-8'))
-            workers.append(
-                subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, process_group=0
+    status = 0
+    with explain_errors(shared.spec):
+        try:
+            if arguments.jobs == 1:
+                run_trials(shared, trials=trials, report=report)
+            else:
+                status = jobs.run_jobs(
+                    argv,
+                    count=arguments.jobs,
+                    logs=shared.folder / 'logs',
+                    shared=shared,
+                    report=report,
                 )
-            )
-
-        def forward(number: int, _) -> None:
-            for worker in workers:
-                if worker.poll() is None:
-                    worker.send_signal(number)
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            stack.callback(signal.signal, number, signal.signal(number, forward))
-        print(f'{jobs} processes, output in {logs}', flush=True)
-        ended = -1
-        while True:
-            alive = [worker for worker in workers if worker.poll() is None]
-            states = [tries[-1].state for tries in shared.attempts().values()]
-            before, ended = ended, sum(state.is_finished() for state in states)
-            if ended != before:
-                report()
-            if not alive:
-                break
-            time.sleep(POLL_SECONDS)
-    statuses = [worker.returncode for worker in workers]
-    for index, status in enumerate(statuses):
-        if status not in (0, INTERRUPTED, UNFINISHED):
-            print(f'process {index} ended with status {status}; see {logs}/{index}.txt')
-    # What a lost process left was done by the others, if one of them reached the end.
-    return 0 if 0 in statuses else max(statuses, default=0) or 1
+        except UserError as error:
+            raise UserError(f'{arguments.file}: {error}') from error
+        finally:
+            report()
+    if status:
+        print('stopped; the same command goes on from there', file=sys.stderr)
+    return status
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""The sweep file: what is searched, and how a trial becomes a command line."""
+"""The sweep file: the knobs of a sweep, and how a trial becomes a command line."""
 
 import dataclasses
 import importlib.util
@@ -28,13 +28,15 @@ class Sweep:
 
     config: str  # the base config, as for --config, without a variant
     suggest: Callable[[optuna.trial.Trial], Trial]
+    name: str = ''  # of the study in the storage; default: the file's folder
     metric: str = 'eval/loss'  # a column of metrics.jsonl; its last value counts
     direction: str = 'minimize'
-    trials: int = 20  # in all, unless --trials says otherwise
+    trials: int = 20  # in all, unless there is a grid or --trials
     sampler: Callable[..., optuna.samplers.BaseSampler] = optuna.samplers.TPESampler  # by seed=
     pruner: optuna.pruners.BasePruner = dataclasses.field(default_factory=optuna.pruners.NopPruner)
     grid: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)  # tried first
     seed: int = 0  # of the sampler
+    retries: int = 2  # of a trial that crashes at the same point again
 
     def points(self) -> list[dict[str, Any]]:
         """Returns the points of the grid."""
@@ -52,12 +54,10 @@ def load_sweep(path: pathlib.Path) -> Sweep:
     """
     if not path.is_file() or path.suffix != '.py':
         raise UserError(f'{path} is not a Python file; give the path of a sweep file')
-    spec = importlib.util.spec_from_file_location(f'gpt_jax_sweep_{path.parent.name}', path)
+    spec = importlib.util.spec_from_file_location(f'gpt_jax_sweep_{path.stem}', path)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except UserError:
-        raise
     except Exception as error:
         raise UserError(f'{path}: {type(error).__name__}: {error}') from error
     sweep = getattr(module, 'sweep', None)
@@ -65,9 +65,47 @@ def load_sweep(path: pathlib.Path) -> Sweep:
         raise UserError(
             f'{path} must assign a gpt_jax.sweep.definition.Sweep to `sweep`, not {sweep!r:.60}'
         )
-    if sweep.direction not in DIRECTIONS:
-        raise UserError(f'{path}: direction={sweep.direction!r} is not one of {DIRECTIONS}')
-    return sweep
+    for problem in _problems(sweep):
+        raise UserError(f'{path}: {problem}')
+    if sweep.name:
+        return sweep
+    return dataclasses.replace(sweep, name=path.resolve().parent.name)
+
+
+def _problems(sweep: Sweep) -> list[str]:
+    """Returns what is wrong with the fields of a sweep."""
+
+    def is_list(value: Any) -> bool:
+        return isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
+
+    checks = {
+        'config': (isinstance(sweep.config, str), 'give the path of a config file'),
+        'name': (isinstance(sweep.name, str) and '/' not in sweep.name, 'give a word'),
+        'suggest': (callable(sweep.suggest), 'give a function of a trial'),
+        'metric': (isinstance(sweep.metric, str), 'give a column of metrics.jsonl'),
+        'direction': (sweep.direction in DIRECTIONS, f'give one of {DIRECTIONS}'),
+        'trials': (_is_count(sweep.trials, 1), 'give a number from 1 on'),
+        'retries': (_is_count(sweep.retries, 0), 'give a number from 0 on'),
+        'seed': (_is_count(sweep.seed, 0), 'give a number from 0 on'),
+        'sampler': (callable(sweep.sampler), 'give a class of optuna.samplers, not an instance'),
+        'pruner': (
+            isinstance(sweep.pruner, optuna.pruners.BasePruner),
+            'give an instance of a class of optuna.pruners',
+        ),
+        'grid': (
+            isinstance(sweep.grid, Mapping) and all(map(is_list, sweep.grid.values())),
+            'give a list of values for each parameter',
+        ),
+    }
+    return [
+        f'sweep.{name}={getattr(sweep, name)!r:.60} is not valid; {fix}'
+        for name, (is_valid, fix) in checks.items()
+        if not is_valid
+    ]
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def to_arguments(sweep: Sweep, trial: Trial, workdir: pathlib.Path) -> list[str]:

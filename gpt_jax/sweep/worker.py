@@ -1,134 +1,188 @@
 """Runs the trials of a study, one after another, as the command line would."""
 
+import contextlib
 import dataclasses
-import json
 import math
-import pathlib
+import platform
 import shlex
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from types import ModuleType
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from gpt_jax import main
-from gpt_jax.errors import UserError
+from gpt_jax.errors import Diverged, UserError
+from gpt_jax.modes.command import Command
 from gpt_jax.modes.train import INTERRUPTED
-from gpt_jax.sweep.definition import Sweep, to_arguments
-from gpt_jax.sweep.study import ERROR, SharedStudy, original_number
+from gpt_jax.sweep.attempts import REASON, REJECTED, STOPPED, original_number
+from gpt_jax.sweep.definition import Trial, to_arguments
+from gpt_jax.sweep.study import SharedStudy
+from gpt_jax.telemetry.metrics import read_rows
 
 POLL_SECONDS = 1.0
-COMMAND = 'command'  # user attribute: the command line of the trial
+COMMAND, MACHINE = 'command', 'machine'  # user attributes: the command line, and the host
 
 
 class Stopped(KeyboardInterrupt):
     """A stop signal ended the training of a trial, which is saved."""
 
-    def __init__(self, status: int):
+    def __init__(self, status: int = INTERRUPTED):
         super().__init__(status)
         self.status = status
 
 
-def run_trials(shared: SharedStudy, *, trials: int, report: Callable[[], None]) -> int:
-    """Runs trials until the study has `trials` that are finished; returns the exit status.
+class RunError(Exception):
+    """The run of a trial ended with an error, the cause of this one."""
+
+
+def run_trials(shared: SharedStudy, *, trials: int, report: Callable[[], None]) -> None:
+    """Runs trials until the study has `trials` that are finished.
 
     If only other processes have some left, it waits: it takes over what they lose. `report` is
     called after each trial.
+
+    Raises:
+        UserError: the sweep file, the metric or the first run is wrong.
+        Stopped: a signal ended a trial.
     """
     while True:
-        with shared.locked():
-            shared.requeue()
-            attempts = shared.attempts()
-            states = [tries[-1].state for tries in attempts.values()]
-            if TrialState.WAITING in states or len(attempts) < trials:
-                shared.seed_sampler()
-                status = _run_next(shared)
-                if status:
-                    return status
-                report()
-                continue
-        if TrialState.RUNNING not in states:
-            return 0
-        time.sleep(POLL_SECONDS)
+        with contextlib.ExitStack() as held:
+            with shared.locked():
+                trial = shared.next_trial(trials)
+                if trial is not None:
+                    held.enter_context(shared.hold(trial))
+            if trial is not None:
+                _run(shared, trial)
+        if trial is not None:
+            report()
+        elif shared.is_running():
+            time.sleep(POLL_SECONDS)
+        else:
+            return
 
 
-def _run_next(shared: SharedStudy) -> int:
-    """Runs one trial in Optuna's loop, which sends the heartbeats; returns the exit status."""
+def _run(shared: SharedStudy, trial: optuna.trial.Trial) -> None:
+    """Runs a trial, and tells the study how it ended, unless another process took it over."""
+    try:
+        _run_and_tell(shared, trial)
+    except UpdateFinishedTrialError:
+        print('another process has taken this trial over, as no heartbeat came', flush=True)
 
-    def objective(trial: optuna.trial.Trial) -> float:
-        with shared.hold_trial(trial):
-            shared.release()
-            try:
-                return run_trial(shared.sweep, trial, shared.folder)
-            except optuna.TrialPruned:
-                raise
-            except Exception as error:
-                line = ' '.join(str(error).split()) or type(error).__name__
-                trial.set_user_attr(ERROR, line)
-                print(f'trial failed: {line}', flush=True)
-                if not isinstance(error, UserError):
-                    traceback.print_exc()
-                raise
+
+def _run_and_tell(shared: SharedStudy, trial: optuna.trial.Trial) -> None:
+    def end(state: TrialState, **attributes: str | bool) -> None:
+        for key, value in attributes.items():
+            trial.set_user_attr(key, value)
+        shared.study.tell(trial, state=state, skip_if_finished=True)
 
     try:
-        shared.study.optimize(objective, n_trials=1, catch=(Exception,))
-    except Stopped as stopped:
-        return stopped.status
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    return 0
+        shared.study.tell(trial, run_trial(shared, trial), skip_if_finished=True)
+    except optuna.TrialPruned as pruned:
+        print(f'pruned: {pruned}', flush=True)
+        end(TrialState.PRUNED, **{REASON: str(pruned)})
+    except RunError as failed:
+        line = ' '.join(str(failed.__cause__).split()) or type(failed.__cause__).__name__
+        if not shared.has_values():  # most likely all trials would fail
+            end(TrialState.FAIL, **{STOPPED: True, REASON: line})
+            raise failed.__cause__ from None
+        print(f'failed: {line}', flush=True)
+        if isinstance(failed.__cause__, UserError):
+            end(TrialState.FAIL, **{REJECTED: True, REASON: line})
+        else:
+            traceback.print_exception(failed.__cause__)
+            end(TrialState.FAIL, **{REASON: line})
+    except (UserError, KeyboardInterrupt):
+        end(TrialState.FAIL, **{STOPPED: True})
+        raise
 
 
-def run_trial(sweep: Sweep, trial: optuna.trial.Trial, folder: pathlib.Path) -> float:
+def run_trial(shared: SharedStudy, trial: optuna.trial.Trial) -> float:
     """Trains a trial in its workdir, from its last checkpoint on; returns its metric.
 
     Raises:
-        optuna.TrialPruned: the pruner ends it.
+        optuna.TrialPruned: the pruner ends it, or it diverged.
         Stopped: a signal ended it.
-        UserError: the run was rejected or failed, or has no such metric.
+        RunError: the run was rejected or failed.
+        UserError: the sweep file is wrong.
     """
-    chosen = sweep.suggest(trial)
+    metric = shared.sweep.metric
     frozen = trial.study.get_trials(deepcopy=False)[trial.number]
     number = original_number(frozen)
-    workdir = folder / 'trials' / str(number)
-    arguments = to_arguments(sweep, chosen, workdir)
-    line = shlex.join(['python', '-m', 'gpt_jax.main', *arguments])
-    trial.set_user_attr(COMMAND, line)
-    print(f'trial {number}: {line}', flush=True)
-    mode, command = main.read_command(arguments)
+    mode, command = _read_command(shared, trial, number)
     last = command.config.train.num_steps
     reported = set(frozen.intermediate_values)
 
     def watch(step: int, row: Mapping[str, float]) -> None:
-        value = row.get(sweep.metric)
-        if value is None or not math.isfinite(value):
+        if metric not in row:
             return
+        value = row[metric]
+        if not math.isfinite(value):
+            raise optuna.TrialPruned(f'{metric} is {value} at step {step}')
         if step not in reported:
             reported.add(step)
             trial.report(value, step)
         if step < last and trial.should_prune():
-            raise optuna.TrialPruned(f'{sweep.metric} {value:.4f} at step {step}')
+            raise optuna.TrialPruned(f'{metric} {value:.4f} at step {step}')
 
-    status = mode.run(dataclasses.replace(command, watch=watch))
+    try:
+        status = mode.run(dataclasses.replace(command, watch=watch))
+    except Diverged as error:
+        raise optuna.TrialPruned(str(error)) from error
+    except (optuna.TrialPruned, UpdateFinishedTrialError):
+        raise
+    except Exception as error:
+        raise RunError from error
     if status:
         raise Stopped(status)
-    return read_metric(workdir, sweep.metric)
+    return _last_value(shared, number)
 
 
-def read_metric(workdir: pathlib.Path, metric: str) -> float:
-    """Returns the last value of a metric in a workdir.
+def _read_command(
+    shared: SharedStudy, trial: optuna.trial.Trial, number: int
+) -> tuple[ModuleType, Command]:
+    """Returns the mode and the command of a trial, and prints its command line.
 
     Raises:
+        UserError: the sweep file is wrong.
+    """
+    try:
+        chosen = shared.sweep.suggest(trial)
+        if not isinstance(chosen, Trial):
+            raise TypeError(f'it returned {chosen!r:.60}, not a gpt_jax.sweep.definition.Trial')
+    except (optuna.TrialPruned, UserError):
+        raise
+    except Exception as error:
+        raise UserError(f'suggest, in trial {number}: {type(error).__name__}: {error}') from error
+    arguments = to_arguments(shared.sweep, chosen, shared.workdir(number))
+    line = shlex.join(['python', '-m', 'gpt_jax.main', *arguments])
+    trial.set_user_attr(COMMAND, line)
+    trial.set_user_attr(MACHINE, platform.node())
+    print(f'trial {number}: {line}', flush=True)
+    try:
+        return main.read_command(arguments)
+    except UserError as error:
+        raise UserError(f'trial {number}: {error}') from error
+
+
+def _last_value(shared: SharedStudy, number: int) -> float:
+    """Returns the last value of the metric in the workdir of a trial.
+
+    Raises:
+        optuna.TrialPruned: it is not finite.
         UserError: there is none.
     """
-    path, values = workdir / 'metrics.jsonl', []
-    if path.is_file():
-        rows = map(json.loads, path.read_text(encoding='utf-8').splitlines())
-        values = [row[metric] for row in rows if row.get(metric) is not None]
+    metric, workdir = shared.sweep.metric, shared.workdir(number)
+    rows = read_rows(workdir) if (workdir / 'metrics.jsonl').is_file() else []
+    values = [row[metric] for row in rows if metric in row]
     if not values:
         raise UserError(
-            f'{path} has no {metric!r}; let config.train.sinks name jsonl, and the sweep a metric '
-            f'of the run such as eval/loss'
+            f'{workdir}/metrics.jsonl has no {metric!r}; let sweep.metric name one of its columns, '
+            f"such as eval/loss, and config.train.sinks name 'jsonl'"
         )
+    if values[-1] is None:
+        raise optuna.TrialPruned(f'{metric} is not finite at the end')
     return values[-1]

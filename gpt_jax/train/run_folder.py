@@ -10,7 +10,7 @@ import optax
 
 from gpt_jax import files
 from gpt_jax.checkpoint import Checkpointer
-from gpt_jax.errors import UserError
+from gpt_jax.errors import Diverged
 from gpt_jax.parallel import peers
 from gpt_jax.telemetry.metrics import MetricsWriter
 from gpt_jax.train.state import TrainState
@@ -85,11 +85,12 @@ class RunFolder(Nowhere):
         """Saves a checkpoint.
 
         Raises:
-            UserError: the weights are not finite, or the disk cannot be written.
+            Diverged: the weights are not finite.
+            UserError: the disk cannot be written.
         """
         if not math.isfinite(float(self._norm(state.params))):
             self.write(step, {DIVERGED: 1.0})
-            raise UserError(
+            raise Diverged(
                 f'the weights after step {step} are not finite, so they are not saved'
                 f'{self.resume_hint()}'
             )

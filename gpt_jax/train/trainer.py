@@ -16,7 +16,7 @@ from gpt_jax.data.pipeline import eval_batches, make_train_pipeline
 from gpt_jax.data.shards import Shards
 from gpt_jax.data.skipped import parse_skip_steps
 from gpt_jax.data.split import TRAIN, VALIDATION
-from gpt_jax.errors import UserError
+from gpt_jax.errors import Diverged, UserError
 from gpt_jax.evaluate import Evaluation, evaluate, task_runs
 from gpt_jax.evaluate.scoring import LEAST_LENGTH, Scorer, padded_size
 from gpt_jax.inference.generate import Generator, encode_prompt
@@ -148,7 +148,7 @@ class Trainer:
             with `at_start` at step 0, else those that are due.
 
         Raises:
-            UserError: too many steps in a row were not finite, or the last ones; nothing is saved.
+            Diverged: too many steps in a row were not finite, or the last ones; nothing is saved.
         """
         config, program = self.config, self.program
         batches = self.pipeline.batches(first_batch)
@@ -258,7 +258,7 @@ class Trainer:
         return 1 if due else count
 
     def _check_progress(self, bad_steps: int, step: int, folder: Nowhere, *, last: bool) -> None:
-        """Raises UserError if the last steps were not finite: such a run no longer learns."""
+        """Raises Diverged if the last steps were not finite: such a run no longer learns."""
         limit = self.config.train.max_bad_steps
         if last:  # a single bad batch does not spoil the end
             limit = min(limit, 2, self.config.train.num_steps)
@@ -266,7 +266,7 @@ class Trainer:
             return
         folder.write(step, {DIVERGED: 1.0})
         folder.flush()
-        raise UserError(
+        raise Diverged(
             f'{bad_steps} steps in a row up to step {step} had a loss, gradient or weights that '
             f'are not finite; lower config.optimizer.learning_rate or raise '
             f'config.train.max_bad_steps{folder.resume_hint()}'
