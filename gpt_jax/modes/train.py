@@ -1,9 +1,10 @@
 """Train in a workdir (the default mode): prepares missing data, resumes, evaluates, saves."""
 
 import contextlib
+import dataclasses
 import pathlib
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -26,15 +27,17 @@ from gpt_jax.parallel import peers, probe, runtime
 from gpt_jax.telemetry.metrics import MetricsWriter, last_row
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.telemetry.report import format_table
+from gpt_jax.tokenizer import Tokenizer
 from gpt_jax.train import results
 from gpt_jax.train.evaluators import is_due
 from gpt_jax.train.host_memory import check_host_memory
+from gpt_jax.train.loop import Outcome
 from gpt_jax.train.memory import explain_out_of_memory
 from gpt_jax.train.run_folder import RunFolder, state_items
 from gpt_jax.train.startup_report import describe_passes, summarize, warn_of_passes
 from gpt_jax.train.state import TrainState
 from gpt_jax.train.stop_signal import StopAgreement, StopSignal
-from gpt_jax.train.trainer import Outcome, Trainer
+from gpt_jax.train.trainer import Trainer
 from gpt_jax.train.training_clock import TrainingClock
 from gpt_jax.train.watchdog import Watchdog
 
@@ -62,29 +65,15 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 
 def run(command: Command) -> int:
     """Trains to the end of the run, or until a stop signal; returns the exit status."""
-    flags, config = command.flags, command.config
-    workdir, overrides = command.workdir, command.overrides
+    flags, config, workdir = command.flags, command.config, command.workdir
     if flags.fresh and flags.resume_step is not None:
         raise UserError('--fresh and --resume_step exclude each other; leave one out')
-    draft = finalize(config, vocab_size=1)  # fail fast, before any data is read
-    _check_length(config, overrides)
-    if VALIDATION not in filled_splits(config.data):
-        raise UserError(
-            f'config.data.split={config.data.split} leaves nothing to validate on; it is for '
-            f'folders that others name in config.data.mixture'
-        )
+    draft = check(command)
     runtime.initialize(config.runtime)
     check_host_memory(draft)
     runs.check_processes(config, workdir)
     with runs.lock(workdir):
-        folder = runs.prepare_data(config)
-        tokenizer = make_run_tokenizer(
-            folder, config.tokenizer, chat_template=config.data.chat_template
-        )
-        tokens = Shards.open(folder, 'train', tokenizer=tokenizer).num_tokens
-        tokens = mixture.tokens_per_pass(tokens, config.data)
-        final = finalize(config, vocab_size=tokenizer.vocab_size, train_tokens=tokens)
-        runs.check_data(folder, tokenizer, config.data)
+        final, tokenizer, folder = prepare(command)
         if peers.num_processes() > 1:
             probe.check_shared_folder(workdir)
         trainer = Trainer(final, tokenizer, folder, evaluators=command.evaluators(final))
@@ -108,6 +97,48 @@ def run(command: Command) -> int:
     return INTERRUPTED if stop.received == signal.SIGINT else UNFINISHED
 
 
+def check(command: Command) -> RunConfig:
+    """Checks a command before any data is read; returns its config, finalized without data.
+
+    Raises:
+        UserError: a value cannot work.
+    """
+    config = command.config
+    draft = finalize(config, vocab_size=1)
+    _check_length(config, command.overrides)
+    if VALIDATION not in filled_splits(config.data):
+        raise UserError(
+            f'config.data.split={config.data.split} leaves nothing to validate on; it is for '
+            f'folders that others name in config.data.mixture'
+        )
+    return draft
+
+
+def prepare(command: Command) -> tuple[RunConfig, Tokenizer, pathlib.Path]:
+    """Prepares the data of a command; returns the finalized config, the tokenizer and the data."""
+    config = command.config
+    folder = runs.prepare_data(config)
+    tokenizer = make_run_tokenizer(
+        folder, config.tokenizer, chat_template=config.data.chat_template
+    )
+    tokens = Shards.open(folder, 'train', tokenizer=tokenizer).num_tokens
+    tokens = mixture.tokens_per_pass(tokens, config.data)
+    final = finalize(config, vocab_size=tokenizer.vocab_size, train_tokens=tokens)
+    runs.check_data(folder, tokenizer, config.data)
+    return final, tokenizer, folder
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Start:
+    """The place at which a training begins or goes on."""
+
+    step: int
+    resumed: bool
+    meta: Mapping[str, Any]  # of the next checkpoints
+    clock: TrainingClock
+    evaluate_first: bool
+
+
 def _train(
     trainer: Trainer,
     this_run: runs.Run,
@@ -115,9 +146,47 @@ def _train(
     stop: StopAgreement,
     command: Command,
 ) -> Outcome:
-    """Restores the state, prints the summary of the run, and runs the loop.
+    """Restores the state, prints the summary of the run, and runs the loop."""
+    config = trainer.config
+    start = restore_or_begin(trainer, this_run, checkpointer, command)
+    if start is None:
+        return Outcome.COMPLETE
+    with (
+        open_folder(trainer, this_run, checkpointer, start, command) as run_folder,
+        Progress(
+            config.train.num_steps,
+            unit='steps',
+            description='train',
+            start=start.step,
+            quiet=not peers.is_primary(),
+        ) as progress,
+        Watchdog(config.train.step_timeout) as watchdog,
+    ):
+        outcome = trainer.train(
+            first_batch=start.step,
+            clock=start.clock,
+            progress=progress,
+            folder=run_folder,
+            watchdog=watchdog,
+            stop=stop.requested,
+            evaluate_first=start.evaluate_first,
+        )
+        with watchdog.patient():
+            checkpointer.wait()
+    end_run(outcome, this_run, start, step=int(trainer.state.step))
+    return outcome
 
-    The checkpoints after `--resume_step` are deleted, if it is given.
+
+def restore_or_begin(
+    trainer: Trainer, this_run: runs.Run, checkpointer: Checkpointer, command: Command
+) -> Start | None:
+    """Sets the trainer's state from the last checkpoint or makes a new one; prints a summary.
+
+    The checkpoints after `--resume_step` are deleted, if it is given. Returns None if the run is
+    complete.
+
+    Raises:
+        UserError: the workdir holds no training, or one on other batches.
     """
     config, workdir = trainer.config, this_run.workdir
     overrides, resume_step = command.overrides, command.flags.resume_step
@@ -170,7 +239,7 @@ def _train(
             f'{workdir} is complete: {start} steps. To see it write: --mode generate; to go on: '
             f'--config.{ended_by}=N; to start over: --fresh'
         )
-        return Outcome.COMPLETE
+        return None
     if restored is not None:
         trainer.state = TrainState(**restored.items)
         meta |= {key: saved.get(key) for key in ('init_from', 'credits')}
@@ -182,47 +251,50 @@ def _train(
     if restored is not None:
         _warn_of_missing_evaluators(saved, meta['evaluators'])
         _warn_of_lost_rows(config, saved['config'], workdir, start)
-    with contextlib.ExitStack() as stack:
-        writer = stack.enter_context(
-            MetricsWriter(
-                workdir,
-                config.train.sinks if peers.is_primary() else (),
-                resume_step=None if restored is None else start,
-            )
+    return Start(
+        step=start,
+        resumed=restored is not None,
+        meta=meta,
+        clock=clock,
+        evaluate_first=evaluate_first,
+    )
+
+
+@contextlib.contextmanager
+def open_folder(
+    trainer: Trainer,
+    this_run: runs.Run,
+    checkpointer: Checkpointer,
+    start: Start,
+    command: Command,
+) -> Iterator[RunFolder]:
+    """Opens the workdir for the rows and checkpoints of a training, and writes its files."""
+    with MetricsWriter(
+        this_run.workdir,
+        trainer.config.train.sinks if peers.is_primary() else (),
+        resume_step=start.step if start.resumed else None,
+    ) as writer:
+        folder = RunFolder(
+            this_run.workdir,
+            checkpointer,
+            writer,
+            meta=start.meta,
+            clock=start.clock,
+            watch=command.watch,
         )
-        progress = stack.enter_context(
-            Progress(
-                config.train.num_steps,
-                unit='steps',
-                description='train',
-                start=start,
-                quiet=not peers.is_primary(),
-            )
-        )
-        watchdog = stack.enter_context(Watchdog(config.train.step_timeout))
-        run_folder = RunFolder(
-            workdir, checkpointer, writer, meta=meta, clock=clock, watch=command.watch
-        )
-        runs.save_run(this_run, overrides=overrides, origin=meta['init_from'])
-        outcome = trainer.train(
-            first_batch=start,
-            clock=clock,
-            progress=progress,
-            folder=run_folder,
-            watchdog=watchdog,
-            stop=stop.requested,
-            evaluate_first=evaluate_first,
-        )
-        with watchdog.patient():
-            checkpointer.wait()
+        runs.save_run(this_run, overrides=command.overrides, origin=start.meta['init_from'])
+        yield folder
+
+
+def end_run(outcome: Outcome, this_run: runs.Run, start: Start, *, step: int) -> None:
+    """Prints how a training ended after `step`; a complete run gets its line in the table."""
     if outcome is Outcome.COMPLETE:
-        done = int(trainer.state.step)
-        early = '' if done == config.train.num_steps else ' (config.train.max_seconds is spent)'
-        print(f'complete: {done} steps in {workdir}{early}')
-        _record_result(this_run, done, clock.seconds, meta['overrides'])
+        early = step < this_run.config.train.num_steps
+        why = ' (config.train.max_seconds is spent)' if early else ''
+        print(f'complete: {step} steps in {this_run.workdir}{why}')
+        _record_result(this_run, step, start.clock.seconds, start.meta['overrides'])
     else:
-        print(f'saved in {workdir}; the same command goes on from there')
-    return outcome
+        print(f'saved in {this_run.workdir}; the same command goes on from there')
 
 
 def _record_result(

@@ -22,6 +22,7 @@ from jax.sharding import AxisType, Mesh
 from gpt_jax.config_tree import INT32_MAX, Domain, count, knob
 from gpt_jax.errors import UserError
 
+MEMBER = 'member'  # the axis of runs that one program trains, each on one device
 AXES = ('data', 'fsdp', 'expert', 'context', 'tensor')
 _AXIS_SIZE = Domain(
     int,
@@ -71,6 +72,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return Mesh(
         _arrange(shape, used, slices=config.slices), AXES, axis_types=(AxisType.Auto,) * len(AXES)
     )
+
+
+def make_member_mesh(members: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Makes a mesh of the fewest devices, by default of all, that give each the fewest members."""
+    devices = jax.devices() if devices is None else list(devices)
+    each = -(-members // len(devices))
+    used = devices[: -(-members // each)]
+    return Mesh(np.array(used), (MEMBER,), axis_types=(AxisType.Auto,))
 
 
 def _sizes(config: MeshConfig, count: int) -> dict[str, int]:

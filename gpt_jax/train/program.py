@@ -48,7 +48,7 @@ from gpt_jax.train.host_memory import check_host_memory
 from gpt_jax.train.likelihoods import RowScores, make_score_step, make_token_step
 from gpt_jax.train.loss import LossSums
 from gpt_jax.train.pmap_program import make_pmap_functions
-from gpt_jax.train.state import TrainState, init_state, plan_beginning
+from gpt_jax.train.state import TrainState, init_state, plan_beginning, step_numbers
 from gpt_jax.train.step import (
     Batch,
     Metrics,
@@ -87,6 +87,7 @@ class Program:
     train_step: TrainStep  # donates the state
     train_steps: TrainStep  # of stacked batches
     numbers: Numbers  # of the config; another run's train it with the same compiled steps
+    step_parts: StepParts  # of which the steps are made
     compiler_options: dict[str, Option]  # of the steps
     micro_batches: int  # per step
     steps_per_call: int  # batches that `train_steps` takes per call
@@ -120,6 +121,14 @@ class Program:
         """Lowers the program of `advance` for this number of batches; the state may be abstract."""
         function, placed = self._call(batches)
         return function.lower(state, placed, self.numbers)
+
+    def of_member(self, config: RunConfig) -> 'Program':
+        """Returns the program of a config that differs in its numbers only; shares the steps."""
+        numbers = step_numbers(config)
+        if config.model == self.model.config:
+            return dataclasses.replace(self, numbers=numbers)
+        init = make_program(config, self.mesh).init  # its initial scale is another
+        return dataclasses.replace(self, numbers=numbers, init=init)
 
     def call_length(self, step: int, num_steps: int) -> int:
         """Returns the number of steps of the next call, after `step` of `num_steps`.
@@ -239,6 +248,7 @@ def make_program(config: RunConfig, mesh: Mesh, *, traced: bool = False) -> Prog
             inputs=(shardings, batch_sharding(mesh, rows_axis=1), whole),
         ),
         numbers=beginning.numbers,
+        step_parts=step_parts,
         compiler_options=options,
         micro_batches=micro_batches,
         steps_per_call=choose_steps_per_call(config, backend=backend),

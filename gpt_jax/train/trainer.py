@@ -1,9 +1,6 @@
 """The trainer: data, program and state, one loop over steps, and a list of evaluators."""
 
-import enum
-import itertools
 import pathlib
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,7 +13,7 @@ from gpt_jax.data.pipeline import eval_batches, make_train_pipeline
 from gpt_jax.data.shards import Shards
 from gpt_jax.data.skipped import parse_skip_steps
 from gpt_jax.data.split import TRAIN, VALIDATION
-from gpt_jax.errors import Diverged, UserError
+from gpt_jax.errors import UserError
 from gpt_jax.evaluate import Evaluation, evaluate, task_runs
 from gpt_jax.evaluate.scoring import LEAST_LENGTH, Scorer, padded_size
 from gpt_jax.inference.generate import Generator, encode_prompt
@@ -25,21 +22,14 @@ from gpt_jax.parallel.rules import parts
 from gpt_jax.telemetry.chips import memory_in_use, peak_flops
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.tokenizer import Tokenizer
-from gpt_jax.train.evaluators import Evaluator, check_evaluators, default_evaluators, is_due
+from gpt_jax.train.evaluators import Evaluator, check_evaluators, default_evaluators
 from gpt_jax.train.flops import train_flops_per_token
+from gpt_jax.train.loop import Lane, Outcome, run_calls
 from gpt_jax.train.program import Program, make_program
-from gpt_jax.train.recorder import Recorder
-from gpt_jax.train.run_folder import DIVERGED, Nowhere
+from gpt_jax.train.run_folder import Nowhere
 from gpt_jax.train.state import TrainState
 from gpt_jax.train.training_clock import TrainingClock
 from gpt_jax.train.watchdog import Watchdog
-
-
-class Outcome(enum.Enum):
-    """The ways in which a training ends without an error."""
-
-    COMPLETE = 'complete'
-    STOPPED = 'stopped'  # on request; all steps so far are saved
 
 
 class Trainer:
@@ -55,17 +45,19 @@ class Trainer:
         folder: pathlib.Path,
         *,
         evaluators: Sequence[Evaluator] = (),
+        program: Program | None = None,
     ):
         """Opens the shards in `folder` and builds the program of a finalized config.
 
-        `evaluators` are run after those that the config asks for.
+        `evaluators` are run after those that the config asks for. `program` replaces the one that
+        would be built.
 
         Raises:
             UserError: the data is too short, the config does not fit the devices, or two evaluators
                 have one name.
         """
         self.config, self.tokenizer = config, tokenizer
-        self.program = make_program(config, make_mesh(config.mesh))
+        self.program = program or make_program(config, make_mesh(config.mesh))
         index, count = self.program.row_share
         sources = open_sources(folder, config.data, split=TRAIN, tokenizer=tokenizer)
         self.text_tokens = sources[0].shards.num_tokens
@@ -131,11 +123,9 @@ class Trainer:
         watchdog: Watchdog,
         stop: Callable[[], bool],
         evaluate_first: bool = False,
+        until: int | None = None,
     ) -> Outcome:
         """Trains to `config.train.num_steps` or the end of `clock`, in calls of several steps.
-
-        Metrics of a call are read after the next one is dispatched, so that the device never waits
-        for the host. Rows up to a step are on disk before its checkpoint is.
 
         Args:
           first_batch: number of the first batch to read.
@@ -146,130 +136,38 @@ class Trainer:
           stop: is polled after each call; True ends the training.
           evaluate_first: run the evaluators that precede a checkpoint on the given state too: those
             with `at_start` at step 0, else those that are due.
+          until: save and stop after this step.
 
         Raises:
             Diverged: too many steps in a row were not finite, or the last ones; nothing is saved.
         """
-        config, program = self.config, self.program
-        batches = self.pipeline.batches(first_batch)
-        done = int(self.state.step)
-        last = done >= config.train.num_steps or clock.is_spent
-        best_loss = folder.best_loss
-        recorder = Recorder(
-            config,
-            write=folder.write,
-            throughput=self.throughput,
+        first = int(self.state.step)
+        lane = Lane(
+            self,
+            state=lambda: self.state,
+            clock=clock,
+            folder=folder,
             progress=progress,
-            first=done,
+            first=first,
         )
-
-        def run(evaluators: list[Evaluator], *, saved: bool = False) -> float | None:
-            """Runs evaluators and passes on their reports; returns the last loss in them.
-
-            `saved`: the step has a checkpoint already, which gets the loss.
-            """
-            loss = None
-            for evaluator in evaluators:
-                progress.announce(f'evaluating: {evaluator.name}', log=False)
-                try:
-                    report = evaluator.run(self, self.state)
-                except Exception as error:
-                    error.add_note(f'in the evaluator {evaluator.name!r}, after step {done}')
-                    raise
-                if report.row:
-                    folder.write(done, report.row)
-                for line in report.lines:
-                    progress.print(f'step {done}: {line}')
-                if report.sample:
-                    progress.print(f'--- sample at step {done}\n{report.sample}\n---')
-                    folder.keep_sample(done, report.sample)
-                if report.loss is not None:
-                    loss = report.loss
-                    if saved:
-                        folder.flush()
-                        folder.set_loss(done, loss)
-            progress.announce('', log=False)
-            return loss
-
-        deciding = [each for each in self.evaluators if each.before_save]
-        others = [each for each in self.evaluators if not each.before_save]
         if evaluate_first:
             with watchdog.patient():
-                loss = run([each for each in deciding if each.is_due_first(done, last=last)])
-                best_loss = best_loss if loss is None else min(best_loss, loss)
-        compiled: set[int] = set()  # lengths of calls
-        clock.start()
-        while not last:
-            count = self._call_length(done)
-            began = time.perf_counter()
-            call = list(itertools.islice(batches, count))
-            waited = time.perf_counter() - began
-            if count not in compiled:
-                recorder.read_previous()  # its speed excludes the compilation
-                clock.stop()
-                progress.announce('compiling the training step')
-            self.state, metrics = program.advance(self.state, call)
-            if count not in compiled:  # the call returned after its program was compiled
-                compiled.add(count)
-                recorder.restart_clock(done)
-                clock.start()
-            done += count
-            recorder.read_previous()
-            recorder.remember(done, metrics, waited)
-            watchdog.beat()
+                lane.evaluate_first(first)
 
-            is_over, stopping = clock.is_over(), stop()
-            last = is_over or done >= config.train.num_steps
-            leaving = stopping and not last  # there may be seconds to save in: no evaluation
-            due = [] if leaving else [e for e in self.evaluators if e.is_due(done, last=last)]
-            saving = last or stopping or is_due(config.checkpoint.save_every, done)
-            if due or saving:
-                recorder.read_previous()
-            self._check_progress(recorder.bad_steps, done, folder, last=last)
-            if not (due or saving):
-                continue
-            clock.stop()
-            began = time.monotonic()
-            with watchdog.patient():
-                if last or leaving:  # an error in an evaluator must not lose the last checkpoint
-                    folder.flush()
-                    folder.save(self.state, done, None)
-                if leaving:
-                    return Outcome.STOPPED
-                loss = run([each for each in deciding if each in due], saved=last)
-                if loss is not None and config.checkpoint.keep_best and loss < best_loss:
-                    best_loss, saving = loss, True
-                if saving:
-                    folder.flush()
-                if saving and not last:
-                    folder.save(self.state, done, loss)
-                run([each for each in others if each in due])
-            recorder.restart_clock(done)
-            clock.start()
-            progress.skip(time.monotonic() - began)
-        clock.stop()
-        return Outcome.COMPLETE
+        def advance(calls: list[list[Any]]) -> list[dict[str, Any]]:
+            self.state, metrics = self.program.advance(self.state, calls[0])
+            return [metrics]
 
-    def _call_length(self, done: int) -> int:
-        """Returns the number of steps of the next call; it ends at the latest where one is due."""
-        count = self.program.call_length(done, self.config.train.num_steps)
-        inside = range(done + 1, done + count)
-        due = any(each.is_due(step, last=False) for each in self.evaluators for step in inside)
-        return 1 if due else count
-
-    def _check_progress(self, bad_steps: int, step: int, folder: Nowhere, *, last: bool) -> None:
-        """Raises Diverged if the last steps were not finite: such a run no longer learns."""
-        limit = self.config.train.max_bad_steps
-        if last:  # a single bad batch does not spoil the end
-            limit = min(limit, 2, self.config.train.num_steps)
-        if bad_steps < limit:
-            return
-        folder.write(step, {DIVERGED: 1.0})
-        folder.flush()
-        raise Diverged(
-            f'{bad_steps} steps in a row up to step {step} had a loss, gradient or weights that '
-            f'are not finite; lower config.optimizer.learning_rate or raise '
-            f'config.train.max_bad_steps{folder.resume_hint()}'
+        return run_calls(
+            [lane],
+            advance=advance,
+            streams=[self.pipeline.batches(first_batch)],
+            call_length=self.program.call_length,
+            first=first,
+            progress=progress,
+            watchdog=watchdog,
+            stop=stop,
+            until=until,
         )
 
     def weights(self, state: TrainState) -> Iterator[tuple[str, Any]]:

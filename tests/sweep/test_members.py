@@ -1,0 +1,113 @@
+"""Members leave their workdirs as their own runs would."""
+
+import json
+import shutil
+import types
+
+import pytest
+
+from gpt_jax import run as runs
+from gpt_jax.checkpoint.manifest import list_steps
+from gpt_jax.config import finalize
+from gpt_jax.config_tree import set_value
+from gpt_jax.errors import UserError
+from gpt_jax.modes import train
+from gpt_jax.modes.command import Command
+from gpt_jax.sweep.members import check_members, train_members
+from gpt_jax.train.loop import Outcome
+from tests.command_line import TIMED
+from tests.tiny_config import get_config
+
+SMALL = {
+    'model.num_layers': 1,
+    'model.d_model': 16,
+    'model.use_bias': False,
+    'train.grad_accumulation': 1,
+    'train.sinks': ('jsonl',),
+    'train.max_bad_steps': 3,
+    'schedule.decay_steps': 30,
+}
+KNOBS = {
+    'plain': {},
+    'decay': {'optimizer.weight_decay': 1.0, 'optimizer.learning_rate': 3e-3},
+    'seed': {'seed': 7},
+}
+
+
+def command_of(workdir, *, num_steps=30, **changes):
+    config = get_config()
+    overrides = {**SMALL, 'train.num_steps': num_steps, **KNOBS.get(workdir.name, {}), **changes}
+    for key, value in overrides.items():
+        set_value(config, key, value)
+    return Command(
+        flags=types.SimpleNamespace(fresh=False, resume_step=None),
+        config=config,
+        workdir=workdir,
+        overrides=overrides,
+        evaluators=lambda config: [],
+    )
+
+
+def rows_of(workdir):
+    lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+    rows = {}
+    for row in map(json.loads, lines):
+        values = {name: value for name, value in row.items() if name not in TIMED | {'time'}}
+        rows.setdefault(row['step'], {}).update(values)
+    return rows
+
+
+def test_members_leave_what_their_own_runs_leave(tmp_path, capsys):
+    """One of them diverges, and the first one loses its last checkpoint half-way."""
+    together, alone = tmp_path / 'together', tmp_path / 'alone'
+    for name in KNOBS:
+        assert train.run(command_of(alone / name)) == 0
+
+    folders = [together / name for name in [*KNOBS, 'bad']]
+    bad = {'optimizer.learning_rate': 1e38}
+    *ends, error = train_members(
+        [command_of(each, num_steps=20, **(bad if each.name == 'bad' else {})) for each in folders]
+    )
+    assert ends == [Outcome.COMPLETE] * 3
+    assert isinstance(error, UserError) and '10 steps in a row' in str(error)
+    assert f'{folders[-1]}: 10 steps in a row' in capsys.readouterr().out
+    assert not list_steps(folders[-1] / runs.CHECKPOINTS)
+    assert max(rows_of(folders[-1])) == 10 and 'eval/loss' not in rows_of(folders[-1])[10]
+
+    shutil.rmtree(together / 'plain' / runs.CHECKPOINTS / '20')
+    assert train_members([command_of(each) for each in folders[:3]]) == [Outcome.COMPLETE] * 3
+    for name in KNOBS:
+        ours, theirs = together / name, alone / name
+        assert runs.read_config(ours) == runs.read_config(theirs)
+        assert {each.name for each in ours.iterdir()} == {each.name for each in theirs.iterdir()}
+        steps = [list_steps(each / runs.CHECKPOINTS) for each in (ours, theirs)]
+        assert steps[0] == steps[1] and 30 in steps[0]
+        rows, expected = rows_of(ours), rows_of(theirs)
+        assert rows.keys() == expected.keys()
+        for step, row in rows.items():
+            assert row == pytest.approx(expected[step], rel=1e-5, abs=1e-5), step
+    assert rows_of(together / 'plain') != rows_of(together / 'decay')
+    assert train.run(command_of(together / 'seed')) == 0
+    assert 'is complete: 30 steps' in capsys.readouterr().out
+    assert train.run(command_of(together / 'seed', num_steps=32)) == 0
+    assert 'resuming at step 30' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [
+        ('model.num_layers', 2),
+        ('train.num_steps', 31),
+        ('train.z_loss', 1e-4),
+        ('schedule.kind', 'linear'),
+        ('optimizer.weight_decay', 0.0),  # turns a part of the step off
+        ('data.segment_ids', True),
+    ],
+)
+def test_what_is_no_number_is_named(tmp_path, key, value):
+    configs = [
+        finalize(each.config, vocab_size=60)
+        for each in (command_of(tmp_path), command_of(tmp_path, **{key: value}))
+    ]
+    with pytest.raises(UserError, match=f'^config.{key} is '):
+        check_members(configs)
