@@ -53,7 +53,7 @@ def atomic_file(path: str | os.PathLike, mode: str = 'wb') -> Iterator[IO]:
             yield file
         return
     path = pathlib.Path(path)
-    temporary = path.with_name(f'.{path.name}.tmp-{os.getpid()}')
+    temporary = _temporary(path)
     encoding = None if 'b' in mode else 'utf-8'
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,6 +67,31 @@ def atomic_file(path: str | os.PathLike, mode: str = 'wb') -> Iterator[IO]:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def check_writable(path: str | os.PathLike, *, key: str) -> None:
+    """Creates the folder of a file, and checks that `atomic_file` can write the file.
+
+    Raises:
+        UserError: it cannot (no permission, the path of a folder, no such bucket); names it.
+    """
+    if object_store.is_remote(path):
+        object_store.check_reachable(path, key=key)
+        return
+    path = pathlib.Path(path)
+    temporary = _temporary(path)
+    try:
+        if path.is_dir():
+            raise UserError(f'{key}={path} is a folder; name a file')
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _temporary(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(f'.{path.name}.tmp-{os.getpid()}')
 
 
 def swap(

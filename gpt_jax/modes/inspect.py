@@ -5,7 +5,7 @@ import sys
 
 from absl import flags as absl_flags
 
-from gpt_jax import object_store
+from gpt_jax import files, object_store
 from gpt_jax import run as runs
 from gpt_jax.config_tree import suggest
 from gpt_jax.errors import UserError
@@ -45,6 +45,7 @@ def run(command: Command) -> int:
             raise UserError(f'--analyses={name} is not one; {suggest(name, [*ANALYSES])}')
     path = object_store.to_path(flags.out, key='--out') if flags.out else workdir / PAGE
     opened = saved_weights.open_run(command.config, workdir, command.overrides)
+    files.check_writable(path, key='--out')  # before the work
     step, params = runs.restore_weights(opened, step=flags.step, weights=flags.weights)
     inspector = Inspector(opened.config.model, params, opened.tokenizer)
     # The progress goes to standard error, as standard output is the report.
