@@ -144,6 +144,8 @@ class Inspector:
         self, ids: list[int], edits: Sequence[Edit], known: dict[str, Point]
     ) -> dict[str, list[Change]]:
         layers = self.config.num_layers
+        if not isinstance(edits, Sequence) or not all(isinstance(each, Edit) for each in edits):
+            raise UserError('edits must be a list, such as [zero("attention.heads", layer=0)]')
         averaged = [
             name
             for each in edits

@@ -201,7 +201,7 @@ def test_themes_follow_the_system_and_the_switch(opened, scheme):
     page.get_by_role('button', name='Light or dark').click()
     assert background() != before
     page.emulate_media(media='print')
-    page.wait_for_function('document.documentElement.dataset.theme == "light"')
+    page.locator('html[data-theme=light]').wait_for()
     assert page.locator('#view-rollout').is_visible()  # all views are printed
 
 
@@ -238,6 +238,8 @@ def test_a_model_is_shown_with_all_its_analyses(opened):
     )
     said = page.locator('.details').inner_text()
     assert re.search(r'Largest parts of its logit\s+' + largest[1], said)
+    source = int(abs(attribution.next_sources.values[3]).argmax())
+    assert re.search(rf'Tokens that the heads read\s+\S+ \({source}\)', said)
 
 
 def test_a_notebook_shows_an_analysis_in_a_frame(opened):
