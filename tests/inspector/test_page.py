@@ -205,6 +205,8 @@ def test_a_model_is_shown_with_all_its_analyses(opened):
     )
     said = page.locator('.details').inner_text()
     assert re.search(r'Largest parts of its logit\s+' + largest[1], said)
+    source = int(abs(attribution.next_sources.values[3]).argmax())
+    assert re.search(rf'Tokens that the heads read\s+\S+ \({source}\)', said)
 
 
 def test_a_notebook_shows_an_analysis_in_a_frame(opened):
