@@ -34,6 +34,7 @@ PAGES = [
     'docs/weights.md',
     'docs/evaluation.md',
     'docs/report.md',
+    'docs/sweeps.md',
     'docs/inspect.md',
     'docs/induction.md',
     'docs/speed.md',

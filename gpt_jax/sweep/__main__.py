@@ -80,15 +80,10 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     )
     trials = arguments.trials or len(sweep.points()) or sweep.trials
 
-    shown = ''
-
     def report() -> None:
-        nonlocal shown
-        written = results.write(shared)
-        table = results.format_progress(shared, trials=trials)
-        if table != shown:
-            print(f'{table}\nresults in {", ".join(map(str, written))}', flush=True)
-        shown = table
+        found = results.collect(shared)
+        results.write(shared, found)
+        print(results.format_progress(found, trials=trials), flush=True)
 
     status = 0
     with explain_errors(shared.spec):
@@ -106,7 +101,8 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
         except UserError as error:
             raise UserError(f'{arguments.file}: {error}') from error
         finally:
-            report()
+            written = results.write_all(shared)
+    print(f'results in {", ".join(map(str, written))}')
     if status:
         print('stopped; the same command goes on from there', file=sys.stderr)
     return status

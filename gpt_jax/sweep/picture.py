@@ -12,14 +12,16 @@ COLUMNS = 3
 
 
 def draw(results: Mapping[str, Any], path: pathlib.Path) -> bool:
-    """Writes a PNG of results; returns False if matplotlib is not installed."""
+    """Writes a PNG of results; returns False if there are none, or matplotlib is not installed."""
+    complete = [trial for trial in results['trials'] if trial['value'] is not None]
+    if not complete:
+        return False
     try:
         from matplotlib.figure import Figure
         from matplotlib.ticker import FixedLocator
     except ImportError:
         return False
     trials, metric, knobs = results['trials'], results['metric'], results['knobs']
-    complete = [trial for trial in trials if trial['value'] is not None]
     count = len(knobs) + 1
     columns = min(COLUMNS, count)
     lines = math.ceil(count / columns)
@@ -50,6 +52,7 @@ def draw(results: Mapping[str, Any], path: pathlib.Path) -> bool:
             [*trial['curve'].values()],
             color='tab:orange' if is_best else 'tab:blue',
             alpha=1.0 if is_best else 0.4,
+            marker='.',
             linestyle='--' if trial['state'] == 'pruned' else '-',
         )
     curves.set(xlabel='step', ylabel=metric)

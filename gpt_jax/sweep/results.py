@@ -1,8 +1,9 @@
 """The results of a sweep: results.json, a page, a picture, and the table with the time left."""
 
 import datetime
+import functools
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -23,14 +24,20 @@ TABLE_ROWS = 12  # of the progress table
 DECADES = 30  # largest by smallest choice, from which on an axis is logarithmic
 
 
-def write(shared: SharedStudy) -> list[pathlib.Path]:
-    """Writes the results so far; returns the paths."""
-    results, folder = collect(shared), shared.folder
-    files.write_json(folder / RESULTS, results)
+def write(shared: SharedStudy, results: Mapping[str, Any]) -> list[pathlib.Path]:
+    """Writes what `collect` returned, without the picture; returns the paths."""
+    paths = [shared.folder / RESULTS, shared.folder / PAGE]
+    files.write_json(paths[0], results)
     title = f'Sweep: {results["study"]}'
-    page.save(page.assemble(PAGE_FOLDER, results, title=title), folder / PAGE)
-    written = [folder / RESULTS, folder / PAGE]
-    return [*written, folder / PICTURE] if draw(results, folder / PICTURE) else written
+    page.save(page.assemble(PAGE_FOLDER, results, title=title), paths[1])
+    return paths
+
+
+def write_all(shared: SharedStudy) -> list[pathlib.Path]:
+    """Writes the results with the picture, which takes about a second; returns the paths."""
+    results, picture = collect(shared), shared.folder / PICTURE
+    paths = write(shared, results)
+    return [*paths, picture] if draw(results, picture) else paths
 
 
 def collect(shared: SharedStudy) -> dict[str, Any]:
@@ -47,11 +54,17 @@ def collect(shared: SharedStudy) -> dict[str, Any]:
         'best': best and best['trial'],
         'knobs': _knobs(each.last for each in attempts),
         'importance': _importance(shared.study),
-        'git_commit': runs.git_commit(),
-        'versions': {'optuna': optuna.__version__, **consistency.code_facts()},
+        **_facts(),
         'date': _to_text(datetime.datetime.now()),
         'trials': records,
     }
+
+
+@functools.cache
+def _facts() -> dict[str, Any]:
+    """Returns the code of this process."""
+    versions = {'optuna': optuna.__version__, **consistency.code_facts()}
+    return {'git_commit': runs.git_commit(), 'versions': versions}
 
 
 def _record(shared: SharedStudy, attempts: Attempts) -> dict[str, Any]:
@@ -118,9 +131,8 @@ def best_of(records: Sequence[dict[str, Any]], direction: str) -> dict[str, Any]
     return choose(values, key=lambda record: record['value'], default=None)
 
 
-def format_progress(shared: SharedStudy, *, trials: int) -> str:
+def format_progress(found: Mapping[str, Any], *, trials: int) -> str:
     """Returns a table of the best trials and of those that run, with the time left in its title."""
-    found = collect(shared)
     records, sign = found['trials'], -1 if found['direction'] == 'maximize' else 1
     finished = [record for record in records if record['state'].is_finished]
     running = sum(record['state'] is State.RUNNING for record in records)

@@ -60,6 +60,8 @@ class FileStorage:
     def open(self) -> BaseStorage:
         if self._spec.startswith(SQLITE):
             return RDBStorage(self._spec, engine_kwargs={'connect_args': {'timeout': 60}})
+        if not _may_be_journal(pathlib.Path(self._spec)):
+            raise UserError(f'--storage={self._spec} is no journal of Optuna; give another path')
         return JournalStorage(JournalFileBackend(self._spec))
 
     @contextlib.contextmanager
@@ -86,10 +88,12 @@ class ServerStorage:
         Raises:
             UserError: the driver is not installed.
         """
-        self._spec, self._heartbeat = spec, heartbeat
+        # The driver that is installed with Optuna; SQLAlchemy's default depends on its version.
+        self._spec = spec.replace('postgresql://', 'postgresql+psycopg://')
+        self._heartbeat = heartbeat
         self._lock_number = zlib.crc32(name.encode())
         try:
-            self._engine = sqlalchemy.create_engine(spec, poolclass=sqlalchemy.pool.NullPool)
+            self._engine = sqlalchemy.create_engine(self._spec, poolclass=sqlalchemy.pool.NullPool)
         except ModuleNotFoundError as error:
             raise UserError(f"{error}; pip install -e '.[sweep]', which has psycopg") from error
 
@@ -159,6 +163,14 @@ def explain_errors(spec: str) -> Iterator[None]:
 def without_password(spec: str) -> str:
     """Returns a URL with its password hidden."""
     return re.sub(r'(://[^:@/]*):[^@/]+@', r'\1:***@', spec)
+
+
+def _may_be_journal(path: pathlib.Path) -> bool:
+    """Returns whether a file is new, or begins as a journal: with an operation in JSON."""
+    if not path.exists():
+        return True
+    with open(path, 'rb') as file:
+        return file.read(1) in (b'', b'{')
 
 
 @contextlib.contextmanager

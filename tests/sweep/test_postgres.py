@@ -5,16 +5,19 @@ import pwd
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 
 import pytest
 
-from tests.sweep.test_sweep import SWEEP, results, sweep
-from tests.template import ROOT
+from gpt_jax.errors import UserError
+from tests.sweep.test_sweep import results, start, sweep
 
 pytest.importorskip('optuna')
-psycopg = pytest.importorskip('psycopg')
+pytest.importorskip('psycopg', reason='psycopg is not installed')
+
+from gpt_jax.sweep.study import SharedStudy
+from tests.sweep.test_definition import make_sweep
+
 BINARIES = sorted(glob.glob('/usr/lib/postgresql/*/bin'))
 
 
@@ -69,12 +72,7 @@ def test_two_processes_share_a_server_and_one_is_killed(tmp_path, postgres):
     folder, fault = tmp_path / 'sweep', tmp_path / 'fault'
     fault.touch()
     arguments = ['--storage', postgres, '--heartbeat', '1']
-    with subprocess.Popen(
-        [sys.executable, '-m', 'gpt_jax.sweep', SWEEP, '--folder', str(folder), *arguments],
-        cwd=ROOT,
-        env=os.environ | {'FAULT': str(fault)},
-        stdout=subprocess.DEVNULL,
-    ) as killed:
+    with start(folder, *arguments, FAULT=str(fault)) as killed:
         output = sweep(folder, *arguments)
         assert killed.wait() == -9
     assert 'resuming at step' in output
@@ -82,3 +80,13 @@ def test_two_processes_share_a_server_and_one_is_killed(tmp_path, postgres):
     assert sorted(record['params']['seed'] for record in found) == [3, 4, 5]
     assert sorted(record['attempts'] for record in found) == [1, 1, 2]
     assert {record['state'] for record in found} == {'complete'}
+
+
+def test_a_server_that_is_gone_is_one_line(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    url = f'postgresql+psycopg://someone:secret@127.0.0.1:{port}/postgres'
+    with pytest.raises(UserError, match=r'--storage=.*//someone:\*\*\*@127.*refused') as caught:
+        SharedStudy(make_sweep(), folder=tmp_path, storage=url)
+    assert 'secret' not in str(caught.value) and '\n' not in str(caught.value)

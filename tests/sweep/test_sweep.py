@@ -1,32 +1,37 @@
+"""Sweeps of real runs as a user starts them, and what stops them."""
+
 import json
 import os
 import pathlib
 import shlex
+import signal
 import subprocess
-import sys
+import time
 
 import pytest
 
 from tests.command_line import fingerprints, rows, run
-from tests.template import ROOT
+from tests.template import Command
 
-optuna = pytest.importorskip('optuna')
+pytest.importorskip('optuna')
 SWEEP = 'tests/sweep/tiny_sweep.py'
 
 
-def sweep(folder: pathlib.Path, *arguments: str, status: int = 0, **environment) -> str:
-    """Runs the sweep in a process of its own; returns what it prints."""
-    done = subprocess.run(
-        [sys.executable, '-m', 'gpt_jax.sweep', SWEEP, '--folder', str(folder), *arguments],
-        cwd=ROOT,
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
+def start(folder: pathlib.Path, *arguments: str, **environment: str) -> Command:
+    """Starts the sweep in a process of its own."""
+    return Command(
+        *(SWEEP, '--folder', str(folder), *arguments),
+        environment=os.environ | environment,
+        module='gpt_jax.sweep.__main__',
     )
-    assert done.returncode == status, done.stdout
-    return done.stdout
+
+
+def sweep(folder: pathlib.Path, *arguments: str, status: int = 0, **environment: str) -> str:
+    """Runs the sweep to its end; returns what it prints."""
+    with start(folder, *arguments, **environment) as command:
+        command.wait(300)
+        assert command.returncode == status, command.output()
+        return command.output()
 
 
 def results(folder: pathlib.Path) -> dict:
@@ -50,12 +55,12 @@ def test_a_killed_trial_goes_on_and_equals_the_plain_command(tmp_path, fault, st
     output = sweep(folder, *given, **fault)
     assert 'resuming at step 5' in output or 'resuming at step 10' in output
     found = results(folder)
-    assert [record['trial'] for record in found['trials']] == [0, 1, 2]
+    assert [record['trial'] for record in found['trials']] == [0, 2, 3]  # 1 is the second attempt
     assert [record['params']['seed'] for record in found['trials']] == [3, 4, 5]
     assert [record['attempts'] for record in found['trials']] == [2, 1, 1]
     assert {record['state'] for record in found['trials']} == {'complete'}
     assert [*found['trials'][0]['curve']] == ['5', '10', '15', '20']
-    assert sorted(os.listdir(folder / 'trials')) == ['0', '1', '2']
+    assert sorted(os.listdir(folder / 'trials')) == ['0', '2', '3']
     assert '3 of 3 trials' in output
 
     again = sweep(folder, *given)
@@ -82,15 +87,31 @@ def test_a_stop_signal_loses_nothing(tmp_path, fault, name, status):
     assert [record['attempts'] for record in results(folder)['trials']] == [2, 1, 1]
 
 
+def processes_of(folder: pathlib.Path) -> list[str]:
+    """Returns the command lines of processes with this folder as an argument."""
+    ps = subprocess.run(['ps', '-eo', 'args'], check=True, stdout=subprocess.PIPE, text=True)
+    return [line for line in ps.stdout.splitlines() if f'--folder {folder}' in line]
+
+
 @pytest.mark.slow
-def test_processes_share_the_trials_and_one_takes_over_from_a_killed_one(tmp_path, fault):
+def test_jobs_share_the_trials_outlive_a_killed_one_and_end_with_ctrl_c(tmp_path, fault):
     folder = tmp_path / 'sweep'
+    with start(folder, '--jobs', '2') as command:
+        while not any(folder.glob('trials/*/metrics.jsonl')):
+            assert command.poll() is None, command.output()
+            time.sleep(0.1)
+        assert len(processes_of(folder)) == 2
+        command.send_signal(signal.SIGINT)
+        command.wait(120)
+        assert command.returncode == 130 and 'the same command goes on' in command.output()
+    assert not processes_of(folder)
+    (tmp_path / 'fault').touch()
     output = sweep(folder, '--jobs', '2', **fault)
-    assert 'ended with status -9' in output
+    assert 'a process ended with status -9' in output
     found = results(folder)['trials']
     assert sorted(record['params']['seed'] for record in found) == [3, 4, 5]
-    assert sorted(record['attempts'] for record in found) == [1, 1, 2]
     assert {record['state'] for record in found} == {'complete'}
+    assert sum(record['attempts'] for record in found) > 3
 
 
 @pytest.mark.slow
