@@ -10,6 +10,7 @@ from typing import NoReturn
 from gpt_jax import files, object_store
 from gpt_jax.compare.comparison import compare
 from gpt_jax.compare.looks import level_of, record_tests
+from gpt_jax.compare.plot import plot_differences
 from gpt_jax.compare.report import format_results, to_json
 from gpt_jax.compare.runs import Metric, check_comparable, read_side
 from gpt_jax.compare.sides import is_override, plan_sides
@@ -76,7 +77,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         default='runs/compare',
         help='the runs are in ROOT/NAME/seed_N (default: %(default)s)',
     )
-    add('--out', help='JSON file for all numbers')
+    add('--out', metavar='FILE.json', help='for all numbers')
+    add('--plot', metavar='FILE.png', help='for a picture of the differences of each pair')
     # argparse would take what follows an unknown flag as the end of the sides.
     own = [argument for argument in argv if not is_override(argument)]
     flags = parser.parse_intermixed_args(own)
@@ -129,6 +131,9 @@ def _run(argv: Sequence[str]) -> int:
     if flags.out:
         files.write_json(object_store.to_path(flags.out, key='--out'), to_json(results))
         print(f'\nwritten to {flags.out}')
+    if flags.plot:
+        plot_differences(results, object_store.to_path(flags.plot, key='--plot'))
+        print(f'\ndrawn in {flags.plot}')
     return 0
 
 

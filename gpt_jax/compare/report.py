@@ -80,7 +80,7 @@ def sentence(comparison: Comparison, results: Results) -> str:
             text = (
                 f'Real: {metric} of {name} is {abs(paired.mean):.4g} {word} than of '
                 f'{baseline}{small} (p = {comparison.p_difference:.2g}), worth '
-                f'{abs(comparison.steps_worth):.0f} steps.'
+                f'{abs(comparison.steps_worth):.1f} steps.'
             )
         case Verdict.NOT_REAL:
             text = (

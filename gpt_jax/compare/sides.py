@@ -55,33 +55,38 @@ def plan_sides(
     """
     plans = []
     for text in texts:
-        name, given = re.fullmatch(r'(?:([\w.-]+)=)?(.*)', text, re.DOTALL).groups()
-        try:
-            words = shlex.split(given)
-        except ValueError as error:
-            raise UserError(f'side {text!r}: {error}') from error
-        source = words.pop(0) if words and not words[0].startswith('-') else config
-        if not source:
-            raise UserError(f'side {text!r} has no config; give --config FILE.py[:variant]')
+        name, source, flags = _parse_side(text, config)
         if re.search(r'\.py(:|$)', source):
             name = name or run_name(source)
-            for word in words:
-                if word.startswith('-') and not is_override(word):
-                    raise UserError(f'side {name}: {word} is not a --config.KEY=VALUE; remove it')
-            flags = ['--config', source, *overrides, *words]
+            flags = ['--config', source, *overrides, *flags]
             plans.append(_plan_training(name, flags, seeds=seeds, folder=root / name))
         else:
+            if flags:
+                raise UserError(f'side {text!r} is no config file (FILE.py); remove {flags[0]}')
             folder = object_store.to_path(source, key='side')
-            if words:
-                raise UserError(f'{folder} is a folder of finished runs; remove {words[0]}')
             plans.append(_plan_finished(name or folder.name, folder, seeds=seeds))
     names = [plan.name for plan in plans]
-    for plan in plans:
-        if names.count(plan.name) > 1:
-            raise UserError(f'two sides are called {plan.name}; write NAME=… to tell them apart')
-    if overrides and not any(plan.runs[0].arguments for plan in plans):
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f'two sides are called {twice[0]}; write NAME=… to tell them apart')
+    if overrides and not any(planned.arguments for plan in plans for planned in plan.runs):
         raise UserError(f'all sides are finished runs; remove {overrides[0]}')
     return plans
+
+
+def _parse_side(text: str, config: str) -> tuple[str, str, list[str]]:
+    """Returns the name or '', the config file or folder, and the flags."""
+    name, rest = re.fullmatch(r'(?:([\w.-]+)=)?(.*)', text, re.DOTALL).groups('')
+    try:
+        words = shlex.split(rest)
+    except ValueError as error:
+        raise UserError(f'side {text!r}: {error}') from error
+    source = words.pop(0) if words and not words[0].startswith('-') else config
+    if not source:
+        raise UserError(f'side {text!r} has no config; give --config FILE.py[:variant]')
+    for word in words:
+        if word.startswith('-') and not is_override(word):
+            raise UserError(f'side {text!r}: {word} is not a --config.KEY=VALUE; remove it')
+    return name, source, words
 
 
 def _plan_training(name: str, flags: list[str], *, seeds: int, folder: pathlib.Path) -> Plan:

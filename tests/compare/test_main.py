@@ -49,6 +49,21 @@ def test_the_tables_fit_the_terminal(tmp_path, capsys, monkeypatch):
         assert max(map(len, capsys.readouterr().out.splitlines())) <= columns
 
 
+def test_the_picture_shows_each_pair(tmp_path, compare):
+    figure = pytest.importorskip('matplotlib.figure')
+    write_runs(tmp_path / 'a')
+    write_runs(tmp_path / 'b', shift=-0.05, noise_seed=1)
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figure.Figure, 'savefig', lambda self, *_, **__: drawn.append(self))
+        assert compare('a', 'b', '--plot', 'differences.png')[0] == 0
+    (axes,) = drawn[0].axes
+    assert max(len(line.get_xdata()) for line in axes.lines) == 5
+    assert [label.get_text() for label in axes.get_yticklabels()] == ['b: real']
+    compare('a', 'b', '--plot', 'differences.png')
+    assert (tmp_path / 'differences.png').read_bytes().startswith(b'\x89PNG')
+
+
 def test_steps_worth_changes_its_sign_with_the_sides(tmp_path, compare):
     write_runs(tmp_path / 'a')
     write_runs(tmp_path / 'b', shift=-0.05, noise_seed=1)
