@@ -35,6 +35,7 @@ PAGES = [
     'docs/evaluation.md',
     'docs/inspect.md',
     'docs/induction.md',
+    'docs/mup.md',
     'docs/speed.md',
     'docs/scale.md',
     'docs/faults.md',

@@ -8,11 +8,13 @@ import numpy as np
 
 from gpt_jax import files
 from gpt_jax.coordinate_check.measure import Scales
+from gpt_jax.model.config import Parametrization
 from gpt_jax.telemetry.report import format_columns
 
 # The scale of a flat point changes by less than a fifth from one width to its double. Rules that
 # are wrong for a weight give slopes of 0.5 and 1.
 FLAT = 0.25
+_NAMES = {Parametrization.MUP: 'μP', Parametrization.STANDARD: 'standard'}
 NO_PLOT = "no picture: matplotlib is not installed; pip install matplotlib, or -e '.[plot]'"
 
 
@@ -87,6 +89,17 @@ def _rounded(values: np.ndarray) -> list[Any]:
     return [float(f'{each:.6g}') if np.isfinite(each) else None for each in values]
 
 
+def _limits(checks: Sequence[Scales], point: int) -> tuple[float, float]:
+    """Returns the range of a point's axis, the same in all rows and at least two decades."""
+    values = np.concatenate([scales.values[..., point].ravel() for scales in checks])
+    logs = np.log10(values[np.isfinite(values) & (values > 0)])
+    if not logs.size:
+        return 0.1, 10.0
+    half = max(1.0, 0.55 * (logs.max() - logs.min()))
+    middle = (logs.max() + logs.min()) / 2
+    return 10 ** (middle - half), 10 ** (middle + half)
+
+
 def draw(checks: Sequence[Scales], path: pathlib.Path) -> str:
     """Draws scales against width, a row for each parametrization; returns a line that says so."""
     try:
@@ -94,31 +107,28 @@ def draw(checks: Sequence[Scales], path: pathlib.Path) -> str:
     except ImportError:
         return NO_PLOT
     points, steps = checks[0].points, checks[0].values.shape[1]
-    size = (2.4 * len(points) + 0.8, 2.6 * len(checks) + 0.5)
+    size = (2.2 * len(points) + 0.8, 2.5 * len(checks) + 0.8)
     figure, panels = pyplot.subplots(
         len(checks), len(points), figsize=size, sharex=True, squeeze=False, layout='constrained'
     )
     colors = pyplot.get_cmap('viridis')(np.linspace(0.92, 0.0, steps))
+    limits = [_limits(checks, i) for i in range(len(points))]
     for row, scales in zip(panels, checks, strict=True):
         for i, (panel, point) in enumerate(zip(row, points, strict=True)):
-            for step in range(steps):
-                label = f'step {step}' if step in (0, steps - 1) else None
-                values = scales.values[:, step, i]
-                panel.plot(scales.widths, values, '.-', lw=1.2, color=colors[step], label=label)
+            for step, values in enumerate(scales.values[..., i].T):
+                panel.plot(scales.widths, values, '.-', lw=1.2, color=colors[step], label=step)
             panel.set_xscale('log', base=2)
             panel.set_xticks(scales.widths, [str(width) for width in scales.widths])
             panel.set_yscale('log')
-            panel.grid(alpha=0.25, which='major')
-            panel.set_title(f'{point}\nslope {scales.slopes[-1, i]:+.2f}', fontsize=9)
+            panel.set_ylim(limits[i])
+            panel.grid(alpha=0.25)
+            panel.set_title(f'{point}, slope {scales.slopes[-1, i]:+.2f}', fontsize=9)
             panel.tick_params(which='both', labelsize=7)
-        row[0].set_ylabel(f'{scales.parametrization}\nmean |activation|', fontsize=9)
-    for i in range(len(points)):  # the same range in both rows, so that slopes compare
-        column = [row[i].get_ylim() for row in panels]
-        for row in panels:
-            row[i].set_ylim(min(low for low, _ in column), max(high for _, high in column))
-    for panel in panels[-1]:
-        panel.set_xlabel('d_model', fontsize=9)
-    panels[0][0].legend(fontsize=7, loc='best')
+        row[0].set_ylabel(_NAMES[scales.parametrization])
+    figure.supxlabel('d_model', fontsize=10)
+    figure.suptitle('Mean |activation| against width; slopes after the last step', fontsize=11)
+    lines = panels[0][0].get_legend_handles_labels()
+    figure.legend(*lines, title='step', loc='outside right center', fontsize=8, frameon=False)
     with files.atomic_file(path) as file:
         figure.savefig(file, dpi=110, format='png')
     pyplot.close(figure)

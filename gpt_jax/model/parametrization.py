@@ -109,6 +109,12 @@ def base_model(config: Any) -> Any:
     return resize(standard, base_widths(config))
 
 
+def describe_base(config: CommonConfig) -> str:
+    """Returns the widths of the base model in words, for the table at the start of a run."""
+    base = base_model(config)
+    return f'd_model {base.d_model}, d_ff {base.d_ff}, {base.attention.describe(base)}'
+
+
 def grow(params: PyTree, base: PyTree) -> PyTree:
     """Notes in boxed parameters how much they outgrow those of the base model; scales their values.
 

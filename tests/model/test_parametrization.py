@@ -14,7 +14,9 @@ from gpt_jax.inspector.forward import run_forward
 from gpt_jax.model.config import Parametrization
 from gpt_jax.model.gpt import GPT, init_params, output_table, parameter_groups
 from gpt_jax.model.layer_stack import to_executed
+from gpt_jax.model.parametrization import describe_base
 from gpt_jax.parameter import map_with_path
+from gpt_jax.weights.export import choose_family
 from tests.contracts.own_members import Tempered
 from tests.model_configs import EXPERTS, LATENT, make_config
 
@@ -203,6 +205,17 @@ def test_what_has_no_base_model_is_refused(changes, message):
     with pytest.raises(UserError, match=message) as error:
         make_config(**defaults | changes)
     assert '\n' not in str(error.value)
+
+
+def test_the_base_model_in_words():
+    assert describe_base(make_config(**WIDE_HEADS)) == 'd_model 8, d_ff 32, 4 heads of 2'
+
+
+def test_other_projects_have_no_multipliers():
+    layout = dict(mlp='gelu', use_bias=True)
+    assert choose_family(make_config(**layout, base=dict(d_model=8))).model_types[0] == 'gpt2'
+    with pytest.raises(UserError, match=r'no config\.model\.parametrization=mup in gpt2'):
+        choose_family(make_config(**WIDE | layout))
 
 
 def test_random_vectors_that_grow_are_refused():

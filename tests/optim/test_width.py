@@ -160,6 +160,8 @@ def test_adapters_get_rates_by_their_own_fans():
         jax.random.key(0),
     )
     rates = {name: rate_multiplier(AdamW(), each) for name, each in boxed.items()}
+    assert boxed[f'{path}/lora_a'].growth == (4, 1)
+    assert boxed[f'{path}/lora_b'].growth == (1, 4)
     assert rates == {f'{path}/lora_a': 1 / 4, f'{path}/lora_b': 1.0}
 
 
