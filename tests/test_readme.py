@@ -39,6 +39,7 @@ PAGES = [
     'docs/compare.md',
     'docs/inspect.md',
     'docs/induction.md',
+    'docs/mup.md',
     'docs/speed.md',
     'docs/scale.md',
     'docs/faults.md',

@@ -7,6 +7,7 @@ from absl import flags as absl_flags
 from gpt_jax.modes import (
     benchmark,
     compile_check,
+    coordinate_check,
     doctor,
     evaluate,
     explain,
@@ -35,6 +36,7 @@ MODES: dict[str, ModuleType] = {
     'export': export,
     'benchmark': benchmark,
     'compile_check': compile_check,
+    'coordinate_check': coordinate_check,
     'doctor': doctor,
     'verify_resume': verify_resume,
 }

@@ -41,7 +41,7 @@ def make_score_step(parts: StepParts) -> Callable[[Any, Batch], RowScores]:
         tokens = batch['tokens']
         hidden_BLD, _ = parts.model.apply({'params': executed}, tokens[:, :-1], method='hidden')
         scores = score_rows(
-            hidden_BLD, output_table(executed), tokens[:, 1:], batch['loss_mask'], options
+            hidden_BLD, output_table(executed, config), tokens[:, 1:], batch['loss_mask'], options
         )
         return jax.tree.map(parts.gather, scores)
 

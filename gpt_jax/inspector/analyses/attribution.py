@@ -336,7 +336,9 @@ def _parts(params: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
 
 def _row(inspector: Inspector, token: int) -> np.ndarray:
     """Returns the row of a token in the output table, rounded as the model does."""
-    row = output_table(inspector.params)[token].astype(inspector.config.precision.compute)
+    row = output_table(inspector.params, inspector.config)[token].astype(
+        inspector.config.precision.compute
+    )
     return np.asarray(row, np.float64)
 
 
