@@ -21,7 +21,7 @@ Rows = list[dict[str, Any]]
 
 
 class State(enum.Enum):
-    """How far a run came."""
+    """The states of a run."""
 
     UNFINISHED = enum.auto()
     FINISHED = enum.auto()

@@ -18,7 +18,7 @@ REASON = 'reason'  # user attribute: why the attempt was pruned or failed
 
 
 class State(enum.StrEnum):
-    """How far a trial is."""
+    """The states of a trial."""
 
     WAITING = 'waiting'
     RUNNING = 'running'
@@ -29,7 +29,7 @@ class State(enum.StrEnum):
 
     @property
     def is_finished(self) -> bool:
-        """Whether the trial is not tried again."""
+        """True if the trial is not tried again."""
         return self in (State.COMPLETE, State.PRUNED, State.FAILED)
 
 
@@ -48,7 +48,7 @@ class Attempts:
 
     @property
     def state(self) -> State:
-        """How far the trial is."""
+        """The state of the trial."""
         if self.last.state is not TrialState.FAIL:
             return State(self.last.state.name.lower())
         if REJECTED in self.last.user_attrs or self._losses > self.retries:
