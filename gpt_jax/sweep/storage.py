@@ -1,4 +1,4 @@
-"""The storages by which processes share a study: a file with locks, or a database server with heartbeats.
+"""The storages that processes share: a file with locks, or a database server with heartbeats.
 
 Both have a lock of the whole study, mark a trial as held by this process, and find trials whose
 process is gone. A file lock ends with its process, so a lost trial is noticed at once; on a server
