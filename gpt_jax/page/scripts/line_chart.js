@@ -10,6 +10,7 @@ const FEW = 40; // points of a curve up to which each is drawn
 const LEAST_DRAG = 6, TIP_LINES = 14; // px; lines in the bubble
 const ROOM = 0.04; // of the range of y, above and below
 const END = 1 + 1e-12; // keeps the last point in its range in spite of rounding
+const STEPS = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity };
 let chartCount = 0;
 
 /**
@@ -209,8 +210,8 @@ export class LineChart extends Plot {
   key(event) {
     const longest = this.lines.reduce((most, line) => (line.x.length > most.length ? line.x : most), []);
     if (!longest.length || event.ctrlKey || event.metaKey || event.altKey) return;
-    const step = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity }[event.key];
-    const [first, last] = [firstFrom(longest, this.x.low), firstFrom(longest, END * this.x.high) - 1];
+    const step = STEPS[event.key];
+    const first = firstFrom(longest, this.x.low), last = firstFrom(longest, END * this.x.high) - 1;
     const center = this.at ?? (this.x.low + this.x.high) / 2;
     if (step !== undefined) {
       const from = this.at == null ? (step > 0 ? first - 1 : last + 1) : nearest(longest, this.at);

@@ -28,13 +28,14 @@ export class ChartPanel {
       const { title, unit, log } = chart, tall = index < large ? 320 : 220;
       return { chart, plot: new LineChart({ title, unit, log, tall, shown: this.shown }) };
     });
+    const elements = this.plots.map(({ plot }) => plot.element);
     const seeds = groups.some((group) => group.runs.length > 1)
       ? ' Runs that differ by their seed only are one line, their mean, in a band from the lowest to the highest.'
       : '';
     this.element = h('div', {}, this.controls(),
       h('p', { class: 'hint' }, `Drag over a chart to zoom; double-click shows all.${seeds}`),
-      h('div', { class: large > 1 ? 'plots two' : 'plots one' }, this.plots.slice(0, large).map(({ plot }) => plot.element)),
-      h('div', { class: 'plots' }, this.plots.slice(large).map(({ plot }) => plot.element)));
+      h('div', { class: `plots ${large > 1 ? 'two' : 'one'}` }, elements.slice(0, large)),
+      h('div', { class: 'plots' }, elements.slice(large)));
     this.update();
   }
 

@@ -23,9 +23,9 @@ export function xAxes(runs) {
     { key: 'tokens', name: 'tokens', of: (run, steps) => steps.map((step) => step * run.tokens_per_step),
       axis: { xTitle: 'training tokens', sayX: (x) => `${tickText(Math.round(x))} tokens` } },
   ];
-  if (times.some((each) => each > 0)) axes.push({ key: 'time', name: 'time', of: (run, steps) => timesOf(run, steps, seconds),
-    axis: { xTitle: `time of the training steps, ${unit}`, sayX: (x) => `${precise(x)} ${unit}` } });
-  return axes;
+  const time = { key: 'time', name: 'time', of: (run, steps) => timesOf(run, steps, seconds),
+    axis: { xTitle: `time of the training steps, ${unit}`, sayX: (x) => `${precise(x)} ${unit}` } };
+  return times.some((each) => each > 0) ? [...axes, time] : axes;
 }
 
 function timesOf(run, steps, unit) {
