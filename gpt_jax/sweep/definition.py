@@ -87,7 +87,10 @@ def _problems(sweep: Sweep) -> list[str]:
         'trials': (_is_count(sweep.trials, 1), 'give a number from 1 on'),
         'retries': (_is_count(sweep.retries, 0), 'give a number from 0 on'),
         'seed': (_is_count(sweep.seed, 0), 'give a number from 0 on'),
-        'sampler': (callable(sweep.sampler), 'give a class of optuna.samplers, not an instance'),
+        'sampler': (
+            _makes_sampler(sweep.sampler),
+            'give a class of optuna.samplers, or a function of seed that returns a sampler',
+        ),
         'pruner': (
             isinstance(sweep.pruner, optuna.pruners.BasePruner),
             'give an instance of a class of optuna.pruners',
@@ -102,6 +105,13 @@ def _problems(sweep: Sweep) -> list[str]:
         for name, (is_valid, fix) in checks.items()
         if not is_valid
     ]
+
+
+def _makes_sampler(make: Any) -> bool:
+    try:
+        return isinstance(make(seed=0), optuna.samplers.BaseSampler)
+    except TypeError:  # it cannot be called, or not with a seed alone
+        return False
 
 
 def _is_count(value: Any, least: int) -> bool:

@@ -29,45 +29,49 @@ def run_jobs(
     logs.mkdir(exist_ok=True)
     paths = [logs / f'{index}.txt' for index in range(count)]
     print(f'{count} processes, output in {logs}', flush=True)
-    ended = len([each for each in shared.attempts() if each.state.is_finished])
-    with _started([*argv, '--jobs', '1'], paths) as workers:
+    ended = sum(each.state.is_finished for each in shared.attempts())
+    with _started([*argv, '--jobs', '1'], paths) as (workers, signals):
         while any(worker.poll() is None for worker in workers):
             before, ended = ended, sum(each.state.is_finished for each in shared.attempts())
             if ended > before:
                 report()
             time.sleep(POLL_SECONDS)
+    if signals:
+        return INTERRUPTED if signals[0] == signal.SIGINT else UNFINISHED
     statuses = [worker.returncode for worker in workers]
     for status, path in zip(statuses, paths, strict=True):
-        if status not in (0, INTERRUPTED, UNFINISHED):
+        if status:
             print(f'a process ended with status {status}: {_last_line(path)} (see {path})')
-    # What a lost process left was done by the others, if one of them reached the end.
+    # The others did what a lost process left, if one of them reached the end.
     return 0 if 0 in statuses else next((status for status in statuses if status > 0), 1)
 
 
 @contextlib.contextmanager
 def _started(
     arguments: Sequence[str], logs: Sequence[pathlib.Path]
-) -> Iterator[list[subprocess.Popen]]:
-    """Starts a process for each log, and passes signals on to them until the block ends."""
+) -> Iterator[tuple[list[subprocess.Popen], list[int]]]:
+    """Starts a process for each log; yields them, and the signals that they were passed on."""
     command = [sys.executable, '-m', 'gpt_jax.sweep', *arguments]
+    workers, signals = [], []
+
+    def forward(number: int, _) -> None:
+        signals.append(number)
+        for worker in workers:
+            worker.send_signal(number)  # nothing where it has ended
+
     with contextlib.ExitStack() as stack:
-        workers = []
-
-        def forward(number: int, _) -> None:
-            for worker in workers:
-                worker.send_signal(number)  # nothing where it has ended
-
         for number in (signal.SIGINT, signal.SIGTERM):
             stack.callback(signal.signal, number, signal.signal(number, forward))
         for log in logs:
+            if signals:
+                break
             file = stack.enter_context(open(log, 'a', encoding='utf-8'))
-            workers.append(
-                # In a group of its own, or the terminal sends it Ctrl-C, too.
-                subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, process_group=0
-                )
+            # In a group of its own; otherwise the terminal sends it Ctrl-C, too.
+            worker = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, process_group=0
             )
-        yield workers
+            workers.append(worker)
+        yield workers, signals
 
 
 def _last_line(path: pathlib.Path) -> str:

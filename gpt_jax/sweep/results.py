@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from gpt_jax import files, page
 from gpt_jax import run as runs
@@ -21,6 +21,7 @@ from gpt_jax.telemetry.report import format_columns
 RESULTS, PAGE, PICTURE = 'results.json', 'results.html', 'results.png'
 PAGE_FOLDER = pathlib.Path(__file__).parent / 'page'
 TABLE_ROWS = 12  # of the progress table
+LEAST_TRIALS = 4  # complete ones, from which on importance is computed
 DECADES = 30  # largest by smallest choice, from which on an axis is logarithmic
 
 
@@ -117,11 +118,10 @@ def _to_text(moment: datetime.datetime) -> str:
 
 
 def _importance(study: optuna.Study) -> dict[str, float]:
-    """Returns the share of each parameter in the variance of the metric; {} if it is not known."""
-    try:
-        return optuna.importance.get_param_importances(study)
-    except (ValueError, RuntimeError):  # too few trials, or all have one value
+    """Returns the share of each parameter in what makes a trial good; {} if it is not known."""
+    if len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) < LEAST_TRIALS:
         return {}
+    return optuna.importance.get_param_importances(study)
 
 
 def best_of(records: Sequence[dict[str, Any]], direction: str) -> dict[str, Any] | None:

@@ -4,7 +4,6 @@ import contextlib
 import pathlib
 
 import optuna
-from optuna.trial import TrialState
 
 from gpt_jax.errors import UserError
 from gpt_jax.sweep import storage as storages
@@ -62,7 +61,8 @@ class SharedStudy:
             )
         goal = (study.direction.name.lower(), *(study.metric_names or ()))
         new_goal = (sweep.direction, sweep.metric)
-        if goal != new_goal and any(trial.state is TrialState.COMPLETE for trial in trials):
+        has_values = any(trial.intermediate_values for trial in trials)
+        if goal[0] != sweep.direction or (goal != new_goal and has_values):
             raise UserError(
                 f'{where} is to {" ".join(goal)}, the sweep file to {" ".join(new_goal)}; change '
                 f'it back, or give it another name and --folder'
@@ -86,9 +86,9 @@ class SharedStudy:
         """Returns the attempts at each trial, by original number."""
         return group(self.study.get_trials(deepcopy=False), retries=self.sweep.retries)
 
-    def is_running(self) -> bool:
-        """Returns whether a process runs a trial."""
-        return any(each.state is State.RUNNING for each in self.attempts())
+    def is_finished(self) -> bool:
+        """Returns whether no trial is left to run or to try again."""
+        return all(each.state.is_finished for each in self.attempts())
 
     def has_values(self) -> bool:
         """Returns whether a trial has reported a value."""
@@ -114,5 +114,5 @@ class SharedStudy:
                     break
         # A sampler of its own, so that processes draw different points.
         count = len(self.study.get_trials(deepcopy=False))
-        self.study.sampler = self.sweep.sampler(seed=self.sweep.seed * 1_000_003 + count)
+        self.study.sampler = self.sweep.sampler(seed=(self.sweep.seed * 1_000_003 + count) % 2**32)
         return self.study.ask()

@@ -59,10 +59,10 @@ def run_trials(shared: SharedStudy, *, trials: int, report: Callable[[], None]) 
                 _run(shared, trial)
         if trial is not None:
             report()
-        elif shared.is_running():
-            time.sleep(POLL_SECONDS)
-        else:
+        elif shared.is_finished():
             return
+        else:
+            time.sleep(POLL_SECONDS)
 
 
 def _run(shared: SharedStudy, trial: optuna.trial.Trial) -> None:

@@ -8,6 +8,11 @@ pytest.importorskip('optuna')
 
 from gpt_jax.sweep.definition import Sweep, Trial, load_sweep, to_arguments
 
+SWEEP = """from optuna import pruners, samplers
+from gpt_jax.sweep.definition import Sweep
+sweep = Sweep(config="x.py", suggest=print, {})
+"""
+
 
 def make_sweep(**fields) -> Sweep:
     return Sweep(config='configs/x.py', suggest=lambda trial: Trial(), **fields)
@@ -42,6 +47,13 @@ def test_the_shipped_sweep_loads():
         ('x = 1', 'must assign a gpt_jax.sweep.definition.Sweep'),
         ('1 / 0', 'ZeroDivisionError'),
         (None, 'is not a Python file'),
+        (SWEEP.format('trials=0'), 'sweep.trials=0 is not valid; give a number from 1 on'),
+        (SWEEP.format('direction="up"'), 'sweep.direction=.*give one of'),
+        (SWEEP.format('sampler=samplers.TPESampler()'), 'sweep.sampler=.*give a class'),
+        (SWEEP.format('sampler=samplers.GridSampler'), 'sweep.sampler=.*or a function of seed'),
+        (SWEEP.format('pruner=pruners.MedianPruner'), 'sweep.pruner=.*give an instance'),
+        (SWEEP.format('grid={"x": "abc"}'), 'sweep.grid=.*give a list of values'),
+        (SWEEP.format('rate=1'), 'TypeError: .*rate'),
     ],
 )
 def test_a_wrong_file_is_one_line(tmp_path, text, message):
