@@ -97,6 +97,10 @@ def _run(argv: Sequence[str]) -> int:
         raise UserError(f'--margin={flags.margin} must be above 0')
     if flags.target is not None and not math.isfinite(flags.target):
         raise UserError(f'--target={flags.target} must be a number')
+    if not flags.root:
+        raise UserError('--root needs a folder')
+    if flags.plot and not flags.plot.endswith('.png'):
+        raise UserError(f'--plot={flags.plot} must end in .png')
     runtime.allow_open_files()
     runtime.check_xla_flags()
     plans = plan_sides(

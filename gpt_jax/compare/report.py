@@ -50,7 +50,7 @@ def _format_sides(results: Results) -> str:
         )
         for name, reached in results.reached.items()
     ]
-    title = f'runs up to {results.metric.name} {results.target:.4f}, medians'
+    title = f'runs up to {results.metric.name} {_show(results.target, ".4f")}, medians'
     return format_columns(title, ('', 'last mean', 'steps', 'seconds', 'never reached it'), rows)
 
 

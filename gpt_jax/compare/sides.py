@@ -75,7 +75,7 @@ def plan_sides(
 
 def _parse_side(text: str, config: str) -> tuple[str, str, list[str]]:
     """Returns the name or '', the config file or folder, and the flags."""
-    name, rest = re.fullmatch(r'(?:([\w.-]+)=)?(.*)', text, re.DOTALL).groups('')
+    name, rest = re.fullmatch(r'(?:(\w[\w.-]*)=)?(.*)', text, re.DOTALL).groups('')
     try:
         words = shlex.split(rest)
     except ValueError as error:
@@ -94,6 +94,9 @@ def _plan_training(name: str, flags: list[str], *, seeds: int, folder: pathlib.P
     try:
         _, command = main.read_command([*flags, '--workdir', str(folder)])
         final = finalize(command.config, vocab_size=1)
+        finalize(dataclasses.replace(command.config, seed=final.seed + seeds - 1), vocab_size=1)
+        if 'jsonl' not in final.train.sinks or not final.eval.at_end:
+            raise UserError('needs jsonl in config.train.sinks, and config.eval.at_end')
     except UserError as error:
         raise UserError(f'side {name}: {error}') from error
     runs = []
@@ -106,6 +109,7 @@ def _plan_training(name: str, flags: list[str], *, seeds: int, folder: pathlib.P
 
 def _plan_finished(name: str, folder: pathlib.Path, *, seeds: int) -> Plan:
     """Finds the run in `folder`, or the runs in its subfolders."""
+    object_store.check_reachable(folder, key='side')
     workdirs = [folder]
     if not (folder / run.CONFIG).is_file():
         if object_store.is_remote(folder):
@@ -125,7 +129,7 @@ def _plan_finished(name: str, folder: pathlib.Path, *, seeds: int) -> Plan:
         found[config.seed] = PlannedRun(name, config.seed, workdir)
     if len(found) != seeds:
         raise UserError(
-            f'{folder} has {len(found)} seeds, not --seeds={seeds}; the number must be chosen '
-            f'before the results are seen: train the others, or say --seeds={len(found)}'
+            f'--seeds={seeds}, but {folder} has {len(found)}; the number must be chosen before the '
+            f'results are seen: train the others, or say --seeds={len(found)}'
         )
     return Plan(name, folder, [found[seed] for seed in sorted(found)], configs[workdirs[0]])

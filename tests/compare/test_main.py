@@ -189,7 +189,7 @@ def test_refusals(tmp_path, compare):
     write_runs(tmp_path / 'a')
     assert 'b is no config file (FILE.py) and no folder of runs' in compare('a', 'b')[1]
     write_runs(tmp_path / 'b', seeds=range(4))
-    assert 'b has 4 seeds, not --seeds=5' in compare('a', 'b')[1]
+    assert '--seeds=5, but b has 4' in compare('a', 'b')[1]
     write_runs(tmp_path / 'c', seeds=[0])
     write_runs(tmp_path / 'd', seeds=[1], learning_rate=2e-3)
     (tmp_path / 'd' / 'seed_1').rename(tmp_path / 'c' / 'seed_1')

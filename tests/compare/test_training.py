@@ -44,6 +44,9 @@ def test_plans_of_sides(tmp_path):
         ('b=--workdir=x', ': --workdir=x is not a --config.KEY=VALUE; remove it'),
         ('b=--config.sample.prompt="', 'No closing quotation'),
         ('a=--config.seed=3', 'two sides are called a; write NAME=…'),
+        ('b=--config.seed=4294967295', 'side b: config.seed=4294967296 must be'),
+        ('b=--config.train.sinks=tensorboard', 'side b: needs jsonl in config.train.sinks'),
+        ('..=', '..= is no config file'),
         ('b=learning_rate=3', 'learning_rate=3 is no config file'),
     ],
 )
@@ -62,6 +65,8 @@ def test_wrong_sides(tmp_path, text, message):
         (['a=', 'b=', '--config', TINY, '--seeds=0'], '--seeds=0 must be at least 1'),
         (['a=', 'b=', '--config', TINY, '--margin=nan'], '--margin=nan must be above 0'),
         (['a=', 'b=', '--config', TINY, '--target=inf'], '--target=inf must be a number'),
+        (['a=', 'b=', '--config', TINY, '--root='], '--root needs a folder'),
+        (['a=', 'b=', '--config', TINY, '--plot=a.svg'], '--plot=a.svg must end in .png'),
         (['a=', 'b=', '--config', TINY, '--sead=1'], 'unrecognized arguments: --sead=1'),
         (['a=', 'b=--config.data.split=tail:0.1', '--config', TINY], 'different config.data.split'),
         (['a=', 'b=--config.train.batch_size=4', '--config', TINY], 'config.eval.batch_size (8 an'),
