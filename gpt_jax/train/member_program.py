@@ -63,12 +63,8 @@ class MemberProgram:
         self._vectorized = backend != 'cpu' if vectorized is None else vectorized
         self._split = NamedSharding(self.mesh, PartitionSpec(MEMBER))
         self._whole = NamedSharding(self.mesh, PartitionSpec())
-        self._numbers = jax.device_put(
-            jax.tree.map(
-                lambda *each: jnp.stack(list(map(jnp.asarray, each))), *self._lay(numbers)
-            ),
-            self._split,
-        )
+        stacked = jax.tree.map(lambda *each: jnp.array(each), *self._lay(numbers))
+        self._numbers = jax.device_put(stacked, self._split)
         self.train_step = self._compile(make_train_step(program.step_parts))
         self.train_steps = self._compile(make_train_steps(program.step_parts))
 
