@@ -34,7 +34,7 @@ demo: $(VENV)/.runtime
 	  '  python -m gpt_jax.main --workdir runs/quickstart --mode generate \' \
 	  '      --prompt "import "' \
 	  '  python -m gpt_jax.main --workdir runs/quickstart --mode inspect \' \
-	  '      --prompt "def read(self):"' \
+	  '      --prompt "for name in names: print(name)"' \
 	  '  python -m gpt_jax.main --workdir runs/quickstart --mode evaluate' \
 	  '  python -m gpt_jax.main --config configs/quickstart.py --workdir runs/own \' \
 	  '      --config.data.corpus=text --config.data.source=YOUR_TEXT.txt \' \

@@ -38,7 +38,7 @@ from gpt_jax.evaluate import Evaluation
 from gpt_jax.inference.config import SampleConfig, finalize_sample
 from gpt_jax.inference.generate import Generation, Generator, Prompt, encode_prompt
 from gpt_jax.inspector import Edit, Inspection, Inspector
-from gpt_jax.inspector.inspector import Text, token_rows
+from gpt_jax.inspector.inspector import Text, check_ids
 from gpt_jax.model.config import AttentionKernel, ModelConfig, PositionKind
 from gpt_jax.model.gpt import abstract_params, init_params
 from gpt_jax.model.layer_stack import to_executed
@@ -138,10 +138,8 @@ class GPT:
         """
         model = self.config.model
         if not isinstance(tokens, jax.core.Tracer):
-            tokens = token_rows(tokens)
-            wrong = tokens[(tokens < 0) | (tokens >= model.vocab_size)]
-            if wrong.size:
-                raise UserError(f'token {wrong[0]} is not one of the {model.vocab_size} tokens')
+            instead = 'gpt.apply([gpt.tokenizer.encode(text)])'
+            tokens = check_ids(tokens, 'BL', model.vocab_size, instead=instead)
         if model.position == PositionKind.LEARNED and tokens.shape[1] > model.max_seq_len:
             raise UserError(
                 f'{tokens.shape[1]} tokens are more than the {model.max_seq_len} of max_seq_len'

@@ -28,6 +28,7 @@ from gpt_jax.config_tree import (
     whole,
 )
 from gpt_jax.data.config import DataConfig
+from gpt_jax.data.skipped import parse_skip_steps
 from gpt_jax.errors import UserError
 from gpt_jax.evaluate.tasks import check_names
 from gpt_jax.inference.config import SampleConfig, finalize_sample
@@ -63,6 +64,7 @@ class TrainConfig:
     clip_norm: float = finite(1.0)  # largest global gradient norm; 0: no clipping
     z_loss: float = finite(0.0)  # weight of log(Z)², which keeps the logits from drifting; 0: off
     max_bad_steps: int = count(10)  # consecutive non-finite steps that end the run
+    max_seconds: float = real(0.0, 0, 1e9)  # of training, which end the run; 0: off
     step_timeout: float = real(0.0, 0, 1e9)  # seconds without a step that end the run; 0: off
     loss_kernel: LossKernel = LossKernel.AUTO  # auto: the backend's fastest
     loss_chunk_bytes: int = whole(0, high=2**40)  # of float32 logits held at once; 0: by backend
@@ -131,6 +133,9 @@ def finalize(config: RunConfig, *, vocab_size: int, train_tokens: int = 0) -> Ru
     config.model.vocab_size = config.model.vocab_size or vocab_size
     finalize_model(config.model)
     _finalize_train(config, train_tokens)
+    # A flag gives a tuple of one string, in which commas separate entries.
+    config.data.skip_steps = _split(config.data.skip_steps)
+    parse_skip_steps(config.data.skip_steps)
     finalize_sample(config.sample)
     return freeze(config)
 
@@ -192,13 +197,17 @@ def _finalize_train(config: RunConfig, train_tokens: int) -> None:
 def _finalize_tasks(evaluation: EvalConfig, max_seq_len: int) -> None:
     """Rejects unknown tasks. Their data is checked at start-up."""
     # A flag gives a tuple of one string, in which commas separate names as in --tasks.
-    evaluation.tasks = tuple(name for text in evaluation.tasks for name in text.split(','))
+    evaluation.tasks = _split(evaluation.tasks)
     check_names(evaluation.tasks, key='config.eval.tasks')
     if evaluation.stride > max_seq_len:
         raise UserError(
             f'config.eval.stride={evaluation.stride} must be at most config.model.max_seq_len='
             f'{max_seq_len}, or tokens would be left out; 0 takes that'
         )
+
+
+def _split(texts: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(part for text in texts for part in text.split(','))
 
 
 # Configs that became a variant of another file; their old names load it.

@@ -256,13 +256,15 @@ def _from_json_dataclass(value: Any, kind: type, key: str) -> Any:
 
 
 def _from_json_item(item: Any, kind: type) -> Any:
-    """Converts one item of a tuple; a flag gives strings, also for numbers.
+    """Converts one item of a tuple; a flag gives strings for numbers, and the other way round.
 
     Raises:
         ValueError: the item has another type.
     """
     if isinstance(item, kind) and not isinstance(item, bool):
         return item
+    if kind is str and type(item) is int:
+        return str(item)
     if not isinstance(item, str):
         raise ValueError(f'{item!r} is not of type {kind.__name__}')
     return kind(item)

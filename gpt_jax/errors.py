@@ -1,4 +1,4 @@
-"""The one exception that means "the user can fix this"."""
+"""Errors that the user can fix."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
     `gpt_jax.main` prints it without a traceback and exits with status 2; library callers
     catch it like any exception.
     """
+
+
+class Diverged(UserError):
+    """An error of training: the weights, or the loss of several steps, are not finite."""

@@ -69,6 +69,25 @@ def atomic_file(path: str | os.PathLike, mode: str = 'wb') -> Iterator[IO]:
         raise cannot_write(path, error) from error
 
 
+def check_writable(path: str | os.PathLike, *, key: str) -> None:
+    """Rejects a file that cannot be written, before the work whose result it gets; writes nothing.
+
+    Raises:
+        UserError: the path is a folder, or its folder cannot be made or written.
+    """
+    if object_store.is_remote(path):
+        object_store.check_reachable(object_store.to_path(path, key=key), key=key)
+        return
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise UserError(f'{key}={path} is a folder; name a file')
+    above = next(each for each in path.absolute().parents if each.exists())
+    number = 0 if above.is_dir() else errno.ENOTDIR
+    number = number or (0 if os.access(above, os.W_OK | os.X_OK) else errno.EACCES)
+    if number:
+        raise cannot_write(path, OSError(number, os.strerror(number)))
+
+
 def swap(
     moves: Mapping[pathlib.Path, pathlib.Path],
     outdated: Sequence[pathlib.Path],

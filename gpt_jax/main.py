@@ -3,7 +3,8 @@
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import ModuleType
 
 import jax
 from absl import flags as absl_flags
@@ -99,6 +100,22 @@ def _main(argv: list[str], *, debug: bool) -> int:
     processes = {}
     for flag in cluster.FLAGS:
         argv, processes[flag] = _take(argv, flag)
+    mode, command = read_command(argv, processes=processes)
+    with peers.only_primary_prints():
+        status = mode.run(command)
+        sys.stdout.flush()  # notice here if the reader is gone
+    peers.leave(status)
+    return status
+
+
+def read_command(
+    argv: list[str], *, processes: Mapping[str, str] | None = None
+) -> tuple[ModuleType, Command]:
+    """Returns the mode of a command line and what it gets; joins the other processes of the run.
+
+    Raises:
+        UserError: an argument is wrong.
+    """
     argv, spec = _take(argv, 'config')
     argv, workdir = _take(argv, 'workdir')
     argv, name = _take(argv, 'mode')
@@ -121,23 +138,18 @@ def _main(argv: list[str], *, debug: bool) -> int:
     argv, chosen = _choose(config, argv)
     _parse(flags, config, argv)
     overrides = chosen | dict(config_flags.get_override_values(flags['config']))
-    runtime.join(processes, flags.config.runtime)
+    runtime.join(processes or {}, flags.config.runtime)
     if flags.config.train.init_from and name != 'import_weights':
         fresh = 'fresh' in flags and flags.fresh
         pretrained.adopt_run(flags.config, folder, overrides, fresh=fresh)
-    with peers.only_primary_prints():
-        status = mode.run(
-            Command(
-                flags=flags,
-                config=flags.config,
-                workdir=folder,
-                overrides=overrides,
-                evaluators=evaluators,
-            )
-        )
-        sys.stdout.flush()  # notice here if the reader is gone
-    peers.leave(status)
-    return status
+    command = Command(
+        flags=flags,
+        config=flags.config,
+        workdir=folder,
+        overrides=overrides,
+        evaluators=evaluators,
+    )
+    return mode, command
 
 
 def _help(argv: list[str]) -> str:

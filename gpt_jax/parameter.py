@@ -8,7 +8,7 @@ import enum
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 from flax import linen as nn
@@ -29,6 +29,13 @@ class Role(enum.StrEnum):
     BALANCE = 'balance'  # moves by a fixed step against the sign of its gradient
 
 
+class Growth(NamedTuple):
+    """A weight's fan-in and fan-out, divided by those of the base model of μP."""
+
+    inputs: float = 1.0
+    outputs: float = 1.0
+
+
 class Parameter(nn.LogicallyPartitioned):
     """A boxed parameter: flax's box with the names of its logical axes, and its declaration."""
 
@@ -38,6 +45,7 @@ class Parameter(nn.LogicallyPartitioned):
     active: float = struct.field(default=1.0, pytree_node=False)  # share that a token uses
     step: float = struct.field(default=0.0, pytree_node=False)  # by which BALANCE moves
     std: float = struct.field(default=0.0, pytree_node=False)  # of normal initial values; 0: others
+    growth: Growth = struct.field(default=Growth(), pytree_node=False)
 
     @property
     def is_stacked(self) -> bool:
@@ -50,6 +58,13 @@ class Parameter(nn.LogicallyPartitioned):
         return next(
             i for i, name in enumerate([*self.names, None]) if name not in (LAYERS, EXPERTS)
         )
+
+    @property
+    def fans(self) -> tuple[int, int]:
+        """The fan-in and the fan-out; a table that is looked up has no inputs."""
+        first, shape = self.batch_axes, self.value.shape
+        split = first + self.inputs
+        return math.prod(shape[first:split]), math.prod(shape[split:])
 
 
 def declare(

@@ -146,6 +146,8 @@ def save_run(run: Run, *, overrides: dict[str, Any], origin: Any = None) -> None
     with _local_folder(run.workdir / TOKENIZER) as folder:
         run.tokenizer.save(folder)
     provenance = {'command': sys.argv, 'overrides': overrides, 'git_commit': git_commit()}
+    devices = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
+    provenance['environment'] = {'devices': devices, **consistency.code_facts()}
     if origin:
         provenance['init_from'] = origin
     files.write_json(run.workdir / PROVENANCE, provenance)

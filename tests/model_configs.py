@@ -107,6 +107,13 @@ SINGLE = {
     'parallel_residual, output norms': dict(parallel_residual='two_norms', norm_placement='output'),
     'norm_zero_centered': dict(norm_zero_centered=True),
     'scale_embedding': dict(scale_embedding=True),
+    'mup': dict(
+        parametrization='mup',
+        base=dict(d_model=16, num_heads=4),
+        attention=LATENT,
+        tie_embeddings=False,
+        scale_embedding=True,
+    ),
     'bfloat16': dict(compute_dtype='bfloat16'),
 }
 

@@ -5,6 +5,7 @@ its own environment, devices, signals and end; only its imports were made before
 before JAX has a backend, so there is nothing in it that does not survive a fork.
 """
 
+import importlib
 import json
 import os
 import pathlib
@@ -23,13 +24,17 @@ _templates: list[socket.socket] = []  # one, from the first command on
 
 
 class Command:
-    """`python -m gpt_jax.main` with arguments: the part of `subprocess.Popen` that tests use."""
+    """`python -m gpt_jax.main` with arguments: the part of `subprocess.Popen` that tests use.
+
+    `module` is another one whose `main` takes the arguments.
+    """
 
     def __init__(
         self,
         *arguments: str,
         environment: dict[str, str] | None = None,
         stderr: int = subprocess.STDOUT,
+        module: str = 'gpt_jax.main',
     ):
         """The input is empty. With `stderr=PIPE` errors come after the output, not in its lines."""
         if not _templates:
@@ -38,11 +43,11 @@ class Command:
         self._files = [tempfile.TemporaryFile('w+') for _ in range(2)]  # noqa: SIM115
         stdout, errors = (file.fileno() for file in self._files)
         environment = dict(os.environ) if environment is None else environment
-        request = json.dumps({'arguments': arguments, 'environment': environment}) + '\n'
+        request = {'module': module, 'arguments': arguments, 'environment': environment}
         control, theirs = socket.socketpair()
         with control, theirs:
             given = [stdout, stdout if stderr == subprocess.STDOUT else errors, theirs.fileno()]
-            socket.send_fds(_templates[0], [request.encode()], given)
+            socket.send_fds(_templates[0], [json.dumps(request).encode() + b'\n'], given)
             self._control = control.makefile('r')
         self.pid = int(self._control.readline())
         self.returncode: int | None = None
@@ -132,8 +137,8 @@ def _fork_for_each(requests: socket.socket) -> dict:
     return json.loads(message)
 
 
-def _become(request: dict) -> list[str]:
-    """Makes this process one that was started with the request's environment; its arguments."""
+def _become(request: dict) -> None:
+    """Makes this process one that was started with the request's environment and arguments."""
     for name, value in request['environment'].items():
         if name.startswith('JAX_') and value != os.environ.get(name):  # read when imported
             jax.config.update(name.lower(), value)
@@ -142,7 +147,7 @@ def _become(request: dict) -> list[str]:
     unbuffered = bool(os.environ.get('PYTHONUNBUFFERED'))
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(write_through=unbuffered or stream is sys.stderr)
-    return request['arguments']
+    sys.argv[1:] = request['arguments']
 
 
 def _keep_programs_of_every_process() -> None:
@@ -160,11 +165,10 @@ if __name__ == '__main__':
     import jax
     from jax._src import compiler
 
-    from gpt_jax.main import main
     from gpt_jax.telemetry import streams
 
     _keep_programs_of_every_process()
-    arguments = _become(_fork_for_each(socket.socket(fileno=int(sys.argv[1]))))
-    sys.argv[1:] = arguments
+    request = _fork_for_each(socket.socket(fileno=int(sys.argv[1])))
+    _become(request)
     streams.protect()
-    sys.exit(main(arguments))
+    sys.exit(importlib.import_module(request['module']).main(sys.argv[1:]))

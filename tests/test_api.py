@@ -456,7 +456,7 @@ ROWS = {
     'texts': (['hello'], 'not text'),
     'numbers': ([[0.5]], 'float64'),
     'ragged': ([[1, 2], [3]], 'differ in length'),
-    'nothing': ([[]], 'float64'),
+    'nothing': ([[]], 'no tokens'),
     'an object': (None, 'object'),
 }
 

@@ -4,10 +4,12 @@ import io
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from gpt_jax import GPT
@@ -54,7 +56,9 @@ def test_train_leaves_what_scripts_rely_on(trained):
     assert config['optimizer']['_type'] == 'AdamW'
     assert config['model']['d_ff'] == 128
     provenance = json.loads((trained / 'provenance.json').read_text())
-    assert set(provenance) == {'command', 'overrides', 'git_commit'}
+    assert set(provenance) == {'command', 'overrides', 'git_commit', 'environment'}
+    assert re.fullmatch(r'\d+ x cpu', provenance['environment']['devices'])
+    assert provenance['environment']['jax'] == jax.__version__
     assert list((trained / 'tensorboard').iterdir())
     first, last = (row['train/loss'] for row in (table[0], table[-2]))
     assert last < first

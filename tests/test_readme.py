@@ -18,6 +18,7 @@ import sys
 import pytest
 
 from gpt_jax import object_store, pretrained, run
+from gpt_jax.compare.__main__ import main as compare
 from gpt_jax.config import RunConfig
 from gpt_jax.main import main
 from gpt_jax.modes import MODES
@@ -33,8 +34,12 @@ PAGES = [
     'docs/generation.md',
     'docs/weights.md',
     'docs/evaluation.md',
+    'docs/report.md',
+    'docs/sweeps.md',
+    'docs/compare.md',
     'docs/inspect.md',
     'docs/induction.md',
+    'docs/mup.md',
     'docs/speed.md',
     'docs/scale.md',
     'docs/faults.md',
@@ -47,7 +52,7 @@ FENCE = re.compile(
     r'```(?P<language>\w*)\n(?P<text>.*?)^```$',
     re.MULTILINE | re.DOTALL,
 )
-COMMAND = 'python -m gpt_jax.main '
+COMMANDS = {'python -m gpt_jax.main ': main, 'python -m gpt_jax.compare ': compare}
 MAX_WORDS = 1300
 
 
@@ -68,7 +73,7 @@ class Block:
         if prefix is None:
             return []
         lines = self.text.replace('\\\n', ' ').splitlines()
-        found = [line for line in lines if line.startswith(prefix + COMMAND)]
+        found = [line for line in lines if line.startswith(tuple(prefix + x for x in COMMANDS))]
         return [line.removeprefix(prefix) for line in found]
 
 
@@ -151,12 +156,20 @@ def test_commands_that_are_not_run_have_flags_that_exist(monkeypatch, capsys):
     commands = [command for block in BLOCKS if block.note for command in block.commands]
     assert commands
     for command in commands:
-        status = main(shlex.split(command)[3:])
+        status = start(command)
         assert status == 0, f'{command}\n{capsys.readouterr().err}'
+
+
+def start(command: str, *flags: str) -> int:
+    """Runs a command of gpt_jax with more flags; returns its status."""
+    entry = next(each for prefix, each in COMMANDS.items() if command.startswith(prefix))
+    return entry([*shlex.split(command)[3:], *flags])
 
 
 def tiny(command: str) -> list[str]:
     """Returns overrides that make a command short; they change no more than they must."""
+    if 'gpt_jax.compare' in command and '.py' not in command:
+        return ['--seeds=2']  # of finished runs
     flags = [
         *('--config.train.num_steps=2', '--config.train.num_epochs=0'),
         *('--config.train.batch_size=8', '--config.eval.batch_size=8', '--config.eval.batches=1'),
@@ -171,10 +184,13 @@ def tiny(command: str) -> list[str]:
         flags += ['--config.data.split=tail:0.2']
     if '--local_pod' not in command:
         flags += ['--config.mesh.data=1']
+    if 'gpt_jax.compare' in command:
+        flags += ['--seeds=2']
     flags += {
         'generate': ['--max_new_tokens=4'],
         'benchmark': ['--benchmark_groups=1', '--benchmark_steps=1', '--benchmark_warmup=1']
         + ['--profile_steps=1', '--decode_prompt=4', '--decode_tokens=4'],
+        'replay': ['--step=1'],
         'doctor': ['--doctor_megabytes=1'],
     }.get(mode, [])
     return flags
@@ -220,16 +236,15 @@ def run_shell(block: Block, done: set[tuple[str, ...]], capsys) -> str:
     rest = block.text.replace('\\\n', ' ') if block.language == 'bash' else ''
     for command in block.commands:
         rest = rest.replace(command, '')
-        words = shlex.split(command)[3:]
         shown = re.findall(r'^error: .*$', block.text, re.MULTILINE)
         if shown:
-            assert main(words) == 2, command
+            assert start(command) == 2, command
             assert capsys.readouterr().err.strip() == shown[0]
-        elif tuple(words) not in done:
-            status = main([*words, *tiny(command)])
+        elif tuple(shlex.split(command)) not in done:
+            status = start(command, *tiny(command))
             output = capsys.readouterr()
             assert status == 0, f'{block.page}: {command}\n{output.out}{output.err}'
-            done.add(tuple(words))
+            done.add(tuple(shlex.split(command)))
             print(output.out)
     if rest.strip():
         subprocess.run(['bash', '-e', '-c', rest], check=True, capture_output=True)

@@ -9,6 +9,7 @@ from gpt_jax.config_tree import file_path, positive, whole
 NOT_CONTENT = frozenset(
     {'source', 'chat_template', 'sha256'}  # the corpus hashes what they name
     | {'cache_dir', 'weight', 'mixture', 'segment_ids', 'num_threads', 'prefetch_batches'}
+    | {'skip_steps'}
 )
 
 
@@ -28,6 +29,7 @@ class DataConfig:
     weight: float = positive(1.0)  # weight of this corpus if `mixture` adds others
     mixture: tuple[str, ...] = file_path(())  # further prepared folders, each 'FOLDER=WEIGHT'
     segment_ids: bool = False  # mark documents, so that attention does not cross them
+    skip_steps: tuple[str, ...] = ()  # steps whose batches are left out: 1200-1210,1300
     num_threads: int = whole(1, high=1024)  # threads that read ahead; 0: no reading ahead
     prefetch_batches: int = whole(4, high=65_536)  # batches read ahead
 

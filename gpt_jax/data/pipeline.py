@@ -1,4 +1,4 @@
-"""Batches of windows: the batch at step t is a pure function of (seed, t) and the data.
+"""Batches of windows: the batch at step t is a pure function of (seed, t, skipped) and the data.
 
 Training cuts each source into windows of seq_len + 1 tokens, seq_len apart. Each epoch cuts at a
 new random phase and shuffles the windows. The window at index i, the batch at step t and the rows
@@ -7,7 +7,7 @@ the same for any number of processes and threads.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from gpt_jax.data.mixture import ENDLESS, Selection, Source
 from gpt_jax.data.shard_manifest import hash_of
 from gpt_jax.data.shards import Shards
+from gpt_jax.data.skipped import NOTHING_SKIPPED, BatchOrder
 from gpt_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -25,21 +26,24 @@ class TrainPipeline:
 
     Attributes:
       identity: everything that determines the batches, as JSON; compare it when resuming.
+      order: decides which of them each step takes.
       windows_per_epoch: one number per source.
     """
 
     def __init__(
         self,
         dataset: Any,
+        places: Any,
         *,
         identity: dict[str, Any],
+        order: BatchOrder,
         windows_per_epoch: list[int],
         num_threads: int,
         prefetch_batches: int,
     ):
-        self._dataset = dataset  # a grain.MapDataset of batches
+        self._dataset, self._places = dataset, places  # grain.MapDatasets, by step
         self._num_threads, self._prefetch_batches = num_threads, prefetch_batches
-        self.identity = identity
+        self.identity, self.order = identity, order
         self.windows_per_epoch = windows_per_epoch
 
     def batch_at(self, step: int) -> Batch:
@@ -49,6 +53,14 @@ class TrainPipeline:
         is 0 where such a token is the target.
         """
         return self._dataset[step]
+
+    def places_at(self, step: int) -> Batch:
+        """Returns where the rows of `batch_at(step)` lie in the text.
+
+        Each row has the number of its `source`, the position of its first token there (`start`),
+        and the document of each token, counted from 1 (`documents` [rows, seq_len + 1]).
+        """
+        return self._places[step]
 
     def batches(self, start_step: int = 0) -> Iterator[Batch]:
         """Yields the batches of start_step, start_step + 1, … endlessly; threads read ahead."""
@@ -75,6 +87,7 @@ def make_train_pipeline(
     process_index: int = 0,
     process_count: int = 1,
     segment_ids: bool = False,
+    order: BatchOrder = NOTHING_SKIPPED,
     num_threads: int = 1,
     prefetch_batches: int = 4,
 ) -> TrainPipeline:
@@ -88,6 +101,7 @@ def make_train_pipeline(
       process_index: selects the rows [index, index + 1) * batch_size / count.
       process_count: processes that share a global batch.
       segment_ids: also return the document of every token, counted from 1 in each window.
+      order: leaves some batches out.
       num_threads: threads that read ahead; 0: no reading ahead.
       prefetch_batches: number of batches to read ahead.
 
@@ -113,20 +127,27 @@ def make_train_pipeline(
         )
         for number, source in enumerate(sources)
     ]
-    datasets = [
-        grain.MapDataset.range(each.per_epoch)
-        .shuffle(seed=each.shuffle_seed)
-        .repeat(ENDLESS // each.per_epoch)
-        .map_with_index(each.read)
-        for each in windows
-    ]
     weights = [source.weight for source in sources]
-    dataset = datasets[0]
-    if len(datasets) > 1:
-        dataset = grain.MapDataset.select_from_datasets(datasets, Selection(weights))
-    rows = dataset.batch(batch_size // process_count)
+
+    def by_step(functions: Sequence[Callable[[int, int], Batch]]) -> Any:
+        """Returns the dataset of batches whose rows a function of each source reads."""
+        datasets = [
+            grain.MapDataset.range(each.per_epoch)
+            .shuffle(seed=each.shuffle_seed)
+            .repeat(ENDLESS // each.per_epoch)
+            .map_with_index(read)
+            for each, read in zip(windows, functions, strict=True)
+        ]
+        dataset = datasets[0]
+        if len(datasets) > 1:
+            dataset = grain.MapDataset.select_from_datasets(datasets, Selection(weights))
+        rows = dataset.batch(batch_size // process_count)
+        rows = rows.slice(slice(process_index, None, process_count))
+        return grain.MapDataset.select_from_datasets([rows], order) if order.skipped else rows
+
     return TrainPipeline(
-        rows.slice(slice(process_index, None, process_count)),
+        by_step([each.read for each in windows]),
+        by_step([each.place for each in windows]),
         identity={
             'sources': [
                 {'fingerprint': source.shards.fingerprint, 'weight': source.weight}
@@ -137,6 +158,7 @@ def make_train_pipeline(
             'seed': seed,
             'segment_ids': segment_ids,
         },
+        order=order,
         windows_per_epoch=[each.per_epoch for each in windows],
         num_threads=num_threads,
         prefetch_batches=prefetch_batches,
@@ -168,7 +190,7 @@ class _Windows:
                 f'{seq_len + 1}; lower config.model.max_seq_len or give more text with '
                 'config.data.source'
             )
-        self._shards, self._seq_len = shards, seq_len
+        self._shards, self._seq_len, self._number = shards, seq_len, number
         self._segment_ids, self._loss_mask = segment_ids, loss_mask
         self._last_start = targets - seq_len
         self.per_epoch = 1 + -(-(targets - 1) // seq_len)
@@ -184,15 +206,25 @@ class _Windows:
 
     def read(self, index: int, window: int) -> Batch:
         """Reads window number `window` of the epoch that contains `index`."""
-        start = self.phase(index // self.per_epoch) + (window - 1) * self._seq_len
-        start = min(max(start, 0), self._last_start)
-        stop = start + self._seq_len + 1
+        start, stop = self._span(index, window)
         example = {'tokens': self._shards.read(start, stop)}
         if self._segment_ids:
             example['segment_ids'] = self._shards.segment_ids(start, stop)
         if self._loss_mask:
             example['loss_mask'] = self._shards.loss_mask(start + 1, stop)
         return example
+
+    def place(self, index: int, window: int) -> Batch:
+        """Returns where `read(index, window)` reads; see `TrainPipeline.places_at`."""
+        start, stop = self._span(index, window)
+        documents = self._shards.segment_ids(start, stop)
+        return {'source': self._number, 'start': start, 'documents': documents}
+
+    def _span(self, index: int, window: int) -> tuple[int, int]:
+        """Returns the first position of a window and the one after its last."""
+        start = self.phase(index // self.per_epoch) + (window - 1) * self._seq_len
+        start = min(max(start, 0), self._last_start)
+        return start, start + self._seq_len + 1
 
 
 def eval_batches(

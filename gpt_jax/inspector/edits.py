@@ -25,12 +25,15 @@ class Edit:
         """Returns the names of the points that are changed: one, or that of every layer named.
 
         Raises:
-            UserError: the model has no such point.
+            UserError: the model has no such point, or no such layers.
         """
         name = resolve(self.point)
-        if name in points and 'layer' not in self.where:
+        chosen = self.where.get('layer', slice(None))
+        if name in points:
+            if 'layer' in self.where:
+                raise UserError(f'{self.point} is one point; leave out layer={chosen!r}')
             return [name]
-        chosen = self.where.get('layer', range(layers))
+        chosen = range(layers)[chosen] if isinstance(chosen, slice) else chosen
         numbers = check_index('layer', chosen, layers)
         names = [resolve(self.point, number) for number in np.atleast_1d(numbers).tolist()]
         return [check_point(each, points, layers=layers) for each in names]
@@ -75,6 +78,8 @@ class Edit:
     def _value(self, name: str, point: Point) -> np.ndarray:
         value = self.value[name] if isinstance(self.value, Inspection) else self.value
         value = value.values if isinstance(value, NamedArray) else np.asarray(value)
+        if value.dtype.kind not in 'biuf':
+            raise UserError(f'the value for {name} must be numbers, and not {self.value!r}')
         if isinstance(self.value, Inspection):
             fits = value.shape == point.shape
         else:

@@ -14,6 +14,7 @@ from gpt_jax.inspector.explain_layer import layer_steps, norm_step
 from gpt_jax.inspector.inspector import Inspector, Text
 from gpt_jax.inspector.walk import Check, Step, Walk, number, quoted, shape, table, vector
 from gpt_jax.model.gpt import GPT, Period, Table
+from gpt_jax.model.parametrization import embedding_multiplier, output_multiplier
 from gpt_jax.model.position import POSITIONS
 
 WIDTH = 80
@@ -124,8 +125,8 @@ def _tokens(walk: Walk, text: Text) -> Step:
 def _embedding(walk: Walk) -> Step:
     c, token_id, x = walk.config, walk.values.tokens[walk.token], walk.at('embedding')
     row = np.asarray(walk.params['embedding']['table'][token_id], np.float32)
-    factor = c.d_model**0.5 if c.scale_embedding else 1.0
-    times = f' * √{c.d_model}' if c.scale_embedding else ''
+    factor = embedding_multiplier(c)
+    times = f' * √{factor**2:.0f}' if c.scale_embedding else ''
     return Step(
         'Embedding',
         'Every token of the vocabulary has a learned row; training moves similar tokens together.',
@@ -237,6 +238,8 @@ def _logits(walk: Walk) -> Step:
     module = 'embedding' if c.tie_embeddings else 'output'
     row = np.asarray(walk.params[module]['table'][best], np.float32)
     found, text = float(row @ x), f'x · {module}[{best}]'
+    if (multiplier := output_multiplier(c)) != 1:
+        found, text = multiplier * found, f'{number(multiplier)} * {text}'
     if c.output_soft_cap:
         cap = c.output_soft_cap
         found, text = cap * np.tanh(found / cap), f'{cap} * tanh({text} / {cap})'

@@ -1,7 +1,7 @@
 """The forward pass whose points are read and changed."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gpt_jax.config_tree import freeze
 from gpt_jax.inspector.points import apply_unrolled, visiting
+from gpt_jax.model.block import Block
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.model.gpt import GPT
 
@@ -37,6 +38,14 @@ class Change:
 Changes = Mapping[str, Sequence[Change]]  # of points, by name; in order
 
 
+@flax.struct.dataclass
+class Start:
+    """The first layer of a forward pass, and the residual stream before it."""
+
+    layer: Int[Array, ''] | int
+    residual: Float[Array, 'L D']
+
+
 def forward(
     config: ModelConfig,
     params: Any,
@@ -45,6 +54,7 @@ def forward(
     *,
     points: frozenset[str] | None = None,
     last: bool = False,
+    start: Start | None = None,
 ) -> dict[str, jax.Array]:
     """Runs the model, changes points and returns the values of points, after the changes.
 
@@ -58,6 +68,8 @@ def forward(
       changes: by name of the point.
       points: those to return; None: all.
       last: compute the logits of the last position alone; all take a third of GPT-2 124M's FLOPs.
+      start: skip the layers before it, which costs no compilation for another layer; `points` must
+        then be outside the layers.
     """
     changes, captured = changes or {}, {}
 
@@ -70,8 +82,27 @@ def forward(
         return x
 
     method = _last_logits if last else None
-    apply_unrolled(config, params, tokens_BL, visiting(visit), method=method)
+    interceptor = visiting(visit)
+    if start is not None:
+        interceptor = _starting(start, interceptor)
+    apply_unrolled(config, params, tokens_BL, interceptor, method=method)
     return captured
+
+
+def _starting(start: Start, interceptor: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns an interceptor that skips the layers before a start, and calls another inside."""
+
+    def skip(next_function, args, kwargs, context):
+        if not isinstance(context.module, Block) or context.method_name != '__call__':
+            return interceptor(next_function, args, kwargs, context)
+        x, *rest = args
+        layer = int(context.module.name.removeprefix('layer_'))
+        if layer == 0:
+            x = jnp.broadcast_to(jnp.asarray(start.residual, x.dtype), x.shape)
+        run = lambda x: next_function(x, *rest, **kwargs)[0]  # noqa: E731
+        return jax.lax.cond(layer >= start.layer, run, lambda x: x, x), None
+
+    return skip
 
 
 def _last_logits(model: GPT, tokens_BL: Int[Array, 'B L']) -> Float[Array, 'B 1 V']:

@@ -104,15 +104,9 @@ class Inspector:
         Raises:
             UserError: it is empty or longer than the context, or an id is out of range.
         """
-        if isinstance(text, str):
-            ids = encode_prompt(self.tokenizer, text)
-        else:
-            ids = [int(each) for each in text]
-        if not ids:
-            raise UserError('there are no tokens to inspect; give a text')
-        wrong = [each for each in ids if not 0 <= each < self.config.vocab_size]
-        if wrong:
-            raise UserError(f'token {wrong[0]} is not one of the {self.config.vocab_size} tokens')
+        ids = encode_prompt(self.tokenizer, text) if isinstance(text, str) else text
+        instead = 'a text, or gpt.tokenizer.encode(text)'
+        ids = check_ids(ids, 'L', self.config.vocab_size, instead=instead).tolist()
         if len(ids) > self.config.max_seq_len:
             raise UserError(
                 f'the text has {len(ids)} tokens, and the context of the model '
@@ -125,15 +119,7 @@ class Inspector:
 
         Ids that only pad the vocabulary have their number in brackets.
         """
-        return tuple(
-            self._token_text(each) if each < self.tokenizer.vocab_size else f'[{each}]'
-            for each in map(int, ids)
-        )
-
-    def _token_text(self, token: int) -> str:
-        """Returns the text that a token adds to another: some tokenizers drop a first space."""
-        once, twice = (self.tokenizer.decode([token] * count) for count in (1, 2))
-        return twice[len(once) :] if twice.startswith(once) else once
+        return token_texts(self.tokenizer, ids)
 
     def _expand(self, points: Iterable[str], known: dict[str, Point]) -> list[str]:
         """Returns the names of points of every layer for those without one."""
@@ -150,6 +136,8 @@ class Inspector:
         self, ids: list[int], edits: Sequence[Edit], known: dict[str, Point]
     ) -> dict[str, list[Change]]:
         layers = self.config.num_layers
+        if not isinstance(edits, Sequence) or not all(isinstance(each, Edit) for each in edits):
+            raise UserError('edits must be a list, such as [zero("attention.heads", layer=0)]')
         averaged = [
             name
             for each in edits
@@ -175,16 +163,45 @@ class Inspector:
         return Inspection(tuple(ids), self.token_texts(ids), arrays, known, self.config.num_layers)
 
 
-def token_rows(tokens: Any) -> np.ndarray:
-    """Returns rows of ids as an array [B, L]. Raises UserError for anything else."""
+def check_ids(tokens: Any, axes: str, vocab_size: int, *, instead: str) -> np.ndarray:
+    """Returns ids as an array of integers.
+
+    Args:
+      tokens: from the user.
+      axes: 'L', or 'BL' for rows.
+      vocab_size: number of ids.
+      instead: what to give if they are wrong, for the error.
+
+    Raises:
+        UserError: there are none, they are not integers with these axes, or one is not in the
+            vocabulary.
+    """
     try:
-        rows = np.asarray(tokens)
+        ids = np.asarray(tokens)
     except ValueError:
         raise UserError('the rows of tokens differ in length; give rows of the same') from None
-    if rows.dtype.kind not in 'iu' or rows.ndim != 2:
-        given = 'text' if rows.dtype.kind in 'US' else f'{rows.dtype} of shape {rows.shape}'
+    if ids.size == 0:
+        raise UserError(f'there are no tokens; give {instead}')
+    if ids.dtype.kind not in 'iu' or ids.ndim != len(axes):
+        given = 'text' if ids.dtype.kind in 'US' else f'{ids.dtype} of shape {ids.shape}'
+        shape = ', '.join(axes)
         raise UserError(
-            f'tokens must be rows of ids, integers of shape [B, L], and not {given}; give '
-            f'gpt.apply([gpt.tokenizer.encode(text)])'
+            f'tokens must be integers of shape [{shape}], and not {given}; give {instead}'
         )
-    return rows
+    wrong = ids[(ids < 0) | (ids >= vocab_size)]
+    if wrong.size:
+        raise UserError(f'token {wrong[0]} is not one of the {vocab_size} tokens')
+    return ids
+
+
+def token_texts(tokenizer: Tokenizer, ids: Iterable[int]) -> tuple[str, ...]:
+    """Returns the text of each token by itself; see `Inspector.token_texts`."""
+
+    def text(token: int) -> str:
+        """Returns the text that a token adds to another: some tokenizers drop a first space."""
+        once, twice = (tokenizer.decode([token] * count) for count in (1, 2))
+        return twice[len(once) :] if twice.startswith(once) else once
+
+    return tuple(
+        text(each) if each < tokenizer.vocab_size else f'[{each}]' for each in map(int, ids)
+    )

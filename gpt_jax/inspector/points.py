@@ -75,7 +75,12 @@ def resolve(point: str, layer: int | None = None) -> str:
     """Returns our name of a point, which may be TransformerLens'; `layer` completes a short one.
 
     `attention.weights` of layer 3 is `blocks.3.attention.weights`.
+
+    Raises:
+        UserError: it is no text.
     """
+    if not isinstance(point, str):
+        raise UserError(f'a point must be a name, such as attention.weights, and not {point!r}')
     match = re.fullmatch(r'blocks\.(\d+)\.(.+)', point)
     number, rest = (match[1], match[2]) if match else (layer, point)
     rest = _OURS.get(rest, rest)
@@ -95,6 +100,8 @@ def check_point(name: str, known: dict[str, Point], *, layers: int) -> str:
         raise UserError(f'point {name}: the model has layers 0 to {layers - 1}')
     short = sorted({re.sub(r'^blocks\.\d+\.', '', each) for each in known})
     candidates = list(known) if match else short
+    theirs = {each: TRANSFORMER_LENS[each] for each in short if each in TRANSFORMER_LENS}
+    candidates += [f'blocks.{match[1]}.{each}' if match else each for each in theirs.values()]
     near = difflib.get_close_matches(name, candidates, n=1, cutoff=0.3)
     hint = f'did you mean {near[0]}?' if near else f'there are {", ".join(short)}'
     raise UserError(f'the model has no point {name!r}; {hint}')

@@ -4,7 +4,8 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 
-from gpt_jax import files
+from gpt_jax import page
+from gpt_jax.config_tree import suggest
 from gpt_jax.errors import UserError
 from gpt_jax.inspector.analyses import ANALYSES, Analysis, ShowProgress
 from gpt_jax.inspector.analyses.base import QUIET
@@ -33,12 +34,10 @@ class Survey:
         Raises:
             UserError: the file cannot be written.
         """
-        page = render(
+        html = render(
             [*self.analyses.values()], subtitle=subtitle or self.subtitle, skipped=self.skipped
-        ).encode()
-        with files.atomic_file(path) as file:
-            file.write(page)
-        return len(page)
+        )
+        return page.save(html, path)
 
     def _repr_html_(self) -> str:
         return frame([*self.analyses.values()], height=800)
@@ -62,8 +61,9 @@ def survey(
       progress: the display of those that run the model many times.
 
     Raises:
-        UserError: the text is empty or too long, or none of the analyses applies.
+        UserError: the text is empty or too long, an analysis does not exist, or none applies.
     """
+    check_names(names, key='names')
     inspection = inspector.inspect(text)
     found, skipped = {}, []
     for name in names:
@@ -80,6 +80,13 @@ def survey(
     if not found:
         raise UserError('; '.join(skipped) or f'{COMPARING} needs a second text (against)')
     return Survey(found, skipped, describe(inspector.config))
+
+
+def check_names(names: Sequence[str], *, key: str) -> None:
+    """Raises UserError if one is not the name of an analysis."""
+    for name in names:
+        if name not in ANALYSES:
+            raise UserError(f'{key}={name} is not one; {suggest(name, [*ANALYSES])}')
 
 
 def describe(config: ModelConfig) -> str:

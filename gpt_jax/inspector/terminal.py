@@ -60,12 +60,12 @@ def _coloured(losses: Analysis) -> RenderableType:
     worst = max((value for value in values if np.isfinite(value)), default=0) or 1
     line = Text()
     for text, value in zip(losses.texts, values, strict=True):
-        line.append(visible(text), _shade(value / worst))
+        line.append(visible(text), shade(value / worst))
         line.append(' ')
     return line
 
 
-def _shade(part: float) -> Style:
+def shade(part: float) -> Style:
     """Returns the style of a loss that is this part of the largest; 0 is pale, 1 deep orange."""
     if not np.isfinite(part):
         return Style(dim=True)
@@ -93,7 +93,7 @@ def _losses(losses: Analysis, width: int) -> Table:
             continue
         table.add_row(
             str(position),
-            Text(_cut(visible(text)), _shade(values[position - 1] / worst)),
+            Text(_cut(visible(text)), shade(values[position - 1] / worst)),
             f'{values[position - 1]:.2f}',
             f'{losses.probability.values[position - 1]:.1%}',
             str(losses.rank.values[position - 1]),

@@ -19,6 +19,7 @@ from gpt_jax.model.mlp import MLP, Dense
 from gpt_jax.model.options import (
     VOCAB_MULTIPLE,
     AttentionKernel,
+    BaseConfig,
     CommonConfig,
     DropoutConfig,
     DType,
@@ -32,6 +33,7 @@ from gpt_jax.model.options import (
     NormKind,
     NormPlacement,
     ParallelResidual,
+    Parametrization,
     PositionKind,
     PrecisionConfig,
     QKNorm,
@@ -39,10 +41,12 @@ from gpt_jax.model.options import (
     RopeConfig,
     ScanLayers,
 )
+from gpt_jax.model.parametrization import base_model, is_mup
 from gpt_jax.moved_keys import accepts_moved_keys
 
 __all__ = [
     'AttentionKernel',
+    'BaseConfig',
     'CommonConfig',
     'DType',
     'DropoutConfig',
@@ -58,6 +62,7 @@ __all__ = [
     'NormKind',
     'NormPlacement',
     'ParallelResidual',
+    'Parametrization',
     'PositionKind',
     'PrecisionConfig',
     'QKNorm',
@@ -161,6 +166,11 @@ def finalize_model(config: ModelConfig) -> None:
     """
     c, key = config, 'config.model.'
     check_domains(c, 'config.model')
+    if is_mup(c) and not c.base.d_model:
+        raise UserError(
+            f'{key}parametrization=mup needs {key}base.d_model, the width at which the learning '
+            f'rate was tuned; set it'
+        )
     if not c.vocab_size:
         raise UserError(f'{key}vocab_size=0 must be at least 1 where no tokenizer sets it')
     c.num_kv_heads = c.num_kv_heads or c.num_heads
@@ -219,3 +229,8 @@ def finalize_model(config: ModelConfig) -> None:
             f'{key}dropouts.attention=0 or {key}execution.attention_kernel=auto'
         )
     check_domains(c, 'config.model')  # the derived sizes
+    if is_mup(c):
+        try:
+            finalize_model(base_model(c))
+        except UserError as error:
+            raise UserError(f'the base model of {key}base cannot work: {error}') from error

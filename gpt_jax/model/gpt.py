@@ -21,6 +21,13 @@ from gpt_jax.model.config import Kernels, ModelConfig, Remat
 from gpt_jax.model.layer_stack import layer_stacks, layers_per_period
 from gpt_jax.model.linear import look_up
 from gpt_jax.model.norm import NORMS
+from gpt_jax.model.parametrization import (
+    base_model,
+    embedding_multiplier,
+    grow,
+    is_mup,
+    output_multiplier,
+)
 from gpt_jax.model.position import POSITIONS, default_positions
 from gpt_jax.model.remat import remat_policy
 from gpt_jax.model.sown import LOSSES, METRICS, sum_sown
@@ -137,7 +144,7 @@ class GPT(Tapped):
             )  # positions of padding and drafts may be out of range, but they are masked
         x = self.embedding(tokens_BL).astype(jnp.dtype(c.precision.compute))
         if c.scale_embedding:
-            x *= jnp.asarray(c.d_model**0.5, x.dtype)
+            x *= jnp.asarray(embedding_multiplier(c), x.dtype)
         x = self.tap('embedding', x)
         if POSITIONS[c.position].embed is not None:
             x = self.position(x, positions_BL)
@@ -165,6 +172,8 @@ class GPT(Tapped):
         """Returns float32 logits over the logical vocabulary, without the table's padding."""
         c = self.config
         table = (self.embedding if c.tie_embeddings else self.output).table
+        if (multiplier := output_multiplier(c)) != 1:
+            x *= jnp.asarray(multiplier, x.dtype)
         logits = jax.lax.dot_general(
             x,
             table.astype(x.dtype),
@@ -223,7 +232,8 @@ def _init(config: ModelConfig, key: Key[Array, '']) -> tuple[dict[str, Any], dic
             sown[collection] |= values
     if len(stacks) > 1 or kind != alike:
         variables = GPT(alike, scan=True, layers=1).init(key, tokens)
-    return params | {k: v for k, v in variables['params'].items() if k != 'blocks'}, sown
+    params |= {name: each for name, each in variables['params'].items() if name != 'blocks'}
+    return grow(params, abstract_params(base_model(config))) if is_mup(config) else params, sown
 
 
 def abstract_params(config: ModelConfig) -> dict[str, Any]:
@@ -261,9 +271,11 @@ def describe_mlps(config: ModelConfig) -> str:
     return ', '.join(f'{count} x {kind}' for kind, count in kinds.items())
 
 
-def output_table(params: dict[str, Any]) -> jax.Array:
-    """Returns the `[V, D]` table of the output layer, with its padding rows."""
-    return params['output' if 'output' in params else 'embedding']['table']
+def output_table(params: dict[str, Any], config: ModelConfig) -> jax.Array:
+    """Returns the `[V, D]` table whose product gives the logits, with its padding rows."""
+    table = params['embedding' if config.tie_embeddings else 'output']['table']
+    multiplier = output_multiplier(config)
+    return table if multiplier == 1 else table * jnp.asarray(multiplier, table.dtype)
 
 
 def count_params(config: ModelConfig) -> int:

@@ -82,6 +82,11 @@ class DType(enum.StrEnum):
     BFLOAT16 = 'bfloat16'
 
 
+class Parametrization(enum.StrEnum):
+    STANDARD = 'standard'
+    MUP = 'mup'  # what depends on width is scaled from `base`: model/parametrization.py
+
+
 class MatmulPrecision(enum.StrEnum):
     DEFAULT = 'default'
     BFLOAT16 = 'bfloat16'
@@ -163,6 +168,16 @@ class ExecutionConfig:
     remat: Remat = Remat.NONE  # activations kept for the backward pass: model/remat.py
 
 
+@dataclasses.dataclass(slots=True, kw_only=True)
+class BaseConfig:
+    """The widths of the model at which hyperparameters were tuned, for parametrization=mup."""
+
+    d_model: int = whole(0)  # needed
+    d_ff: int = whole(0)  # 0: in proportion to d_model
+    num_heads: int = whole(0)  # 0: in proportion, of the same width; else their width is
+    num_kv_heads: int = whole(0)  # 0: in proportion to num_heads, or 1 if the model has 1
+
+
 def _default(cls: type) -> Any:
     return dataclasses.field(default_factory=cls)
 
@@ -180,6 +195,8 @@ class CommonConfig:
     d_model: int = count(768)
     d_ff: int = whole(0)  # 0: 4 * d_model
     head_dim: int = whole(0)  # 0: d_model / num_heads
+    parametrization: Parametrization = Parametrization.STANDARD  # scales of weights and updates
+    base: BaseConfig = _default(BaseConfig)
     # Attention and positions
     attention_soft_cap: float = finite(0.0)  # scores become cap * tanh(scores / cap); 0: off
     position: PositionKind = PositionKind.LEARNED

@@ -7,6 +7,7 @@ from absl import flags as absl_flags
 from gpt_jax.modes import (
     benchmark,
     compile_check,
+    coordinate_check,
     doctor,
     evaluate,
     explain,
@@ -16,6 +17,8 @@ from gpt_jax.modes import (
     import_weights,
     inspect,
     prepare,
+    replay,
+    report,
     train,
     verify_resume,
 )
@@ -27,10 +30,13 @@ MODES: dict[str, ModuleType] = {
     'generate': generate,
     'explain': explain,
     'inspect': inspect,
+    'replay': replay,
+    'report': report,
     'import_weights': import_weights,
     'export': export,
     'benchmark': benchmark,
     'compile_check': compile_check,
+    'coordinate_check': coordinate_check,
     'doctor': doctor,
     'verify_resume': verify_resume,
 }

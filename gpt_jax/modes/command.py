@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import flags as absl_flags
@@ -19,3 +19,5 @@ class Command:
     workdir: pathlib.Path
     overrides: dict[str, Any]  # the values of `--config.KEY` flags, by key below config
     evaluators: Callable[[RunConfig], list[Any]]  # of the file of --config, from a final config
+    # Called by training with each row of metrics, before it goes on; an exception ends the run.
+    watch: Callable[[int, Mapping[str, float]], None] = lambda step, row: None

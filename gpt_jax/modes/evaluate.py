@@ -1,6 +1,5 @@
 """Measure a trained run: its loss on a split or a text, or its accuracy in tasks."""
 
-import dataclasses
 import functools
 import pathlib
 from collections.abc import Sequence
@@ -11,7 +10,6 @@ from absl import flags as absl_flags
 from gpt_jax import files
 from gpt_jax import run as runs
 from gpt_jax.checkpoint.manifest import read_document
-from gpt_jax.config import RunConfig
 from gpt_jax.config_tree import INT32_MAX, to_json
 from gpt_jax.data.config import DataConfig
 from gpt_jax.data.encode import encode_text_file
@@ -28,7 +26,6 @@ from gpt_jax.modes import saved_weights
 from gpt_jax.modes.command import Command
 from gpt_jax.parallel import peers
 from gpt_jax.parallel.mesh import make_mesh
-from gpt_jax.pretrained import keep_tokenizer
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.telemetry.report import format_columns, format_table
 from gpt_jax.train.program import Program, make_program
@@ -108,7 +105,7 @@ def run(command: Command) -> int:
             shards = encode_text_file(flags.text, opened.tokenizer)
         else:
             _check_data(opened, step, overrides)
-            data = runs.prepare_data(_with_own_tokenizer(opened))
+            data = saved_weights.prepare_data(opened)
             shards = Shards.open(data, flags.split, tokenizer=opened.tokenizer)
         with Progress(
             shards.num_tokens - 1 if shards.all_learned else 0,
@@ -143,19 +140,6 @@ def _check_data(opened: runs.Run, step: int, overrides: dict[str, Any]) -> None:
             f'{opened.workdir} holds weights from elsewhere, and no data to measure them on: give '
             f'--text FILE, --tasks, or --config.data.corpus and --config.data.source'
         )
-
-
-def _with_own_tokenizer(opened: runs.Run) -> RunConfig:
-    """Returns the config for preparing data, with the tokenizer and template kept in the run.
-
-    The paths in the config may no longer exist.
-    """
-    config = opened.config
-    if not config.tokenizer.path:
-        return config
-    tokenizer = keep_tokenizer(opened.tokenizer, config.data)
-    data = dataclasses.replace(config.data, chat_template='')
-    return dataclasses.replace(config, tokenizer=tokenizer, data=data)
 
 
 def _run_tasks(

@@ -5,13 +5,11 @@ import sys
 
 from absl import flags as absl_flags
 
-from gpt_jax import object_store
+from gpt_jax import files, object_store
 from gpt_jax import run as runs
-from gpt_jax.config_tree import suggest
-from gpt_jax.errors import UserError
 from gpt_jax.inspector import Inspector
 from gpt_jax.inspector.analyses import ANALYSES
-from gpt_jax.inspector.survey import survey
+from gpt_jax.inspector.survey import check_names, survey
 from gpt_jax.inspector.terminal import print_report
 from gpt_jax.modes import saved_weights
 from gpt_jax.modes.command import Command
@@ -40,11 +38,10 @@ def run(command: Command) -> int:
     """Prints the tokens, their alternatives and the heads that matter; writes the page."""
     flags, workdir = command.flags, command.workdir
     names = flags.analyses or [*ANALYSES]
-    for name in names:
-        if name not in ANALYSES:
-            raise UserError(f'--analyses={name} is not one; {suggest(name, [*ANALYSES])}')
+    check_names(names, key='--analyses')
     path = object_store.to_path(flags.out, key='--out') if flags.out else workdir / PAGE
     opened = saved_weights.open_run(command.config, workdir, command.overrides)
+    files.check_writable(path, key='--out')  # before the work
     step, params = runs.restore_weights(opened, step=flags.step, weights=flags.weights)
     inspector = Inspector(opened.config.model, params, opened.tokenizer)
     # The progress goes to standard error, as standard output is the report.

@@ -1,5 +1,6 @@
 """Code shared by the modes that use a trained run: its flags, and opening the run."""
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +17,7 @@ from gpt_jax.model.gpt import abstract_params
 from gpt_jax.parallel import runtime
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.rules import parameter_shardings, with_shardings
-from gpt_jax.pretrained import COMPUTATION
+from gpt_jax.pretrained import COMPUTATION, keep_tokenizer
 from gpt_jax.tokenizer.chat_template import with_template
 
 
@@ -67,6 +68,19 @@ def _chosen(
                 f'{theirs[key]}; leave it out. You may set {allowed}'
             )
     return chosen
+
+
+def prepare_data(opened: runs.Run) -> pathlib.Path:
+    """Prepares the run's data with the tokenizer and template kept in the run.
+
+    The paths in its config may no longer exist.
+    """
+    config = opened.config
+    if config.tokenizer.path:
+        tokenizer = keep_tokenizer(opened.tokenizer, config.data)
+        data = dataclasses.replace(config.data, chat_template='')
+        config = dataclasses.replace(config, tokenizer=tokenizer, data=data)
+    return runs.prepare_data(config)
 
 
 def split_weights(config: RunConfig, overrides: Mapping[str, Any]) -> Any | None:

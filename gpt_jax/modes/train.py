@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from absl import flags as absl_flags
 
-from gpt_jax import object_store
+from gpt_jax import files, object_store
 from gpt_jax import run as runs
 from gpt_jax.checkpoint import Checkpointer
 from gpt_jax.config import RunConfig, finalize
@@ -19,6 +19,7 @@ from gpt_jax.data import mixture
 from gpt_jax.data.prepare import filled_splits
 from gpt_jax.data.shard_tokenizer import make_run_tokenizer
 from gpt_jax.data.shards import Shards
+from gpt_jax.data.skipped import parse_skip_steps
 from gpt_jax.data.split import VALIDATION
 from gpt_jax.errors import UserError
 from gpt_jax.modes.command import Command
@@ -27,6 +28,7 @@ from gpt_jax.telemetry.metrics import MetricsWriter, last_row
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.telemetry.report import format_table
 from gpt_jax.tokenizer import Tokenizer
+from gpt_jax.train import results
 from gpt_jax.train.evaluators import is_due
 from gpt_jax.train.host_memory import check_host_memory
 from gpt_jax.train.loop import Outcome
@@ -36,12 +38,14 @@ from gpt_jax.train.startup_report import describe_passes, summarize, warn_of_pas
 from gpt_jax.train.state import TrainState
 from gpt_jax.train.stop_signal import StopAgreement, StopSignal
 from gpt_jax.train.trainer import Trainer
+from gpt_jax.train.training_clock import TrainingClock
 from gpt_jax.train.watchdog import Watchdog
 
 UNFINISHED = 75  # exit status EX_TEMPFAIL: saved, run me again
 INTERRUPTED = 130  # the shell's status for Ctrl-C
 # Changing one of these changes the batch of a step.
 DATA_KEYS = ('config.train.batch_size', 'config.model.max_seq_len', 'config.seed', 'config.data.')
+SKIP_KEY = 'config.data.skip_steps'  # changes the batches of later steps only
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -61,8 +65,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 
 def run(command: Command) -> int:
     """Trains to the end of the run, or until a stop signal; returns the exit status."""
-    flags, config = command.flags, command.config
-    workdir, overrides = command.workdir, command.overrides
+    flags, config, workdir = command.flags, command.config, command.workdir
     if flags.fresh and flags.resume_step is not None:
         raise UserError('--fresh and --resume_step exclude each other; leave one out')
     draft = check(command)
@@ -84,9 +87,7 @@ def run(command: Command) -> int:
             stop = StopAgreement(signals, trainer.program.mesh)
             if flags.fresh:
                 checkpointer.clear()
-            if flags.resume_step is not None:
-                checkpointer.discard_after(flags.resume_step)
-            outcome = _train(trainer, this_run, checkpointer, stop, overrides)
+            outcome = _train(trainer, this_run, checkpointer, stop, command)
     if outcome is Outcome.COMPLETE:
         return 0
     if flags.fresh:
@@ -134,6 +135,7 @@ class Start:
     step: int
     resumed: bool
     meta: Mapping[str, Any]  # of the next checkpoints
+    clock: TrainingClock
     evaluate_first: bool
 
 
@@ -142,15 +144,15 @@ def _train(
     this_run: runs.Run,
     checkpointer: Checkpointer,
     stop: StopAgreement,
-    overrides: dict[str, Any],
+    command: Command,
 ) -> Outcome:
     """Restores the state, prints the summary of the run, and runs the loop."""
     config = trainer.config
-    start = restore_or_begin(trainer, this_run, checkpointer)
+    start = restore_or_begin(trainer, this_run, checkpointer, command)
     if start is None:
         return Outcome.COMPLETE
     with (
-        open_folder(trainer, this_run, checkpointer, start, overrides=overrides) as run_folder,
+        open_folder(trainer, this_run, checkpointer, start, command) as run_folder,
         Progress(
             config.train.num_steps,
             unit='steps',
@@ -162,6 +164,7 @@ def _train(
     ):
         outcome = trainer.train(
             first_batch=start.step,
+            clock=start.clock,
             progress=progress,
             folder=run_folder,
             watchdog=watchdog,
@@ -170,28 +173,31 @@ def _train(
         )
         with watchdog.patient():
             checkpointer.wait()
-    print_end(outcome, this_run)
+    end_run(outcome, this_run, start, step=int(trainer.state.step))
     return outcome
 
 
 def restore_or_begin(
-    trainer: Trainer, this_run: runs.Run, checkpointer: Checkpointer
+    trainer: Trainer, this_run: runs.Run, checkpointer: Checkpointer, command: Command
 ) -> Start | None:
     """Sets the trainer's state from the last checkpoint or makes a new one; prints a summary.
 
-    Returns None if the run is complete.
+    The checkpoints after `--resume_step` are deleted, if it is given. Returns None if the run is
+    complete.
 
     Raises:
         UserError: the workdir holds no training, or one on other batches.
     """
     config, workdir = trainer.config, this_run.workdir
+    overrides, resume_step = command.overrides, command.flags.resume_step
     meta = {
         'config': to_json(config),
         'data': trainer.pipeline.identity,
         'tokenizer': trainer.tokenizer.fingerprint(),
         'evaluators': [evaluator.name for evaluator in trainer.added],
+        'overrides': overrides,
     }
-    saved = checkpointer.meta()
+    saved = checkpointer.meta('latest' if resume_step is None else resume_step)
     if saved is not None:
         if not runs.is_training(saved):
             raise UserError(
@@ -199,6 +205,9 @@ def restore_or_begin(
                 f'another --workdir with --config.train.init_from={workdir}'
             )
         _check_resumable(saved, meta, workdir)
+        _check_skipped(saved, trainer, checkpointer, resume_step)
+    if resume_step is not None:
+        checkpointer.discard_after(resume_step)
     passes = trainer.count_passes(config.train.num_steps)
     text = f'{trainer.text_tokens:,} tokens to train on, {describe_passes(passes)}'
     print(
@@ -211,25 +220,30 @@ def restore_or_begin(
     _warn_of_warmup(config)
     restored = checkpointer.restore(state_items(trainer.program.abstract_state))
     start = 0 if restored is None else restored.step
+    clock = TrainingClock(
+        seconds=0.0 if restored is None else restored.meta.get('seconds', 0.0),
+        budget=config.train.max_seconds,
+        mesh=trainer.program.mesh,
+    )
+    ended_by = 'train.max_seconds' if clock.is_spent else f'{_length_key(config)}'
+    is_over = clock.is_spent or start >= config.train.num_steps
     # If the run stopped before the evaluation of this step was done, do it now.
     evaluate_first = (
         bool(config.train.init_from)
         if restored is None
         else saved.get('eval_loss') is None
-        and (
-            is_due(config.eval.every, start)
-            or (start == config.train.num_steps and config.eval.at_end)
-        )
+        and (is_due(config.eval.every, start) or (is_over and config.eval.at_end))
     )
-    if start > config.train.num_steps or (start == config.train.num_steps and not evaluate_first):
+    if start > config.train.num_steps or (is_over and not evaluate_first):
         print(
             f'{workdir} is complete: {start} steps. To see it write: --mode generate; to go on: '
-            f'--config.{_length_key(config)}=N; to start over: --fresh'
+            f'--config.{ended_by}=N; to start over: --fresh'
         )
         return None
     if restored is not None:
         trainer.state = TrainState(**restored.items)
         meta |= {key: saved.get(key) for key in ('init_from', 'credits')}
+        meta['overrides'] = saved.get('overrides', {}) | overrides
         print(f'resuming at step {start}', flush=True)
     else:
         meta['init_from'], meta['credits'] = _begin(trainer)
@@ -237,7 +251,13 @@ def restore_or_begin(
     if restored is not None:
         _warn_of_missing_evaluators(saved, meta['evaluators'])
         _warn_of_lost_rows(config, saved['config'], workdir, start)
-    return Start(step=start, resumed=restored is not None, meta=meta, evaluate_first=evaluate_first)
+    return Start(
+        step=start,
+        resumed=restored is not None,
+        meta=meta,
+        clock=clock,
+        evaluate_first=evaluate_first,
+    )
 
 
 @contextlib.contextmanager
@@ -246,8 +266,7 @@ def open_folder(
     this_run: runs.Run,
     checkpointer: Checkpointer,
     start: Start,
-    *,
-    overrides: dict[str, Any],
+    command: Command,
 ) -> Iterator[RunFolder]:
     """Opens the workdir for the rows and checkpoints of a training, and writes its files."""
     with MetricsWriter(
@@ -255,17 +274,52 @@ def open_folder(
         trainer.config.train.sinks if peers.is_primary() else (),
         resume_step=start.step if start.resumed else None,
     ) as writer:
-        folder = RunFolder(this_run.workdir, checkpointer, writer, meta=start.meta)
-        runs.save_run(this_run, overrides=overrides, origin=start.meta['init_from'])
+        folder = RunFolder(
+            this_run.workdir,
+            checkpointer,
+            writer,
+            meta=start.meta,
+            clock=start.clock,
+            watch=command.watch,
+        )
+        runs.save_run(this_run, overrides=command.overrides, origin=start.meta['init_from'])
         yield folder
 
 
-def print_end(outcome: Outcome, this_run: runs.Run) -> None:
-    """Prints how a training ended."""
+def end_run(outcome: Outcome, this_run: runs.Run, start: Start, *, step: int) -> None:
+    """Prints how a training ended after `step`; a complete run gets its line in the table."""
     if outcome is Outcome.COMPLETE:
-        print(f'complete: {this_run.config.train.num_steps} steps in {this_run.workdir}')
+        early = step < this_run.config.train.num_steps
+        why = ' (config.train.max_seconds is spent)' if early else ''
+        print(f'complete: {step} steps in {this_run.workdir}{why}')
+        _record_result(this_run, step, start.clock.seconds, start.meta['overrides'])
     else:
         print(f'saved in {this_run.workdir}; the same command goes on from there')
+
+
+def _record_result(
+    this_run: runs.Run, step: int, seconds: float, overrides: Mapping[str, Any]
+) -> None:
+    """Writes the run's line into the table beside its workdir; a failure costs a warning.
+
+    An object store has no locks: there two runs that end together would lose a line, so there is
+    no table.
+    """
+    workdir = this_run.workdir
+    if not peers.is_primary() or object_store.is_remote(workdir):
+        return
+    try:
+        result = results.describe_result(
+            workdir,
+            this_run.config,
+            step=step,
+            seconds=seconds,
+            commit=files.read_json(workdir / runs.PROVENANCE)['git_commit'],
+            overrides=overrides,
+        )
+        results.record(workdir.absolute().parent, result)
+    except UserError as error:
+        print(f'warning: no line in {results.TABLE}: {error}', flush=True)
 
 
 def _warn_of_warmup(config: RunConfig) -> None:
@@ -361,6 +415,7 @@ def _check_resumable(saved: dict[str, Any], meta: dict[str, Any], workdir: pathl
         )
     if saved['data'] != meta['data']:
         causes = [change for change in changes if change.startswith(DATA_KEYS)]
+        causes = [cause for cause in causes if not cause.startswith(SKIP_KEY)]
         cause = '; '.join(causes) or 'the corpus changed, or how it becomes tokens'
         raise UserError(
             f'{workdir} was trained on other batches ({cause}), so it cannot go on exactly; undo '
@@ -368,3 +423,24 @@ def _check_resumable(saved: dict[str, Any], meta: dict[str, Any], workdir: pathl
         )
     if changes:
         print('\n'.join(['changed since the checkpoint:', *(f'  {change}' for change in changes)]))
+
+
+def _check_skipped(
+    saved: Mapping[str, Any],
+    trainer: Trainer,
+    checkpointer: Checkpointer,
+    resume_step: int | None,
+) -> None:
+    """Raises UserError if the batches before the checkpoint are others than those it has seen."""
+    steps = checkpointer.steps()
+    step = max(steps) if resume_step is None else resume_step
+    before = parse_skip_steps(from_json(saved['config'], RunConfig).data.skip_steps)
+    changed = before.first_difference(trainer.pipeline.order)
+    if changed is None or changed > before.batch_of(step):
+        return
+    older = [str(each) for each in steps if before.batch_of(each) < changed]
+    raise UserError(
+        f'{SKIP_KEY}: the checkpoint of step {step} is past batch {changed}, which that changes; '
+        f'undo it, or '
+        + (f'go back with --resume_step={older[-1]}' if older else 'start over with --fresh')
+    )

@@ -109,6 +109,7 @@ def _short(config: RunConfig, steps: int) -> RunConfig:
     config = copy.deepcopy(config)
     train = config.train
     train.num_steps, train.num_tokens, train.num_epochs = steps, 0, 0.0
+    train.max_seconds = 0.0
     train.log_every, train.steps_per_call, train.sinks = 1, 1, ('jsonl',)
     config.checkpoint.save_every = steps // 2
     config.checkpoint.keep_last = 2

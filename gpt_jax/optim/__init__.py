@@ -18,6 +18,7 @@ from gpt_jax.optim.lion import Lion
 from gpt_jax.optim.muon import Muon
 from gpt_jax.optim.precision import in_float32
 from gpt_jax.optim.sgd import SGD
+from gpt_jax.optim.width import scale_by_growth
 from gpt_jax.parameter import ParameterGroups, PyTree, Role, map_with_path
 
 OptimizerConfig = AdamW | Lion | Adafactor | Muon | SGD
@@ -45,7 +46,7 @@ def make_optimizer(
     `config.train.clip_norm`.
     """
     make = next(make for kind, make in OPTIMIZERS.items() if isinstance(config, kind))
-    optimizer = in_float32(make(config, schedule, groups))
+    optimizer = in_float32(scale_by_growth(make(config, schedule, groups), config, groups))
     if not any(each.role is Role.BALANCE for each in groups.declared.values()):
         return optimizer
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from gpt_jax.config_tree import fraction, positive, whole
-from gpt_jax.parameter import Parameter, ParameterGroups, Role
+from gpt_jax.parameter import Growth, Parameter, ParameterGroups, Role
 
 A, B = 'lora_a', 'lora_b'
 Leaves = dict[str, Any]  # by path; arrays or their boxes (`gpt_jax.parameter`)
@@ -60,8 +60,18 @@ def init_adapters(
         if isinstance(kernel, Parameter):
             names, split = kernel.names, batch + len(inputs)
             factor = functools.partial(kernel.replace, role=Role.ADAPTER)
-            a = factor(value=a, names=(*names[:split], None), inputs=len(inputs))
-            b = factor(value=b, names=(*names[:batch], None, *names[split:]), inputs=1)
+            a = factor(
+                value=a,
+                names=(*names[:split], None),
+                inputs=len(inputs),
+                growth=Growth(inputs=kernel.growth.inputs),
+            )
+            b = factor(
+                value=b,
+                names=(*names[:batch], None, *names[split:]),
+                inputs=1,
+                growth=Growth(outputs=kernel.growth.outputs),
+            )
         adapters |= {f'{path}/{A}': a, f'{path}/{B}': b}
     return adapters
 

@@ -8,6 +8,7 @@ layer, norm scales and biases use AdamW at `adamw_ratio` times the learning rate
 """
 
 import dataclasses
+import math
 
 import jax.numpy as jnp
 import optax
@@ -34,6 +35,12 @@ class Muon(KeepsMovedValues):
     adamw_beta1: float = fraction(0.9)  # AdamW's decay of the mean of gradients
     adamw_beta2: float = fraction(0.95)  # AdamW's decay of the mean of squared gradients
     adamw_epsilon: float = finite(1e-8)  # added to the root of AdamW's squared mean
+
+    def update_norm(self, inputs: float, outputs: float) -> float:
+        """Returns the spectral norm of an update of a matrix at rate 1, as optax scales it."""
+        if self.consistent_rms:
+            return math.sqrt(max(inputs, outputs))  # times the RMS, a number of the step
+        return math.sqrt(max(1, outputs / inputs))
 
 
 def make(

@@ -55,6 +55,7 @@ class _Member:
         try:
             outcome = self.trainer.train(
                 first_batch=self.start.step,
+                clock=self.start.clock,
                 progress=progress,
                 folder=self.folder,
                 watchdog=watchdog,
@@ -111,7 +112,8 @@ def train_members(commands: Sequence[Command]) -> list[Outcome | Exception]:
             _train(going, stop=lambda: signals.received is not None)
         for member in going:
             if isinstance(member.end, Outcome):
-                train.print_end(member.end, member.run)
+                steps = member.run.config.train.num_steps
+                train.end_run(member.end, member.run, member.start, step=steps)
             else:
                 print(f'{member.run.workdir}: {member.end}', flush=True)
     return [Outcome.COMPLETE if member is None else member.end for member in members]
@@ -124,12 +126,10 @@ def _open(
     checkpointer = stack.enter_context(
         Checkpointer(this_run.checkpoints, this_run.config.checkpoint)
     )
-    start = train.restore_or_begin(trainer, this_run, checkpointer)
+    start = train.restore_or_begin(trainer, this_run, checkpointer, command)
     if start is None:
         return None
-    folder = stack.enter_context(
-        train.open_folder(trainer, this_run, checkpointer, start, overrides=command.overrides)
-    )
+    folder = stack.enter_context(train.open_folder(trainer, this_run, checkpointer, start, command))
     return _Member(
         run=this_run, trainer=trainer, checkpointer=checkpointer, start=start, folder=folder
     )
@@ -156,6 +156,8 @@ def check_members(configs: Sequence[RunConfig]) -> None:
             )
     if first.mesh.program != ProgramKind.JIT:
         raise UserError(f'config.mesh.program={first.mesh.program}: members need jit')
+    if first.train.max_seconds:
+        raise UserError('config.train.max_seconds: members share their time; set it to 0')
     for config in configs[1:]:
         numbers = number_keys(first) & number_keys(config)
         other = flatten(to_json(config))
@@ -214,6 +216,7 @@ def _train_together(
         lane = Lane(
             member.trainer,
             state=lambda index=index: together.member(states, index),
+            clock=member.start.clock,
             folder=member.folder,
             progress=progress,
             first=begin,

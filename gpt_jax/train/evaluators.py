@@ -43,9 +43,9 @@ class Evaluator:
         """Returns whether the evaluator runs after `step`."""
         return (last and self.at_end) or is_due(self.every, step)
 
-    def is_due_first(self, step: int, num_steps: int) -> bool:
+    def is_due_first(self, step: int, *, last: bool) -> bool:
         """Returns whether the evaluator runs before the first step of a training from `step`."""
-        return self.is_due(step, last=step == num_steps) if step else self.at_start
+        return self.is_due(step, last=last) if step else self.at_start
 
 
 def is_due(every: int, step: int) -> bool:

@@ -18,6 +18,7 @@ from gpt_jax.train.run_folder import Nowhere
 from gpt_jax.train.state import TrainState
 from gpt_jax.train.stop_signal import StopSignal
 from gpt_jax.train.trainer import Trainer
+from gpt_jax.train.training_clock import TrainingClock
 from gpt_jax.train.watchdog import Watchdog
 
 
@@ -62,6 +63,7 @@ def fit(
         ):
             trainer.train(
                 first_batch=first_batch,
+                clock=TrainingClock(),
                 progress=progress,
                 folder=Nowhere(),
                 watchdog=Watchdog(0),

@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gpt_jax.errors import UserError
+from gpt_jax.errors import Diverged
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.train.evaluators import Evaluator, is_due
 from gpt_jax.train.recorder import Recorder
-from gpt_jax.train.run_folder import Nowhere
+from gpt_jax.train.run_folder import DIVERGED, Nowhere
 from gpt_jax.train.state import TrainState
+from gpt_jax.train.training_clock import TrainingClock
 from gpt_jax.train.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Lane:
         trainer: 'Trainer',
         *,
         state: Callable[[], TrainState],
+        clock: TrainingClock,
         folder: Nowhere,
         progress: Progress,
         first: int,
@@ -45,12 +47,13 @@ class Lane:
         Args:
           trainer: gives the config, the evaluators and what they measure with.
           state: returns the state after the last call.
+          clock: counts the seconds of training.
           folder: takes rows, checkpoints and samples.
           progress: shows the steps; reports are printed above it.
           first: number of steps that the state has taken.
           name: begins the lane's reports, if there are several lanes.
         """
-        self.config = trainer.config
+        self.config, self.clock = trainer.config, clock
         self.recorder = Recorder(
             trainer.config,
             write=folder.write,
@@ -71,23 +74,36 @@ class Lane:
 
     def evaluate_first(self, done: int) -> None:
         """Runs the evaluators that precede a checkpoint on the state that the loop starts with."""
-        num_steps = self.config.train.num_steps
-        due = [each for each in self._deciding if each.is_due_first(done, num_steps)]
+        last = done >= self.config.train.num_steps or self.clock.is_spent
+        due = [each for each in self._deciding if each.is_due_first(done, last=last)]
         loss = self._run(due, done)
         if loss is not None:
             self._folder.best_loss = min(self._folder.best_loss, loss)
 
-    def finish_call(self, done: int, *, saving: bool, leaving: bool, watchdog: Watchdog) -> bool:
+    def finish_call(
+        self,
+        done: int,
+        *,
+        last: bool,
+        saving: bool,
+        leaving: bool,
+        pause: Callable[[], None],
+        watchdog: Watchdog,
+    ) -> bool:
         """Evaluates and saves what is due after step `done`; returns whether anything was.
 
-        `saving` saves in any case. `leaving` saves and does nothing else: there may be seconds to
-        save in.
+        Args:
+          done: number of steps so far.
+          last: they are all.
+          saving: save in any case.
+          leaving: save and do nothing else: there may be seconds to save in.
+          pause: is called before what is due.
+          watchdog: is told to be patient.
 
         Raises:
-            UserError: too many steps in a row were not finite, or the last ones.
+            Diverged: too many steps in a row were not finite, or the last ones.
         """
         config, folder = self.config, self._folder
-        last = done == config.train.num_steps
         evaluators = [] if leaving else self._deciding + self._others
         due = [each for each in evaluators if each.is_due(done, last=last)]
         saving = saving or leaving or is_due(config.checkpoint.save_every, done)
@@ -96,6 +112,7 @@ class Lane:
         self._check_progress(done, last=last)
         if not (due or saving):
             return False
+        pause()
         with watchdog.patient():
             if last or leaving:  # an error in an evaluator must not lose the last checkpoint
                 folder.flush()
@@ -141,14 +158,15 @@ class Lane:
         return loss
 
     def _check_progress(self, step: int, *, last: bool) -> None:
-        """Raises UserError if the last steps were not finite: such a run no longer learns."""
+        """Raises Diverged if the last steps were not finite: such a run no longer learns."""
         limit, bad_steps = self.config.train.max_bad_steps, self.recorder.bad_steps
         if last:  # a single bad batch does not spoil the end
             limit = min(limit, 2, self.config.train.num_steps)
         if bad_steps < limit:
             return
+        self._folder.write(step, {DIVERGED: 1.0})
         self._folder.flush()
-        raise UserError(
+        raise Diverged(
             f'{bad_steps} steps in a row up to step {step} had a loss, gradient or weights that '
             f'are not finite; lower config.optimizer.learning_rate or raise '
             f'config.train.max_bad_steps{self._folder.resume_hint()}'
@@ -194,7 +212,20 @@ def run_calls(
     done, end = first, num_steps if until is None else until
     going = list(enumerate(lanes))
     compiled: set[int] = set()  # lengths of calls
-    while done < end and going:
+    over = any(lane.clock.is_spent for lane in lanes)
+
+    def pause() -> None:
+        for lane in lanes:
+            lane.clock.stop()
+
+    def unpause() -> None:
+        for _, lane in going:
+            lane.recorder.restart_clock(done)
+            lane.clock.start()
+
+    for lane in lanes:
+        lane.clock.start()
+    while done < end and going and not over:
         count = call_length(done, end)
         if any(lane.is_due_within(done, count) for _, lane in going):
             count = 1  # a call ends at the latest where something is due
@@ -204,32 +235,39 @@ def run_calls(
         if count not in compiled:
             for _, lane in going:
                 lane.recorder.read_previous()  # its speed excludes the compilation
+            pause()
             progress.announce('compiling the training step')
         metrics = advance(calls)
         if count not in compiled:  # the call returned after its program was compiled
             compiled.add(count)
-            for _, lane in going:
-                lane.recorder.restart_clock(done)
+            unpause()
         done += count
         for index, lane in going:
             lane.recorder.read_previous()
             lane.recorder.remember(done, metrics[index], waited)
         watchdog.beat()
-        leaving = stop() and done < num_steps
+        over = any([lane.clock.is_over() for _, lane in going])
+        last = over or done >= num_steps
+        stopping = stop()
         began, paused = time.monotonic(), False
         for _, lane in going:
             try:
                 paused |= lane.finish_call(
-                    done, saving=done == end, leaving=leaving, watchdog=watchdog
+                    done,
+                    last=last,
+                    saving=last or stopping or done == end,
+                    leaving=stopping and not last,
+                    pause=pause,
+                    watchdog=watchdog,
                 )
             except Exception as error:
                 lose(lane, error)
                 lane.error = error
         going = [(index, lane) for index, lane in going if lane.error is None]
-        if leaving:
+        if stopping and not last:
             return Outcome.STOPPED
         if paused:
-            for _, lane in going:
-                lane.recorder.restart_clock(done)
+            unpause()
             progress.skip(time.monotonic() - began)
-    return Outcome.COMPLETE if done >= num_steps else Outcome.STOPPED
+    pause()
+    return Outcome.COMPLETE if over or done >= num_steps else Outcome.STOPPED

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from gpt_jax.errors import UserError
 from gpt_jax.parallel.rules import replicated
-from gpt_jax.train.likelihoods import make_score_step
+from gpt_jax.train.likelihoods import make_score_step, make_token_step
 from gpt_jax.train.state import TrainState
 from gpt_jax.train.step import StepParts, make_eval_step, make_train_step, make_train_steps
 
@@ -42,14 +42,15 @@ def make_pmap_functions(parts: StepParts, mesh: Mesh, shardings: TrainState) -> 
     whole = replicated(mesh)
     replicate = functools.partial(_replicate, devices=list(mesh.devices.flat))
     step = functools.partial(replicate, arguments=3, out_shardings=(shardings, whole), donate=True)
-    evaluation = functools.partial(
+    measure = functools.partial(
         replicate, arguments=2, batch_axis=0, out_shardings=whole, donate=False
     )
     return {
         'train_step': step(make_train_step(parts), batch_axis=0),
         'train_steps': step(make_train_steps(parts), batch_axis=1),
-        'eval_step': evaluation(make_eval_step(parts)),
-        'score_step': evaluation(make_score_step(parts)),
+        'eval_step': measure(make_eval_step(parts)),
+        'score_step': measure(make_score_step(parts)),
+        'token_step': measure(make_token_step(parts)),
         'compiler_options': {},  # pmap does not accept any
         'replicas': mesh.size,
     }

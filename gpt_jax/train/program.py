@@ -45,7 +45,7 @@ from gpt_jax.parallel.rules import (
 )
 from gpt_jax.train.flops import train_flops_per_token
 from gpt_jax.train.host_memory import check_host_memory
-from gpt_jax.train.likelihoods import RowScores, make_score_step
+from gpt_jax.train.likelihoods import RowScores, make_score_step, make_token_step
 from gpt_jax.train.loss import LossSums
 from gpt_jax.train.pmap_program import make_pmap_functions
 from gpt_jax.train.state import TrainState, init_state, plan_beginning, step_numbers
@@ -93,6 +93,7 @@ class Program:
     steps_per_call: int  # batches that `train_steps` takes per call
     eval_step: Callable[[Any, Batch], LossSums]  # from params
     score_step: Callable[[Any, Batch], RowScores]  # from params, and batches with a loss_mask
+    token_step: Callable[[Any, Batch], jax.Array]  # from params: the loss of each target
     replicas: int = 0  # of pmap, each with its own rows; 0: arrays span all devices (jit)
 
     @functools.cached_property
@@ -253,6 +254,7 @@ def make_program(config: RunConfig, mesh: Mesh, *, traced: bool = False) -> Prog
         steps_per_call=choose_steps_per_call(config, backend=backend),
         eval_step=compile_evaluation(make_eval_step(step_parts)),
         score_step=compile_evaluation(make_score_step(step_parts)),
+        token_step=compile_evaluation(make_token_step(step_parts)),
     )
     if config.mesh.program == ProgramKind.PMAP:
         return dataclasses.replace(program, **make_pmap_functions(step_parts, mesh, shardings))

@@ -2,7 +2,7 @@
 
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,10 +10,13 @@ import optax
 
 from gpt_jax import files
 from gpt_jax.checkpoint import Checkpointer
-from gpt_jax.errors import UserError
+from gpt_jax.errors import Diverged
 from gpt_jax.parallel import peers
 from gpt_jax.telemetry.metrics import MetricsWriter
 from gpt_jax.train.state import TrainState
+from gpt_jax.train.training_clock import TrainingClock
+
+DIVERGED = 'train/diverged'  # column of the last row of a run that ended for its numbers
 
 
 class Nowhere:
@@ -51,6 +54,8 @@ class RunFolder(Nowhere):
         metrics: MetricsWriter,
         *,
         meta: Mapping[str, Any],
+        clock: TrainingClock,
+        watch: Callable[[int, Mapping[str, float]], None] = lambda step, row: None,
     ):
         """Wraps what is open in the workdir.
 
@@ -59,9 +64,11 @@ class RunFolder(Nowhere):
           checkpointer: saves the state.
           metrics: writes the rows.
           meta: is stored with each checkpoint.
+          clock: counts the seconds of training, which are stored, too.
+          watch: is called with each row; an exception ends the training.
         """
         self._workdir, self._checkpointer, self._metrics = workdir, checkpointer, metrics
-        self._meta = meta
+        self._meta, self._clock, self._watch = meta, clock, watch
         self._norm = jax.jit(optax.tree.norm)
         best = checkpointer.best_step()
         if best is not None:
@@ -69,6 +76,7 @@ class RunFolder(Nowhere):
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         self._metrics.write(step, row)
+        self._watch(step, row)
 
     def flush(self) -> None:
         self._metrics.flush()
@@ -77,14 +85,16 @@ class RunFolder(Nowhere):
         """Saves a checkpoint.
 
         Raises:
-            UserError: the weights are not finite, or the disk cannot be written.
+            Diverged: the weights are not finite.
+            UserError: the disk cannot be written.
         """
         if not math.isfinite(float(self._norm(state.params))):
-            raise UserError(
+            self.write(step, {DIVERGED: 1.0})
+            raise Diverged(
                 f'the weights after step {step} are not finite, so they are not saved'
                 f'{self.resume_hint()}'
             )
-        meta = {**self._meta, 'eval_loss': eval_loss}
+        meta = {**self._meta, 'eval_loss': eval_loss, 'seconds': self._clock.seconds}
         self._checkpointer.save(step, state_items(state), meta, eval_loss=eval_loss)
 
     def set_loss(self, step: int, eval_loss: float) -> None:

@@ -7,6 +7,7 @@ import jax
 from gpt_jax.config import RunConfig
 from gpt_jax.model.config import MatmulPrecision, ModelConfig
 from gpt_jax.model.gpt import abstract_params, count_active_params, count_params, describe_mlps
+from gpt_jax.model.parametrization import describe_base, is_mup
 from gpt_jax.parallel.rules import undivided
 from gpt_jax.telemetry.chips import memory_size
 from gpt_jax.train.flops import train_flops_per_token
@@ -39,6 +40,7 @@ def summarize(program: Program, config: RunConfig) -> dict[str, str]:
         f'{describe_mlps(model)}, {model.attention.describe(model)}, '
         f'vocabulary {model.vocab_size:,} (table {model.padded_vocab_size:,}), '
         f'context {model.max_seq_len}, {model.position} positions',
+        **({'base model': describe_base(model)} if is_mup(model) else {}),
         'kernels': f'attention {kernels.attention}, norm {kernels.norm}, '
         f'loss {program.loss_kernel}',
         'dtypes': f'parameters {model.precision.params}, compute {model.precision.compute}'
@@ -52,7 +54,8 @@ def summarize(program: Program, config: RunConfig) -> dict[str, str]:
         f'{_count(program.micro_batches, "micro-batch", "micro-batches")}, '
         f'{_count(program.steps_per_call, "step", "steps")} per call',
         'work': f'{train.num_steps:,} steps, {train.num_steps * tokens:,} tokens, '
-        f'{train_flops_per_token(model, length=model.max_seq_len) * tokens:.3g} FLOPs per step',
+        f'{train_flops_per_token(model, length=model.max_seq_len) * tokens:.3g} FLOPs per step'
+        + (f', at most {train.max_seconds:,g} s' if train.max_seconds else ''),
     }
 
 

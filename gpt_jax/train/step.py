@@ -188,7 +188,7 @@ def _loss(parts: StepParts, executed: Any, batch: Batch, dropout_key, *, z_loss:
     )
     with jax.named_scope('loss'):
         loss, sums = cross_entropy(
-            hidden_BLD, output_table(executed), tokens[:, 1:], batch['loss_mask'], options
+            hidden_BLD, output_table(executed, config), tokens[:, 1:], batch['loss_mask'], options
         )
     return loss, sums, sum_sown(sown)
 

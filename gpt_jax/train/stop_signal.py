@@ -5,12 +5,9 @@ import signal
 from types import FrameType
 from typing import Self
 
-import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from gpt_jax.parallel import peers
-from gpt_jax.parallel.rules import replicated
+from gpt_jax.train.agreement import Agreement
 
 
 class StopSignal:
@@ -52,9 +49,7 @@ class StopSignal:
 class StopAgreement:
     """The signal that all processes of a run agree on, so that they stop after the same call.
 
-    Each poll starts a maximum of the processes' signals over all devices, and reads the maximum of
-    the previous poll, which all processes share. So no process waits for the devices, and the stop
-    comes one call after the signal.
+    With several processes the stop comes one call after the signal, see `Agreement`.
 
     Attributes:
       received: the agreed signal; None before there is one.
@@ -62,21 +57,10 @@ class StopAgreement:
 
     def __init__(self, signals: StopSignal, mesh: Mesh):
         self.received: signal.Signals | None = None
-        self._signals = signals
-        self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-        self._size = mesh.size
-        self._maximum = jax.jit(lambda numbers: numbers.max(), out_shardings=replicated(mesh))
-        self._pending: jax.Array | None = None
+        self._signals, self._agreement = signals, Agreement(mesh)
 
     def requested(self) -> bool:
         """Returns whether to save and end; all processes must call it after every device call."""
-        if peers.num_processes() == 1:
-            self.received = self._signals.received
-            return self.received is not None
-        mine = int(self._signals.received or 0)
-        local = np.full(len(self._sharding.addressable_devices), mine, np.int32)
-        numbers = jax.make_array_from_process_local_data(self._sharding, local, (self._size,))
-        previous, self._pending = self._pending, self._maximum(numbers)
-        agreed = 0 if previous is None else int(previous)
+        agreed = self._agreement.maximum(int(self._signals.received or 0))
         self.received = signal.Signals(agreed) if agreed else None
         return self.received is not None

@@ -11,6 +11,7 @@ from gpt_jax.config import RunConfig
 from gpt_jax.data.mixture import open_sources, tokens_per_pass
 from gpt_jax.data.pipeline import eval_batches, make_train_pipeline
 from gpt_jax.data.shards import Shards
+from gpt_jax.data.skipped import parse_skip_steps
 from gpt_jax.data.split import TRAIN, VALIDATION
 from gpt_jax.errors import UserError
 from gpt_jax.evaluate import Evaluation, evaluate, task_runs
@@ -27,6 +28,7 @@ from gpt_jax.train.loop import Lane, Outcome, run_calls
 from gpt_jax.train.program import Program, make_program
 from gpt_jax.train.run_folder import Nowhere
 from gpt_jax.train.state import TrainState
+from gpt_jax.train.training_clock import TrainingClock
 from gpt_jax.train.watchdog import Watchdog
 
 
@@ -67,6 +69,7 @@ class Trainer:
             process_index=index,
             process_count=count,
             segment_ids=config.data.segment_ids,
+            order=parse_skip_steps(config.data.skip_steps),
             num_threads=config.data.num_threads,
             prefetch_batches=config.data.prefetch_batches,
         )
@@ -114,6 +117,7 @@ class Trainer:
         self,
         *,
         first_batch: int,
+        clock: TrainingClock,
         progress: Progress,
         folder: Nowhere,
         watchdog: Watchdog,
@@ -121,10 +125,11 @@ class Trainer:
         evaluate_first: bool = False,
         until: int | None = None,
     ) -> Outcome:
-        """Trains to `config.train.num_steps`, in calls of one or several steps.
+        """Trains to `config.train.num_steps` or the end of `clock`, in calls of several steps.
 
         Args:
           first_batch: number of the first batch to read.
+          clock: counts the seconds of training.
           progress: shows the steps; reports are printed above it.
           folder: takes rows, checkpoints and samples.
           watchdog: is told of each call, and to be patient with everything else.
@@ -134,10 +139,17 @@ class Trainer:
           until: save and stop after this step.
 
         Raises:
-            UserError: too many steps in a row were not finite, or the last ones; nothing is saved.
+            Diverged: too many steps in a row were not finite, or the last ones; nothing is saved.
         """
         first = int(self.state.step)
-        lane = Lane(self, state=lambda: self.state, folder=folder, progress=progress, first=first)
+        lane = Lane(
+            self,
+            state=lambda: self.state,
+            clock=clock,
+            folder=folder,
+            progress=progress,
+            first=first,
+        )
         if evaluate_first:
             with watchdog.patient():
                 lane.evaluate_first(first)

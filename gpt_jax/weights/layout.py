@@ -43,6 +43,7 @@ _FREE = (
     'd_model',
     'd_ff',
     'head_dim',
+    'base',
     'norm_epsilon',
     'tie_embeddings',
     'rope.base',

@@ -7,6 +7,7 @@ import pytest
 from gpt_jax.data.mixture import Source
 from gpt_jax.data.pipeline import eval_batches, make_train_pipeline
 from gpt_jax.data.shards import Shards
+from gpt_jax.data.skipped import parse_skip_steps
 from gpt_jax.errors import UserError
 
 SEQ_LEN = 8
@@ -244,3 +245,29 @@ def test_a_limited_evaluation_is_spread_over_the_split():
 def test_a_split_with_nothing_to_predict_is_refused():
     with pytest.raises(UserError, match='none to predict.*config.data.split'):
         eval_batches(make_shards(1), seq_len=SEQ_LEN, batch_size=1)
+
+
+def test_places_say_where_the_rows_lie():
+    sources = [
+        Source(make_shards(203, documents=[0, 5, 90])),
+        Source(make_shards(91, first=1000), 0.5),
+    ]
+    pipeline = make(sources=sources, segment_ids=True)
+    for step in (0, 7, 10**9):
+        batch, places = pipeline.batch_at(step), pipeline.places_at(step)
+        first = places['start'] + 1000 * places['source']
+        assert np.array_equal(first, batch['tokens'][:, 0])
+        assert np.array_equal(places['documents'], batch['segment_ids'])
+    assert {0, 1} == set(places['source'].tolist())
+
+
+def test_batches_are_left_out():
+    """For every share of the rows, and read ahead from any step."""
+    order = parse_skip_steps(['2-3', '5'])
+    numbers = [1, 4, 6, 7, 8, 9]
+    for settings in ({}, {'process_index': 1, 'process_count': 2, 'num_threads': 2}):
+        whole, left_out = make(**settings), make(**settings, order=order)
+        expected = [whole.batch_at(number - 1) for number in numbers]
+        assert same(take(left_out, 6), expected)
+        assert same(take(left_out, 4, start=2), expected[2:])
+        assert left_out.places_at(1)['start'].tolist() == whole.places_at(3)['start'].tolist()

@@ -121,6 +121,8 @@ def test_parts_of_the_tokens_that_come():
         found = attribute(position=position, token=TOKENS[position + 1])
         np.testing.assert_array_equal(coming.next_heads.values[position], found.heads.values)
         np.testing.assert_array_equal(coming.next_mlps.values[position], found.mlps.values)
+        by_source = found.sources.values.sum((0, 1))
+        np.testing.assert_allclose(coming.next_sources.values[position], by_source, atol=1e-5)
 
 
 def test_a_part_is_what_ablation_takes_away():

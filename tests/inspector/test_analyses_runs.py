@@ -17,6 +17,7 @@ from gpt_jax.inspector.analyses.base import QUIET
 from gpt_jax.inspector.analyses.heads import HeadKinds
 from gpt_jax.inspector.analyses.neurons import TopTokens
 from gpt_jax.inspector.analyses.patching import Patching, choose_tokens
+from gpt_jax.inspector.forward import Start
 
 TEXT, OTHER = 'Once upon', 'Twice  in'
 HEADS, ATTENTION, MLP = 'attention.heads', 'attention_output', 'mlp_output'
@@ -71,7 +72,7 @@ def test_ablation_equals_single_runs(gpt, whole, edit):
 
 def test_patching_equals_single_runs(gpt, whole):
     other = gpt.inspect(OTHER)
-    result = Patching.run(gpt.inspector, TEXT, against=OTHER, inspection=whole)
+    result = Patching.run(gpt.inspector, TEXT, against=OTHER, inspection=whole, branches=True)
     pair = [result.token, result.other_token]
     difference = lambda seen: np.subtract(*seen.logits.values[-1, pair])  # noqa: E731
     start, end = difference(whole), difference(other)
@@ -113,22 +114,29 @@ def test_prompts_that_predict_the_same_token(gpt):
 
 
 def test_chunks_cover_every_candidate_and_stay_within_memory():
-    run = jax.jit(lambda indices: {'double': 2 * indices})
-    calls = []
+    grid = {'a': (3, 4), 'b': (3,), 'c': (3, 2, 2)}
+    wanted = np.arange(27) != 1
+    layers = np.concatenate([np.arange(12) // 4, np.arange(3), np.arange(12) // 4])
+    calls, begun = [], {}
 
-    def counted(indices):
+    def run(layer, indices):
         calls.append(len(indices))
-        return run(indices)
+        begun.update(dict.fromkeys(indices.tolist(), layer))
+        return {'double': 2 * indices[:, None]}
 
-    found = sweep.run_in_chunks(
-        counted,
-        37,
+    found = sweep.sweep(
+        run,
+        grid,
+        wanted=wanted,
         bytes_each=sweep.BUDGET // 5,
         progress=QUIET,
         description='test',
     )
-    np.testing.assert_array_equal(found['double'], 2 * np.arange(37))
-    assert calls == [5] * 8
+    np.testing.assert_array_equal(found['double'][:, 0], 2 * np.arange(27) * wanted)
+    assert calls == [5] * 6
+    assert sorted(begun) == np.flatnonzero(wanted).tolist()
+    late = [layers[index] - layer for index, layer in begun.items()]  # layers run in vain
+    assert min(late) == 0 and max(late) == 1
     assert sweep.chunk_size(1000, 1) == 63
     assert sweep.chunk_size(5, 1) == 5
     assert sweep.chunk_size(5, 2 * sweep.BUDGET) == 1
@@ -199,6 +207,7 @@ def test_the_program_of_ablation_needs_no_more_than_estimated(gpt, whole):
     config = freeze(gpt.config.model)
     values = _replacements(whole, 2, 'zero')
     tokens = jnp.asarray(whole.tokens)
-    program = _ablate.lower(config, gpt.params, tokens, 0, values, jnp.arange(8)).compile()
+    start = Start(0, whole['blocks.0.residual_before'].values)
+    program = _ablate.lower(config, gpt.params, tokens, 0, values, start, jnp.arange(8)).compile()
     each = sweep.activation_bytes(config, len(tokens))
     assert program.memory_analysis().temp_size_in_bytes < 8 * each

@@ -54,7 +54,7 @@ def test_patching_finds_what_the_copy_reads(circuit, text):
     text = text[: LENGTH + 1]
     other = [*text]
     other[1] = next(each for each in range(TOKENS) if each not in text)
-    patching = Patching.run(circuit, text, against=other)
+    patching = Patching.run(circuit, text, against=other, branches=True)
     assert (patching.token, patching.other_token) == (text[1], other[1])
     residual = np.zeros((2, LENGTH + 1))
     residual[:, 1] = 1

@@ -2,12 +2,16 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gpt_jax.config_tree import freeze
 from gpt_jax.errors import UserError
 from gpt_jax.inspector import NamedArray
 from gpt_jax.inspector.analyses import ANALYSES
+from gpt_jax.inspector.forward import Start, forward
 from tests.inspector.architectures import TOKENS, VARIATIONS, inspect, make_inspector
 
 AGAINST = (7, *TOKENS[1:])  # the text to patch from; of one token: its first
@@ -61,6 +65,20 @@ def test_every_analysis_on_every_architecture(name, architecture):
         assert len(row) == len(heading)
         assert all(isinstance(cell, str) for cell in row)
     json.dumps(check_finite(result.data()), allow_nan=False)
+
+
+@pytest.mark.parametrize('architecture', VARIATIONS)
+def test_a_pass_that_starts_at_a_layer_gives_the_logits_of_a_whole_one(architecture):
+    """Of any tokens, as the residual stream is given."""
+    inspector, seen = make_inspector(architecture), inspect(architecture)
+    config, tokens = freeze(inspector.config), jnp.zeros((1, len(TOKENS)), int)
+    points = frozenset({'logits'})
+    run = jax.jit(
+        lambda start: forward(config, inspector.params, tokens, points=points, start=start)
+    )
+    for layer in range(config.num_layers):
+        start = Start(layer, seen[f'blocks.{layer}.residual_before'].values)
+        np.testing.assert_allclose(run(start)['logits'][0], seen.logits.values, atol=1e-4)
 
 
 @pytest.mark.parametrize('name', ANALYSES)

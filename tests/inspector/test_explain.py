@@ -55,6 +55,12 @@ VARIATIONS = {
         rope=dict(fraction=0.5),
         norm_zero_centered=True,
     ),
+    'mup': dict(
+        parametrization='mup',
+        base=dict(d_model=16, num_heads=4),
+        position='rope',
+        scale_embedding=True,
+    ),
     'an MLP of its own': dict(mlp=Scaled()),
 }
 

@@ -9,8 +9,10 @@ import pytest
 from gpt_jax import GPT
 from gpt_jax.errors import UserError
 from gpt_jax.inspector import Change, add, mean, replace, zero
+from gpt_jax.inspector.analyses import ANALYSES
 from gpt_jax.inspector.forward import forward
 from gpt_jax.inspector.points import ONCE, TRANSFORMER_LENS, resolve
+from gpt_jax.inspector.survey import survey
 from gpt_jax.model.gpt import GPT as Network
 from gpt_jax.model.gpt import init_params
 from gpt_jax.model.layer_stack import to_executed
@@ -187,8 +189,37 @@ WRONG = {
     'the length': (lambda gpt: gpt.inspect('a' * 33), '33 tokens, and the context'),
     'a token': (lambda gpt: gpt.inspect([1, 300]), 'token 300 is not one of the 300'),
     'no token': (lambda gpt: gpt.inspect([]), 'no tokens'),
+    'no name': (lambda gpt: gpt.inspect(TEXT, points=[3]), 'such as attention.weights, and not 3'),
+    'a name of TransformerLens': (
+        lambda gpt: gpt.inspect(TEXT, points=['blocks.1.attn.hook_patern']),
+        'did you mean blocks.1.attn.hook_pattern',
+    ),
+    'a layer of a point outside them': (
+        lambda gpt: gpt.run(TEXT, [zero('logits', layer=0)]),
+        'logits is one point; leave out layer=0',
+    ),
+    'a single edit': (lambda gpt: gpt.run(TEXT, zero('logits')), 'edits must be a list'),
+    'a value that is none': (
+        lambda gpt: gpt.run(TEXT, [add('mlp_output', None)]),
+        'must be numbers, and not None',
+    ),
+    'an analysis': (
+        lambda gpt: survey(gpt.inspector, TEXT, names=['lnes']),
+        'names=lnes is not one; did you mean lens?',
+    ),
+    'no neurons': (
+        lambda gpt: ANALYSES['neurons'].run(gpt.inspector, TEXT, count=0),
+        'count=0 and examples=10 must be at least 1',
+    ),
     'several numbers': (lambda gpt: gpt.gradients(TEXT, lambda logits: logits), 'shape'),
 }
+
+
+def test_layers_are_a_slice(gpt):
+    some = gpt.run(TEXT, [zero('mlp_output', layer=slice(1, None))], points=['mlp_output'])
+    assert [values.any() for values in some['mlp_output'].values] == [True] + [False] * (
+        gpt.config.model.num_layers - 1
+    )
 
 
 @pytest.mark.parametrize('name', WRONG)

@@ -1,9 +1,7 @@
 """The page in Chromium: it needs no network, follows pointer and keyboard, and shows any text."""
 
 import dataclasses
-import pathlib
 import re
-import shutil
 import sys
 
 import numpy as np
@@ -14,10 +12,11 @@ from gpt_jax.errors import UserError
 from gpt_jax.inspector.analyses import ANALYSES
 from gpt_jax.inspector.analyses.attention import AttentionMaps, roll_out
 from gpt_jax.inspector.inspection import NamedArray
-from gpt_jax.inspector.page import bundle, frame, render, to_json
+from gpt_jax.inspector.page import FOLDER, frame, render
+from gpt_jax.inspector.replay import Replay
 from gpt_jax.inspector.survey import survey
+from gpt_jax.page import bundle, to_json
 
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
 HOSTILE = '</script><img src=x onerror="document.title=1">'
 TEXTS = ('One', ' two', '\n', ' three', '\u202e\x00', HOSTILE)
 
@@ -51,38 +50,6 @@ def maps(texts, *, layers=2, heads=3):
     weights = (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
     weights = NamedArray(weights, ('layer', 'head', 'position', 'source'))
     return AttentionMaps(tuple(range(len(texts))), tuple(texts), weights, roll_out(weights))
-
-
-@pytest.fixture(scope='module')
-def browser():
-    library = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
-    if CHROMIUM is None:
-        pytest.skip('chromium is not installed')
-    with library.sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
-
-
-@pytest.fixture
-def opened(browser, tmp_path):
-    """Opens an HTML text; at the end, no page had an error or asked for anything."""
-    complaints, contexts = [], []
-
-    def open_page(html, **options):
-        path = pathlib.Path(tmp_path / 'page.html')
-        path.write_text(html, encoding='utf-8')
-        contexts.append(browser.new_context(**options))
-        page = contexts[-1].new_page()
-        page.on('console', lambda message: complaints.append(message.text))
-        page.on('pageerror', lambda error: complaints.append(str(error)))
-        page.on('request', lambda request: complaints.append(request.url))
-        page.goto(path.as_uri())
-        complaints.remove(path.as_uri())
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not complaints
 
 
 def test_every_view_is_drawn(opened):
@@ -183,7 +150,7 @@ def test_arrays_keep_their_values(opened):
         (np.array([2**40]), np.array([2**40])),
     ):
         stored = to_json(NamedArray(array, ('position',)))
-        code = re.sub(r'^const page = .*$', '', bundle(), flags=re.M)
+        code = re.sub(r'^const page = .*$', '', bundle(FOLDER), flags=re.M)
         code = (
             code[: code.index('// Colours of values')]
             + f'\n[...decode({stored}).values].map(String)'
@@ -201,7 +168,7 @@ def test_themes_follow_the_system_and_the_switch(opened, scheme):
     page.get_by_role('button', name='Light or dark').click()
     assert background() != before
     page.emulate_media(media='print')
-    page.wait_for_function('document.documentElement.dataset.theme == "light"')
+    page.locator('html[data-theme=light]').wait_for(state='attached')
     assert page.locator('#view-rollout').is_visible()  # all views are printed
 
 
@@ -238,6 +205,8 @@ def test_a_model_is_shown_with_all_its_analyses(opened):
     )
     said = page.locator('.details').inner_text()
     assert re.search(r'Largest parts of its logit\s+' + largest[1], said)
+    source = int(abs(attribution.next_sources.values[3]).argmax())
+    assert re.search(rf'Tokens that the heads read\s+\S+ \({source}\)', said)
 
 
 def test_a_notebook_shows_an_analysis_in_a_frame(opened):
@@ -277,3 +246,38 @@ def test_plot(monkeypatch):
     monkeypatch.setitem(sys.modules, 'matplotlib', None)
     with pytest.raises(UserError, match='pip install matplotlib'):
         found.plot('weights', layer=1, head=2)
+
+
+@pytest.mark.parametrize('width', [390, 1280])
+def test_a_replayed_batch(opened, tmp_path, width):
+    ids = np.arange(12).reshape(2, 6) % len(TEXTS)
+    loss = np.array([[1, 2, 3, 4, np.nan], [5, 6, 7, 8, 9.0]])
+    result = Replay(
+        step=7,
+        sources=('books',),
+        texts=dict(enumerate(TEXTS)),
+        tokens=ids,
+        loss=loss,
+        source=np.zeros(2, int),
+        start=np.array([0, 50]),
+        documents=np.array([[1, 1, 1, 2, 2, 2]] * 2),
+    )
+    result.save(tmp_path / 'replay.html', title='Step 7', facts={'loss': HOSTILE})
+    html = (tmp_path / 'replay.html').read_text('utf-8')
+    page = opened(html, viewport={'width': width, 'height': 800})
+    headings = page.get_by_role('heading', level=2)
+    assert headings.all_inner_texts() == ['Sequence 1: loss 7.000', 'Sequence 0: loss 2.500']
+    first = page.locator('.sequence').first
+    assert 'tokens 50 to 55' in first.inner_text() and first.locator('hr').count() == 1
+    assert HOSTILE in first.locator('.text').inner_text()
+    first.locator('span').nth(2).click()
+    readout = page.locator('.readout')
+    assert (
+        ' '.join(readout.inner_text().split())
+        == '↵ loss 6.000, probability 0.2%; id 2, token 2 of sequence 1'
+    )
+    page.get_by_role('button', name='as in the batch').click()
+    assert headings.first.inner_text() == 'Sequence 0: loss 2.500'
+    page.locator('.sequence').first.locator('span').nth(5).click()
+    assert 'not learned' in readout.inner_text()
+    assert page.evaluate('document.documentElement.scrollWidth') == width

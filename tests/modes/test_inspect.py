@@ -55,13 +55,28 @@ def test_analyses_and_out_are_chosen(workdir, tmp_path, capsys):
     [
         (['--analyses=attentoin'], '--analyses=attentoin is not one; did you mean attention?'),
         (['--prompt=' + 'a' * 40], 'shorten it'),
-        (['--prompt=ab', '--analyses=lens', '--out=/dev/null/page.html'], '/dev/null/page.html'),
     ],
 )
 def test_errors_are_one_line(workdir, capsys, arguments, error):
     assert inspect(workdir, *arguments) == 2
     [line] = capsys.readouterr().err.strip().splitlines()
     assert line.startswith('error: ') and error in line
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_the_work(
+    workdir, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr('gpt_jax.modes.inspect.survey', None)
+    long = tmp_path / ('a' * 250)  # not with the suffix of the temporary file
+    for out, error in (
+        ('/dev/null/page.html', 'cannot write /dev/null/page.html: '),
+        (tmp_path, f'--out={tmp_path} is a folder; name a file'),
+        (long, f'cannot write {long}: File name too long'),
+    ):
+        assert inspect(workdir, '--prompt=ab', f'--out={out}') == 2
+        [line] = capsys.readouterr().err.strip().splitlines()
+        assert line.startswith(f'error: {error}')
+    assert not list(tmp_path.iterdir())
 
 
 def test_visible():

@@ -15,6 +15,7 @@ from gpt_jax.telemetry.progress import Progress
 from gpt_jax.train.evaluators import Evaluator, Report
 from gpt_jax.train.run_folder import Nowhere
 from gpt_jax.train.trainer import Outcome, Trainer
+from gpt_jax.train.training_clock import TrainingClock
 from tests.tiny_config import get_config
 
 
@@ -53,6 +54,7 @@ def _run(
     first=False,
     call_length=None,
     at_end=True,
+    compilation=0.0,
     **train,
 ) -> tuple[list[str], dict[int, dict[str, float]]]:
     """Returns the events of 20 steps of a second, and their rows; all between takes a hundred."""
@@ -66,6 +68,7 @@ def _run(
     clock, happened, rows = _Clock(monkeypatch), [], {}
 
     def advance(state, call):
+        clock.spend(0.0 if clock.done else compilation)
         done = np.arange(state.step, state.step + len(call)) + 1
         clock.done = int(done[-1])
         metrics = {
@@ -133,6 +136,7 @@ def _run(
         try:
             outcome = trainer.train(
                 first_batch=0,
+                clock=TrainingClock(budget=config.train.max_seconds),
                 progress=progress,
                 folder=Folder(),
                 watchdog=types.SimpleNamespace(patient=pause, beat=lambda: None),
@@ -203,3 +207,14 @@ def test_steps_that_are_left_over_are_another_program(monkeypatch):
     happened, rows = _run(monkeypatch, call_length=lambda done, _: 8 if done < 16 else 1)
     assert happened[-1] is Outcome.COMPLETE
     assert rows[16]['train/tokens_per_second'] > 0 and 'train/loss' in rows[20]
+
+
+def test_a_budget_of_seconds_ends_a_run_as_its_last_step_does(monkeypatch):
+    """A second a step; compilation and the hundred of an evaluation or a save do not count."""
+    happened, _ = _run(monkeypatch, max_seconds=14.0, compilation=50.0)
+    assert happened == [
+        *('evaluate 10', 'save 10', 'sample 10', 'keep 10'),
+        # The metrics of a call are read, and so its seconds known, one call later.
+        *('save 15', 'evaluate 15', 'set_loss 15', 'sample 15', 'keep 15'),
+        Outcome.COMPLETE,
+    ]

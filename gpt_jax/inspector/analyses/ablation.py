@@ -15,12 +15,12 @@ from gpt_jax.inspector.analyses.base import QUIET, Analysis, ShowProgress, top
 from gpt_jax.inspector.analyses.predictions import next_losses
 from gpt_jax.inspector.analyses.sweep import (
     activation_bytes,
-    count_candidates,
+    effects,
     is_chosen,
-    run_in_chunks,
     split,
+    sweep,
 )
-from gpt_jax.inspector.forward import Change, forward
+from gpt_jax.inspector.forward import Change, Start, forward
 from gpt_jax.inspector.inspection import Inspection, NamedArray
 from gpt_jax.inspector.inspector import Inspector, Text
 from gpt_jax.model.config import ModelConfig
@@ -90,27 +90,32 @@ class Ablation(Analysis):
             raise UserError(f'how={how!r} must be one of {", ".join(WAYS)}')
         config = freeze(inspector.config)
         if inspection is None:
-            inspection = inspector.inspect(text, points=['logits', HEADS, ATTENTION, MLP])
-        token = int(inspection.logits.values[-1].argmax())
-        tokens = jnp.asarray(inspection.tokens)
+            inspection = inspector.inspect(
+                text, points=['logits', 'residual_before', HEADS, ATTENTION, MLP]
+            )
+        logits = inspection.logits.values
+        token, tokens = int(logits[-1].argmax()), jnp.asarray(inspection.tokens)
         values = _replacements(inspection, config.num_layers, how)
-        count = count_candidates(_grid(config)) + 1  # the last one changes nothing
-        result = run_in_chunks(
-            lambda indices: _ablate(config, inspector.params, tokens, token, values, indices),
-            count,
+        whole = _measure(logits, tokens, token)
+
+        def ablate(layer: int, indices: np.ndarray) -> Effect:
+            start = Start(layer, inspection[f'blocks.{layer}.residual_before'].values)
+            return _ablate(config, inspector.params, tokens, token, values, start, indices)
+
+        change = sweep(
+            ablate,
+            _grid(config),
             bytes_each=activation_bytes(config, len(tokens)),
             progress=progress,
             description='ablation',
         )
-        whole = jax.tree.map(lambda values: values[-1], result)
-        change = jax.tree.map(lambda values: values[:-1] - values[-1], result)
         return cls(
             inspection.tokens,
             inspection.texts,
             how=how,
             token=token,
             token_text=inspector.token_texts([token])[0],
-            loss=float(_mean(whole.loss)),
+            loss=float(_mean(np.asarray(whole.loss))),
             logit=float(whole.logit),
             probability=float(whole.probability),
             **_arrays(config, change),
@@ -161,9 +166,10 @@ def _ablate(
     tokens_L: Int[Array, 'L'],
     token: Int[Array, ''],
     values: dict[str, Any],
+    start: Start,
     indices_C: Int[Array, 'C'],
 ) -> Effect:
-    """Measures the model without each of some parts."""
+    """Returns what the model's measures change without each of some parts."""
 
     def measure(index: Int[Array, '']) -> Effect:
         chosen = is_chosen(_grid(config), index)
@@ -174,16 +180,19 @@ def _ablate(
             for point, mask in masks.items():
                 name = f'blocks.{layer}.{point}'
                 changes[name] = (Change(mask, values[name]),)
-        found = forward(config, params, tokens_L[None], changes, points=frozenset({'logits'}))
-        logits_LV = found['logits'][0]
-        last = logits_LV[-1]
-        return Effect(
-            next_losses(logits_LV, tokens_L),
-            last[token],
-            jnp.exp(last[token] - jax.nn.logsumexp(last)),
-        )
+        logits = frozenset({'logits'})
+        found = forward(config, params, tokens_L[None], changes, points=logits, start=start)
+        return _measure(found['logits'][0], tokens_L, token)
 
-    return jax.vmap(measure)(indices_C)
+    return effects(measure, _grid(config), indices_C)
+
+
+def _measure(
+    logits_LV: Float[Array, 'L V'], tokens_L: Int[Array, 'L'], token: Int[Array, ''] | int
+) -> Effect:
+    last = logits_LV[-1]
+    probability = jnp.exp(last[token] - jax.nn.logsumexp(last))
+    return Effect(next_losses(logits_LV, tokens_L), last[token], probability)
 
 
 def _arrays(config: ModelConfig, change: Effect) -> dict[str, NamedArray]:

@@ -69,6 +69,7 @@ class Attribution(Analysis):
     # Parts of the logit of the token that comes after each position but the last:
     next_heads: NamedArray  # [position, layer, head]
     next_mlps: NamedArray  # [position, layer]
+    next_sources: NamedArray | None  # [position, source]: of all heads, by the token they read
 
     @classmethod
     def obstacle(cls, inspector: Inspector) -> str:
@@ -127,7 +128,7 @@ class Attribution(Analysis):
         toward_D, norm_bias = _before_norm(inspection, at, config, params, read_D)
         embedded = inspection['embedding'].values[at].astype(np.float64)
         first = inspection['blocks.0.residual_before'].values[at]
-        layers = _attribute_layers(inspection, at, config, params, toward_D, by_source=True)
+        layers = _attribute_layers(inspection, at, config, params, toward_D)
         sources = [each.sources_HS for each in layers]
         coming = []
         for i, after in enumerate(inspection.tokens[1:]):
@@ -136,6 +137,11 @@ class Attribution(Analysis):
         shape = (len(coming), config.num_layers)
         next_heads = np.array([[each.heads_H for each in parts] for parts in coming], np.float32)
         next_mlps = np.array([[each.mlp for each in parts] for parts in coming], np.float32)
+        next_sources = None
+        if sources[0] is not None:
+            by_source = [sum(each.sources_HS.sum(0) for each in parts) for parts in coming]
+            values = np.array(by_source, np.float32).reshape(len(coming), len(inspection.tokens))
+            next_sources = NamedArray(values, ('position', 'source'))
         return cls(
             inspection.tokens,
             inspection.texts,
@@ -157,6 +163,7 @@ class Attribution(Analysis):
                 next_heads.reshape(*shape, config.num_heads), ('position', 'layer', 'head')
             ),
             next_mlps=NamedArray(next_mlps.reshape(shape), ('position', 'layer')),
+            next_sources=next_sources,
         )
 
     @property
@@ -250,8 +257,6 @@ def _attribute_layers(
     config: ModelConfig,
     params: dict[str, Any],
     toward_D: np.ndarray,
-    *,
-    by_source: bool = False,
 ) -> list[_Layer]:
     """Returns the contributions of all layers at a position along `toward_D`."""
     return [
@@ -262,7 +267,6 @@ def _attribute_layers(
             config.of_layer(layer),
             block=block,
             toward_D=toward_D,
-            by_source=by_source,
         )
         for layer, block in enumerate(params['blocks'])
     ]
@@ -276,7 +280,6 @@ def _attribute_layer(
     *,
     block: dict[str, Any],
     toward_D: np.ndarray,
-    by_source: bool,
 ) -> _Layer:
     """Returns the contributions of a layer along `toward_D` of the residual stream."""
     mlp = float(inspection[f'blocks.{layer}.mlp_output'].values[at] @ toward_D)
@@ -292,9 +295,7 @@ def _attribute_layer(
         toward_D = norm.pull_back(toward_D)
     read_HK = kernel_HKD @ toward_D
     heads_H = (heads_HK * read_HK).sum(-1)
-    sources_HS = None
-    if by_source:
-        sources_HS = _by_source(inspection, layer, at, read_HK=read_HK, heads_H=heads_H)
+    sources_HS = _by_source(inspection, layer, at, read_HK=read_HK, heads_H=heads_H)
     return _Layer(heads_H, bias + float(bias_D @ toward_D), mlp, sources_HS)
 
 
@@ -335,7 +336,9 @@ def _parts(params: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
 
 def _row(inspector: Inspector, token: int) -> np.ndarray:
     """Returns the row of a token in the output table, rounded as the model does."""
-    row = output_table(inspector.params)[token].astype(inspector.config.precision.compute)
+    row = output_table(inspector.params, inspector.config)[token].astype(
+        inspector.config.precision.compute
+    )
     return np.asarray(row, np.float64)
 
 

@@ -99,6 +99,8 @@ class TopTokens(Analysis):
             UserError: a layer or neuron does not exist, or the corpus cannot be read.
         """
         check(cls, inspector)
+        if min(count, examples) < 1:
+            raise UserError(f'count={count} and examples={examples} must be at least 1')
         inspection = inspection or inspector.inspect(text, points=[HIDDEN])
         hidden = {i: inspection[f'blocks.{i}.{HIDDEN}'].values for i in _layers(inspector)}
         chosen = _choose(hidden, layer=layer, neurons=neurons, count=count)

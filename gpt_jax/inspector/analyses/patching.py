@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
 import jax
@@ -15,22 +15,19 @@ from gpt_jax.errors import UserError
 from gpt_jax.inspector.analyses.base import QUIET, Analysis, ShowProgress, top
 from gpt_jax.inspector.analyses.sweep import (
     activation_bytes,
+    effects,
     is_chosen,
-    run_in_chunks,
     split,
+    sweep,
 )
-from gpt_jax.inspector.forward import Change, forward
+from gpt_jax.inspector.forward import Change, Start, forward
 from gpt_jax.inspector.inspection import Inspection, NamedArray
 from gpt_jax.inspector.inspector import Inspector, Text
 from gpt_jax.model.config import ModelConfig
 
 HEADS = 'attention.heads'
-FIELDS = {
-    'residual_before': 'residual',
-    'attention_output': 'attention',
-    'mlp_output': 'mlp',
-    HEADS: 'heads',
-}
+FIELDS = {'residual_before': 'residual', HEADS: 'heads'}
+BRANCHES = {'attention_output': 'attention', 'mlp_output': 'mlp'}
 SHOWN = 5  # rows of the table for each point
 
 
@@ -62,9 +59,10 @@ class Patching(Analysis):
     difference: float  # logit of `token` minus that of `other_token`, after this text
     other_difference: float  # the same after the other text
     residual: NamedArray  # [layer, position]: the residual stream before the layer
-    attention: NamedArray  # [layer, position]: the output of attention
-    mlp: NamedArray  # [layer, position]: the output of the MLP
     heads: NamedArray  # [layer, head]: the head at all positions
+    # With `branches`, [layer, position]:
+    attention: NamedArray | None = None  # the output of attention
+    mlp: NamedArray | None = None  # the output of the MLP
 
     @classmethod
     def run(
@@ -75,36 +73,41 @@ class Patching(Analysis):
         against: Text,
         inspection: Inspection | None = None,
         progress: ShowProgress = QUIET,
+        branches: bool = False,
     ) -> Self:
         """Patches each value of a run on `text` from a run on `against`; see `Analysis.run`.
+
+        `branches` patches the outputs of attention and MLP by position, too: about three times the
+        runs.
 
         Raises:
             UserError: the texts differ in their number of tokens, or are the same.
         """
-        config, points = freeze(inspector.config), ['logits', *FIELDS]
+        config, fields = freeze(inspector.config), FIELDS | (BRANCHES if branches else {})
         check_texts(inspector, text, against)
-        mine = inspection or inspector.inspect(text, points=['logits'])
-        other = inspector.inspect(against, points=points)
+        mine = inspection or inspector.inspect(text, points=['logits', 'residual_before'])
+        other = inspector.inspect(against, points=['logits', *fields])
         token, other_token = choose_tokens(mine.logits.values[-1], other.logits.values[-1])
-        names = [f'blocks.{i}.{point}' for i in range(config.num_layers) for point in FIELDS]
-        values = {name: other.arrays[name] for name in names}
-        grid, tokens = _grid(config, len(mine.tokens)), jnp.asarray(mine.tokens)
-        pair = jnp.asarray([token, other_token])
-        differ = _may_differ(grid, mine.tokens, other.tokens)
-        candidates = np.append(np.flatnonzero(differ), differ.size)  # the last changes nothing
-        differences = run_in_chunks(
-            lambda i: _patch(config, inspector.params, tokens, pair, values, candidates[i]),
-            candidates.size,
+        values = {point: other[point].values for point in fields}
+        tokens, pair = jnp.asarray(mine.tokens), jnp.asarray([token, other_token])
+        start, end = (_difference(each.logits.values[-1], pair) for each in (mine, other))
+
+        def patch(layer: int, indices: np.ndarray) -> jax.Array:
+            begin = Start(layer, mine[f'blocks.{layer}.residual_before'].values)
+            return _patch(config, inspector.params, tokens, pair, values, begin, indices)
+
+        grid = _grid(config, len(tokens), fields)
+        moved = sweep(
+            patch,
+            grid,
+            wanted=_may_differ(grid, mine.tokens, other.tokens),
             bytes_each=activation_bytes(config, len(mine.tokens)),
             progress=progress,
             description='patching',
         )
-        start, end = differences[-1], _difference(other.logits.values[-1], pair)
-        moved = np.zeros(differ.size, np.float32)
-        moved[differ] = (differences[:-1] - start) / (end - start)
         arrays = {
-            FIELDS[point]: NamedArray(part, ('layer', 'head' if point == HEADS else 'position'))
-            for point, part in split(grid, moved).items()
+            fields[point]: NamedArray(part, ('layer', 'head' if point == HEADS else 'position'))
+            for point, part in split(grid, moved / (end - start)).items()
         }
         token_text, other_text = inspector.token_texts([token, other_token])
         return cls(
@@ -125,8 +128,10 @@ class Patching(Analysis):
         """Returns the places of each point whose replacement moves the prediction most."""
         pair = f'{self.token_text!r} to {self.other_token_text!r}'
         rows = [('replaced', 'layer', 'at', f'moved from {pair}')]
-        for field in FIELDS.values():
-            values = getattr(self, field).values
+        for field in (FIELDS | BRANCHES).values():
+            if (array := getattr(self, field)) is None:
+                continue
+            values = array.values
             for layer, at in top(values, SHOWN):
                 where = f'head {at}' if field == 'heads' else f'{at} {self.texts[at]!r}'
                 rows.append((field, str(layer), where, f'{values[layer, at]:.1%}'))
@@ -159,9 +164,10 @@ def choose_tokens(mine_V: np.ndarray, other_V: np.ndarray) -> tuple[int, int]:
     return token, other_token
 
 
-def _grid(config: ModelConfig, length: int) -> dict[str, tuple[int, ...]]:
-    layers = config.num_layers
-    return {point: (layers, config.num_heads if point == HEADS else length) for point in FIELDS}
+def _grid(config: ModelConfig, length: int, points: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """Returns the candidates of points, in the order of the tables, as `jax.jit` sorts keys."""
+    sizes = {point: config.num_heads if point == HEADS else length for point in FIELDS | BRANCHES}
+    return {point: (config.num_layers, size) for point, size in sizes.items() if point in points}
 
 
 def _may_differ(
@@ -190,19 +196,22 @@ def _patch(
     tokens_L: Int[Array, 'L'],
     pair: Int[Array, '2'],
     values: dict[str, Any],
+    start: Start,
     indices_C: Int[Array, 'C'],
 ) -> Float[Array, 'C']:
-    """Returns the logit difference after each of some replacements."""
+    """Returns what each of some replacements changes of the logit difference."""
+    grid = _grid(config, len(tokens_L), values)
 
     def measure(index: Int[Array, '']) -> Float[Array, '']:
-        chosen = is_chosen(_grid(config, len(tokens_L)), index)
         changes = {
-            (name := f'blocks.{layer}.{point}'): (Change(mask[layer, :, None], values[name]),)
-            for point, mask in chosen.items()
+            f'blocks.{layer}.{point}': (Change(mask[layer, :, None], values[point][layer]),)
+            for point, mask in is_chosen(grid, index).items()
             for layer in range(config.num_layers)
         }
         logits = frozenset({'logits'})
-        found = forward(config, params, tokens_L[None], changes, points=logits, last=True)
+        found = forward(
+            config, params, tokens_L[None], changes, points=logits, last=True, start=start
+        )
         return _difference(found['logits'][0, 0], pair)
 
-    return jax.vmap(measure)(indices_C)
+    return effects(measure, grid, indices_C)

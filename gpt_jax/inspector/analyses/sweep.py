@@ -41,32 +41,54 @@ def is_chosen(grid: Grid, index: Int[Array, '']) -> dict[str, Bool[Array, '...']
     return split(grid, jnp.arange(count_candidates(grid)) == index)
 
 
-def run_in_chunks(
-    run: Callable[[Int[Array, 'C']], Any],
-    count: int,
+def sweep(
+    run: Callable[[int, Int[Array, 'C']], Any],
+    grid: Grid,
     *,
+    wanted: np.ndarray | None = None,
     bytes_each: int,
     progress: ShowProgress,
     description: str,
 ) -> Any:
-    """Runs a program for indices 0 to `count - 1`; returns its results, `[count, …]`.
+    """Runs a program for the candidates of a grid, by layer, as it need not run those before.
+
+    Returns its results `[candidate, …]` in the order of the grid; 0 for those not wanted.
 
     Args:
-      run: takes indices and returns a tree of arrays with as many rows. All calls have the same
-        number of indices.
-      count: number of candidates.
+      run: takes the first layer of some candidates and their indices, and returns a tree of arrays
+        with as many rows. All calls have the same number of indices.
+      grid: the candidates.
+      wanted: which of them to run; None: all.
       bytes_each: memory of one of them.
       progress: makes the display.
       description: of the display.
     """
-    size = chunk_size(count, bytes_each)
+    layers = np.concatenate([np.indices(shape)[0].ravel() for shape in grid.values()])
+    chosen = np.arange(layers.size) if wanted is None else np.flatnonzero(wanted)
+    order = chosen[np.argsort(layers[chosen], kind='stable')]
+    size = chunk_size(order.size, bytes_each)
     parts = []
-    with progress(count, unit='runs', description=description) as display:
-        for start in range(0, count, size):
-            indices = np.minimum(np.arange(start, start + size), count - 1)
-            parts.append(jax.tree.map(np.asarray, run(indices)))
-            display.update(min(start + size, count))
-    return jax.tree.map(lambda *each: np.concatenate(each)[:count], *parts)
+    with progress(order.size, unit='runs', description=description) as display:
+        for start in range(0, order.size, size):
+            indices = order[np.minimum(np.arange(start, start + size), order.size - 1)]
+            parts.append(jax.tree.map(np.asarray, run(int(layers[indices[0]]), indices)))
+            display.update(min(start + size, order.size))
+
+    def arrange(*each: np.ndarray) -> np.ndarray:
+        rows = np.concatenate(each)[: order.size]
+        found = np.zeros((layers.size, *rows.shape[1:]), rows.dtype)
+        found[order] = rows
+        return found
+
+    return jax.tree.map(arrange, *parts)
+
+
+def effects(
+    measure: Callable[[Int[Array, '']], Any], grid: Grid, indices_C: Int[Array, 'C']
+) -> Any:
+    """Returns what candidates change: measures `[C, …]` less that of no candidate."""
+    found = jax.vmap(measure)(jnp.append(indices_C, count_candidates(grid)))
+    return jax.tree.map(lambda values: values[:-1] - values[-1:], found)
 
 
 def chunk_size(count: int, bytes_each: int) -> int:

@@ -1,5 +1,5 @@
 """Analyses as one self-contained HTML page."""
 
-from gpt_jax.inspector.page.write import bundle, frame, render, to_json
+from gpt_jax.inspector.page.write import FOLDER, frame, render
 
-__all__ = ['bundle', 'frame', 'render', 'to_json']
+__all__ = ['FOLDER', 'frame', 'render']

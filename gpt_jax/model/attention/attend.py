@@ -12,6 +12,7 @@ from gpt_jax.kernels.dropout import dropout
 from gpt_jax.kernels.scores import ScoreOptions, hide_masked, soften
 from gpt_jax.model.attention.base import AttentionContext
 from gpt_jax.model.options import AttentionKernel, CommonConfig
+from gpt_jax.model.parametrization import score_multiplier
 from gpt_jax.model.position import POSITIONS
 from gpt_jax.model.remat import ATTENTION
 from gpt_jax.model.taps import Tapped
@@ -81,6 +82,8 @@ def run_attention(
     Queries, keys and values are points of the module, and without a kernel scores and weights.
     Kernels need keys and values of equal width, so the narrower of the two is padded with zeros.
     """
+    if (multiplier := score_multiplier(module.config)) != 1:
+        q_BLHK = q_BLHK * jnp.asarray(multiplier, q_BLHK.dtype)
     q_BLHK = module.tap('query', q_BLHK, 'BLHK')
     k_BSGK = module.tap('key', k_BSGK, 'BSGK')
     v_BSGV = module.tap('value', v_BSGV, 'BSGK')

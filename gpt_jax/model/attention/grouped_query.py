@@ -16,6 +16,7 @@ from gpt_jax.model.attention.layer_cache import LayerCache
 from gpt_jax.model.linear import Linear
 from gpt_jax.model.norm import RMSNorm
 from gpt_jax.model.options import AttentionKernel, CommonConfig, Kernels, QKNorm
+from gpt_jax.model.parametrization import score_multiplier
 from gpt_jax.model.position import POSITIONS, rotated_width
 from gpt_jax.model.taps import Tapped
 
@@ -41,6 +42,11 @@ class GroupedQuery(BaseAttention):
     def finalize(self, config: CommonConfig) -> None:
         """Checks the width of heads. Raises UserError if RoPE cannot rotate its pairs."""
         self.qk_norm = QKNorm(self.qk_norm)  # a config file may have assigned a boolean
+        if self.query_pre_attn_scalar and score_multiplier(config) != 1:
+            raise UserError(
+                'config.model.attention.query_pre_attn_scalar fixes the scale of scores, which '
+                'config.model.parametrization=mup derives from head_dim; set it to 0'
+            )
         rotated, fraction = rotated_width(config), config.rope.fraction
         if POSITIONS[config.position].rotate is not None and (rotated % 2 or not rotated):
             part = f' times config.model.rope.fraction={fraction}' if fraction != 1 else ''

@@ -1,6 +1,7 @@
 """The base of every MLP's config."""
 
 import dataclasses
+from fractions import Fraction
 
 from flax import linen as nn
 
@@ -25,6 +26,15 @@ class BaseMLP:
         Raises:
             UserError: a value cannot work; the message names its key.
         """
+
+    def resize(self, share: Fraction) -> 'BaseMLP':
+        """Returns the config of an MLP for another `d_ff`, which is `share` of this one's.
+
+        Raises:
+            UserError: a width of its own has no whole value in proportion.
+        """
+        del share
+        return self
 
     def flops(self, config: CommonConfig) -> float:
         """Returns forward FLOPs per token and layer of all products but those with parameters."""

@@ -4,6 +4,7 @@ import dataclasses
 import enum
 import functools
 import math
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +70,16 @@ class MixtureOfExperts(BaseMLP):
                 f'config.model.mlp.experts_per_token={self.experts_per_token} is more than '
                 f'config.model.mlp.num_experts={self.num_experts}; lower it'
             )
+
+    def resize(self, share: Fraction) -> 'MixtureOfExperts':
+        """Returns the config with experts of another width, in proportion to `d_ff`."""
+        d_expert = self.d_expert * share
+        if d_expert.denominator != 1:
+            raise UserError(
+                f'config.model.mlp.d_expert={self.d_expert} times {share}, by which '
+                f'config.model.base changes d_ff, is not whole; change one of them'
+            )
+        return dataclasses.replace(self, d_expert=int(d_expert))
 
     def width(self, config: CommonConfig) -> int:
         """Returns the width of all experts of a token together."""

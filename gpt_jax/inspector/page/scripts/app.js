@@ -1,9 +1,9 @@
 // The page: tokens on top, the views of the analyses below, and the keyboard.
 
 import { decode } from './arrays.js';
-import { readScales } from './colours.js';
 import { h } from './dom.js';
 import { choose, listen, state } from './state.js';
+import { followTheme, isPrinting, themeButton, toggleTheme } from './theme.js';
 import { TokenDetails } from './token_details.js';
 import { TokenStrip } from './token_strip.js';
 import { makeViews } from './views.js';
@@ -16,32 +16,9 @@ const KEYS = [
 ];
 
 const page = decode(JSON.parse(document.getElementById('data').textContent));
-const root = document.documentElement;
-const darkSystem = matchMedia('(prefers-color-scheme: dark)');
-const print = matchMedia('print');
-let theme = 'auto', printing = false;
 const losses = page.analyses.find((each) => each.name === 'token_loss')?.data.loss;
 if (losses) page.loss = [NaN, ...losses.values]; // nothing predicts the first token
 
-function applyTheme() {
-  const dark = !printing && (theme === 'auto' ? darkSystem.matches : theme === 'dark');
-  root.dataset.theme = dark ? 'dark' : 'light';
-  readScales();
-}
-
-function toggleTheme() {
-  theme = root.dataset.theme === 'dark' ? 'light' : 'dark';
-  applyTheme();
-  redraw();
-}
-
-function redraw() {
-  strip.draw();
-  details.draw();
-  for (const view of views) if (view.drawn) view.draw();
-}
-
-applyTheme();
 const strip = new TokenStrip(page), details = new TokenDetails(page);
 const views = makeViews(page);
 const tabs = views.map((view, index) => h('button', {
@@ -64,7 +41,7 @@ document.body.append(
   h('header', {},
     h('div', {}, h('h1', {}, page.title), h('p', { class: 'model' }, page.subtitle)),
     h('div', { class: 'buttons' },
-      h('button', { onclick: toggleTheme, 'aria-label': 'Light or dark', title: 'Light or dark (t)' }, '◐'),
+      themeButton(),
       h('button', { onclick: () => help.showModal(), 'aria-label': 'Help', title: 'Keys (?)' }, '?'))),
   h('section', { class: 'tokens', 'aria-label': 'Tokens' }, strip.element, details.element),
   h('main', {},
@@ -76,12 +53,11 @@ document.body.append(
 function showView() {
   views.forEach((view, index) => {
     const shown = view.name === state.view;
-    panels[index].hidden = !shown && !printing;
+    panels[index].hidden = !shown && !isPrinting(); // all views are printed
     tabs[index].setAttribute('aria-selected', shown);
     tabs[index].tabIndex = shown ? 0 : -1;
     if (panels[index].hidden) return;
     view.draw();
-    view.drawn = true;
   });
 }
 
@@ -89,18 +65,11 @@ listen((changed) => {
   if (changed.has('view')) showView();
   else for (const view of views) if (view.name === state.view) view.update(changed);
 });
-darkSystem.addEventListener('change', () => { applyTheme(); redraw(); });
-print.addEventListener('change', () => setPrinting(print.matches));
-addEventListener('beforeprint', () => setPrinting(true));
-addEventListener('afterprint', () => setPrinting(false));
-
-/** Prints all views, in the light theme. */
-function setPrinting(on) {
-  printing = on;
-  applyTheme();
+followTheme(() => {
+  strip.draw();
+  details.draw();
   showView();
-  redraw();
-}
+});
 
 function moveView(step) {
   const at = views.findIndex((view) => view.name === state.view);

@@ -3,7 +3,7 @@
 import { h, nats, number, percent, visible } from './dom.js';
 import { chosen, listen } from './state.js';
 
-const EXPECTED = 4, WRITERS = 4;
+const EXPECTED = 4, WRITERS = 4, READ = 3;
 
 export class TokenDetails {
   constructor(page) {
@@ -31,24 +31,32 @@ export class TokenDetails {
       ...(this.parts ? [this.writers(token)] : [])];
   }
 
-  /** The heads and MLPs with the largest parts of the logit of the token. */
+  /** The heads and MLPs with the largest parts of the logit of the token, and what the heads read. */
   writers(token) {
-    const title = h('span', { class: 'hint' }, 'Largest parts of its logit');
-    if (token === 0) return h('div', { class: 'expected writers' }, title, '–');
+    const title = (text) => h('span', { class: 'hint' }, text), written = title('Largest parts of its logit');
+    if (token === 0) return h('div', { class: 'expected writers' }, written, '–');
     const heads = this.parts.next_heads.at(token - 1), mlps = this.parts.next_mlps.at(token - 1);
     const count = heads.shape[1];
     const parts = [...heads.values].map((value, i) => [`layer ${Math.floor(i / count)} head ${i % count}`, value])
       .concat([...mlps.values].map((value, layer) => [`layer ${layer} MLP`, value]));
-    parts.sort(([, a], [, b]) => Math.abs(b) - Math.abs(a));
-    return h('div', { class: 'expected writers' }, title,
-      h('ol', { class: 'alternatives' }, parts.slice(0, WRITERS).map(([name, value]) =>
-        h('li', {}, `${name} `, h('b', {}, (value > 0 ? '+' : '') + number(value))))));
+    const sources = this.parts.next_sources;
+    const read = sources ? [...sources.at(token - 1).values].slice(0, token)
+      .map((value, i) => [h('span', { class: 'token' }, visible(this.page.texts[i]), ` (${i})`), value]) : [];
+    return h('div', { class: 'expected writers' }, h('div', {}, written, largest(parts, WRITERS)),
+      sources ? h('div', {}, title('Tokens that the heads read'), largest(read, READ)) : '');
   }
 
   list(title, position) {
     return h('div', { class: 'expected' }, h('span', { class: 'hint' }, title),
       alternatives(this.losses, position, EXPECTED, this.page.tokens[position + 1]));
   }
+}
+
+/** Returns a list of the parts that are largest in size, with their signs. */
+function largest(parts, count) {
+  const sorted = [...parts].sort(([, a], [, b]) => Math.abs(b) - Math.abs(a)).slice(0, count);
+  return h('ol', { class: 'alternatives' }, sorted.map(([name, value]) =>
+    h('li', {}, name, ' ', h('b', {}, (value > 0 ? '+' : '') + number(value)))));
 }
 
 /** Returns the most probable tokens after a position as bars; the one that comes is marked. */

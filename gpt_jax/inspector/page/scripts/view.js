@@ -8,7 +8,6 @@ export class View {
     Object.assign(this, { analysis, page, data: analysis.data, name: analysis.name, title: analysis.title });
     this.labels = page.texts.map(visible);
     this.element = h('div', { class: 'figures' });
-    this.drawn = false;
   }
 
   /** Returns what the view shows, its source, and how it misleads. */
@@ -37,23 +36,4 @@ function linked(text) {
     const address = piece.startsWith('arXiv:') ? `https://arxiv.org/abs/${piece.slice(6)}` : piece;
     return h('a', { href: address, rel: 'noreferrer', target: '_blank' }, piece);
   });
-}
-
-/** Returns buttons of which one is chosen. */
-export function choice(label, options, value, pick) {
-  const buttons = options.map(([key, text]) => h('button', {
-    'aria-pressed': String(key === value),
-    onclick: () => {
-      buttons.forEach((each, index) => each.setAttribute('aria-pressed', String(options[index][0] === key)));
-      pick(key);
-    },
-  }, text));
-  return h('div', { class: 'choice', role: 'group', 'aria-label': label }, h('span', {}, label), buttons);
-}
-
-/** Returns a menu. */
-export function menu(label, options, value, pick) {
-  const select = h('select', { onchange: () => pick(Number(select.value)) },
-    options.map((text, index) => h('option', { value: index, selected: index === value }, text)));
-  return h('label', { class: 'menu' }, `${label} `, select);
 }

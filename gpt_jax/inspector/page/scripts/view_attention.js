@@ -1,10 +1,12 @@
 // The attention of all heads: to or from the chosen token, as small maps, and one enlarged.
 
 import { Scale } from './colours.js';
+import { choice, menu } from './controls.js';
 import { h, percent } from './dom.js';
-import { HeatMap, tip } from './heat_map.js';
+import { HeatMap } from './heat_map.js';
 import { choose, chosen, state } from './state.js';
-import { choice, menu, View } from './view.js';
+import { tip } from './tip.js';
+import { View } from './view.js';
 
 const LONG = 40; // tokens from which maps take the whole width
 const KINDS = ['previous', 'duplicate', 'induction', 'first'], CLEAR = 0.4; // of the analysis of heads

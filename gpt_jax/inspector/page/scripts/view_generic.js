@@ -2,11 +2,12 @@
 
 import { NamedArray } from './arrays.js';
 import { Scale } from './colours.js';
+import { menu } from './controls.js';
 import { h, heading, number, table, visible } from './dom.js';
 import { HeatMap } from './heat_map.js';
-import { lineChart } from './line_chart.js';
+import { placeChart } from './place_chart.js';
 import { choose, chosen, state } from './state.js';
-import { menu, View } from './view.js';
+import { View } from './view.js';
 
 const TOKENS = ['position', 'source'];
 
@@ -49,7 +50,7 @@ export class GenericView extends View {
       this.parts.append(this.part(title, h('p', {}, `${number(low)}, the same everywhere`)));
     } else if (array.dims.length === 1) {
       const names = this.names(array.dims[0], array.shape[0]).map((each) => each.replace(/^layer /, ''));
-      this.parts.append(this.part(title, lineChart(title, names, [[array.dims[0], [...array.values]]])));
+      this.parts.append(this.part(title, placeChart(title, names, [[array.dims[0], [...array.values]]])));
     } else this.addMap(title, array);
   }
 

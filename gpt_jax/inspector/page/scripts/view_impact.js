@@ -1,10 +1,11 @@
 // A number for each head and MLP: its part of a logit, or what its removal changes.
 
 import { Scale } from './colours.js';
+import { choice } from './controls.js';
 import { h, number, table, visible } from './dom.js';
 import { HeatMap } from './heat_map.js';
 import { choose, chosen, state } from './state.js';
-import { choice, View } from './view.js';
+import { View } from './view.js';
 
 /** A map of layers × (heads and whole branches), and the table; `branches` name its last columns. */
 class ImpactView extends View {

@@ -1,11 +1,12 @@
 // The logit lens: the prediction after each layer, at each position.
 
 import { Scale } from './colours.js';
+import { choice } from './controls.js';
 import { cut, h, number, percent, visible } from './dom.js';
-import { tip } from './heat_map.js';
-import { lineChart } from './line_chart.js';
+import { placeChart } from './place_chart.js';
 import { choose, chosen } from './state.js';
-import { choice, View } from './view.js';
+import { tip } from './tip.js';
+import { View } from './view.js';
 
 const stageName = (stage) => (stage ? `layer ${stage - 1}` : 'embedding');
 
@@ -72,10 +73,10 @@ export class LensView extends View {
     if (!this.readout.textContent || !this.element.matches(':hover')) this.readout.textContent = this.describe(this.stages - 1, token);
     const names = Array.from({ length: this.stages }, (_, stage) => (stage ? String(stage - 1) : 'emb.'));
     const charts = [this.part(`Entropy after ${this.labels[token]} (${token}), bits`,
-      lineChart('Entropy by layer', names, [['entropy', [...entropy.column(token)]]]))];
+      placeChart('Entropy by layer', names, [['entropy', [...entropy.column(token)]]]))];
     if (token + 1 < this.labels.length) {
       charts.push(this.part(`Probability of ${this.labels[token + 1]}, which comes next`,
-        lineChart('Probability of the next token by layer', names, [['probability', [...next.column(token)]]], percent)));
+        placeChart('Probability of the next token by layer', names, [['probability', [...next.column(token)]]], percent)));
     }
     this.lines.replaceChildren(...charts);
   }

@@ -4,8 +4,8 @@ import { h, number, visible } from './dom.js';
 import { GenericView } from './view_generic.js';
 
 const TITLES = {
-  residual: 'Residual stream before the layer', attention: 'Output of attention',
-  mlp: 'Output of the MLP', heads: 'Heads, at all positions',
+  residual: 'Residual stream before the layer', heads: 'Heads, at all positions',
+  attention: 'Output of attention', mlp: 'Output of the MLP',
 };
 
 export class PatchingView extends GenericView {
@@ -17,9 +17,10 @@ export class PatchingView extends GenericView {
       `after this text and ${number(end)} after the other, whose tokens stand after the arrows.`));
   }
 
-  /** Returns the arrays by what they are, in the order of their use. */
+  /** Returns the arrays that were asked for by what they are, in the order of their use. */
   arrays() {
-    return Object.entries(TITLES).map(([name, title]) => [title, this.data[name]]);
+    return Object.entries(TITLES).filter(([name]) => name in this.data)
+      .map(([name, title]) => [title, this.data[name]]);
   }
 
   /** Returns the labels: of a token that differs, that of both texts. */

@@ -1,7 +1,7 @@
 // The residual stream: lengths at the chosen token, and maps of lengths and cosines.
 
 import { h } from './dom.js';
-import { lineChart } from './line_chart.js';
+import { placeChart } from './place_chart.js';
 import { chosen } from './state.js';
 import { GenericView } from './view_generic.js';
 
@@ -24,7 +24,7 @@ export class ResidualView extends GenericView {
     const token = chosen(), { norms, attention_norms: attention, mlp_norms: mlp } = this.data;
     const places = Array.from({ length: attention.size('layer') }, (_, layer) => String(layer));
     this.here.replaceChildren(this.part(`Lengths at ${this.labels[token]} (${token}), by layer`,
-      lineChart('Lengths by layer', places, [
+      placeChart('Lengths by layer', places, [
         ['stream after the layer', [...norms.column(token)].slice(1)],
         ['written by attention', [...attention.column(token)]],
         ['written by the MLP', [...mlp.column(token)]],

@@ -1,12 +1,12 @@
-// Lines over layers, with a table of their values.
+// Lines over named places, such as layers.
 
 import { h, number } from './dom.js';
-import { tip } from './heat_map.js';
+import { tip } from './tip.js';
 
 const [WIDE, HIGH, LEFT, BOTTOM, TOP] = [460, 190, 52, 22, 12];
 
 /** Returns a chart of lines, each [name, values], over named places; each has a dash of its own. */
-export function lineChart(label, places, lines, format = number) {
+export function placeChart(label, places, lines, format = number) {
   const all = lines.flatMap(([, values]) => values).filter(Number.isFinite);
   const low = Math.min(0, ...all), high = Math.max(...all, low + 1e-9);
   const x = (index) => LEFT + (places.length > 1 ? (index / (places.length - 1)) * (WIDE - LEFT - 14) : 0);

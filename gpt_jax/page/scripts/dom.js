@@ -1,11 +1,11 @@
 // Elements, numbers and texts as the page shows them. Texts only ever become text nodes.
 
 const SVG = 'http://www.w3.org/2000/svg';
-const SVG_TAGS = new Set(['svg', 'path', 'line', 'circle', 'g', 'text', 'rect', 'polyline', 'title']);
+const SVG_TAGS = new Set(['svg', 'path', 'line', 'circle', 'g', 'text', 'rect', 'polyline', 'clipPath']);
 
 /** Returns an element: `on…` attributes are listeners, `false` and null leave one out. */
 export function h(tag, attributes = {}, ...children) {
-  const made = tag !== 'title' && SVG_TAGS.has(tag)
+  const made = SVG_TAGS.has(tag)
     ? document.createElementNS(SVG, tag) : document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith('on')) made.addEventListener(name.slice(2), value);

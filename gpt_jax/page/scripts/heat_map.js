@@ -1,6 +1,7 @@
 // A matrix of colours with labels, a readout, and a cursor for the keyboard.
 
 import { cut, h, number, table } from './dom.js';
+import { tip } from './tip.js';
 
 const LETTER = 7.4; // width of a letter of a label, in px
 const TABLE_CELLS = 5000;
@@ -169,19 +170,4 @@ export class HeatMap {
     const body = rows.map((row, i) => [row, ...columns.map((_, j) => format(this.value(i, j)))]);
     this.values.replaceChildren(this.values.firstChild, table([['', ...columns], ...body], label));
   }
-}
-
-const bubble = h('div', { id: 'tip', 'aria-hidden': 'true' });
-
-/** Shows a text beside the pointer; '' hides it. */
-export function tip(text, event) {
-  bubble.hidden = !text;
-  if (!text) return;
-  if (!bubble.isConnected) document.body.append(bubble);
-  bubble.textContent = text;
-  const { offsetWidth: wide, offsetHeight: high } = bubble;
-  const left = Math.min(event.clientX + 14, document.documentElement.clientWidth - wide - 8);
-  const above = event.clientY + high + 24 > window.innerHeight;
-  bubble.style.left = `${Math.max(left, 4)}px`;
-  bubble.style.top = `${above ? event.clientY - high - 12 : event.clientY + 16}px`;
 }
