@@ -4,9 +4,10 @@
     XLA_FLAGS=--xla_force_host_platform_device_count=2 python benchmarks/members.py
 
 Both train the same config on random tokens, in turns, and each compiles its step once: runs that
-differ in numbers only share it. A factor above 1 says that members are faster; beside the factor of
-the steps alone stands that of a whole training of `--num_steps`, compilation included. Times are
-medians over rounds.
+differ in numbers only share it. A factor above 1 says that members are faster. Beside the factor of
+the steps stand that of their processor time, which other work on the machine disturbs less, and
+that of a whole training of `--num_steps`, compilation included. Times and factors are medians over
+rounds.
 """
 
 import argparse
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--d_model', type=int, default=0, help='0: that of the config')
     parser.add_argument('--members', type=int, nargs='+', default=[2, 4, 8])
     parser.add_argument('--num_steps', type=int, default=0, help="0: the config's")
+    parser.add_argument('--vectorized', type=int, choices=[0, 1], help='default: by backend')
     parser.add_argument('--rounds', type=int, default=7)
     flags = parser.parse_args(argv)
     config = load_config(flags.config)
@@ -55,13 +57,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     print('|---|---|---|---|---|---|---|')
     for members in flags.members:
-        print(compare(config, members, rounds=flags.rounds), flush=True)
+        row = compare(config, members, rounds=flags.rounds, vectorized=flags.vectorized)
+        print(row, flush=True)
 
 
-def compare(config: RunConfig, members: int, *, rounds: int) -> str:
+def compare(config: RunConfig, members: int, *, rounds: int, vectorized: int | None = None) -> str:
     """Returns the row of one number of members."""
     program = make_program(config, make_mesh(MeshConfig(data=1)))
-    together = MemberProgram(program, [program.numbers] * members)
+    together = MemberProgram(program, [program.numbers] * members, vectorized=vectorized)
     generator = np.random.default_rng(0)
     shape = (config.train.batch_size, config.model.max_seq_len + 1)
     call = [
@@ -83,27 +86,35 @@ def compare(config: RunConfig, members: int, *, rounds: int) -> str:
         jax.block_until_ready(many)
 
     calls = {'one': advance_one, 'all': advance_all}
-    first = {name: _seconds(advance) for name, advance in calls.items()}
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    first = {name: _seconds(advance)[0] for name, advance in calls.items()}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
     for names in pairing.turns(list(calls), rounds):
         for name in names:
-            times[name].append(_seconds(calls[name]) / len(call))
-    step = {name: statistics.median(values) for name, values in times.items()}
+            times[name].append(_seconds(calls[name]))
+    step = {
+        name: statistics.median(seconds for seconds, _ in each) / len(call)
+        for name, each in times.items()
+    }
     compilation = {name: first[name] - len(call) * step[name] for name in calls}
     steps = config.train.num_steps
     alone = compilation['one'] + members * steps * step['one']
     whole = alone / (compilation['all'] + steps * step['all'])
-    factor = members * step['one'] / step['all']
+    pairs = list(zip(times['one'], times['all'], strict=True))
+    factor, work = (
+        statistics.median(members * one[i] / all[i] for one, all in pairs) for i in range(2)
+    )
     return (
         f'| {members} | {compilation["one"]:.1f} s | {compilation["all"]:.1f} s '
-        f'| {1e3 * step["one"]:.2f} ms | {1e3 * step["all"]:.2f} ms | {factor:.2f} | {whole:.2f} |'
+        f'| {1e3 * step["one"]:.2f} ms | {1e3 * step["all"]:.2f} ms | {factor:.2f} | {work:.2f} '
+        f'| {whole:.2f} |'
     )
 
 
-def _seconds(function: Callable[[], Any]) -> float:
-    began = time.perf_counter()
+def _seconds(function: Callable[[], Any]) -> tuple[float, float]:
+    """Returns the seconds on the clock and those of the processors."""
+    began, busy = time.perf_counter(), time.process_time()
     function()
-    return time.perf_counter() - began
+    return time.perf_counter() - began, time.process_time() - busy
 
 
 if __name__ == '__main__':

@@ -28,6 +28,10 @@ from gpt_jax.train.stop_signal import StopSignal
 from gpt_jax.train.trainer import Trainer
 from gpt_jax.train.watchdog import Watchdog
 
+# Best measured speed of members by that of their runs one after another, by backend; see
+# benchmarks/README.md. Backends without an entry were not measured.
+FACTORS = {'cpu': 0.85}
+
 
 @dataclasses.dataclass(kw_only=True)
 class _Member:
@@ -129,6 +133,11 @@ def _open(
     return _Member(
         run=this_run, trainer=trainer, checkpointer=checkpointer, start=start, folder=folder
     )
+
+
+def members_pay(backend: str) -> bool:
+    """Returns whether members were measured to train faster than one after another."""
+    return FACTORS.get(backend, 0.0) > 1
 
 
 def check_members(configs: Sequence[RunConfig]) -> None:

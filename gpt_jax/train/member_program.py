@@ -1,7 +1,8 @@
 """One program that trains several members: runs that differ in their numbers only.
 
-The step is mapped over the members (`jax.vmap`). On several devices each has its own members, and
-they exchange nothing.
+Each device has its own members, and devices exchange nothing. The members of one device are
+vectorized (`jax.vmap`), or follow one another within the program (`jax.lax.map`), which is faster
+on a CPU (benchmarks/README.md).
 """
 
 import functools
@@ -16,7 +17,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gpt_jax.parallel.mesh import MEMBER, make_member_mesh
 from gpt_jax.train.program import Program
 from gpt_jax.train.state import TrainState
-from gpt_jax.train.step import Numbers, TrainStep, make_train_step, make_train_steps
+from gpt_jax.train.step import (
+    Batch,
+    Metrics,
+    Numbers,
+    TrainStep,
+    make_train_step,
+    make_train_steps,
+)
 
 
 class MemberProgram:
@@ -32,6 +40,7 @@ class MemberProgram:
         *,
         streams: Sequence[int] | None = None,
         mesh: Mesh | None = None,
+        vectorized: bool | None = None,
     ):
         """Compiles nothing yet.
 
@@ -40,6 +49,7 @@ class MemberProgram:
           numbers: of each member, of one tree.
           streams: number of each member's data stream; None: all have the same.
           mesh: has an axis of members; by default of all devices.
+          vectorized: whether the members of one device are; None: not on CPUs.
         """
         self._count = count = len(numbers)
         self.mesh = make_member_mesh(count) if mesh is None else mesh
@@ -49,14 +59,12 @@ class MemberProgram:
         streams = [0] * count if streams is None else streams
         self._streams = None if len(set(streams)) == 1 else [streams[i] for i in self._lanes]
         self._program = program
+        backend = self.mesh.devices.flat[0].platform
+        self._vectorized = backend != 'cpu' if vectorized is None else vectorized
         self._split = NamedSharding(self.mesh, PartitionSpec(MEMBER))
         self._whole = NamedSharding(self.mesh, PartitionSpec())
-        self._numbers = jax.device_put(
-            jax.tree.map(
-                lambda *each: jnp.stack(list(map(jnp.asarray, each))), *self._lay(numbers)
-            ),
-            self._split,
-        )
+        stacked = jax.tree.map(lambda *each: jnp.array(each), *self._lay(numbers))
+        self._numbers = jax.device_put(stacked, self._split)
         self.train_step = self._compile(make_train_step(program.step_parts))
         self.train_steps = self._compile(make_train_steps(program.step_parts))
 
@@ -114,8 +122,12 @@ class MemberProgram:
         return jax.device_put(_stack([stacked[i] for i in self._streams]), self._split)
 
     def _compile(self, step: TrainStep) -> Any:
-        batch_axis, split = None if self._streams is None else 0, PartitionSpec(MEMBER)
-        mapped = jax.vmap(step, in_axes=(0, batch_axis, 0))
+        split = PartitionSpec(MEMBER)
+        batch_axis = None if self._streams is None else 0
+        if self._vectorized:
+            mapped = jax.vmap(step, in_axes=(0, batch_axis, 0))
+        else:
+            mapped = _one_by_one(step, batch_axis)
         if self.mesh.size > 1:
             mapped = jax.shard_map(
                 mapped,
@@ -134,6 +146,17 @@ class MemberProgram:
 
 def _stack(batches: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def _one_by_one(step: TrainStep, batch_axis: int | None) -> TrainStep:
+    """Returns a function that takes the step of one member after another."""
+
+    def steps(states: TrainState, batch: Batch, numbers: Numbers) -> tuple[TrainState, Metrics]:
+        if batch_axis is None:
+            return jax.lax.map(lambda each: step(each[0], batch, each[1]), (states, numbers))
+        return jax.lax.map(lambda each: step(*each), (states, batch, numbers))
+
+    return steps
 
 
 class _OfMember:

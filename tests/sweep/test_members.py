@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import types
 
 import pytest
@@ -14,6 +15,7 @@ from gpt_jax.errors import UserError
 from gpt_jax.modes import train
 from gpt_jax.modes.command import Command
 from gpt_jax.sweep.members import check_members, train_members
+from gpt_jax.train.evaluators import Evaluator, Report
 from gpt_jax.train.loop import Outcome
 from tests.command_line import TIMED
 from tests.tiny_config import get_config
@@ -34,7 +36,7 @@ KNOBS = {
 }
 
 
-def command_of(workdir, *, num_steps=30, **changes):
+def command_of(workdir, *, num_steps=30, evaluators=(), **changes):
     config = get_config()
     overrides = {**SMALL, 'train.num_steps': num_steps, **KNOBS.get(workdir.name, {}), **changes}
     for key, value in overrides.items():
@@ -44,7 +46,7 @@ def command_of(workdir, *, num_steps=30, **changes):
         config=config,
         workdir=workdir,
         overrides=overrides,
-        evaluators=lambda config: [],
+        evaluators=lambda config: evaluators,
     )
 
 
@@ -57,18 +59,23 @@ def rows_of(workdir):
     return rows
 
 
+def stop(trainer, state):
+    signal.raise_signal(signal.SIGTERM)
+    return Report()
+
+
 def test_members_leave_what_their_own_runs_leave(tmp_path, capsys):
-    """One of them diverges, and the first one loses its last checkpoint half-way."""
+    """One diverges, a signal stops the others, one loses its last checkpoint, and they go on."""
     together, alone = tmp_path / 'together', tmp_path / 'alone'
     for name in KNOBS:
         assert train.run(command_of(alone / name)) == 0
 
     folders = [together / name for name in [*KNOBS, 'bad']]
-    bad = {'optimizer.learning_rate': 1e38}
-    *ends, error = train_members(
-        [command_of(each, num_steps=20, **(bad if each.name == 'bad' else {})) for each in folders]
-    )
-    assert ends == [Outcome.COMPLETE] * 3
+    commands = [command_of(each) for each in folders]
+    commands[0] = command_of(folders[0], evaluators=[Evaluator(name='stop', every=10, run=stop)])
+    commands[-1] = command_of(folders[-1], **{'optimizer.learning_rate': 1e38})
+    *ends, error = train_members(commands)
+    assert ends == [Outcome.STOPPED] * 3
     assert isinstance(error, UserError) and '10 steps in a row' in str(error)
     assert f'{folders[-1]}: 10 steps in a row' in capsys.readouterr().out
     assert not list_steps(folders[-1] / runs.CHECKPOINTS)

@@ -59,13 +59,14 @@ def own_runs(program):
     return found
 
 
-@pytest.mark.parametrize('devices', [1, 2])
-def test_members_equal_their_own_runs(program, own_runs, devices):
+@pytest.mark.parametrize(('devices', 'vectorized'), [(1, True), (2, True), (2, False)])
+def test_members_equal_their_own_runs(program, own_runs, devices, vectorized):
     together = MemberProgram(
         program,
         [program.of_member(config).numbers for config in CONFIGS],
         streams=[0, 0, 0, 1, 0],
         mesh=make_member_mesh(len(CONFIGS), jax.devices()[:devices]),
+        vectorized=vectorized,
     )
     inits = [program.of_member(c).init(jax.random.key(c.seed)) for c in CONFIGS]
     states, losses = together.stack(inits), []
