@@ -53,7 +53,7 @@ def atomic_file(path: str | os.PathLike, mode: str = 'wb') -> Iterator[IO]:
             yield file
         return
     path = pathlib.Path(path)
-    temporary = path.with_name(f'.{path.name}.tmp-{os.getpid()}')
+    temporary = _temporary(path)
     encoding = None if 'b' in mode else 'utf-8'
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,10 +70,12 @@ def atomic_file(path: str | os.PathLike, mode: str = 'wb') -> Iterator[IO]:
 
 
 def check_writable(path: str | os.PathLike, *, key: str) -> None:
-    """Rejects a file that cannot be written, before the work whose result it gets; writes nothing.
+    """Creates the folder of a file, and checks that `atomic_file` can write the file.
+
+    It is for checks before the work whose result the file gets.
 
     Raises:
-        UserError: the path is a folder, or its folder cannot be made or written.
+        UserError: it cannot (no permission, the path of a folder, no such bucket); names it.
     """
     if object_store.is_remote(path):
         object_store.check_reachable(object_store.to_path(path, key=key), key=key)
@@ -81,11 +83,17 @@ def check_writable(path: str | os.PathLike, *, key: str) -> None:
     path = pathlib.Path(path)
     if path.is_dir():
         raise UserError(f'{key}={path} is a folder; name a file')
-    above = next(each for each in path.absolute().parents if each.exists())
-    number = 0 if above.is_dir() else errno.ENOTDIR
-    number = number or (0 if os.access(above, os.W_OK | os.X_OK) else errno.EACCES)
-    if number:
-        raise cannot_write(path, OSError(number, os.strerror(number)))
+    temporary = _temporary(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _temporary(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(f'.{path.name}.tmp-{os.getpid()}')
 
 
 def swap(

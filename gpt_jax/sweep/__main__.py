@@ -94,7 +94,6 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
                 status = jobs.run_jobs(
                     argv,
                     count=arguments.jobs,
-                    logs=shared.folder / 'logs',
                     shared=shared,
                     report=report,
                 )

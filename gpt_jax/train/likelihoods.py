@@ -69,7 +69,7 @@ def make_token_step(parts: StepParts) -> Callable[[Any, Batch], Float[Array, 'B 
             segment_ids_BL=None if segments is None else segments[:, :-1],
             method='hidden',
         )
-        table_VD = output_table(executed).astype(hidden_BLD.dtype)
+        table_VD = output_table(executed, config).astype(hidden_BLD.dtype)
         vocab_axes = mesh_axes('vocab', table_VD.shape[0])
         losses_BL = shard_map(
             lambda *arrays: _score_tokens(*arrays, options, vocab_axes)[0],

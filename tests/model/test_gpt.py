@@ -339,7 +339,7 @@ def test_padding_rows_of_the_vocabulary_change_nothing(tied):
             )
             weights_BL = jnp.ones(TOKENS.shape)
             options = LossOptions(vocab_size=config.vocab_size)
-            table_VD = output_table(executed)
+            table_VD = output_table(executed, config)
             return cross_entropy(hidden_BLD, table_VD, jnp.asarray(TOKENS), weights_BL, options)
 
         (value, sums), grads = jax.value_and_grad(loss, has_aux=True)(executed)

@@ -42,7 +42,7 @@ def test_out_names_another_file(runs):
         (
             'run-0',
             ['--out={}/run-0/config.json/page.html'],
-            'cannot write {}/run-0/config.json/page.html: Not a directory',
+            'cannot write {}/run-0/config.json/page.html: ',
         ),
     ],
 )
