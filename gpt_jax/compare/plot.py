@@ -1,6 +1,5 @@
 """A picture of the per-seed differences, by matplotlib, which is optional."""
 
-import io
 import pathlib
 
 from gpt_jax import files
@@ -35,7 +34,5 @@ def plot_differences(results: Results, path: pathlib.Path) -> None:
     axes.set_ylim(len(comparisons) - 0.5, -0.5)
     axes.set_xlabel(f'{results.metric.name} minus that of {comparisons[0].baseline}')
     axes.legend(loc='best', fontsize='small')
-    image = io.BytesIO()
-    figure.savefig(image, format='png')
     with files.atomic_file(path) as file:
-        file.write(image.getvalue())
+        figure.savefig(file, format='png')

@@ -14,6 +14,7 @@ from gpt_jax.compare.sides import Plan
 from gpt_jax.config import RunConfig
 from gpt_jax.config_tree import differences, flatten, to_json
 from gpt_jax.errors import UserError
+from gpt_jax.report.curve import read_curves, training_time
 from gpt_jax.telemetry.metrics import read_rows
 from gpt_jax.train.run_folder import DIVERGED
 
@@ -171,20 +172,16 @@ def _read_curve(workdir: pathlib.Path, config: RunConfig, metric: Metric) -> Cur
         return None
     steps = np.array(sorted(points))
     values = np.array([points[step] for step in steps], np.float64)  # None becomes NaN
-    return Curve(steps, values, _seconds(rows, steps))
+    return Curve(steps, values, _seconds(rows, steps, config))
 
 
-def _seconds(rows: Rows, steps: np.ndarray) -> np.ndarray:
-    """Returns the training time at each step, from the speeds of the rows."""
-    times, total, before = {0: 0.0}, 0.0, 0.0
-    for row in rows:
-        if speed := row.get('train/tokens_per_second'):
-            total += (row['train/tokens'] - before) / speed
-            before = row['train/tokens']
-            times[row['step']] = total
-    if len(times) == 1:
+def _seconds(rows: Rows, steps: np.ndarray, config: RunConfig) -> np.ndarray:
+    """Returns the training time at each step; NaN if the rows have no speed."""
+    tokens_per_step = config.train.batch_size * config.model.max_seq_len
+    took = training_time(read_curves(rows), tokens_per_step=tokens_per_step)
+    if took is None:
         return np.full(len(steps), math.nan)
-    return np.interp(steps, [*times], [*times.values()])
+    return np.interp(steps, [0, *took.steps], [0, *took.values])
 
 
 def check_comparable(configs: Mapping[str, RunConfig]) -> None:

@@ -19,7 +19,7 @@ from gpt_jax.model.gpt import GPT
 from gpt_jax.model.parametrization import resize, wider_widths
 from gpt_jax.optim.schedule import ScheduleConfig, ScheduleKind
 from gpt_jax.train.state import TrainState, init_state, plan_beginning
-from gpt_jax.train.step import StepParts, make_train_step
+from gpt_jax.train.step import StepParts, make_train_step, stack_batches
 
 # Those of layers are means over the layers.
 POINTS = (
@@ -85,7 +85,7 @@ def measure(
       done: takes a line of text after each width.
     """
     values, losses, widths = [], [], []
-    stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+    stacked = stack_batches(batches)
     points = points_in(config.model)
     for factor in factors:
         wide = widen(config, factor, parametrization)

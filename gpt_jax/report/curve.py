@@ -55,5 +55,17 @@ def read_curves(rows: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
     }
 
 
+def training_time(curves: Mapping[str, Curve], *, tokens_per_step: int) -> Curve | None:
+    """Returns the seconds of all steps up to each row with a speed; None if there is none.
+
+    Compilation and evaluations are not part of the speeds.
+    """
+    speed = curves.get('train/tokens_per_second')
+    if speed is None or not len(speed := speed.finite()):
+        return None
+    step_seconds = tokens_per_step / np.maximum(speed.values, 1e-9)
+    return Curve(speed.steps, np.cumsum(step_seconds * np.diff(speed.steps, prepend=0)))
+
+
 def _rounded(values: np.ndarray) -> list[float]:
     return [float(f'{value:.{DIGITS}g}') for value in values]

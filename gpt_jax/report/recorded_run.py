@@ -12,7 +12,7 @@ from gpt_jax import files, object_store
 from gpt_jax import run as runs
 from gpt_jax.config import RunConfig
 from gpt_jax.errors import UserError
-from gpt_jax.report.curve import Curve, read_curves
+from gpt_jax.report.curve import Curve, read_curves, training_time
 from gpt_jax.telemetry.metrics import read_rows
 
 WAIT_SHARE = 'train/data_wait_share'  # derived here
@@ -99,14 +99,13 @@ def _read_run(workdir: pathlib.Path, *, name: str, key: str) -> RecordedRun:
 
 def _derived(curves: Mapping[str, Curve], tokens_per_step: int) -> dict[str, Curve]:
     """Returns the share of the time that steps waited for data, and the time of the steps."""
-    speed = curves.get('train/tokens_per_second')
-    if speed is None or not len(speed := speed.finite()):
+    took = training_time(curves, tokens_per_step=tokens_per_step)
+    if took is None:
         return {}
-    step_seconds = tokens_per_step / np.maximum(speed.values, 1e-9)
-    took = np.cumsum(step_seconds * np.diff(speed.steps, prepend=0))
-    derived = {SECONDS: Curve(speed.steps, took)}
+    derived = {SECONDS: took}
     wait = curves.get('train/data_wait_seconds')
-    if wait is not None and np.array_equal(wait.steps, speed.steps):
+    if wait is not None and np.array_equal(wait.steps, took.steps):
+        step_seconds = np.diff(took.values, prepend=0) / np.diff(took.steps, prepend=0)
         derived[WAIT_SHARE] = Curve(wait.steps, np.minimum(wait.values / step_seconds, 1.0))
     return derived
 

@@ -1,6 +1,5 @@
 """The picture of a sweep by matplotlib, which is optional: the metric against each knob, curves."""
 
-import io
 import math
 import pathlib
 from collections.abc import Mapping
@@ -57,8 +56,6 @@ def draw(results: Mapping[str, Any], path: pathlib.Path) -> bool:
         )
     curves.set(xlabel='step', ylabel=metric)
     figure.suptitle(results['study'])
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format='png', dpi=110)
     with files.atomic_file(path) as file:
-        file.write(drawn.getvalue())
+        figure.savefig(file, format='png', dpi=110)
     return True

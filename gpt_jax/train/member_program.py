@@ -24,6 +24,7 @@ from gpt_jax.train.step import (
     TrainStep,
     make_train_step,
     make_train_steps,
+    stack_batches,
 )
 
 
@@ -111,15 +112,10 @@ class MemberProgram:
         return [members[i] for i in self._lanes]
 
     def _place(self, calls: Sequence[Sequence[dict[str, np.ndarray]]]) -> Any:
-        stacked = [
-            call[0]
-            if len(call) == 1
-            else {k: np.stack([each[k] for each in call]) for k in call[0]}
-            for call in calls
-        ]
+        stacked = [call[0] if len(call) == 1 else stack_batches(call) for call in calls]
         if self._streams is None:
             return jax.device_put(stacked[0], self._whole)
-        return jax.device_put(_stack([stacked[i] for i in self._streams]), self._split)
+        return jax.device_put(stack_batches([stacked[i] for i in self._streams]), self._split)
 
     def _compile(self, step: TrainStep) -> Any:
         split = PartitionSpec(MEMBER)
@@ -142,10 +138,6 @@ class MemberProgram:
             out_shardings=self._split,
             compiler_options=self._program.compiler_options,
         )(mapped)
-
-
-def _stack(batches: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def _one_by_one(step: TrainStep, batch_axis: int | None) -> TrainStep:

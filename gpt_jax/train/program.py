@@ -58,6 +58,7 @@ from gpt_jax.train.step import (
     make_eval_step,
     make_train_step,
     make_train_steps,
+    stack_batches,
 )
 
 # FLOPs per call at most, for the choice of `train.steps_per_call`. Backends without an entry take
@@ -141,8 +142,7 @@ class Program:
     def _call(self, batches: Sequence[dict[str, np.ndarray]]) -> tuple[Callable, Batch]:
         if len(batches) == 1:
             return self.train_step, self.place(batches[0])
-        stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
-        return self.train_steps, self._place(stacked, rows_axis=1)
+        return self.train_steps, self._place(stack_batches(batches), rows_axis=1)
 
     def _place(self, batch: dict[str, np.ndarray], *, rows_axis: int) -> Batch:
         sharding = batch_sharding(self.mesh, rows_axis=rows_axis)

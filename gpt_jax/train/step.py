@@ -1,11 +1,12 @@
 """One training step and one evaluation step as pure functions of arrays."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from gpt_jax.config import LossKernel, TrainConfig
@@ -38,6 +39,11 @@ class StepParts:
     trainable: Trainable = Trainable()
     total: Callable[[Any], Any] = lambda sums: sums  # all-reduces per-replica sums; jit: identity
     gather: Callable[[Any], Any] = lambda rows: rows  # all-gathers replicas' rows; jit: identity
+
+
+def stack_batches(batches: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Returns the batches of several steps, stacked for `make_train_steps`."""
+    return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def make_train_step(parts: StepParts) -> TrainStep:

@@ -3,15 +3,13 @@
 import { ChartPanel } from './chart_panel.js';
 import { h, table } from './dom.js';
 import { samplesView } from './samples.js';
+import { section, showSections } from './sections.js';
 import { lossOverTime, runsTable, tiles, warningList } from './summary.js';
-import { themeButton, toggleTheme } from './theme.js';
 
 const page = JSON.parse(document.getElementById('data').textContent);
 const { groups } = page, runs = groups.flatMap((group) => group.runs);
 const several = groups.length > 1;
 
-const section = (title, ...children) =>
-  h('section', { class: 'panel', id: title.toLowerCase() }, h('h2', {}, title), ...children);
 const names = groups.map((group) => group.name);
 
 const settings = () => [
@@ -29,7 +27,7 @@ const environment = () => {
     shared.length ? table([['', ''], ...shared], 'Environment') : h('p', {}, 'Nothing.')];
 };
 
-const sections = [
+showSections(page.title, 'Training report. Losses are in nats per token.', [
   section('Results', ...(runs.length > 1 ? [runsTable(groups), lossOverTime(groups)] : [tiles(runs[0])])),
   section('Warnings', warningList(groups, page.rules)),
   section('Charts', new ChartPanel(page).element),
@@ -39,18 +37,4 @@ const sections = [
   page.samples.length ? section('Samples', samplesView(page.samples)) : null,
   section('Settings', ...settings()),
   section('Environment', ...environment()),
-].filter(Boolean);
-
-document.body.append(
-  h('header', {},
-    h('div', {}, h('h1', {}, page.title),
-      h('p', { class: 'model' }, 'Training report. Losses are in nats per token.')),
-    h('div', { class: 'buttons' }, themeButton())),
-  h('nav', { class: 'contents', 'aria-label': 'Sections' },
-    sections.map((each) => h('a', { href: `#${each.id}` }, each.querySelector('h2').textContent))),
-  h('main', {}, sections));
-
-document.addEventListener('keydown', (event) => {
-  if (event.key !== 't' || event.ctrlKey || event.metaKey || event.altKey) return;
-  if (!/INPUT|SELECT|TEXTAREA/.test(event.target.tagName)) toggleTheme();
-});
+]);

@@ -4,6 +4,7 @@ import { precise } from './axis.js';
 import { h, table } from './dom.js';
 import { swatch } from './plot.js';
 import { Scatter } from './scatter.js';
+import { tile } from './sections.js';
 import { timeUnit } from './series.js';
 
 const loss = (value) => (value == null ? '–' : value.toFixed(4));
@@ -21,8 +22,6 @@ const steps = (run) => whole(run.steps) + (run.steps < run.planned ? ` of ${whol
 
 /** Returns the results of one run. */
 export function tiles(run) {
-  const tile = (name, value, more = '') => h('div', { class: 'tile' },
-    h('div', { class: 'hint' }, name), h('strong', {}, value), h('div', { class: 'hint' }, more));
   const { best } = run;
   return h('div', { class: 'tiles' },
     tile('Steps', whole(run.steps), run.steps < run.planned ? `of ${whole(run.planned)}: not complete` : 'complete'),

@@ -3,7 +3,7 @@
 import { precise } from './axis.js';
 import { Charts } from './charts.js';
 import { h, percent, table } from './dom.js';
-import { themeButton, toggleTheme } from './theme.js';
+import { section, showSections, tile } from './sections.js';
 import { Knob } from './trials.js';
 
 const results = JSON.parse(document.getElementById('data').textContent);
@@ -13,10 +13,6 @@ const best = trials.find((trial) => trial.trial === results.best);
 const counts = [...new Set(trials.map((trial) => trial.state))].map(
   (state) => `${trials.filter((trial) => trial.state === state).length} ${state}`).join(', ');
 
-const section = (title, ...children) =>
-  h('section', { class: 'panel', id: title.toLowerCase().replaceAll(' ', '-') }, h('h2', {}, title), ...children);
-const tile = (name, value, more = '') => h('div', { class: 'tile' },
-  h('div', { class: 'hint' }, name), h('strong', {}, value), h('div', { class: 'hint' }, more));
 const show = (value) => (value === undefined ? '–' : typeof value === 'number' ? precise(value) : String(value));
 const steps = (trial) => Object.keys(trial.curve).at(-1) ?? '–';
 
@@ -52,23 +48,10 @@ const allTrials = () => {
 const environment = () => table([['', ''], ['config', results.config], ['date', results.date],
   ['commit', results.git_commit], ...Object.entries(results.versions)], 'Environment');
 
-const sections = [
+showSections(results.study, `Sweep of ${trials.length} trials: ${counts}.`, [
   best ? section('Best trial', ...bestTrial()) : null,
   section('Charts', new Charts({ results, knobs }).element),
   Object.keys(results.importance).length ? section('Importance', ...importance()) : null,
   section('Trials', ...allTrials()),
   section('Environment', environment()),
-].filter(Boolean);
-
-document.body.append(
-  h('header', {},
-    h('div', {}, h('h1', {}, results.study), h('p', { class: 'model' }, `Sweep of ${trials.length} trials: ${counts}.`)),
-    h('div', { class: 'buttons' }, themeButton())),
-  h('nav', { class: 'contents', 'aria-label': 'Sections' },
-    sections.map((each) => h('a', { href: `#${each.id}` }, each.querySelector('h2').textContent))),
-  h('main', {}, sections));
-
-document.addEventListener('keydown', (event) => {
-  if (event.key !== 't' || event.ctrlKey || event.metaKey || event.altKey) return;
-  if (!/INPUT|SELECT|TEXTAREA/.test(event.target.tagName)) toggleTheme();
-});
+]);
