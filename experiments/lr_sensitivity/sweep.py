@@ -1,4 +1,4 @@
-"""How sensitive is a small GPT to its learning rate, for Muon and for AdamW?
+"""The sensitivity of a small GPT to its learning rate, for Muon and for AdamW.
 
     python -m gpt_jax.sweep experiments/lr_sensitivity/sweep.py --trials 8
 

@@ -15,7 +15,7 @@ from gpt_jax.telemetry.progress import format_duration
 def train_missing(runs: Sequence[PlannedRun]) -> int:
     """Trains what is not finished; returns 0, or the exit status of a run that was stopped.
 
-    A run that was begun goes on from its checkpoint. One that diverged is left as it is.
+    An unfinished run resumes from its checkpoint. A run that diverged is not trained again.
 
     Raises:
         UserError: a workdir has a run of another config, or a run was rejected.

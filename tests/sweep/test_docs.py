@@ -1,4 +1,4 @@
-"""What docs/sweeps.md tells to run, with a stand-in for training."""
+"""The commands of docs/sweeps.md, with a stand-in for training."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""What a user can do wrong: one line each, exit status 2, and no trial is lost."""
+"""Mistakes of a user: one line each, exit status 2, and no trial is lost."""
 
 import re
 

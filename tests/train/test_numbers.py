@@ -1,4 +1,4 @@
-"""What is a number is an argument of the compiled step."""
+"""Numbers of a config are arguments of the compiled step."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-// What charts of two axes have in common: a title, the axes, the colours, a readout.
+// The common part of charts with two axes: a title, the axes, the colours, a readout.
 
 import { Axis, tickText } from './axis.js';
 import { h } from './dom.js';
