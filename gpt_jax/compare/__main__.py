@@ -16,6 +16,7 @@ from gpt_jax.compare.runs import Metric, check_comparable, read_side
 from gpt_jax.compare.sides import is_override, plan_sides
 from gpt_jax.compare.training import train_missing
 from gpt_jax.errors import UserError
+from gpt_jax.modes import members
 from gpt_jax.modes.train import INTERRUPTED
 from gpt_jax.parallel import runtime
 
@@ -73,6 +74,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add('--target', type=float, help='of the metric, to time (default: what the baseline reaches)')
     add('--looks', type=int, default=1, help='planned tests while seeds are added (default: 1)')
     add(
+        '--members',
+        default=members.AUTO,
+        help='runs that train together in one program, if they differ in numbers only; auto: where '
+        'that is faster (default: %(default)s)',
+    )
+    add(
         '--root',
         default='runs/compare',
         help='the runs are in ROOT/NAME/seed_N (default: %(default)s)',
@@ -101,8 +108,18 @@ def _run(argv: Sequence[str]) -> int:
         raise UserError('--root needs a folder')
     if flags.plot and not flags.plot.endswith('.png'):
         raise UserError(f'--plot={flags.plot} must end in .png')
+    paths = {
+        key: object_store.to_path(getattr(flags, key), key=f'--{key}')
+        if getattr(flags, key)
+        else None
+        for key in ('out', 'plot')
+    }
+    for key, path in paths.items():
+        if path:
+            files.check_writable(path, key=f'--{key}')  # before the work
     runtime.allow_open_files()
     runtime.check_xla_flags()
+    most_members = members.count_members(flags.members)
     plans = plan_sides(
         flags.sides,
         config=flags.config,
@@ -113,7 +130,7 @@ def _run(argv: Sequence[str]) -> int:
     check_comparable({plan.name: plan.config for plan in plans})
     # Seed by seed, so that an interrupted comparison has whole pairs.
     runs = itertools.chain.from_iterable(zip(*(plan.runs for plan in plans), strict=True))
-    if status := train_missing([*runs]):
+    if status := train_missing([*runs], most_members=most_members):
         print('stopped; the same command goes on from there')
         return status
     metric = Metric(flags.metric, maximize=flags.direction == 'maximize')
@@ -133,10 +150,10 @@ def _run(argv: Sequence[str]) -> int:
     record_tests(tested, looks=flags.looks)
     print(format_results(results))
     if flags.out:
-        files.write_json(object_store.to_path(flags.out, key='--out'), to_json(results))
+        files.write_json(paths['out'], to_json(results))
         print(f'\nwritten to {flags.out}')
     if flags.plot:
-        plot_differences(results, object_store.to_path(flags.plot, key='--plot'))
+        plot_differences(results, paths['plot'])
         print(f'\ndrawn in {flags.plot}')
     return 0
 

@@ -55,6 +55,7 @@ def run(command: Command) -> int:
     path = object_store.to_path(flags.out, key='--out')
     if path.suffix != '.png':
         raise UserError(f'--out={flags.out} must end in .png')
+    files.check_writable(path, key='--out')  # before the work
     runtime.initialize(config.runtime)
     if peers.num_processes() > 1:
         raise UserError('--mode coordinate_check trains small models: run it in one process')

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from absl import flags as absl_flags
 
-from gpt_jax import object_store
+from gpt_jax import files, object_store
 from gpt_jax import run as runs
 from gpt_jax.checkpoint import Checkpointer
 from gpt_jax.config import RunConfig
@@ -63,6 +63,7 @@ def run(command: Command) -> int:
         raise UserError('--mode replay needs --step N, the step whose batch is shown')
     name = f'replay_{flags.step}.html'
     path = object_store.to_path(flags.out, key='--out') if flags.out else workdir / name
+    files.check_writable(path, key='--out')  # before the work
     opened = saved_weights.open_run(command.config, workdir, command.overrides)
     config = opened.config
     if flags.step > config.train.num_steps:

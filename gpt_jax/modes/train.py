@@ -94,7 +94,12 @@ def run(command: Command) -> int:
         print('leave --fresh out then: it would begin anew')
     if flags.resume_step is not None:
         print('leave --resume_step out then: it would go back again')
-    return INTERRUPTED if stop.received == signal.SIGINT else UNFINISHED
+    return stopped_status(stop.received)
+
+
+def stopped_status(received: signal.Signals | None) -> int:
+    """Returns the exit status of a training that saved and ended for a signal."""
+    return INTERRUPTED if received == signal.SIGINT else UNFINISHED
 
 
 def check(command: Command) -> RunConfig:

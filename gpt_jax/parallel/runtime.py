@@ -53,10 +53,10 @@ def initialize(config: RuntimeConfig) -> None:
         jax.config.update('jax_compilation_cache_dir', str(cache_folder() / 'compiled'))
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
         jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
-    _silence_libtpu()
+    silence_libtpu()
 
 
-def _silence_libtpu() -> None:
+def silence_libtpu() -> None:
     """Sets the variables that libtpu would query, with warnings, on a machine without TPUs."""
     if not hardware_utils.num_available_tpu_chips_and_device_id()[0]:
         for name, value in NO_TPU.items():

@@ -4,6 +4,7 @@ import argparse
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from gpt_jax.errors import UserError
 
@@ -12,6 +13,7 @@ try:
 except ImportError:
     sys.exit("error: sweeps need Optuna; pip install -e '.[sweep]'")
 
+from gpt_jax.modes import members
 from gpt_jax.modes.train import INTERRUPTED
 from gpt_jax.parallel import runtime
 from gpt_jax.sweep import jobs, results
@@ -21,11 +23,15 @@ from gpt_jax.sweep.study import SharedStudy
 from gpt_jax.sweep.worker import Stopped, run_trials
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f'{message} (see --help)')
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns the exit status."""
-    arguments = _parse(argv)
     try:
-        return _run(arguments, argv)
+        return _run(_parse(argv), argv)
     except (UserError, OSError) as error:
         print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
         return 2
@@ -35,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog='python -m gpt_jax.sweep',
         description='Runs the trials of a sweep file. The same command again goes on, also in '
         'parallel, and on any number of machines with one --storage.',
@@ -45,6 +51,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         '--trials', type=int, help='in all; default: the grid, or as the sweep file says'
     )
     parser.add_argument('--jobs', type=int, default=1, help='processes on this machine')
+    parser.add_argument(
+        '--members',
+        default=members.AUTO,
+        help='trials of a process that train together in one program, if they differ in numbers '
+        'only; auto: where that is faster (default: %(default)s)',
+    )
     parser.add_argument(
         '--storage',
         default='',
@@ -89,7 +101,8 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     with explain_errors(shared.spec):
         try:
             if arguments.jobs == 1:
-                run_trials(shared, trials=trials, report=report)
+                most_members = members.count_members(arguments.members)
+                run_trials(shared, trials=trials, report=report, most_members=most_members)
             else:
                 status = jobs.run_jobs(
                     argv,

@@ -71,7 +71,14 @@ def _started(
                 command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, process_group=0
             )
             workers.append(worker)
-        yield workers, signals
+        try:
+            yield workers, signals
+        except BaseException:  # as of a storage that is gone: each saves its trial and ends
+            for worker in workers:
+                worker.send_signal(signal.SIGTERM)
+            for worker in workers:
+                worker.wait()
+            raise
 
 
 def _last_line(path: pathlib.Path) -> str:

@@ -1,6 +1,6 @@
 """The storages that processes share: a file with locks, or a database server with heartbeats.
 
-Both have a lock of the whole study, mark a trial as held by this process, and find trials whose
+Both have a lock of the whole storage, mark a trial as held by this process, and find trials whose
 process is gone. A file lock ends with its process, so a lost trial is noticed at once; on a server
 it is noticed after three missed heartbeats.
 """
@@ -25,6 +25,7 @@ from gpt_jax.errors import UserError
 
 HEARTBEAT_SECONDS = 15
 SQLITE = 'sqlite:///'
+LOCK_NUMBER = zlib.crc32(b'gpt_jax.sweep')  # of the advisory lock in PostgreSQL
 GRACE = 3  # missed heartbeats after which a trial is lost
 STORAGE_ERRORS = (optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
 
@@ -40,10 +41,10 @@ class SharedStorage(Protocol):
         """Opens Optuna's storage."""
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
-        """Holds the lock of the study, which one process can have."""
+        """Holds the lock of the storage, which one process can have."""
 
     def hold(self, study: optuna.Study, trial: optuna.Trial) -> contextlib.AbstractContextManager:
-        """Marks a trial as run by this process; entered with the lock of the study held."""
+        """Marks a trial as run by this process; entered with the lock held."""
 
     def fail_lost(self, study: optuna.Study) -> None:
         """Marks trials as failed that no process holds any more; called with the lock held."""
@@ -55,7 +56,8 @@ class FileStorage:
     def __init__(self, spec: str, name: str):
         """Takes a URL of SQLite or the path of a journal file, and the name of the study."""
         self._spec = spec
-        self._locks = pathlib.Path(spec.removeprefix(SQLITE) + '.locks') / name
+        locks = pathlib.Path(spec.removeprefix(SQLITE) + '.locks')
+        self._lock, self._locks = locks / 'storage', locks / 'trials' / name
 
     def open(self) -> BaseStorage:
         if self._spec.startswith(SQLITE):
@@ -67,7 +69,7 @@ class FileStorage:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         self._locks.mkdir(parents=True, exist_ok=True)
-        with _file_lock(self._locks / 'study'):
+        with _file_lock(self._lock):
             yield
 
     def hold(self, study: optuna.Study, trial: optuna.Trial) -> contextlib.AbstractContextManager:
@@ -82,8 +84,8 @@ class FileStorage:
 class ServerStorage:
     """A database of PostgreSQL."""
 
-    def __init__(self, spec: str, name: str, heartbeat: int):
-        """Takes a URL, the name of the study, and the seconds between heartbeats.
+    def __init__(self, spec: str, heartbeat: int):
+        """Takes a URL and the seconds between heartbeats.
 
         Raises:
             UserError: the driver is not installed.
@@ -91,7 +93,6 @@ class ServerStorage:
         # The driver that is installed with Optuna; SQLAlchemy's default depends on its version.
         self._spec = spec.replace('postgresql://', 'postgresql+psycopg://')
         self._heartbeat = heartbeat
-        self._lock_number = zlib.crc32(name.encode())
         try:
             self._engine = sqlalchemy.create_engine(self._spec, poolclass=sqlalchemy.pool.NullPool)
         except ModuleNotFoundError as error:
@@ -108,7 +109,7 @@ class ServerStorage:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         with self._engine.connect() as connection:
-            connection.execute(sqlalchemy.text(f'select pg_advisory_lock({self._lock_number})'))
+            connection.execute(sqlalchemy.text(f'select pg_advisory_lock({LOCK_NUMBER})'))
             yield
 
     @contextlib.contextmanager
@@ -143,7 +144,7 @@ def choose(spec: str, *, name: str, heartbeat: int) -> SharedStorage:
     if spec.startswith(SQLITE) or '://' not in spec:
         return FileStorage(spec, name)
     if spec.startswith(('postgresql://', 'postgresql+')):
-        return ServerStorage(spec, name, heartbeat)
+        return ServerStorage(spec, heartbeat)
     raise UserError(
         f'--storage={without_password(spec)}: give sqlite:///FILE, postgresql://… or the path of '
         f'a journal file'

@@ -71,11 +71,11 @@ class SharedStudy:
         return study
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
-        """Holds the lock of the study, which one process can have."""
+        """Holds the lock of the storage, which one process can have."""
         return self._storage.locked()
 
     def hold(self, trial: optuna.trial.Trial) -> contextlib.AbstractContextManager:
-        """Marks a trial as run by this process; entered with the lock of the study held."""
+        """Marks a trial as run by this process; entered with the lock held."""
         return self._storage.hold(self.study, trial)
 
     def workdir(self, number: int) -> pathlib.Path:

@@ -1,5 +1,6 @@
 """The loop of device calls, and what each of its runs does between two of them."""
 
+import contextlib
 import enum
 import itertools
 import time
@@ -210,31 +211,42 @@ def run_calls(
     """
     num_steps = lanes[0].config.train.num_steps
     done, end = first, num_steps if until is None else until
-    going = list(enumerate(lanes))
     compiled: set[int] = set()  # lengths of calls
     over = any(lane.clock.is_spent for lane in lanes)
+
+    def going() -> list[tuple[int, Lane]]:
+        return [(index, lane) for index, lane in enumerate(lanes) if lane.error is None]
+
+    @contextlib.contextmanager
+    def ended_by_errors(lane: Lane) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            lose(lane, error)
+            lane.error = error
 
     def pause() -> None:
         for lane in lanes:
             lane.clock.stop()
 
     def unpause() -> None:
-        for _, lane in going:
+        for _, lane in going():
             lane.recorder.restart_clock(done)
             lane.clock.start()
 
     for lane in lanes:
         lane.clock.start()
-    while done < end and going and not over:
+    while done < end and going() and not over:
         count = call_length(done, end)
-        if any(lane.is_due_within(done, count) for _, lane in going):
+        if any(lane.is_due_within(done, count) for _, lane in going()):
             count = 1  # a call ends at the latest where something is due
         began = time.perf_counter()
         calls = [list(itertools.islice(batches, count)) for batches in streams]
         waited = time.perf_counter() - began
         if count not in compiled:
-            for _, lane in going:
-                lane.recorder.read_previous()  # its speed excludes the compilation
+            for _, lane in going():
+                with ended_by_errors(lane):
+                    lane.recorder.read_previous()  # its speed excludes the compilation
             pause()
             progress.announce('compiling the training step')
         metrics = advance(calls)
@@ -242,16 +254,17 @@ def run_calls(
             compiled.add(count)
             unpause()
         done += count
-        for index, lane in going:
-            lane.recorder.read_previous()
-            lane.recorder.remember(done, metrics[index], waited)
+        for index, lane in going():
+            with ended_by_errors(lane):
+                lane.recorder.read_previous()
+                lane.recorder.remember(done, metrics[index], waited)
         watchdog.beat()
-        over = any([lane.clock.is_over() for _, lane in going])
+        over = any([lane.clock.is_over() for _, lane in going()])
         last = over or done >= num_steps
         stopping = stop()
         began, paused = time.monotonic(), False
-        for _, lane in going:
-            try:
+        for _, lane in going():
+            with ended_by_errors(lane):
                 paused |= lane.finish_call(
                     done,
                     last=last,
@@ -260,10 +273,6 @@ def run_calls(
                     pause=pause,
                     watchdog=watchdog,
                 )
-            except Exception as error:
-                lose(lane, error)
-                lane.error = error
-        going = [(index, lane) for index, lane in going if lane.error is None]
         if stopping and not last:
             return Outcome.STOPPED
         if paused:

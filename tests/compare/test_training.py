@@ -5,10 +5,10 @@ import os
 
 import pytest
 
-from gpt_jax.compare import training
 from gpt_jax.compare.__main__ import main
 from gpt_jax.compare.sides import plan_sides
 from gpt_jax.errors import UserError
+from gpt_jax.modes import train
 from tests.command_line import fingerprints, rows, run
 from tests.compare.written_runs import write_runs
 
@@ -90,7 +90,7 @@ def test_finished_runs_are_not_trained_again(tmp_path, monkeypatch, capsys):
     write_runs(tmp_path / 'a', diverged=[2])
     write_runs(tmp_path / 'b', learning_rate=2e-3)
     trained = []
-    monkeypatch.setattr(training, '_train', lambda planned: trained.append(planned.workdir))
+    monkeypatch.setattr(train, 'run', lambda command: trained.append(command.workdir) or 0)
     sides = ['a=--config.optimizer.learning_rate=1e-3', 'b=--config.optimizer.learning_rate=2e-3']
     command = [*sides, '--config', TINY, '--root', str(tmp_path)]
     assert main(command) == 0 and not trained
@@ -134,3 +134,20 @@ def test_an_interrupted_comparison_goes_on_and_its_runs_equal_plain_ones(
 
     assert main(command) == 0
     assert 'run 1' not in capfd.readouterr().out
+
+
+@pytest.mark.slow
+def test_members_of_a_comparison_equal_plain_runs(tmp_path, capfd):
+    sides = ['a=', 'b=--config.optimizer.learning_rate=2e-3', 'c=--config.model.d_model=16']
+    command = [*sides, '--config', RUN, '--seeds=2']
+    for members in ('1', '6'):
+        root = str(tmp_path / members)
+        assert main([*command, '--root', root, '--members', members]) == 0
+    output = capfd.readouterr().out
+    assert 'train 4 members' in output and 'train 2 members' in output
+    assert 'run 4 of 6 together: b, seed 1; all done in ' in output
+    for name in ('a/seed_0', 'b/seed_1', 'c/seed_1'):
+        ours, theirs = rows(tmp_path / '6' / name), rows(tmp_path / '1' / name)
+        assert len(ours) == len(theirs)
+        for row, expected in zip(ours, theirs, strict=True):
+            assert row == pytest.approx(expected, rel=1e-5, abs=1e-5)

@@ -6,6 +6,7 @@ import re
 import types
 from collections.abc import Callable
 
+from gpt_jax.modes import train
 from gpt_jax.modes.command import Command
 from gpt_jax.sweep import worker
 from gpt_jax.sweep.definition import Sweep, Trial
@@ -23,6 +24,7 @@ class FakeRuns:
         self.before: Callable[[float, int], None] = lambda x, step: None
         self.seen: list[tuple[float, int]] = []
         monkeypatch.setattr(worker.main, 'read_command', self._read_command)
+        monkeypatch.setattr(train, 'run', self._run)
 
     def _read_command(self, arguments):
         [x] = re.findall(r'--config\.(?:x|optimizer\.learning_rate)=(\S+)', ' '.join(arguments))
@@ -35,7 +37,7 @@ class FakeRuns:
             overrides={'x': float(x)},
             evaluators=lambda _: [],
         )
-        return types.SimpleNamespace(run=self._run), command
+        return train, command
 
     def _run(self, command) -> int:
         x, path = command.overrides['x'], command.workdir / 'metrics.jsonl'

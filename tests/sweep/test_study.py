@@ -1,3 +1,4 @@
+import concurrent.futures
 import contextlib
 
 import pytest
@@ -40,6 +41,23 @@ def test_a_trial_is_taken_over_when_its_process_is_gone(runs, sqlite):
         assert take(first, held) is None
     [attempts] = first.attempts()
     assert attempts.number == 0 and len(attempts.tries) == 2
+
+
+@pytest.mark.parametrize('storage', ['', 'journal.log'])
+def test_studies_in_one_storage_share_its_lock(runs, tmp_path, storage):
+    runs.storage = storage and str(tmp_path / storage)
+    one, other = runs.share(name='one'), runs.share(name='other')
+
+    def enter():
+        with other.locked():
+            return True
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        with one.locked():
+            entered = pool.submit(enter)
+            with pytest.raises(concurrent.futures.TimeoutError):
+                entered.result(timeout=0.3)
+        assert entered.result(timeout=10)
 
 
 @pytest.mark.parametrize('spec', ['mysql://host/name', 'redis://host', 'sqlite://relative'])

@@ -14,6 +14,11 @@ from tests.command_line import fingerprints, rows, run
 from tests.template import Command
 
 pytest.importorskip('optuna')
+
+from gpt_jax.sweep.definition import load_sweep
+from gpt_jax.sweep.jobs import run_jobs
+from gpt_jax.sweep.study import SharedStudy
+
 SWEEP = 'tests/sweep/tiny_sweep.py'
 
 
@@ -113,6 +118,39 @@ def test_jobs_share_the_trials_outlive_a_killed_one_and_end_with_ctrl_c(tmp_path
     assert sorted(record['params']['seed'] for record in found) == [3, 4, 5]
     assert {record['state'] for record in found} == {'complete'}
     assert sum(record['attempts'] for record in found) > 3
+
+
+@pytest.mark.slow
+def test_jobs_end_with_an_error_of_the_parent(tmp_path):
+    folder = tmp_path / 'sweep'
+    shared = SharedStudy(load_sweep(pathlib.Path(SWEEP)), folder=folder)
+
+    def fail():
+        raise OSError('the disk is full')
+
+    with pytest.raises(OSError, match='the disk is full'):
+        run_jobs([SWEEP, '--folder', str(folder)], count=1, shared=shared, report=fail)
+    assert not processes_of(folder)
+
+
+@pytest.mark.slow
+def test_members_are_killed_and_pruned_and_equal_their_own_runs(tmp_path, fault):
+    alone, together = tmp_path / 'alone', tmp_path / 'together'
+    sweep(alone)
+    worst = max(record['curve']['15'] for record in results(alone)['trials'])
+    flags, prune = ['--members', '3'], {'PRUNE_ABOVE': f'{worst - 1e-4}', 'PRUNE_AFTER': '15'}
+    sweep(together, *flags, status=-9, **prune, **fault)
+    output = sweep(together, *flags, **prune)
+    assert 'resuming at step' in output and 'train 3 members' in output
+    found, expected = results(together)['trials'], results(alone)['trials']
+    assert [record['attempts'] for record in found] == [2, 2, 2]
+    for record, own in zip(found, expected, strict=True):
+        assert record['params'] == own['params']
+        pruned = own['curve']['15'] == worst
+        assert record['state'] == ('pruned' if pruned else 'complete')
+        values = dict(list(own['curve'].items())[: 3 if pruned else 4])
+        assert record['curve'] == pytest.approx(values, rel=1e-5)
+        assert record['value'] == (None if pruned else pytest.approx(own['value'], rel=1e-5))
 
 
 @pytest.mark.slow

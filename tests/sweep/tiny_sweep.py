@@ -1,4 +1,5 @@
-"""A sweep over seeds, for the tests; PRUNE_ABOVE is the highest loss that is not pruned."""
+"""A sweep over seeds, for the tests; PRUNE_ABOVE is the highest loss that is not pruned after step
+PRUNE_AFTER."""
 
 import os
 
@@ -17,5 +18,8 @@ sweep = Sweep(
     config='tests/sweep/tiny_run.py',
     suggest=suggest,
     grid={'seed': SEEDS},
-    pruner=optuna.pruners.ThresholdPruner(upper=float(os.environ.get('PRUNE_ABOVE', 'inf'))),
+    pruner=optuna.pruners.ThresholdPruner(
+        upper=float(os.environ.get('PRUNE_ABOVE', 'inf')),
+        n_warmup_steps=int(os.environ.get('PRUNE_AFTER', 0)),
+    ),
 )

@@ -12,11 +12,10 @@ from gpt_jax.checkpoint.manifest import list_steps
 from gpt_jax.config import finalize
 from gpt_jax.config_tree import set_value
 from gpt_jax.errors import UserError
-from gpt_jax.modes import train
+from gpt_jax.modes import members, train
 from gpt_jax.modes.command import Command
-from gpt_jax.sweep.members import check_members, train_members
+from gpt_jax.modes.members import check_members, count_members, group, train_group, train_members
 from gpt_jax.train.evaluators import Evaluator, Report
-from gpt_jax.train.loop import Outcome
 from tests.command_line import TIMED
 from tests.tiny_config import get_config
 
@@ -75,14 +74,14 @@ def test_members_leave_what_their_own_runs_leave(tmp_path, capsys):
     commands[0] = command_of(folders[0], evaluators=[Evaluator(name='stop', every=10, run=stop)])
     commands[-1] = command_of(folders[-1], **{'optimizer.learning_rate': 1e38})
     *ends, error = train_members(commands)
-    assert ends == [Outcome.STOPPED] * 3
+    assert ends == [train.UNFINISHED] * 3
     assert isinstance(error, UserError) and '10 steps in a row' in str(error)
-    assert f'{folders[-1]}: 10 steps in a row' in capsys.readouterr().out
+    assert 'bad ends: 10 steps in a row' in capsys.readouterr().out
     assert not list_steps(folders[-1] / runs.CHECKPOINTS)
     assert max(rows_of(folders[-1])) == 10 and 'eval/loss' not in rows_of(folders[-1])[10]
 
     shutil.rmtree(together / 'plain' / runs.CHECKPOINTS / '20')
-    assert train_members([command_of(each) for each in folders[:3]]) == [Outcome.COMPLETE] * 3
+    assert train_members([command_of(each) for each in folders[:3]]) == [0] * 3
     for name in KNOBS:
         ours, theirs = together / name, alone / name
         assert runs.read_config(ours) == runs.read_config(theirs)
@@ -118,3 +117,41 @@ def test_what_is_no_number_is_named(tmp_path, key, value):
     ]
     with pytest.raises(UserError, match=f'^config.{key} is '):
         check_members(configs)
+
+
+def test_groups_are_of_runs_that_differ_in_numbers_only(tmp_path):
+    changes = [{}, {'model.num_layers': 2}, {'seed': 3}, {'model.num_layers': 7.5}, {'seed': 4}]
+    changes += [{'optimizer.beta1': 0.8}, {'model.num_layers': 2, 'schedule.warmup_steps': 2}]
+    commands = [command_of(tmp_path, **each) for each in changes]
+    assert group(commands, most=4) == [[0, 2, 4, 5], [1, 6], [3]]
+    assert group(commands, most=3) == [[0, 2, 4], [1, 6], [3], [5]]
+    assert group(commands, most=1) == [[index] for index in range(7)]
+
+
+def test_members_that_fail_together_train_alone(tmp_path, monkeypatch, capsys):
+    def fail(commands):
+        raise RuntimeError('no memory')
+
+    monkeypatch.setattr(members, 'train_members', fail)
+    error = UserError('wrong')
+    ends = iter([0, error, train.INTERRUPTED])
+
+    def run(command):
+        end = next(ends)
+        if isinstance(end, Exception):
+            raise end
+        return end
+
+    monkeypatch.setattr(train, 'run', run)
+    commands = [command_of(tmp_path, seed=seed) for seed in range(4)]
+    assert train_group(commands) == [0, error, train.INTERRUPTED, train.INTERRUPTED]
+    assert '4 members failed, so they train alone: no memory' in capsys.readouterr().out
+
+
+def test_members_are_taken_where_they_pay(monkeypatch):
+    assert (count_members('auto'), count_members('3')) == (1, 3)
+    monkeypatch.setitem(members.FACTORS, 'cpu', 2.0)
+    assert count_members('auto') == 8
+    for wrong in ('0', 'many', '-1', ''):
+        with pytest.raises(UserError, match=f'--members={wrong} must be auto or a number from 1'):
+            count_members(wrong)

@@ -1,4 +1,4 @@
-"""Trains several runs as members of one program: they differ in numbers only.
+"""Trains several commands: those that differ in numbers only, as members of one program.
 
 Each workdir ends as its own run would have left it, and its own command goes on from there.
 """
@@ -8,9 +8,11 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+
 from gpt_jax import run as runs
 from gpt_jax.checkpoint import Checkpointer
-from gpt_jax.config import RunConfig
+from gpt_jax.config import RunConfig, finalize
 from gpt_jax.config_tree import flatten, to_json
 from gpt_jax.errors import UserError
 from gpt_jax.modes import train
@@ -28,9 +30,15 @@ from gpt_jax.train.stop_signal import StopSignal
 from gpt_jax.train.trainer import Trainer
 from gpt_jax.train.watchdog import Watchdog
 
-# Best measured speed of members by that of their runs one after another, by backend; see
-# benchmarks/README.md. Backends without an entry were not measured.
-FACTORS = {'cpu': 0.85}
+AUTO = 'auto'
+AUTO_MEMBERS = 8  # of a program, where they pay
+# Speed of members by that of the same runs one after another, by backend; benchmarks/README.md
+# has the measurements. Backends without an entry were not measured.
+FACTORS = {'cpu': 1.06}
+WORTHWHILE = 1.2  # a pruned member is computed until all end, and all need memory at once
+
+# How a run ended: its exit status, or an error.
+End = int | Exception
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -72,8 +80,67 @@ class _Member:
             self.start = dataclasses.replace(self.start, step=until, evaluate_first=False)
 
 
-def train_members(commands: Sequence[Command]) -> list[Outcome | Exception]:
-    """Trains the runs of commands together; returns how each ended, perhaps by an error.
+def count_members(text: str) -> int:
+    """Returns the most members of a program that `--members` asks for; 'auto': those that pay.
+
+    Raises:
+        UserError: it is another text, or a number below 1.
+    """
+    if text == AUTO:
+        runtime.silence_libtpu()
+        pays = FACTORS.get(jax.default_backend(), 0.0) >= WORTHWHILE
+        return AUTO_MEMBERS if pays else 1
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f'--members={text} must be {AUTO} or a number from 1 on')
+    return int(text)
+
+
+def group(commands: Sequence[Command], *, most: int) -> list[list[int]]:
+    """Returns the indices of commands that train together, at most this many, in their order."""
+    groups: list[list[int]] = []
+    for index, command in enumerate(commands):
+        for each in groups:
+            if len(each) < most and _can_join(commands[each[0]], command):
+                each.append(index)
+                break
+        else:
+            groups.append([index])
+    return groups
+
+
+def _can_join(first: Command, second: Command) -> bool:
+    try:
+        check_members([finalize(each.config, vocab_size=1) for each in (first, second)])
+    except UserError:  # a wrong config is reported when it is trained alone
+        return False
+    return True
+
+
+def train_group(commands: Sequence[Command]) -> list[End]:
+    """Trains one command as the mode `train` does, or several together; returns how each ended.
+
+    If the runs together fail, as by too little memory, they are trained one after another.
+    """
+    if len(commands) > 1:
+        try:
+            return train_members(commands)
+        except Exception as error:
+            reason = ' '.join(str(error).split()) or type(error).__name__
+            print(f'{len(commands)} members failed, so they train alone: {reason}', flush=True)
+    ends: list[End] = []
+    for command in commands:
+        if ends and isinstance(ends[-1], int) and ends[-1]:  # a signal, which was for all
+            ends.append(ends[-1])
+            continue
+        try:
+            ends.append(train.run(command))
+        except Exception as error:
+            ends.append(error)
+    return ends
+
+
+def train_members(commands: Sequence[Command]) -> list[End]:
+    """Trains the runs of commands together; returns how each ended.
 
     A member that ends by an error, such as steps that are not finite, ends alone. Members that are
     behind the others, after a kill, first catch up one by one. A stop signal saves all.
@@ -114,9 +181,15 @@ def train_members(commands: Sequence[Command]) -> list[Outcome | Exception]:
             if isinstance(member.end, Outcome):
                 steps = member.run.config.train.num_steps
                 train.end_run(member.end, member.run, member.start, step=steps)
-            else:
-                print(f'{member.run.workdir}: {member.end}', flush=True)
-    return [Outcome.COMPLETE if member is None else member.end for member in members]
+    return [_exit_status(member, signals) for member in members]
+
+
+def _exit_status(member: _Member | None, signals: StopSignal) -> End:
+    if member is None or member.end is Outcome.COMPLETE:
+        return 0
+    if member.end is Outcome.STOPPED:
+        return train.stopped_status(signals.received)
+    return member.end
 
 
 def _open(
@@ -133,11 +206,6 @@ def _open(
     return _Member(
         run=this_run, trainer=trainer, checkpointer=checkpointer, start=start, folder=folder
     )
-
-
-def members_pay(backend: str) -> bool:
-    """Returns whether members were measured to train faster than one after another."""
-    return FACTORS.get(backend, 0.0) > 1
 
 
 def check_members(configs: Sequence[RunConfig]) -> None:
