@@ -136,10 +136,11 @@ def read_tokenizer(workdir: pathlib.Path) -> Tokenizer:
         return tokenizer.load(local)
 
 
-def save_run(run: Run, *, overrides: dict[str, Any], origin: Any = None) -> None:
+def save_run(run: Run, *, overrides: dict[str, Any], origin: Any = None, data: str = '') -> None:
     """Writes the files for `read_config` and `read_tokenizer`, and the provenance of the run.
 
-    The first process writes for all. `origin` describes the run that provided initial weights.
+    The first process writes for all. `origin` describes the run that provided initial weights,
+    `data` is the hash of the corpora.
     """
     if not peers.is_primary():
         return
@@ -150,6 +151,8 @@ def save_run(run: Run, *, overrides: dict[str, Any], origin: Any = None) -> None
     provenance['environment'] = {'devices': devices, **consistency.code_facts()}
     if origin:
         provenance['init_from'] = origin
+    if data:
+        provenance['data'] = data
     files.write_json(run.workdir / PROVENANCE, provenance)
     derived = [
         key for key in DERIVATIONS if run.draft is not None and not get_value(run.draft, key)

@@ -17,6 +17,7 @@ from gpt_jax.config import RunConfig, finalize
 from gpt_jax.config_tree import INT32_MAX, differences, from_json, to_json
 from gpt_jax.data import mixture
 from gpt_jax.data.prepare import filled_splits
+from gpt_jax.data.shard_manifest import hash_of
 from gpt_jax.data.shard_tokenizer import make_run_tokenizer
 from gpt_jax.data.shards import Shards
 from gpt_jax.data.skipped import parse_skip_steps
@@ -287,7 +288,12 @@ def open_folder(
             clock=start.clock,
             watch=command.watch,
         )
-        runs.save_run(this_run, overrides=command.overrides, origin=start.meta['init_from'])
+        runs.save_run(
+            this_run,
+            overrides=command.overrides,
+            origin=start.meta['init_from'],
+            data=hash_of(start.meta['data']['sources']),
+        )
         yield folder
 
 

@@ -17,7 +17,7 @@ from gpt_jax.modes import members
 from gpt_jax.modes.train import INTERRUPTED
 from gpt_jax.parallel import runtime
 from gpt_jax.sweep import jobs, results
-from gpt_jax.sweep.definition import load_sweep
+from gpt_jax.sweep.definition import load_sweep, locate
 from gpt_jax.sweep.storage import HEARTBEAT_SECONDS, explain_errors
 from gpt_jax.sweep.study import SharedStudy
 from gpt_jax.sweep.worker import Stopped, run_trials
@@ -46,7 +46,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         description='Runs the trials of a sweep file. The same command again goes on, also in '
         'parallel, and on any number of machines with one --storage.',
     )
-    parser.add_argument('file', type=pathlib.Path, help='experiments/<slug>/sweep.py')
+    parser.add_argument(
+        'file',
+        metavar='FILE.py[:NAME]',
+        help='a sweep file, and the name of one of its sweeps (default: sweep)',
+    )
     parser.add_argument(
         '--trials', type=int, help='in all; default: the grid, or as the sweep file says'
     )
@@ -71,7 +75,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         'process takes it over (default: %(default)s)',
     )
     parser.add_argument(
-        '--folder', type=pathlib.Path, help="of workdirs and results; default: the file's"
+        '--folder',
+        type=pathlib.Path,
+        help="of workdirs and results; default: the file's, with NAME a folder in it",
     )
     return parser.parse_args(argv)
 
@@ -83,14 +89,16 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
             raise UserError(f'--{name}={value} must be at least 1')
     runtime.allow_open_files()
     runtime.check_xla_flags()
-    sweep = load_sweep(arguments.file)
+    path, name = locate(arguments.file)
+    sweep = load_sweep(path, name)
     shared = SharedStudy(
         sweep,
-        folder=arguments.folder or arguments.file.parent,
+        folder=arguments.folder or (path.parent if name == 'sweep' else path.parent / name),
         storage=arguments.storage,
         heartbeat=arguments.heartbeat,
     )
-    trials = arguments.trials or len(sweep.points()) or sweep.trials
+    planned = len(sweep.points()) or sweep.trials
+    trials = arguments.trials or planned
 
     def report() -> None:
         found = results.collect(shared)
@@ -111,9 +119,11 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
                     report=report,
                 )
         except UserError as error:
-            raise UserError(f'{arguments.file}: {error}') from error
+            raise UserError(f'{path}: {error}') from error
         finally:
             written = results.write_all(shared)
+    if (answer := results.answer(shared, trials=max(trials, planned))) is not None:
+        print(results.format_answer(answer))
     print(f'results in {", ".join(map(str, written))}')
     if status:
         print('stopped; the same command goes on from there', file=sys.stderr)

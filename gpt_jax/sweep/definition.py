@@ -37,6 +37,9 @@ class Sweep:
     grid: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)  # tried first
     seed: int = 0  # of the sampler
     retries: int = 2  # of a trial that crashes at the same point again
+    columns: Sequence[str] = ()  # of metrics.jsonl: the results have their curves, too
+    # From the results, when no trial is left, and the folder for pictures, to what they say.
+    answer: Callable[[Mapping[str, Any], pathlib.Path], Mapping[str, Any]] | None = None
 
     def points(self) -> list[dict[str, Any]]:
         """Returns the points of the grid."""
@@ -46,8 +49,14 @@ class Sweep:
         return [dict(zip(self.grid, values, strict=True)) for values in product]
 
 
-def load_sweep(path: pathlib.Path) -> Sweep:
-    """Loads the `sweep` of a sweep file.
+def locate(text: str) -> tuple[pathlib.Path, str]:
+    """Returns the path of a sweep file and the name of its sweep, from FILE.py[:NAME]."""
+    path, _, name = text.partition('.py:')
+    return (pathlib.Path(f'{path}.py'), name) if name else (pathlib.Path(text), 'sweep')
+
+
+def load_sweep(path: pathlib.Path, variable: str = 'sweep') -> Sweep:
+    """Loads the sweep that a sweep file assigns to a variable.
 
     Raises:
         UserError: the file is missing, fails, or defines no valid sweep.
@@ -60,16 +69,19 @@ def load_sweep(path: pathlib.Path) -> Sweep:
         spec.loader.exec_module(module)
     except Exception as error:
         raise UserError(f'{path}: {type(error).__name__}: {error}') from error
-    sweep = getattr(module, 'sweep', None)
+    sweep = getattr(module, variable, None)
     if not isinstance(sweep, Sweep):
+        others = [name for name, value in vars(module).items() if isinstance(value, Sweep)]
         raise UserError(
-            f'{path} must assign a gpt_jax.sweep.definition.Sweep to `sweep`, not {sweep!r:.60}'
+            f'{path} must assign a gpt_jax.sweep.definition.Sweep to `{variable}`, not '
+            f'{sweep!r:.60}' + ''.join(f'; it has :{name}' for name in others)
         )
     for problem in _problems(sweep):
         raise UserError(f'{path}: {problem}')
     if sweep.name:
         return sweep
-    return dataclasses.replace(sweep, name=path.resolve().parent.name)
+    slug = path.resolve().parent.name
+    return dataclasses.replace(sweep, name=slug if variable == 'sweep' else f'{slug}_{variable}')
 
 
 def _problems(sweep: Sweep) -> list[str]:
@@ -99,6 +111,8 @@ def _problems(sweep: Sweep) -> list[str]:
             isinstance(sweep.grid, Mapping) and all(map(is_list, sweep.grid.values())),
             'give a list of values for each parameter',
         ),
+        'columns': (is_list(sweep.columns) or not sweep.columns, 'give names of columns'),
+        'answer': (sweep.answer is None or callable(sweep.answer), 'give a function of results'),
     }
     return [
         f'sweep.{name}={getattr(sweep, name)!r:.60} is not valid; {fix}'

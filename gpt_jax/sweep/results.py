@@ -2,6 +2,7 @@
 
 import datetime
 import functools
+import math
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,12 +12,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from gpt_jax import files, page
 from gpt_jax import run as runs
+from gpt_jax.errors import UserError
 from gpt_jax.parallel import consistency
+from gpt_jax.report.curve import Curve, read_curves, training_time
 from gpt_jax.sweep.attempts import REASON, Attempts, State
 from gpt_jax.sweep.picture import draw
 from gpt_jax.sweep.study import SharedStudy
 from gpt_jax.sweep.worker import COMMAND, MACHINE
-from gpt_jax.telemetry.report import format_columns
+from gpt_jax.telemetry.metrics import read_rows
+from gpt_jax.telemetry.report import format_columns, format_table
 
 RESULTS, PAGE, PICTURE = 'results.json', 'results.html', 'results.png'
 PAGE_FOLDER = pathlib.Path(__file__).parent / 'page'
@@ -39,6 +43,32 @@ def write_all(shared: SharedStudy) -> list[pathlib.Path]:
     results, picture = collect(shared), shared.folder / PICTURE
     paths = write(shared, results)
     return [*paths, picture] if draw(results, picture) else paths
+
+
+def answer(shared: SharedStudy, *, trials: int) -> Mapping[str, Any] | None:
+    """Adds to results.json what they say, by `sweep.answer`; returns it.
+
+    Returns None if the sweep file does not say how, or trials are missing.
+
+    Raises:
+        UserError: `sweep.answer` failed.
+    """
+    if shared.sweep.answer is None:
+        return None
+    results = collect(shared)
+    if sum(record['state'].is_finished for record in results['trials']) < trials:
+        return None
+    try:
+        results['answer'] = dict(shared.sweep.answer(results, shared.folder))
+    except Exception as error:
+        raise UserError(f'sweep.answer: {type(error).__name__}: {error}') from error
+    files.write_json(shared.folder / RESULTS, results)
+    return results['answer']
+
+
+def format_answer(answer: Mapping[str, Any]) -> str:
+    """Returns a table of an answer."""
+    return format_table('answer', {key: _show(value) for key, value in answer.items()})
 
 
 def collect(shared: SharedStudy) -> dict[str, Any]:
@@ -79,6 +109,7 @@ def _record(shared: SharedStudy, attempts: Attempts) -> dict[str, Any]:
         'value': last.value if attempts.state is State.COMPLETE else None,
         'params': last.params,
         'curve': {str(step): value for step, value in sorted(last.intermediate_values.items())},
+        **read_columns(workdir, shared.sweep.columns),
         'metrics': str((workdir / 'metrics.jsonl').relative_to(shared.folder)),
         'attempts': len(attempts.tries),
         'seconds': round(sum(map(_seconds, attempts.tries)), 3),
@@ -86,7 +117,34 @@ def _record(shared: SharedStudy, attempts: Attempts) -> dict[str, Any]:
         'command': attributes.get(COMMAND, ''),
         'machine': attributes.get(MACHINE, ''),
         'date': last.datetime_start and _to_text(last.datetime_start),
+        'data': stored.get('data', ''),
         'environment': stored.get('environment', {}),
+    }
+
+
+def read_columns(workdir: pathlib.Path, names: Sequence[str]) -> dict[str, Any]:
+    """Returns curves of a run: the metrics of these names, and the seconds of training so far."""
+    curves = read_curves(read_rows(workdir)) if (workdir / 'metrics.jsonl').is_file() else {}
+    return {
+        'columns': {name: _points(curves.get(name)) for name in names},
+        'training_seconds': _points(_training_time(curves)),
+    }
+
+
+def _training_time(curves: Mapping[str, Curve]) -> Curve | None:
+    tokens = curves.get('train/tokens')
+    if tokens is None:
+        return None
+    return training_time(curves, tokens_per_step=int(tokens.values[-1] // tokens.steps[-1]))
+
+
+def _points(curve: Curve | None) -> dict[str, float | None]:
+    """Returns the values of a curve by step; None for those that are not finite."""
+    if curve is None:
+        return {}
+    return {
+        str(step): value if math.isfinite(value) else None
+        for step, value in zip(curve.steps.tolist(), curve.values.tolist(), strict=True)
     }
 
 

@@ -6,7 +6,7 @@ from gpt_jax.errors import UserError
 
 pytest.importorskip('optuna')
 
-from gpt_jax.sweep.definition import Sweep, Trial, load_sweep, to_arguments
+from gpt_jax.sweep.definition import Sweep, Trial, load_sweep, locate, to_arguments
 
 SWEEP = """from optuna import pruners, samplers
 from gpt_jax.sweep.definition import Sweep
@@ -38,7 +38,17 @@ def test_the_points_of_a_grid_are_its_product():
 
 
 def test_the_shipped_sweep_loads():
-    assert load_sweep(pathlib.Path('experiments/lr_sensitivity/sweep.py')).trials == 8
+    path = pathlib.Path('experiments/lr_sensitivity/sweep.py')
+    assert load_sweep(path).name == 'lr_sensitivity'
+    assert load_sweep(path, 'large').name == 'lr_sensitivity_large'
+    with pytest.raises(UserError, match='to `other`, not None; it has :sweep; it has :large'):
+        load_sweep(path, 'other')
+
+
+def test_a_sweep_file_may_have_several():
+    assert locate('a/b.py') == (pathlib.Path('a/b.py'), 'sweep')
+    assert locate('a/b.py:c') == (pathlib.Path('a/b.py'), 'c')
+    assert locate('a') == (pathlib.Path('a'), 'sweep')
 
 
 @pytest.mark.parametrize(
@@ -54,6 +64,8 @@ def test_the_shipped_sweep_loads():
         (SWEEP.format('pruner=pruners.MedianPruner'), 'sweep.pruner=.*give an instance'),
         (SWEEP.format('grid={"x": "abc"}'), 'sweep.grid=.*give a list of values'),
         (SWEEP.format('rate=1'), 'TypeError: .*rate'),
+        (SWEEP.format('columns="eval/loss"'), 'sweep.columns=.*give names of columns'),
+        (SWEEP.format('answer=3'), 'sweep.answer=3 .*give a function of results'),
     ],
 )
 def test_a_wrong_file_is_one_line(tmp_path, text, message):

@@ -6,6 +6,7 @@ pytest.importorskip('optuna')
 
 import optuna
 
+from gpt_jax.errors import UserError
 from gpt_jax.sweep import results, worker
 from gpt_jax.sweep.definition import Trial
 from tests.sweep.fake_runs import STEPS, FakeRuns
@@ -57,6 +58,52 @@ def test_the_record_of_a_trial_has_all_facts(shared):
     assert complete['machine'] and complete['date'] and complete['seconds'] > 0
     assert pruned['value'] is None and 'at step 1' in pruned['reason']
     assert failed['reason'] == 'no device'
+
+
+def test_other_columns_and_the_time_of_training_are_kept(tmp_path):
+    """A run writes all rows; the record has those that the sweep file names."""
+    rows = [
+        {'step': 5, 'train/tokens': 50, 'train/tokens_per_second': 10, 'eval/accuracy': 0.5},
+        {'step': 10, 'train/tokens': 100, 'train/tokens_per_second': 5, 'eval/accuracy': None},
+    ]
+    path = tmp_path / 'sweep/trials/0/metrics.jsonl'
+    path.parent.mkdir(parents=True)
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    (path.parent / 'provenance.json').write_text('{"data": "abc"}')
+    curves = results.read_columns(path.parent, ['eval/accuracy', 'eval/none'])
+    assert curves == {
+        'columns': {'eval/accuracy': {'5': 0.5, '10': None}, 'eval/none': {}},
+        'training_seconds': {'5': 5.0, '10': 15.0},
+    }
+    assert results.read_columns(tmp_path, []) == {'columns': {}, 'training_seconds': {}}
+
+
+def test_the_answer_is_written_when_no_trial_is_left(monkeypatch, tmp_path):
+    def answer(found, folder):
+        (folder / 'figure.txt').write_text('drawn')
+        return {'best': found['trials'][found['best']]['params']['x'], 'finding': 'a text'}
+
+    runs = FakeRuns(monkeypatch, tmp_path / 'sweep')
+    shared = runs.share(grid={'x': [0.5, 0.25]}, answer=answer)
+    worker.run_trials(shared, trials=1, report=lambda: None)
+    assert results.answer(shared, trials=2) is None
+    worker.run_trials(shared, trials=2, report=lambda: None)
+    found = results.answer(shared, trials=2)
+    assert found == {'best': 0.25, 'finding': 'a text'}
+    assert results.format_answer(found).split() == [
+        'answer',
+        'best',
+        '0.25',
+        'finding',
+        'a',
+        'text',
+    ]
+    assert json.loads((runs.folder / 'results.json').read_text())['answer'] == found
+    assert (runs.folder / 'figure.txt').is_file()
+    wrong = runs.share(grid={'x': [0.5, 0.25]}, answer=lambda found, folder: found['nothing'])
+    with pytest.raises(UserError, match="^sweep.answer: KeyError: 'nothing'"):
+        results.answer(wrong, trials=2)
+    assert results.answer(runs.share(), trials=2) is None
 
 
 def test_files_are_written_during_the_sweep_and_after(shared):
