@@ -73,9 +73,9 @@ class Trainer:
             num_threads=config.data.num_threads,
             prefetch_batches=config.data.prefetch_batches,
         )
-        self._validation = Shards.open(folder, VALIDATION, tokenizer=tokenizer)
+        self.validation = Shards.open(folder, VALIDATION, tokenizer=tokenizer)
         # Fail fast: rejects a split that is too short before the first evaluation.
-        evaluation_batches(self.program, config, self._validation, limit=1)
+        evaluation_batches(self.program, config, self.validation, limit=1)
         self.tasks = task_runs.load(
             config.eval.tasks, data=config.eval.task_data, limit=config.eval.task_limit
         )
@@ -180,9 +180,7 @@ class Trainer:
         """Computes the validation loss of the weights and of their moving average."""
         limit = self.config.eval.batches
         return {
-            prefix: evaluate_shards(
-                self.program, self.config, params, self._validation, limit=limit
-            )
+            prefix: evaluate_shards(self.program, self.config, params, self.validation, limit=limit)
             for prefix, params in self.weights(state)
         }
 

@@ -1,0 +1,262 @@
+"""How do the best size and the loss grow with compute? Then: was the fit right?
+
+    python -m gpt_jax.sweep experiments/scaling/sweep.py
+    python -m gpt_jax.sweep experiments/scaling/sweep.py:prediction
+
+Hoffmann et al. 2022, https://arxiv.org/abs/2203.15556, approaches 2 and 3. The first sweep trains
+IsoFLOP curves on bytes, none of which is seen twice. The second trains one run outside of the fit,
+which the first has predicted. `:large` is for an accelerator.
+"""
+
+import functools
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from scipy.optimize import least_squares
+
+from experiments.answers import (
+    AGREES,
+    DISAGREES,
+    UNDECIDED,
+    choices,
+    minutes,
+    panels,
+    save,
+    select,
+)
+from experiments.compute import finalized, steps_within, tokens_per_step
+from gpt_jax.model.gpt import count_multiplied_params
+from gpt_jax.sweep.definition import Sweep, Trial
+
+CONFIG = 'experiments/small.py'
+HEAD = 16
+BYTES = {
+    'tokenizer.kind': 'byte',
+    'tokenizer.vocab_size': 0,
+    'model.max_seq_len': 128,
+    'model.position': 'rope',
+    'train.batch_size': 8,
+    'model.parametrization': 'mup',
+    'model.base.d_model': 64,
+    'model.base.num_heads': 4,
+    'eval.batches': 0,
+    'optimizer.learning_rate': 4e-3,
+}
+SIZES = [(32, 2), (48, 2), (64, 2), (64, 4), (96, 3), (128, 3), (128, 5), (160, 5), (192, 6)]
+# The sizes of each IsoFLOP curve; smaller ones would need more bytes than there are.
+CURVES = {1e12: SIZES[0:7], 2e12: SIZES[0:7], 5e12: SIZES[2:9], 1e13: SIZES[3:9]}
+PREDICTED = 2.5e13  # FLOPs of the run outside of the fit
+LARGE = BYTES | {
+    'tokenizer.kind': 'bpe',
+    'tokenizer.vocab_size': 16384,
+    'model.max_seq_len': 1024,
+    'train.batch_size': 128,
+    'model.precision.compute': 'bfloat16',
+}
+LARGE_SIZES = [(256, 4), (320, 5), (384, 6), (448, 7), (512, 8), (640, 10), (768, 12), (1024, 16)]
+LARGE_CURVES = dict.fromkeys([1e17, 3e17, 1e18, 3e18], LARGE_SIZES)
+SAMPLES = 500  # of the bootstrap
+
+
+def knobs_of(common: Mapping[str, Any], width: int, layers: int, flops: float) -> dict[str, Any]:
+    """Returns the knobs of a run of a size within a budget."""
+    knobs = {
+        **common,
+        'model.d_model': width,
+        'model.num_heads': width // HEAD,
+        'model.num_layers': layers,
+    }
+    steps = steps_within(finalized(CONFIG, knobs), flops)
+    return knobs | {
+        'train.num_steps': steps,
+        'schedule.warmup_steps': max(1, steps // 10),
+        'eval.every': steps,
+        'train.log_every': max(1, steps // 10),
+    }
+
+
+@functools.cache
+def count(width: int, layers: int) -> int:
+    """Returns the parameters of a size that a token is multiplied with."""
+    return count_multiplied_params(
+        finalized(CONFIG, {**BYTES, 'model.d_model': width, 'model.num_layers': layers}).model
+    )
+
+
+def make(
+    common: Mapping[str, Any], curves: Mapping[float, Sequence[tuple[int, int]]], **fields
+) -> Sweep:
+    """Returns the sweep over the sizes of each curve, by its FLOPs."""
+    runs = {
+        f'{width}x{layers} for {budget:.0e}': (width, layers, budget)
+        for budget, sizes in curves.items()
+        for width, layers in sizes
+    }
+
+    def suggest(trial: optuna.trial.Trial) -> Trial:
+        width, layers, budget = runs[trial.suggest_categorical('run', [*runs])]
+        return Trial(overrides=knobs_of(common, width, layers, budget))
+
+    return Sweep(
+        config=CONFIG,
+        suggest=suggest,
+        grid={'run': [*runs]},
+        columns=['train/tokens'],
+        answer=answer,
+        **fields,
+    )
+
+
+def parse(results: Mapping[str, Any]) -> np.ndarray:
+    """Returns rows of (FLOPs, parameters, tokens, loss) of the complete runs."""
+    rows = []
+    for run in choices(results, 'run'):
+        [record] = select(results, run=run)
+        size, budget = run.split(' for ')
+        parameters = count(*map(int, size.split('x')))
+        tokens = max(record['columns']['train/tokens'].values(), default=0)
+        if record['value'] is not None:
+            rows.append((float(budget), parameters, tokens, record['value']))
+    return np.array(rows)
+
+
+def loss(theta: np.ndarray, parameters: Any, tokens: Any) -> np.ndarray:
+    """Computes E + A / N^alpha + B / D^beta, with N and D in units of 1e5 and 1e6."""
+    irreducible, a, alpha, b, beta = np.exp(theta)
+    return irreducible + a / (parameters / 1e5) ** alpha + b / (tokens / 1e6) ** beta
+
+
+def fit(rows: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """Returns the parameters of `loss`, robustly, as logarithms."""
+    _, parameters, tokens, losses = rows.T
+    return least_squares(
+        lambda theta: np.log(loss(theta, parameters, tokens)) - np.log(losses),
+        start,
+        loss='huber',
+        f_scale=1e-2,
+        bounds=(-6, 3),
+    ).x
+
+
+def bootstrap(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the fit, and fits of resampled residuals."""
+    best = fit(rows, np.log([1.0, 0.3, 0.4, 0.3, 0.4]))
+    expected = loss(best, rows[:, 1], rows[:, 2])
+    residuals = np.log(rows[:, 3] / expected)
+    generator, samples = np.random.default_rng(0), []
+    for _ in range(SAMPLES):
+        drawn = rows.copy()
+        drawn[:, 3] = expected * np.exp(generator.choice(residuals, len(rows)))
+        samples.append(fit(drawn, best))
+    return best, np.array(samples)
+
+
+def optimum(rows: np.ndarray, budget: float) -> float:
+    """Returns the size at the lowest point of a parabola through an IsoFLOP curve."""
+    own = rows[rows[:, 0] == budget]
+    curve = np.polynomial.Polynomial.fit(np.log(own[:, 1]), own[:, 3], 2).convert()
+    _, slope, bend = curve.coef
+    return float(np.exp(-slope / (2 * bend))) if bend > 0 else float('nan')
+
+
+def band(samples: Any) -> list[float]:
+    """Returns the middle 95 % of samples."""
+    return [float(value) for value in np.nanpercentile(samples, [2.5, 97.5])]
+
+
+def answer(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
+    """Fits the IsoFLOP curves, draws them, and predicts the run with more compute."""
+    rows = parse(results)
+    budgets = sorted(set(rows[:, 0]))
+    best, samples = bootstrap(rows)
+    exponents = {
+        'size': np.exp(samples[:, 4]) / (np.exp(samples[:, 2]) + np.exp(samples[:, 4])),
+    }
+    exponent = float(np.exp(best[4]) / (np.exp(best[2]) + np.exp(best[4])))
+    figure, plots = panels(2)
+    for budget in budgets:
+        own = rows[rows[:, 0] == budget]
+        line = plots[0].plot(own[:, 1], own[:, 3], 'o', label=f'{budget:.0e} FLOPs')[0]
+        sizes = np.geomspace(own[:, 1].min(), own[:, 1].max(), 50)
+        tokens = np.interp(np.log(sizes), np.log(own[:, 1]), own[:, 2])
+        plots[0].plot(sizes, loss(best, sizes, tokens), color=line.get_color(), linewidth=1)
+    plots[0].set(xscale='log', xlabel='parameters', ylabel='last validation loss (nats per byte)')
+    plots[0].legend(frameon=False)
+    optima = np.array([optimum(rows, budget) for budget in budgets])
+    plots[1].plot(budgets, optima, 'o', color='tab:blue', label='lowest point of each curve')
+    known = np.isfinite(optima)
+    slope, height = np.polyfit(np.log(np.array(budgets)[known]), np.log(optima[known]), 1)
+    line = np.array([budgets[0], PREDICTED])
+    plots[1].plot(line, np.exp(height) * line**slope, color='tab:blue', linewidth=1)
+    plots[1].set(xscale='log', yscale='log', xlabel='FLOPs', ylabel='best number of parameters')
+    plots[1].legend(frameon=False)
+    save(figure, folder / 'figure.png')
+    wanted = float(np.exp(height) * PREDICTED**slope)
+    width, layers = min(SIZES, key=lambda size: abs(np.log(count(*size) / wanted)))
+    knobs = knobs_of(BYTES, width, layers, PREDICTED)
+    tokens = knobs['train.num_steps'] * tokens_per_step(finalized(CONFIG, knobs))
+    size = count(width, layers)
+    low, high = band(exponents['size'])
+    verdict = UNDECIDED
+    if low <= 0.5 <= high:
+        verdict = AGREES
+    elif low > 0.6 or high < 0.4:
+        verdict = DISAGREES
+    return {
+        'verdict': verdict,
+        'finding': f'the best size grows with compute to the power {exponent:.2f} '
+        f'({low:.2f} to {high:.2f}) by the fit of all runs, {slope:.2f} by the IsoFLOP curves',
+        'fit': dict(zip(('E', 'A', 'alpha', 'B', 'beta'), np.exp(best).tolist(), strict=True)),
+        'best_sizes': dict(zip(map(str, budgets), optima.tolist(), strict=True)),
+        'prediction': {
+            'd_model': width,
+            'num_layers': layers,
+            'parameters': size,
+            'tokens': tokens,
+            'loss': float(loss(best, size, tokens)),
+            'interval': band([float(loss(each, size, tokens)) for each in samples]),
+        },
+        'minutes': minutes(results),
+    }
+
+
+def suggest_prediction(trial: optuna.trial.Trial) -> Trial:
+    """Returns the run that the first sweep predicted."""
+    predicted = read_prediction()
+    seed = trial.suggest_categorical('seed', [0, 1])
+    width, layers = predicted['d_model'], predicted['num_layers']
+    return Trial(overrides={**knobs_of(BYTES, width, layers, PREDICTED), 'seed': seed})
+
+
+def read_prediction() -> dict[str, Any]:
+    """Reads the prediction from the results of the first sweep."""
+    path = pathlib.Path(__file__).with_name('results.json')
+    return json.loads(path.read_text(encoding='utf-8'))['answer']['prediction']
+
+
+def check_prediction(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
+    """Compares the loss of the predicted run with the prediction."""
+    predicted = read_prediction()
+    losses = [record['value'] for record in results['trials']]
+    low, high = predicted['interval']
+    inside = all(low <= each <= high for each in losses)
+    return {
+        'verdict': AGREES if inside else DISAGREES,
+        'finding': f'predicted {predicted["loss"]:.3f} ({low:.3f} to {high:.3f}), measured '
+        + ' and '.join(f'{each:.3f}' for each in losses),
+        'minutes': minutes(results),
+    }
+
+
+sweep = make(BYTES, CURVES)
+prediction = Sweep(
+    config=CONFIG,
+    suggest=suggest_prediction,
+    grid={'seed': [0, 1]},
+    answer=check_prediction,
+)
+large = make(LARGE, LARGE_CURVES)

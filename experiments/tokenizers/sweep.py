@@ -1,0 +1,110 @@
+"""Which tokenizer gives the fewest bits per byte for the same compute?
+
+    python -m gpt_jax.sweep experiments/tokenizers/sweep.py --jobs 2
+
+Tao et al. 2024, https://arxiv.org/abs/2407.13623: a vocabulary can be too small and too large.
+`:large` is for an accelerator.
+"""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+
+from experiments.answers import (
+    AGREES,
+    DISAGREES,
+    UNDECIDED,
+    choices,
+    interval,
+    minutes,
+    panels,
+    save,
+    values,
+)
+from experiments.compute import finalized, steps_within
+from gpt_jax.sweep.definition import Sweep, Trial
+
+CONFIG = 'experiments/small.py'
+SIZES = [512, 1024, 2048, 4096, 8192]
+BPE = {f'BPE {size}': ('bpe', size) for size in SIZES}
+OTHERS = {f'SentencePiece {size}': ('sentencepiece', size) for size in (1024, 4096)}
+TOKENIZERS = {'bytes': ('byte', 0), 'characters': ('char', 0), **BPE, **OTHERS}
+SMALL = {'model.d_model': 128, 'model.num_layers': 4, 'model.max_seq_len': 128}
+LARGE = {
+    'model.d_model': 512,
+    'model.num_layers': 8,
+    'model.num_heads': 8,
+    'model.max_seq_len': 1024,
+    'train.batch_size': 64,
+    'model.precision.compute': 'bfloat16',
+}
+
+
+def make(common: Mapping[str, Any], *, flops: float, **fields) -> Sweep:
+    """Returns the sweep over tokenizers and seeds with a number of FLOPs per run."""
+    grid = {'seed': [0, 1, 2], 'tokenizer': [*TOKENIZERS]}
+
+    def suggest(trial: optuna.trial.Trial) -> Trial:
+        seed, tokenizer = (trial.suggest_categorical(name, found) for name, found in grid.items())
+        kind, vocab_size = TOKENIZERS[tokenizer]
+        knobs = {**common, 'tokenizer.kind': kind, 'tokenizer.vocab_size': vocab_size}
+        steps = steps_within(finalized(CONFIG, knobs), flops)
+        length = {
+            'train.num_steps': steps,
+            'schedule.warmup_steps': steps // 10,
+            'eval.every': steps,
+            'train.log_every': max(1, steps // 10),
+        }
+        return Trial(overrides={**knobs, **length, 'eval.batches': 0, 'seed': seed})
+
+    return Sweep(
+        config=CONFIG,
+        suggest=suggest,
+        grid=grid,
+        metric='eval/bits_per_byte',
+        answer=answer,
+        **fields,
+    )
+
+
+def answer(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
+    """Finds the best BPE vocabulary, and compares bytes and both ends with it."""
+    names = choices(results, 'tokenizer')
+    found = {name: values(results, tokenizer=name) for name in names}
+    best = min(BPE, key=lambda name: found[name].mean())
+    figure, [axes] = panels(1, width=6.5)
+    summaries = [interval(found[name]) for name in names]
+    colours = ['tab:orange' if name == best else 'tab:blue' for name in names]
+    axes.barh(names, [each.mean for each in summaries], color=colours)
+    errors = [each.high - each.mean for each in summaries]
+    axes.errorbar([each.mean for each in summaries], names, xerr=errors, fmt='none', color='black')
+    axes.invert_yaxis()
+    axes.set(xlabel='bits per byte of the whole validation text')
+    low = min(each.low for each in summaries)
+    axes.set_xlim(left=0.9 * low)
+    save(figure, folder / 'figure.png')
+    worse = {
+        name: interval(found[name] - found[best])
+        for name in ('bytes', f'BPE {SIZES[0]}', f'BPE {SIZES[-1]}')
+        if name != best
+    }
+    signs = {name: each.sign for name, each in worse.items()}
+    has_optimum = best not in (f'BPE {SIZES[0]}', f'BPE {SIZES[-1]}')
+    verdict = UNDECIDED
+    if has_optimum and all(sign == 1 for sign in signs.values()):
+        verdict = AGREES
+    elif not has_optimum or -1 in signs.values():
+        verdict = DISAGREES
+    return {
+        'verdict': verdict,
+        'finding': f'best: {best} with {interval(found[best])} bits per byte; more than that: '
+        + ', '.join(f'{name} {each}' for name, each in worse.items()),
+        'bits_per_byte': {name: str(each) for name, each in zip(names, summaries, strict=True)},
+        'minutes': minutes(results),
+    }
+
+
+sweep = make(SMALL, flops=3e12)
+large = make(LARGE, flops=3e17)
