@@ -26,7 +26,7 @@ from gpt_jax import run as runs
 from gpt_jax.checkpoint.manifest import list_steps, read_document, read_documents
 from gpt_jax.config import EvalConfig, RunConfig, TrainConfig, finalize
 from gpt_jax.config_tree import check_names, to_json
-from gpt_jax.data.config import DataConfig
+from gpt_jax.data.config import DataConfig, Windows
 from gpt_jax.data.encode import encode_text_file
 from gpt_jax.data.given_text import describe_text
 from gpt_jax.data.prepare import prepare
@@ -292,7 +292,13 @@ class GPT:
                 describe_text(text, pathlib.Path(scratch)).source, self.tokenizer
             )
             return evaluate_shards(
-                self._program, self.config, self.params, shards, limit=0, batch_size=batch_size
+                self._program,
+                self.config,
+                self.params,
+                shards,
+                windows=Windows.CONTINUOUS,
+                limit=0,
+                batch_size=batch_size,
             )
 
     @property

@@ -281,25 +281,26 @@ def _is_choice(kind: Any, value: Any) -> bool:
     return bool(_members(kind)) and isinstance(value, str)
 
 
-def _snake(name: str) -> str:
-    """Returns 'grouped_query' for 'GroupedQuery', and 'adamw' for 'AdamW'."""
-    return re.sub('(?<=[a-z])(?=[A-Z][a-z])', '_', name).lower()
+def _choice(member: type) -> str:
+    """Returns 'grouped_query' for GroupedQuery, 'adamw' for AdamW; `chosen_by` if it has one."""
+    snake = re.sub('(?<=[a-z])(?=[A-Z][a-z])', '_', member.__name__).lower()
+    return getattr(member, 'chosen_by', snake)
 
 
 def member_name(value: Any) -> str:
     """Returns the text that chooses this member of a union: 'grouped_query'."""
-    return _snake(type(value).__name__)
+    return _choice(type(value))
 
 
 def choices(kind: Any) -> list[str]:
     """Returns the texts that choose a member of a union, as in --config.model.mlp=swiglu.
 
-    They are the names of the members; a member with a class attribute `shorthand`, the name of one
-    of its knobs, is also chosen by a value of that knob.
+    They are the names of the members, or their class attribute `chosen_by`. A member with a class
+    attribute `shorthand`, the name of one of its knobs, is also chosen by a value of that knob.
     """
     texts = []
     for member in _members(kind):
-        texts.append(_snake(member.__name__))
+        texts.append(_choice(member))
         if shorthand := getattr(member, 'shorthand', ''):
             texts += [str(each.value) for each in _field(member, shorthand).type]
     return texts
@@ -317,7 +318,7 @@ def choose_member(name: str | None, kind: Any, key: str) -> tuple[type, dict[str
     if name is None:
         return members[0], {}
     for member in members:
-        if name in (member.__name__, _snake(member.__name__)):
+        if name in (member.__name__, _choice(member)):
             return member, {}
         shorthand = getattr(member, 'shorthand', '')
         if shorthand and name in [*_field(member, shorthand).type]:

@@ -47,6 +47,10 @@ SINGLE = {
     **_others('norm', NormKind),
     **_others('norm_placement', NormPlacement),
     **{f'mlp={kind}': dict(mlp=kind) for kind in MLPKind if kind != MLPKind.GELU_TANH},
+    'mlp=none': dict(mlp='none'),
+    'mlp=none, parallel': dict(mlp='none', parallel_residual='two_norms', use_bias=False),
+    'mlp=none, post-norm': dict(mlp='none', norm_placement='post', position='rope'),
+    'mlp=none in some layers': dict(layer_kinds=(dict(mlp='none'), dict(mlp='swiglu'))),
     'experts': dict(mlp=EXPERTS),
     'experts, balanced by bias': dict(
         mlp=EXPERTS | dict(balance='bias', scores='sigmoid', shared_experts=1, gate_scale=2.0)

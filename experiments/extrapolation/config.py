@@ -47,7 +47,13 @@ def evaluate_lengths(trainer, state) -> Report:
         program = make_program(longer, trainer.program.mesh)
         size = max(1, config.eval.batch_size // factor)
         found = evaluate_shards(
-            program, longer, params, trainer.validation, limit=0, batch_size=size
+            program,
+            longer,
+            params,
+            trainer.validation,
+            windows=config.data.windows,
+            limit=0,
+            batch_size=size,
         )
         row[f'lengths/{factor}x'] = found.loss
         lines.append(f'loss in windows of {length} tokens: {found.loss:.4f}')

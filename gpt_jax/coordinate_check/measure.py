@@ -12,7 +12,7 @@ import numpy as np
 from gpt_jax.config import RunConfig
 from gpt_jax.config_tree import freeze, from_json, to_json
 from gpt_jax.inspector.forward import forward
-from gpt_jax.inspector.points import points_of
+from gpt_jax.inspector.points import points_in
 from gpt_jax.kernels.scores import MASKED
 from gpt_jax.model.config import ModelConfig, Parametrization, finalize_model
 from gpt_jax.model.gpt import GPT
@@ -86,7 +86,7 @@ def measure(
     """
     values, losses, widths = [], [], []
     stacked = stack_batches(batches)
-    points = points_in(config.model)
+    points = points_in(config.model, POINTS)
     for factor in factors:
         wide = widen(config, factor, parametrization)
         runs = [
@@ -104,12 +104,6 @@ def measure(
         values=np.array(values),
         losses=np.array(losses),
     )
-
-
-def points_in(config: ModelConfig) -> tuple[str, ...]:
-    """Returns those of POINTS that a model has in some layer."""
-    known = {name.split('.', 2)[-1] for name in points_of(config, 1)}
-    return tuple(point for point in POINTS if point in known)
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'points'))

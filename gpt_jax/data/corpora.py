@@ -14,7 +14,7 @@ import sysconfig
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from gpt_jax.data import documents, hub_datasets, input_files, locations
+from gpt_jax.data import documents, generated, hub_datasets, input_files, locations
 from gpt_jax.data.config import DataConfig
 from gpt_jax.data.documents import Piece, Reader, SkippedRows
 from gpt_jax.data.download import download
@@ -181,6 +181,18 @@ def tiny_shakespeare(config: DataConfig) -> Corpus:
     return FileCorpus('tiny_shakespeare', [path], documents.read_text, config)
 
 
+def modular(config: DataConfig) -> Corpus:
+    """Generates all sums modulo `config.data.modulus`; see `gpt_jax.data.generated`."""
+    _refuse_source(config)
+    return generated.modular(config)
+
+
+def repeated(config: DataConfig) -> Corpus:
+    """Generates random blocks of symbols that come twice; see `gpt_jax.data.generated`."""
+    _refuse_source(config)
+    return generated.repeated(config)
+
+
 def _refuse_source(config: DataConfig) -> None:
     """Rejects a source for a corpus that has its own text, since it would be ignored."""
     if config.source:
@@ -199,6 +211,8 @@ CORPORA: dict[str, Callable[[DataConfig], Corpus]] = {
     'huggingface': huggingface,
     'url': url,
     'tiny_shakespeare': tiny_shakespeare,
+    'modular': modular,
+    'repeated': repeated,
 }
 
 

@@ -1,21 +1,22 @@
 """Batches of windows: the batch at step t is a pure function of (seed, t, skipped) and the data.
 
-Training cuts each source into windows of seq_len + 1 tokens, seq_len apart. Each epoch cuts at a
-new random phase and shuffles the windows. The window at index i, the batch at step t and the rows
-of one process are each computed by a formula. So seeking costs nothing, and the global batch is
-the same for any number of processes and threads.
+Training reads windows of seq_len + 1 tokens: stretches of the text, which each epoch cuts at a new
+random phase, or documents (`gpt_jax.data.windows`). Each epoch shuffles them. The window at index
+i, the batch at step t and the rows of one process are each computed by a formula. So seeking costs
+nothing, and the global batch is the same for any number of processes and threads.
 """
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from gpt_jax.data.config import Windows
 from gpt_jax.data.mixture import ENDLESS, Selection, Source
 from gpt_jax.data.shard_manifest import hash_of
 from gpt_jax.data.shards import Shards
 from gpt_jax.data.skipped import NOTHING_SKIPPED, BatchOrder
+from gpt_jax.data.windows import Spans, evaluation_spans, pad, read_window, training_spans
 from gpt_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -49,8 +50,8 @@ class TrainPipeline:
     def batch_at(self, step: int) -> Batch:
         """Returns the batch of one step: int32 tokens [rows, seq_len + 1], and segment_ids if on.
 
-        If a source has tokens that are not learned, also float32 loss_mask [rows, seq_len], which
-        is 0 where such a token is the target.
+        If windows are documents, or a source has tokens that are not learned, also float32
+        loss_mask [rows, seq_len], which is 0 where padding or such a token is the target.
         """
         return self._dataset[step]
 
@@ -58,7 +59,8 @@ class TrainPipeline:
         """Returns where the rows of `batch_at(step)` lie in the text.
 
         Each row has the number of its `source`, the position of its first token there (`start`),
-        and the document of each token, counted from 1 (`documents` [rows, seq_len + 1]).
+        and the document of each token, counted from 1, 0 on padding (`documents` [rows,
+        seq_len + 1]).
         """
         return self._places[step]
 
@@ -84,6 +86,7 @@ def make_train_pipeline(
     seq_len: int,
     batch_size: int,
     seed: int,
+    windows: Windows = Windows.CONTINUOUS,
     process_index: int = 0,
     process_count: int = 1,
     segment_ids: bool = False,
@@ -98,6 +101,7 @@ def make_train_pipeline(
       seq_len: predicted tokens in a window; a window has one more.
       batch_size: windows in a global batch.
       seed: determines the order and the phases.
+      windows: their kind.
       process_index: selects the rows [index, index + 1) * batch_size / count.
       process_count: processes that share a global batch.
       segment_ids: also return the document of every token, counted from 1 in each window.
@@ -106,7 +110,8 @@ def make_train_pipeline(
       prefetch_batches: number of batches to read ahead.
 
     Raises:
-        UserError: a source is shorter than one window, or the processes do not divide the batch.
+        UserError: a source is shorter than one window, a document is longer, or the processes do
+            not divide the batch.
     """
     import grain
 
@@ -115,10 +120,13 @@ def make_train_pipeline(
             f'config.train.batch_size={batch_size} must be a positive multiple of the '
             f'{process_count} processes'
         )
-    loss_mask = not all(source.shards.all_learned for source in sources)
-    windows = [
-        _Windows(
+    loss_mask = windows == Windows.DOCUMENTS or not all(
+        source.shards.all_learned for source in sources
+    )
+    by_source = [
+        _SourceWindows(
             source.shards,
+            windows=windows,
             seq_len=seq_len,
             seed=seed,
             number=number,
@@ -136,7 +144,7 @@ def make_train_pipeline(
             .shuffle(seed=each.shuffle_seed)
             .repeat(ENDLESS // each.per_epoch)
             .map_with_index(read)
-            for each, read in zip(windows, functions, strict=True)
+            for each, read in zip(by_source, functions, strict=True)
         ]
         dataset = datasets[0]
         if len(datasets) > 1:
@@ -146,8 +154,8 @@ def make_train_pipeline(
         return grain.MapDataset.select_from_datasets([rows], order) if order.skipped else rows
 
     return TrainPipeline(
-        by_step([each.read for each in windows]),
-        by_step([each.place for each in windows]),
+        by_step([each.read for each in by_source]),
+        by_step([each.place for each in by_source]),
         identity={
             'sources': [
                 {'fingerprint': source.shards.fingerprint, 'weight': source.weight}
@@ -157,74 +165,53 @@ def make_train_pipeline(
             'batch_size': batch_size,
             'seed': seed,
             'segment_ids': segment_ids,
+            # Runs from before there were others have no such key.
+            **({} if windows == Windows.CONTINUOUS else {'windows': str(windows)}),
         },
         order=order,
-        windows_per_epoch=[each.per_epoch for each in windows],
+        windows_per_epoch=[each.per_epoch for each in by_source],
         num_threads=num_threads,
         prefetch_batches=prefetch_batches,
     )
 
 
-class _Windows:
-    """The windows of one source.
-
-    Each epoch draws a phase p in [1, T] and cuts at p, p + T, p + 2T, …. The windows at both ends
-    are shifted inwards to full length. So every epoch predicts every token, a few near the ends
-    twice, and has the same number of windows.
-    """
+class _SourceWindows:
+    """The windows of one source, by their number in an epoch."""
 
     def __init__(
         self,
         shards: Shards,
         *,
+        windows: Windows,
         seq_len: int,
         seed: int,
         number: int,
         segment_ids: bool,
         loss_mask: bool,
     ):
-        targets = shards.num_tokens - 1
-        if targets < seq_len:
-            raise UserError(
-                f'{shards.name} has {shards.num_tokens} tokens, fewer than one window of '
-                f'{seq_len + 1}; lower config.model.max_seq_len or give more text with '
-                'config.data.source'
-            )
+        entropy = (seed % 2**64, number)
+        self._spans = training_spans(windows, shards, seq_len=seq_len, entropy=entropy)
         self._shards, self._seq_len, self._number = shards, seq_len, number
         self._segment_ids, self._loss_mask = segment_ids, loss_mask
-        self._last_start = targets - seq_len
-        self.per_epoch = 1 + -(-(targets - 1) // seq_len)
-        entropy = (seed % 2**64, number)
+        self.per_epoch = self._spans.count
         self.shuffle_seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
-
-        @functools.lru_cache(maxsize=4)
-        def phase(epoch: int) -> int:
-            state = np.random.SeedSequence((*entropy, epoch)).generate_state(1, np.uint64)
-            return 1 + int(state[0]) % seq_len
-
-        self.phase = phase
 
     def read(self, index: int, window: int) -> Batch:
         """Reads window number `window` of the epoch that contains `index`."""
-        start, stop = self._span(index, window)
-        example = {'tokens': self._shards.read(start, stop)}
-        if self._segment_ids:
-            example['segment_ids'] = self._shards.segment_ids(start, stop)
-        if self._loss_mask:
-            example['loss_mask'] = self._shards.loss_mask(start + 1, stop)
-        return example
+        return read_window(
+            self._shards,
+            self._spans.span(window, index // self.per_epoch),
+            seq_len=self._seq_len,
+            segment_ids=self._segment_ids,
+            loss_mask=self._loss_mask,
+        )
 
     def place(self, index: int, window: int) -> Batch:
         """Returns where `read(index, window)` reads; see `TrainPipeline.places_at`."""
-        start, stop = self._span(index, window)
+        start, stop = self._spans.span(window, index // self.per_epoch)
         documents = self._shards.segment_ids(start, stop)
+        documents = pad(documents, self._seq_len + 1 - len(documents))
         return {'source': self._number, 'start': start, 'documents': documents}
-
-    def _span(self, index: int, window: int) -> tuple[int, int]:
-        """Returns the first position of a window and the one after its last."""
-        start = self.phase(index // self.per_epoch) + (window - 1) * self._seq_len
-        start = min(max(start, 0), self._last_start)
-        return start, start + self._seq_len + 1
 
 
 def eval_batches(
@@ -232,17 +219,19 @@ def eval_batches(
     *,
     seq_len: int,
     batch_size: int,
+    windows: Windows = Windows.CONTINUOUS,
     limit: int = 0,
     process_index: int = 0,
     process_count: int = 1,
     segment_ids: bool = False,
 ) -> Iterator[Batch]:
-    """Yields the windows of a split in order; every token after the first is predicted once.
+    """Yields the windows of a split in order; no token is predicted twice.
 
     Args:
       shards: the split.
       seq_len: predicted tokens in a window.
       batch_size: windows in a global batch; the last batch is padded with empty windows.
+      windows: their kind.
       limit: the largest number of batches, 0 for all; the windows are spread evenly over the split.
       process_index: selects the rows, as in `make_train_pipeline`.
       process_count: processes that share a global batch.
@@ -250,18 +239,14 @@ def eval_batches(
 
     Returns:
       Batches of int32 tokens [rows, seq_len + 1] and float32 loss_mask [rows, seq_len], which is 0
-      where the target is padding or not learned. Without a limit and with all tokens learned, bits
-      per byte are nll / ln 2 / shards.num_bytes, where nll is the negative log-likelihood in nats
-      summed over the mask.
+      where the target is padding or not learned. If windows are continuous, without a limit and
+      with all tokens learned, bits per byte are nll / ln 2 / shards.num_bytes, where nll is the
+      negative log-likelihood in nats summed over the mask.
 
     Raises:
-        UserError: the split has no token to predict, or the processes do not divide the batch.
+        UserError: the split has no token to predict, a document is longer than a window, or the
+            processes do not divide the batch.
     """
-    if shards.num_tokens < 2:
-        raise UserError(
-            f'{shards.name} has {shards.num_tokens} tokens and so none to predict; '
-            'change config.data.split or config.data.source'
-        )
     if batch_size <= 0 or batch_size % process_count:
         raise UserError(
             f'config.eval.batch_size={batch_size} must be a positive multiple of the '
@@ -270,6 +255,7 @@ def eval_batches(
     rows = batch_size // process_count
     return _eval_batches(
         shards,
+        evaluation_spans(windows, shards, seq_len=seq_len),
         seq_len=seq_len,
         batch_size=batch_size,
         limit=limit,
@@ -278,15 +264,17 @@ def eval_batches(
     )
 
 
-def _num_eval_windows(shards: Shards, seq_len: int) -> int:
-    return -(-(shards.num_tokens - 1) // seq_len)
-
-
 def _eval_batches(
-    shards: Shards, *, seq_len: int, batch_size: int, limit: int, rows: range, segment_ids: bool
+    shards: Shards,
+    spans: Spans,
+    *,
+    seq_len: int,
+    batch_size: int,
+    limit: int,
+    rows: range,
+    segment_ids: bool,
 ) -> Iterator[Batch]:
-    available = _num_eval_windows(shards, seq_len)
-    chosen = min(available, limit * batch_size) if limit else available
+    chosen = min(spans.count, limit * batch_size) if limit else spans.count
     for first in range(0, chosen, batch_size):
         batch = {
             'tokens': np.zeros((len(rows), seq_len + 1), np.int32),
@@ -297,10 +285,10 @@ def _eval_batches(
         for i, row in enumerate(rows):
             if first + row >= chosen:
                 break
-            start = (first + row) * available // chosen * seq_len
-            stop = min(start + seq_len + 1, shards.num_tokens)
-            batch['tokens'][i, : stop - start] = shards.read(start, stop)
-            batch['loss_mask'][i, : stop - start - 1] = shards.loss_mask(start + 1, stop)
-            if segment_ids:
-                batch['segment_ids'][i, : stop - start] = shards.segment_ids(start, stop)
+            span = spans.span((first + row) * spans.count // chosen, 0)
+            window = read_window(
+                shards, span, seq_len=seq_len, segment_ids=segment_ids, loss_mask=True
+            )
+            for name, array in window.items():
+                batch[name][i] = array
         yield batch

@@ -81,7 +81,7 @@ def prepare(
     Args:
       config: the corpus, its split and the folder of the shards.
       tokenizer_config: the tokenizer. Without a path it is built from the training documents
-        (char: from all documents, as in nanoGPT) and saved in the folder.
+        (char and symbol: from all documents, as in nanoGPT) and saved in the folder.
       progress: shows the progress; has the signature of gpt_jax.telemetry.progress.Progress.
       shard_tokens: a shard is closed when it has at least this many tokens.
 
@@ -250,7 +250,7 @@ def _keep_tokenizer(
         return tokenizers.load(kept)
 
     def texts() -> Iterator[str]:
-        whole = config.kind is TokenizerKind.CHAR
+        whole = config.kind in (TokenizerKind.CHAR, TokenizerKind.SYMBOL)
         return (part.piece.text for part in parts() if whole or part.split == TRAIN)
 
     tokenizer = tokenizers.make_tokenizer(config, texts)

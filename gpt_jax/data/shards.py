@@ -1,6 +1,7 @@
 """A reader of one split: its tokens as one long sequence over all files."""
 
 import bisect
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Self
@@ -121,6 +122,19 @@ class Shards:
             begin, number = edge - start, number + 1
         ids[begin:] = number
         return ids
+
+    @functools.cached_property
+    def document_edges(self) -> np.ndarray:
+        """The positions at which documents begin, ascending from 0, and the number of tokens."""
+        bases = zip(self._starts, self._arrays, strict=False)
+        if self._offsets is not None:
+            parts = [each + base for base, each in zip(self._starts, self._offsets, strict=False)]
+        elif self._eot_id is not None:
+            parts = [np.flatnonzero(array == self._eot_id) + base for base, array in bases]
+        else:
+            parts = []
+        found = np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64)
+        return np.concatenate([[0], found[found > 0], [self.num_tokens]])
 
     @property
     def all_learned(self) -> bool:

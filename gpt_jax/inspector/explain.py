@@ -174,7 +174,7 @@ def _all_layers(walk: Walk) -> Step:
     for layer in range(walk.config.num_layers):
         here = dataclasses.replace(walk, layer=layer)
         norms = [
-            f'{np.linalg.norm(here.at(point)):.2f}'
+            f'{np.linalg.norm(here.at(point)):.2f}' if here.has(point) else 'none'
             for point in ('attention_output', 'mlp_output', 'residual_after')
         ]
         reads = ''

@@ -43,9 +43,7 @@ def layer_steps(walk: Walk) -> list[Step]:
         *_rotation(walk),
         *_attention(walk),
         _join(walk, 'attention', 'residual_before', 'residual_middle'),
-        *_norm_before(walk, 'mlp'),
-        *_mlp(walk),
-        _join(walk, 'mlp', 'residual_middle', 'residual_after'),
+        *(_mlp_branch(walk) if walk.has('mlp_output') else []),
     ]
 
 
@@ -318,6 +316,14 @@ def _output(walk: Walk) -> list[Step]:
     ]
 
 
+def _mlp_branch(walk: Walk) -> list[Step]:
+    return [
+        *_norm_before(walk, 'mlp'),
+        *_mlp(walk),
+        _join(walk, 'mlp', 'residual_middle', 'residual_after'),
+    ]
+
+
 def _mlp(walk: Walk) -> list[Step]:
     mlp, code = walk.config.mlp, walk.code('mlp')
     if isinstance(mlp, MixtureOfExperts):
@@ -434,7 +440,11 @@ def _join(walk: Walk, branch: str, start: str, end: str) -> Step:
     if c.norm_placement in (NormPlacement.SANDWICH, NormPlacement.OUTPUT):
         code += walk.code(f'{branch}_post_norm')
         about, formula = 'A norm of its own gives the branch a fixed scale.', 'x = x + norm(branch)'
-    if branch == 'attention' and c.parallel_residual != ParallelResidual.OFF:
+    if (
+        branch == 'attention'
+        and c.parallel_residual != ParallelResidual.OFF
+        and walk.has('mlp_output')
+    ):
         about += ' The MLP reads the stream from before this sum: the two run in parallel.'
     text = f'x[0]: {number(before[0])} + {number(out[0])}'
     check = Check(text, float(before[0]) + float(out[0]), after[0])

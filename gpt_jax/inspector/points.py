@@ -3,7 +3,7 @@
 import difflib
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -115,6 +115,17 @@ def points_of(config: ModelConfig, length: int) -> dict[str, Point]:
       length: number of tokens.
     """
     return _points_of(freeze(config), length)
+
+
+def has_point(config: ModelConfig, name: str) -> bool:
+    """Returns whether a model has a point."""
+    return name in points_of(config, 1)
+
+
+def points_in(config: ModelConfig, points: Iterable[str]) -> tuple[str, ...]:
+    """Returns those of some points, named without their layers, that a model has in some layer."""
+    known = {name.split('.', 2)[-1] for name in points_of(config, 1)}
+    return tuple(point for point in points if point in known)
 
 
 @functools.lru_cache(maxsize=32)

@@ -29,7 +29,7 @@ class Replay:
     loss: np.ndarray  # [B, L], in nats; NaN where the target does not count in training
     source: np.ndarray  # [B], indices of `sources`
     start: np.ndarray  # [B], the position of the first token in its source
-    documents: np.ndarray  # [B, L+1], counted from 1 in each row
+    documents: np.ndarray  # [B, L+1], counted from 1 in each row; 0 on padding
 
     @property
     def mean(self) -> float:
@@ -50,7 +50,8 @@ class Replay:
 
     def place(self, row: int) -> str:
         """Returns where a row lies in the data, with its source if there are several."""
-        first, last = self.start[row], self.start[row] + self.tokens.shape[1] - 1
+        first = self.start[row]
+        last = first + np.count_nonzero(self.documents[row]) - 1
         where = f'tokens {first:,} to {last:,}'
         several = len(self.sources) > 1
         return f'{where} of {self.sources[self.source[row]]}' if several else where

@@ -29,6 +29,8 @@ def _coloured(result: Replay, row: int, worst_loss: float) -> Text:
     line = Text()
     losses = [None, *result.loss[row]]
     for position, (token, loss) in enumerate(zip(result.tokens[row], losses, strict=True)):
+        if not result.documents[row, position]:
+            break  # padding
         if position and result.documents[row, position] != result.documents[row, position - 1]:
             line.append('\n---\n', 'dim')
         text = result.texts[int(token)]

@@ -1,4 +1,4 @@
-"""One transformer layer: attention and MLP, each on a residual branch."""
+"""One transformer layer: attention and, if it has one, an MLP, each on a residual branch."""
 
 import jax
 from flax import linen as nn
@@ -31,21 +31,23 @@ class Block(Tapped):
         c = self.config
         keys = [None] * 3 if dropout_key is None else jax.random.split(dropout_key, 3)
         attention = c.attention.make(c, kernels=self.kernels, window=self.window, name='attention')
+        mlp = c.mlp.make(c, kernels=self.kernels, name='mlp')
         # Without this the partitioner may replicate the batch and shard the model instead.
         x = nn.with_logical_constraint(x, activation_axes(x))
 
         x = self.tap('residual_before', x)
         h, x = self._enter(x, 'attention')
         mlp_input = h  # with one norm for both
-        if c.parallel_residual == ParallelResidual.TWO_NORMS:
+        if mlp is not None and c.parallel_residual == ParallelResidual.TWO_NORMS:
             mlp_input, x = self._enter(x, 'mlp')
         h, cache = attention(h, context, cache, keys[0])
         x = self._join(x, dropout(h, c.dropouts.residual, keys[1]), 'attention')
         x = self.tap('residual_middle', x)
-        if c.parallel_residual == ParallelResidual.OFF:
-            mlp_input, x = self._enter(x, 'mlp')
-        h = c.mlp.make(c, kernels=self.kernels, name='mlp')(mlp_input)
-        x = self._join(x, dropout(h, c.dropouts.residual, keys[2]), 'mlp')
+        if mlp is not None:
+            if c.parallel_residual == ParallelResidual.OFF:
+                mlp_input, x = self._enter(x, 'mlp')
+            h = mlp(mlp_input)
+            x = self._join(x, dropout(h, c.dropouts.residual, keys[2]), 'mlp')
         return self.tap('residual_after', x), cache
 
     def _enter(self, x: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:

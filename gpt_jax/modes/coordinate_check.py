@@ -93,6 +93,7 @@ def _open(config: RunConfig, *, steps: int) -> tuple[RunConfig, Batches]:
         seq_len=config.model.max_seq_len,
         batch_size=config.train.batch_size,
         seed=config.seed,
+        windows=config.data.windows,
         segment_ids=config.data.segment_ids,
     )
     return config, [pipeline.batch_at(step) for step in range(steps + 1)]

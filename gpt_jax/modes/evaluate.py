@@ -11,7 +11,7 @@ from gpt_jax import files
 from gpt_jax import run as runs
 from gpt_jax.checkpoint.manifest import read_document
 from gpt_jax.config_tree import INT32_MAX, to_json
-from gpt_jax.data.config import DataConfig
+from gpt_jax.data.config import DataConfig, Windows
 from gpt_jax.data.encode import encode_text_file
 from gpt_jax.data.shard_manifest import hash_of
 from gpt_jax.data.shards import Shards
@@ -115,7 +115,13 @@ def run(command: Command) -> int:
         ) as progress:
             progress.announce('compiling', log=False)
             result = evaluate_shards(
-                program, opened.config, params, shards, limit=0, advance=progress.update
+                program,
+                opened.config,
+                params,
+                shards,
+                windows=Windows.CONTINUOUS if flags.text else opened.config.data.windows,
+                limit=0,
+                advance=progress.update,
             )
         rows = {name: f'{value:,.6g}' for name, value in result.row().items()}
         print(format_table(f'{workdir}, step {step}, {source}', rows))

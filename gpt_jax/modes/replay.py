@@ -81,6 +81,7 @@ def run(command: Command) -> int:
         seq_len=config.model.max_seq_len,
         batch_size=config.train.batch_size,
         seed=config.seed,
+        windows=config.data.windows,
         segment_ids=config.data.segment_ids,
         order=parse_skip_steps(config.data.skip_steps),
     )

@@ -22,6 +22,7 @@ from gpt_jax.data.shard_tokenizer import make_run_tokenizer
 from gpt_jax.data.shards import Shards
 from gpt_jax.data.skipped import parse_skip_steps
 from gpt_jax.data.split import VALIDATION
+from gpt_jax.data.windows import tokens_of_epoch
 from gpt_jax.errors import UserError
 from gpt_jax.modes.command import Command
 from gpt_jax.parallel import peers, probe, runtime
@@ -127,7 +128,9 @@ def prepare(command: Command) -> tuple[RunConfig, Tokenizer, pathlib.Path]:
     tokenizer = make_run_tokenizer(
         folder, config.tokenizer, chat_template=config.data.chat_template
     )
-    tokens = Shards.open(folder, 'train', tokenizer=tokenizer).num_tokens
+    shards = Shards.open(folder, 'train', tokenizer=tokenizer)
+    seq_len = config.model.max_seq_len
+    tokens = tokens_of_epoch(config.data.windows, shards, seq_len=seq_len)
     tokens = mixture.tokens_per_pass(tokens, config.data)
     final = finalize(config, vocab_size=tokenizer.vocab_size, train_tokens=tokens)
     runs.check_data(folder, tokenizer, config.data)

@@ -1,4 +1,4 @@
-"""Tokenizers with one protocol: byte, char, sentencepiece and bpe."""
+"""Tokenizers with one protocol: byte, char, symbol, sentencepiece and bpe."""
 
 import pathlib
 import shutil
@@ -17,6 +17,7 @@ from gpt_jax.tokenizer.char import CharTokenizer
 from gpt_jax.tokenizer.config import SentencePieceAlgorithm, TokenizerConfig, TokenizerKind
 from gpt_jax.tokenizer.sentencepiece import SentencePieceTokenizer
 from gpt_jax.tokenizer.streaming import StreamDecoder
+from gpt_jax.tokenizer.symbol import SymbolTokenizer
 
 __all__ = [
     'TOKENIZERS',
@@ -85,10 +86,15 @@ class Tokenizer(Protocol):
 
 TOKENIZERS: dict[
     TokenizerKind,
-    type[ByteTokenizer] | type[CharTokenizer] | type[SentencePieceTokenizer] | type[BpeTokenizer],
+    type[ByteTokenizer]
+    | type[CharTokenizer]
+    | type[SymbolTokenizer]
+    | type[SentencePieceTokenizer]
+    | type[BpeTokenizer],
 ] = {
     TokenizerKind.BYTE: ByteTokenizer,
     TokenizerKind.CHAR: CharTokenizer,
+    TokenizerKind.SYMBOL: SymbolTokenizer,
     TokenizerKind.SENTENCEPIECE: SentencePieceTokenizer,
     TokenizerKind.BPE: BpeTokenizer,
 }
@@ -151,9 +157,9 @@ def keep(tokenizer: Tokenizer, folder: pathlib.Path) -> None:
 def make_tokenizer(config: TokenizerConfig, texts: Callable[[], Iterable[str]]) -> Tokenizer:
     """Reads the tokenizer at `config.path`, or builds one from the texts of the corpus.
 
-    `char` reads every text for its alphabet; `bpe` and `sentencepiece` train on the first
-    `config.train_megabytes`; `byte` reads nothing. The result depends only on the texts and the
-    config.
+    `char` and `symbol` read every text for their alphabet; `bpe` and `sentencepiece` train on the
+    first `config.train_megabytes`; `byte` reads nothing. The result depends only on the texts and
+    the config.
 
     Raises:
         UserError: the path has no tokenizer of this kind, or none can be built from the texts.

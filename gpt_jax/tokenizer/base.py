@@ -135,9 +135,8 @@ class TableTokenizer(abc.ABC):
         names = sorted(self.special_tokens, key=len, reverse=True) if allow_special else []
         # With the group, re.split returns text, name, text, …, text.
         parts = re.split(f'({"|".join(map(re.escape, names))})', text) if names else [text]
-        encoded = self.encode_batch(parts[::2])
-        if continues:
-            encoded[0] = self.encode_inside(parts[0])
+        inside = [self.encode_inside(parts[0])] if continues else []
+        encoded = inside + self.encode_batch(parts[2 * len(inside) :: 2])
         ids = []
         for part_ids, name in zip(encoded, [*parts[1::2], None], strict=True):
             ids += part_ids.tolist()

@@ -12,6 +12,7 @@ class TokenizerKind(enum.StrEnum):
 
     BYTE = 'byte'
     CHAR = 'char'
+    SYMBOL = 'symbol'
     SENTENCEPIECE = 'sentencepiece'
     BPE = 'bpe'
 
@@ -27,7 +28,7 @@ class SentencePieceAlgorithm(enum.StrEnum):
 class TokenizerConfig:
     kind: TokenizerKind = TokenizerKind.BYTE  # the tokenizer, which turns text into ids
     path: str = file_path()  # an existing tokenizer; '' builds one from the corpus
-    vocab_size: int = whole(0, high=2**24)  # ids to train (bpe, sentencepiece); not byte and char
+    vocab_size: int = whole(0, high=2**24)  # ids to train (bpe, sentencepiece alone)
     algorithm: SentencePieceAlgorithm = SentencePieceAlgorithm.UNIGRAM  # sentencepiece training
     train_megabytes: int = whole(32)  # text (10^6 bytes) at the corpus's start that training reads
 

@@ -4,7 +4,9 @@ XLA's own count cannot be used, because it counts the body of a loop once.
 """
 
 from gpt_jax.model.config import ModelConfig, NormPlacement, Remat
-from gpt_jax.model.gpt import count_multiplied_params
+from gpt_jax.model.gpt import count_multiplied_params, parameter_groups
+from gpt_jax.model.layer_stack import layer_stacks
+from gpt_jax.model.mlp import NoMLP
 from gpt_jax.model.remat import ATTENTION, REMAT_KEEPS, kept_products
 
 
@@ -24,7 +26,7 @@ def train_flops_per_token(config: ModelConfig, *, length: int) -> float:
 def recomputed_flops_per_token(config: ModelConfig, *, length: int) -> float:
     """Returns FLOPs per token that `remat` adds, by recomputation in the backward pass.
 
-    `full` recomputes each block, except the down-projection in pre-norm blocks, whose output the
+    `full` recomputes each block, except the last projection of pre-norm blocks, whose output the
     backward pass never needs. Where products are kept, none with weights is recomputed; where
     'attention' is kept, its two products are not. Not counted: recomputation inside a kernel, and
     that of CPU kernels, which need more residuals than their named output.
@@ -38,8 +40,20 @@ def recomputed_flops_per_token(config: ModelConfig, *, length: int) -> float:
     outside = config.d_model * config.vocab_size + (config.d_model if config.final_norm else 0)
     weights = count_multiplied_params(config) - outside
     if config.norm_placement == NormPlacement.PRE:
-        weights -= sum(count * mlp.last_weights(config) for mlp, count in config.counted_mlps)
+        weights -= _last_weights(config)
     return 2.0 * weights + attention
+
+
+def _last_weights(config: ModelConfig) -> int:
+    """Returns the weights of the last projections of all layers."""
+    declared, total = parameter_groups(config).declared, 0
+    for stack in layer_stacks(config):
+        mlp = config.of_layer(stack.layers[0]).mlp
+        if isinstance(mlp, NoMLP):
+            total += declared[f'{stack.name}/attention/output/kernel'].value.size
+        else:
+            total += len(stack.layers) * mlp.last_weights(config)
+    return total
 
 
 def _attention_flops(config: ModelConfig, length: int) -> float:

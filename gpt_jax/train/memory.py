@@ -125,7 +125,7 @@ def _kept_bytes(program: Program, model: ModelConfig, stack: Stack, remat: Remat
         + (attention if ATTENTION in names else 0)
     )
     if remat == Remat.NONE:
-        ff = max(outputs[path] for path in outputs if path.startswith('mlp/'))
+        ff = max((outputs[path] for path in outputs if path.startswith('mlp/')), default=0)
         kept += 4 * (7 * model.d_model + 4 * ff)  # norms and activation functions, in float32
         if program.model.kernels.attention in (AttentionKernel.XLA, AttentionKernel.BLOCKED):
             kept += (4 + itemsize) * local_heads * model.max_seq_len  # scores and their softmax

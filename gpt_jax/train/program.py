@@ -291,7 +291,7 @@ def choose_micro_batches(config: RunConfig, *, backend: str, devices: int) -> in
     """
     train, model = config.train, config.model
     limit = ACTIVATION_BYTES.get(backend)
-    width = max(mlp.width(model) for mlp, _ in model.counted_mlps)
+    width = max(model.d_model, *(mlp.width(model) for mlp in model.mlps))
     if train.grad_accumulation or limit is None:
         return train.grad_accumulation or 1
     rows = devices * max(1, limit // (4 * model.max_seq_len * width))

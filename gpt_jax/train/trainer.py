@@ -8,11 +8,13 @@ import jax
 import numpy as np
 
 from gpt_jax.config import RunConfig
+from gpt_jax.data.config import Windows
 from gpt_jax.data.mixture import open_sources, tokens_per_pass
 from gpt_jax.data.pipeline import eval_batches, make_train_pipeline
 from gpt_jax.data.shards import Shards
 from gpt_jax.data.skipped import parse_skip_steps
 from gpt_jax.data.split import TRAIN, VALIDATION
+from gpt_jax.data.windows import evaluation_spans, tokens_of_epoch
 from gpt_jax.errors import UserError
 from gpt_jax.evaluate import Evaluation, evaluate, task_runs
 from gpt_jax.evaluate.scoring import LEAST_LENGTH, Scorer, padded_size
@@ -61,11 +63,15 @@ class Trainer:
         index, count = self.program.row_share
         sources = open_sources(folder, config.data, split=TRAIN, tokenizer=tokenizer)
         self.text_tokens = sources[0].shards.num_tokens
+        self._epoch_tokens = tokens_of_epoch(
+            config.data.windows, sources[0].shards, seq_len=config.model.max_seq_len
+        )
         self.pipeline = make_train_pipeline(
             sources,
             seq_len=config.model.max_seq_len,
             batch_size=config.train.batch_size,
             seed=config.seed,
+            windows=config.data.windows,
             process_index=index,
             process_count=count,
             segment_ids=config.data.segment_ids,
@@ -75,7 +81,9 @@ class Trainer:
         )
         self.validation = Shards.open(folder, VALIDATION, tokenizer=tokenizer)
         # Fail fast: rejects a split that is too short before the first evaluation.
-        evaluation_batches(self.program, config, self.validation, limit=1)
+        evaluation_batches(
+            self.program, config, self.validation, windows=config.data.windows, limit=1
+        )
         self.tasks = task_runs.load(
             config.eval.tasks, data=config.eval.task_data, limit=config.eval.task_limit
         )
@@ -87,7 +95,7 @@ class Trainer:
     def count_passes(self, steps: int) -> float:
         """Returns the number of epochs over the training text, or over a mixture's first source."""
         tokens = steps * self.config.train.batch_size * self.config.model.max_seq_len
-        return tokens / tokens_per_pass(self.text_tokens, self.config.data)
+        return tokens / tokens_per_pass(self._epoch_tokens, self.config.data)
 
     def check_texts(self) -> None:
         """Encodes the texts of the tasks and the sample's prompt.
@@ -180,7 +188,14 @@ class Trainer:
         """Computes the validation loss of the weights and of their moving average."""
         limit = self.config.eval.batches
         return {
-            prefix: evaluate_shards(self.program, self.config, params, self.validation, limit=limit)
+            prefix: evaluate_shards(
+                self.program,
+                self.config,
+                params,
+                self.validation,
+                windows=self.config.data.windows,
+                limit=limit,
+            )
             for prefix, params in self.weights(state)
         }
 
@@ -227,18 +242,22 @@ def evaluate_shards(
     params: Any,
     shards: Shards,
     *,
+    windows: Windows,
     limit: int,
     batch_size: int = 0,
     advance: Callable[[float], None] = lambda tokens: None,
 ) -> Evaluation:
     """Computes the loss on `limit` batches spread over `shards`; 0: on all of them.
 
+    `windows` is their kind: that of the config for its own data, continuous for other texts.
     `advance` is called with the number of tokens so far.
     """
     return evaluate(
         lambda params, batch: program.eval_step(params, program.place(batch)),
         params,
-        evaluation_batches(program, config, shards, limit=limit, batch_size=batch_size),
+        evaluation_batches(
+            program, config, shards, windows=windows, limit=limit, batch_size=batch_size
+        ),
         bytes_per_token=shards.num_bytes / max(1, shards.num_tokens - 1)
         if shards.all_learned
         else None,
@@ -247,7 +266,13 @@ def evaluate_shards(
 
 
 def evaluation_batches(
-    program: Program, config: RunConfig, shards: Shards, *, limit: int, batch_size: int = 0
+    program: Program,
+    config: RunConfig,
+    shards: Shards,
+    *,
+    windows: Windows,
+    limit: int,
+    batch_size: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Returns this process's rows of the evaluation batches. Raises UserError if there are none.
 
@@ -257,11 +282,15 @@ def evaluation_batches(
     index, count = program.row_share
     length_parts, devices = parts('length', program.mesh), parts('batch', program.mesh)
     seq_len, size = config.model.max_seq_len, batch_size or config.eval.batch_size
-    targets = max(1, shards.num_tokens - 1)
-    size = min(size, padded_size(-(-targets // seq_len), least=1))
+    if windows == Windows.CONTINUOUS:
+        least = LEAST_LENGTH * length_parts
+        seq_len = min(seq_len, padded_size(max(1, shards.num_tokens - 1), least=least))
+    available = evaluation_spans(windows, shards, seq_len=seq_len).count
+    size = min(size, padded_size(available, least=1))
     return eval_batches(
         shards,
-        seq_len=min(seq_len, padded_size(targets, least=LEAST_LENGTH * length_parts)),
+        seq_len=seq_len,
+        windows=windows,
         batch_size=-(-size // devices) * devices,
         limit=limit,
         process_index=index,

@@ -34,6 +34,7 @@ MEMBERS = {
     **{name: dict(attention=name) for name in choices(Attention)},
     'dense': dict(mlp='dense'),
     'mixture_of_experts': dict(mlp='mixture_of_experts', use_bias=False),
+    'none': dict(mlp='none'),
     'own': OWN,
 }
 
@@ -99,6 +100,14 @@ def test_flops_memory_and_groups_are_derived():
     groups = parameter_groups(config.model)
     own = [path for path in groups.declared if path.endswith(('heat', 'mlp/scale'))]
     assert [groups.role(path) for path in own] == [Role.VECTOR] * 2
+
+
+@pytest.mark.parametrize('changes', MEMBERS.values(), ids=MEMBERS)
+@pytest.mark.parametrize('remat', ['none', 'full'])
+def test_memory_is_estimated(changes, remat):
+    config, program = program_of(**changes, remat=remat)
+    plan = estimate_memory(program, config)
+    assert 0 < plan.activations < plan.total
 
 
 def test_points_of_own_members():

@@ -41,9 +41,11 @@ AWKWARD = [
     'noncharacter \uffff astral \U0010ffff replacement \ufffd',
     'x' * 5000,
 ]
+FORGED = 'cat<|endoftext|>mat'
 CONFIGS = {
     'byte': TokenizerConfig(kind=TokenizerKind.BYTE),
     'char': TokenizerConfig(kind=TokenizerKind.CHAR),
+    'symbol': TokenizerConfig(kind=TokenizerKind.SYMBOL),
     'sentencepiece': TokenizerConfig(kind=TokenizerKind.SENTENCEPIECE, vocab_size=308),
     'sentencepiece-bpe': TokenizerConfig(
         kind=TokenizerKind.SENTENCEPIECE, vocab_size=320, algorithm=SentencePieceAlgorithm.BPE
@@ -53,8 +55,9 @@ CONFIGS = {
 
 
 def corpus(config):
-    """Ordinary text; the alphabet of char must hold the awkward one too."""
-    return [ENGLISH] * 3 + (AWKWARD if config.kind == TokenizerKind.CHAR else [])
+    """Ordinary text; the alphabets of char and symbol must hold the awkward one too."""
+    more = {TokenizerKind.CHAR: AWKWARD, TokenizerKind.SYMBOL: [*AWKWARD, FORGED, 'cat mat']}
+    return [ENGLISH] * 3 + more.get(config.kind, [])
 
 
 @pytest.fixture(scope='module', params=CONFIGS)
@@ -67,6 +70,8 @@ def texts_for(tokenizer):
     """Every str that the tokenizer takes."""
     if tokenizer.kind == TokenizerKind.CHAR:
         return st.text(st.sampled_from(tokenizer.characters), max_size=40)
+    if tokenizer.kind == TokenizerKind.SYMBOL:
+        return st.lists(st.sampled_from(tokenizer.symbols), max_size=10).map(' '.join)
     alphabet = st.characters(exclude_categories=['Cs'])
     return st.text(alphabet | st.sampled_from(' \n\t▁▅a'), max_size=40)
 
@@ -126,11 +131,13 @@ def test_ids_are_in_the_vocabulary(tokenizer):
 
 def test_text_cannot_forge_the_end(tokenizer):
     name = next(n for n, i in tokenizer.special_tokens.items() if i == tokenizer.eot_id)
-    text = f'cat{name}mat'
+    text = FORGED.replace('<|endoftext|>', name)
     assert tokenizer.eot_id not in tokenizer.encode(text)
     ids = tokenizer.encode(text, allow_special=True)
     assert ids == [*tokenizer.encode('cat'), tokenizer.eot_id, *tokenizer.encode('mat')]
-    assert tokenizer.decode(ids) == 'catmat'
+    assert (
+        tokenizer.decode(ids) == 'cat mat' if tokenizer.kind == TokenizerKind.SYMBOL else 'catmat'
+    )
     assert tokenizer.id_to_bytes(tokenizer.eot_id) == b''
 
 
@@ -152,7 +159,8 @@ def test_the_library_reads_the_exported_file(tokenizer):
 def test_bytes_of_ids_join_to_the_text(tokenizer):
     for text in AWKWARD:
         joined = b''.join(tokenizer.id_to_bytes(i) for i in tokenizer.encode(text))
-        assert joined == text.encode()
+        apart = bool(text) and tokenizer.kind == TokenizerKind.SYMBOL  # a space before each
+        assert joined == b' ' * apart + text.encode()
 
 
 def test_save_and_load(tokenizer, tmp_path):

@@ -21,6 +21,8 @@ VARIATIONS = {
     'latent': dict(attention='latent', position='rope', num_kv_heads=0),
     'differential': dict(attention='differential', position='rope'),
     'experts': dict(mlp='mixture_of_experts'),
+    'attention only': dict(mlp='none', position='rope'),
+    'attention only, then MLP': dict(layer_kinds=({'mlp': 'none'}, {})),
     'kinds of layers': dict(layer_kinds=({'mlp': 'mixture_of_experts'}, {'norm': 'rmsnorm'})),
 }
 # More norms and biases around the parts whose sum is a logit.

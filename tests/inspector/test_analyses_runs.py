@@ -18,6 +18,7 @@ from gpt_jax.inspector.analyses.heads import HeadKinds
 from gpt_jax.inspector.analyses.neurons import TopTokens
 from gpt_jax.inspector.analyses.patching import Patching, choose_tokens
 from gpt_jax.inspector.forward import Start
+from tests.inspector.architectures import TOKENS, make_inspector
 
 TEXT, OTHER = 'Once upon', 'Twice  in'
 HEADS, ATTENTION, MLP = 'attention.heads', 'attention_output', 'mlp_output'
@@ -205,9 +206,24 @@ def test_the_most_active_neurons_of_a_text(gpt, whole):
 def test_the_program_of_ablation_needs_no_more_than_estimated(gpt, whole):
     """XLA's count of the temporary memory of a chunk."""
     config = freeze(gpt.config.model)
-    values = _replacements(whole, 2, 'zero')
+    values = _replacements(whole, 'zero')
     tokens = jnp.asarray(whole.tokens)
     start = Start(0, whole['blocks.0.residual_before'].values)
     program = _ablate.lower(config, gpt.params, tokens, 0, values, start, jnp.arange(8)).compile()
     each = sweep.activation_bytes(config, len(tokens))
     assert program.memory_analysis().temp_size_in_bytes < 8 * each
+
+
+def test_a_layer_without_an_mlp_has_no_part_in_the_mlps():
+    """Its row is left out, and its numbers are 0; those of the other layers are as ever."""
+    inspector = make_inspector('attention only, then MLP')
+    ablation = Ablation.run(inspector, TOKENS)
+    patching = Patching.run(inspector, TOKENS, against=(7, *TOKENS[1:]), branches=True)
+    assert not any(name == 'mlp 0' for name, *_ in ablation.rows())
+    for array in (ablation.mlp_loss, patching.mlp):
+        values = array.values.reshape(4, -1)
+        assert not values[::2].any()
+        assert values[1::2].any(1).all()
+    alone = make_inspector('attention only')
+    assert not any(name.startswith('mlp') for name, *_ in Ablation.run(alone, TOKENS).rows())
+    assert Patching.run(alone, TOKENS, against=(7, *TOKENS[1:]), branches=True).mlp is None

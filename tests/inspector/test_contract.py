@@ -18,13 +18,14 @@ AGAINST = (7, *TOKENS[1:])  # the text to patch from; of one token: its first
 # Architectures to which an analysis does not apply, with a part of the reason.
 OBSTACLES = {
     ('attribution', 'post-norm, windows'): 'norm_placement=post',
-    ('neurons', 'experts'): 'no layer has a dense MLP',
+    ('neurons', 'experts'): 'no layer has a dense MLP; the neurons of experts',
+    ('neurons', 'attention only'): 'no layer has a dense MLP',
 }
 
 
 def extra_of(name, length=None):
     """Arguments that an analysis needs besides the text."""
-    return {'against': AGAINST[:length]} if name == 'patching' else {}
+    return {'against': AGAINST[:length], 'branches': True} if name == 'patching' else {}
 
 
 def check_finite(value):

@@ -61,6 +61,10 @@ VARIATIONS = {
         position='rope',
         scale_embedding=True,
     ),
+    'attention only': dict(mlp='none', position='rope'),
+    'attention only in some layers, parallel': dict(
+        layer_kinds=({}, {'mlp': 'none'}), parallel_residual='two_norms'
+    ),
     'an MLP of its own': dict(mlp=Scaled()),
 }
 

@@ -9,6 +9,7 @@ import pytest
 from gpt_jax.config import RunConfig, finalize
 from gpt_jax.model.attention import Differential, Latent
 from gpt_jax.model.config import Remat
+from gpt_jax.model.mlp import NoMLP
 from gpt_jax.model.remat import REMAT_KEEPS
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.train.flops import recomputed_flops_per_token, train_flops_per_token
@@ -30,6 +31,7 @@ VARIATIONS = {
         **UNPADDED,
         'position': 'rope',
     },
+    'attention only': {'mlp': NoMLP()},
     'own output layer': {'tie_embeddings': False, 'position': 'learned', 'final_norm': False},
 }
 

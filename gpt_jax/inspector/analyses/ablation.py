@@ -23,6 +23,7 @@ from gpt_jax.inspector.analyses.sweep import (
 from gpt_jax.inspector.forward import Change, Start, forward
 from gpt_jax.inspector.inspection import Inspection, NamedArray
 from gpt_jax.inspector.inspector import Inspector, Text
+from gpt_jax.inspector.points import has_point, points_in
 from gpt_jax.model.config import ModelConfig
 
 HEADS, ATTENTION, MLP = 'attention.heads', 'attention_output', 'mlp_output'
@@ -91,11 +92,12 @@ class Ablation(Analysis):
         config = freeze(inspector.config)
         if inspection is None:
             inspection = inspector.inspect(
-                text, points=['logits', 'residual_before', HEADS, ATTENTION, MLP]
+                text,
+                points=points_in(config, ('logits', 'residual_before', HEADS, ATTENTION, MLP)),
             )
         logits = inspection.logits.values
         token, tokens = int(logits[-1].argmax()), jnp.asarray(inspection.tokens)
-        values = _replacements(inspection, config.num_layers, how)
+        values = _replacements(inspection, how)
         whole = _measure(logits, tokens, token)
 
         def ablate(layer: int, indices: np.ndarray) -> Effect:
@@ -105,6 +107,7 @@ class Ablation(Analysis):
         change = sweep(
             ablate,
             _grid(config),
+            wanted=_exists(config),
             bytes_each=activation_bytes(config, len(tokens)),
             progress=progress,
             description='ablation',
@@ -136,6 +139,8 @@ class Ablation(Analysis):
         ]
         for (i,) in top(harm, SHOWN):
             (kind, index), (loss, logit, probability) = parts[i], effects[i]
+            if kind == 'mlp' and not effects[i].any():  # the layer has none
+                continue
             name = f'{kind} {".".join(map(str, index))}'
             rows.append((name, f'{loss:+.4f}', f'{logit:+.3f}', f'{probability:+.2%}'))
         return rows
@@ -151,9 +156,22 @@ def _grid(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return {HEADS: (layers, config.num_heads), ATTENTION: (layers,), MLP: (layers,)}
 
 
-def _replacements(inspection: Inspection, layers: int, how: str) -> dict[str, Any]:
+def _exists(config: ModelConfig) -> np.ndarray:
+    """Returns which candidates exist: a layer may have no MLP."""
+    parts = [
+        np.full(shape[1:], has_point(config, f'blocks.{layer}.{point}')).ravel()
+        for point, shape in _grid(config).items()
+        for layer in range(config.num_layers)
+    ]
+    return np.concatenate(parts)
+
+
+def _replacements(inspection: Inspection, how: str) -> dict[str, Any]:
     """Returns what an ablated point becomes: zero, or its mean over positions."""
-    names = [f'blocks.{i}.{point}' for i in range(layers) for point in (HEADS, ATTENTION, MLP)]
+    names = [
+        f'blocks.{i}.{p}' for i in range(inspection.num_layers) for p in (HEADS, ATTENTION, MLP)
+    ]
+    names = [name for name in names if name in inspection.points]
     if how == 'zero':
         return dict.fromkeys(names, np.float32(0))
     return {name: inspection[name].values.mean(0, keepdims=True) for name in names}
@@ -179,7 +197,8 @@ def _ablate(
             masks |= {point: chosen[point][layer] for point in (ATTENTION, MLP)}
             for point, mask in masks.items():
                 name = f'blocks.{layer}.{point}'
-                changes[name] = (Change(mask, values[name]),)
+                if name in values:
+                    changes[name] = (Change(mask, values[name]),)
         logits = frozenset({'logits'})
         found = forward(config, params, tokens_L[None], changes, points=logits, start=start)
         return _measure(found['logits'][0], tokens_L, token)

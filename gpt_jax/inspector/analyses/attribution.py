@@ -10,7 +10,7 @@ from gpt_jax.errors import UserError
 from gpt_jax.inspector.analyses.base import QUIET, Analysis, ShowProgress, check
 from gpt_jax.inspector.inspection import Inspection, NamedArray, check_index
 from gpt_jax.inspector.inspector import Inspector, Text
-from gpt_jax.inspector.points import points_of
+from gpt_jax.inspector.points import has_point, points_in
 from gpt_jax.model.config import CommonConfig, ModelConfig, NormPlacement
 from gpt_jax.model.gpt import output_table
 from gpt_jax.model.layer_stack import layer_stacks, to_executed
@@ -80,7 +80,7 @@ class Attribution(Analysis):
                 f'config.model.norm_placement={config.norm_placement} normalizes the residual '
                 'stream in every layer, so it is no sum of what the layers write'
             )
-        if 'blocks.0.attention.heads' not in points_of(config, 1):
+        if not has_point(config, 'blocks.0.attention.heads'):
             return "the attention has no point 'heads'; tap it before the output projection"
         return ''
 
@@ -114,9 +114,8 @@ class Attribution(Analysis):
         check(cls, inspector)
         config = inspector.config
         if inspection is None:
-            known = points_of(config, 1)
-            more = [each for each in OF_SOURCES if f'blocks.0.{each}' in known]
-            inspection = inspector.inspect(text, points=[*POINTS, *more])
+            points = points_in(config, (*POINTS, *OF_SOURCES))
+            inspection = inspector.inspect(text, points=points)
         at = check_index('position', position, len(inspection.tokens))
         chosen = int(inspection.logits.values[at].argmax())
         if token is not None:
@@ -282,7 +281,9 @@ def _attribute_layer(
     toward_D: np.ndarray,
 ) -> _Layer:
     """Returns the contributions of a layer along `toward_D` of the residual stream."""
-    mlp = float(inspection[f'blocks.{layer}.mlp_output'].values[at] @ toward_D)
+    written, mlp = f'blocks.{layer}.mlp_output', 0.0
+    if written in inspection.points:
+        mlp = float(inspection[written].values[at] @ toward_D)
     output = block['attention']['output']
     kernel_HKD = np.asarray(output['kernel'], np.float64)
     bias_D = np.asarray(output.get('bias', np.zeros_like(toward_D)), np.float64)

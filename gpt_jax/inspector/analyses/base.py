@@ -107,6 +107,15 @@ def check(cls: type[Analysis], inspector: Inspector) -> None:
         raise UserError(f'{cls.title.lower()}: {reason}')
 
 
+def outputs_of(inspection: Inspection, point: str) -> np.ndarray:
+    """Returns the output of a branch `[layer, position, d_model]`; 0 in layers without it."""
+    names = [f'blocks.{layer}.{point}' for layer in range(inspection.num_layers)]
+    absent = np.zeros(inspection.points['blocks.0.residual_before'].shape, np.float32)
+    return np.stack(
+        [inspection[name].values if name in inspection.points else absent for name in names]
+    )
+
+
 def top(values: np.ndarray, count: int) -> list[tuple[int, ...]]:
     """Returns the indices of the largest values, the largest first."""
     order = np.argsort(-values, axis=None, kind='stable')[:count]

@@ -27,6 +27,7 @@ from gpt_jax.inspector.inspection import Inspection, NamedArray, check_index
 from gpt_jax.inspector.inspector import Inspector, Text
 from gpt_jax.inspector.points import points_of
 from gpt_jax.model.config import ModelConfig
+from gpt_jax.model.mlp import MixtureOfExperts
 
 HIDDEN = 'mlp.hidden'
 WINDOW = 256  # tokens of the corpus that are read together, within the context of the model
@@ -138,7 +139,10 @@ class TopTokens(Analysis):
         """Returns that no layer has a dense MLP; '' if one has."""
         if _layers(inspector):
             return ''
-        return 'no layer has a dense MLP; the neurons of experts are no point of the model'
+        reason = 'no layer has a dense MLP'
+        if any(isinstance(mlp, MixtureOfExperts) for mlp in inspector.config.mlps):
+            reason += '; the neurons of experts are no point of the model'
+        return reason
 
     def rows(self) -> list[tuple[str, ...]]:
         """Returns the tokens at which each neuron is highest."""

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from gpt_jax.config_tree import freeze
 from gpt_jax.errors import UserError
-from gpt_jax.inspector.analyses.base import QUIET, Analysis, ShowProgress, top
+from gpt_jax.inspector.analyses.base import QUIET, Analysis, ShowProgress, outputs_of, top
 from gpt_jax.inspector.analyses.sweep import (
     activation_bytes,
     effects,
@@ -23,6 +23,7 @@ from gpt_jax.inspector.analyses.sweep import (
 from gpt_jax.inspector.forward import Change, Start, forward
 from gpt_jax.inspector.inspection import Inspection, NamedArray
 from gpt_jax.inspector.inspector import Inspector, Text
+from gpt_jax.inspector.points import points_in
 from gpt_jax.model.config import ModelConfig
 
 HEADS = 'attention.heads'
@@ -62,7 +63,7 @@ class Patching(Analysis):
     heads: NamedArray  # [layer, head]: the head at all positions
     # With `branches`, [layer, position]:
     attention: NamedArray | None = None  # the output of attention
-    mlp: NamedArray | None = None  # the output of the MLP
+    mlp: NamedArray | None = None  # the output of the MLP; None also without any
 
     @classmethod
     def run(
@@ -83,12 +84,17 @@ class Patching(Analysis):
         Raises:
             UserError: the texts differ in their number of tokens, or are the same.
         """
-        config, fields = freeze(inspector.config), FIELDS | (BRANCHES if branches else {})
+        config, fields = freeze(inspector.config), FIELDS
+        if branches:
+            fields = FIELDS | {point: BRANCHES[point] for point in points_in(config, BRANCHES)}
         check_texts(inspector, text, against)
         mine = inspection or inspector.inspect(text, points=['logits', 'residual_before'])
         other = inspector.inspect(against, points=['logits', *fields])
         token, other_token = choose_tokens(mine.logits.values[-1], other.logits.values[-1])
-        values = {point: other[point].values for point in fields}
+        values = {
+            point: outputs_of(other, point) if point in BRANCHES else other[point].values
+            for point in fields
+        }
         tokens, pair = jnp.asarray(mine.tokens), jnp.asarray([token, other_token])
         start, end = (_difference(each.logits.values[-1], pair) for each in (mine, other))
 

@@ -5,9 +5,10 @@ from typing import Self
 
 import numpy as np
 
-from gpt_jax.inspector.analyses.base import QUIET, Analysis, ShowProgress
+from gpt_jax.inspector.analyses.base import QUIET, Analysis, ShowProgress, outputs_of
 from gpt_jax.inspector.inspection import Inspection, NamedArray
 from gpt_jax.inspector.inspector import Inspector, Text
+from gpt_jax.inspector.points import points_in
 
 POINTS = (
     'residual_before',
@@ -58,8 +59,10 @@ class Residual(Analysis):
     ) -> Self:
         """Returns the norms and cosines of a text; see `Analysis.run`."""
         del progress
-        inspection = inspection or inspector.inspect(text, points=POINTS)
-        before, middle, after, attention, mlp = (inspection[each].values for each in POINTS)
+        inspection = inspection or inspector.inspect(
+            text, points=points_in(inspector.config, POINTS)
+        )
+        before, middle, after, attention, mlp = (outputs_of(inspection, each) for each in POINTS)
         layers = ('layer', 'position')
         norm = lambda x: np.linalg.norm(x, axis=-1)  # noqa: E731
         stages = norm(np.concatenate([before[:1], after]))

@@ -2,7 +2,8 @@
 
 from gpt_jax.model.mlp.dense import Dense
 from gpt_jax.model.mlp.experts import MixtureOfExperts
+from gpt_jax.model.mlp.none import NoMLP
 
-MLP = Dense | MixtureOfExperts
+MLP = Dense | MixtureOfExperts | NoMLP
 
-__all__ = ['MLP', 'Dense', 'MixtureOfExperts']
+__all__ = ['MLP', 'Dense', 'MixtureOfExperts', 'NoMLP']

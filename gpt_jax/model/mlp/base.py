@@ -16,8 +16,8 @@ class BaseMLP:
     union.
     """
 
-    def make(self, config: CommonConfig, *, kernels: Kernels, name: str) -> nn.Module:
-        """Returns the module, from x `[..., D]` to `[..., D]`."""
+    def make(self, config: CommonConfig, *, kernels: Kernels, name: str) -> nn.Module | None:
+        """Returns the module, from x `[..., D]` to `[..., D]`; None: blocks have no MLP."""
         raise NotImplementedError
 
     def finalize(self, config: CommonConfig) -> None:

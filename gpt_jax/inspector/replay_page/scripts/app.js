@@ -24,7 +24,8 @@ const readable = (text) => (text === '' ? '∅' : text.split(/([ \n])/).map((pie
 
 function draw(text, row) {
   const tokens = batch.tokens.at(row).values, documents = batch.documents.at(row).values;
-  text.replaceChildren(...Array.from(tokens, (token, position) => {
+  const whole = tokens.filter((_, position) => documents[position]); // without padding
+  text.replaceChildren(...Array.from(whole, (token, position) => {
     const loss = position ? batch.loss.at(row, position - 1) : NaN;
     const known = Number.isFinite(loss);
     const made = h('span', {
