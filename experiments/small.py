@@ -7,6 +7,16 @@ to zero. Sweep files set what their question is about.
 from gpt_jax.config import RunConfig, unknown_variant
 from gpt_jax.tokenizer import TokenizerKind
 
+# Overrides for longer runs on an accelerator.
+LONGER = {
+    'train.num_steps': 5000,
+    'train.batch_size': 128,
+    'model.max_seq_len': 512,
+    'schedule.warmup_steps': 500,
+    'eval.every': 1000,
+    'model.precision.compute': 'bfloat16',
+}
+
 
 def get_config(variant: str = '') -> RunConfig:
     """The run; it has no variants."""

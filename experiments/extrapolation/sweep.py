@@ -13,16 +13,7 @@ from typing import Any
 import numpy as np
 import optuna
 
-from experiments.answers import (
-    AGREES,
-    DISAGREES,
-    UNDECIDED,
-    interval,
-    minutes,
-    panels,
-    save,
-    select,
-)
+from experiments import answers
 from experiments.extrapolation.config import FACTORS
 from gpt_jax.sweep.definition import Sweep, Trial
 
@@ -63,7 +54,7 @@ def make(common: Mapping[str, Any], **fields) -> Sweep:
 
 def losses(results: Mapping[str, Any], position: str) -> np.ndarray:
     """Returns the losses [length, seed]; NaN where there is none."""
-    runs = select(results, position=position)
+    runs = answers.select(results, position=position)
     return np.array(
         [[*run['columns'][name].values(), math.nan][0] for name in COLUMNS for run in runs]
     ).reshape(len(COLUMNS), len(runs))
@@ -71,7 +62,7 @@ def losses(results: Mapping[str, Any], position: str) -> np.ndarray:
 
 def answer(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     """Compares the loss at eight times the length with that at the length of training."""
-    figure, [axes] = panels(1, width=5.5)
+    figure, [axes] = answers.panels(1, width=5.5)
     found = {position: losses(results, position) for position in POSITIONS}
     for position, each in found.items():
         line = axes.plot(FACTORS, each.mean(axis=1), marker='o', label=position)[0]
@@ -82,31 +73,31 @@ def answer(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     axes.set_xticklabels([f'{factor}x' for factor in FACTORS])
     axes.minorticks_off()
     axes.legend(frameon=False)
-    save(figure, folder / 'figure.png')
+    answers.save(figure, folder / 'figure.png')
     rises = {
-        position: interval(each[-1] - each[0])
+        position: answers.interval(each[-1] - each[0])
         for position, each in found.items()
         if position != 'learned'
     }
     others = {position: rises[position].low for position in ('sinusoidal', 'rope')}
-    verdict = UNDECIDED
+    verdict = answers.UNDECIDED
     if rises['alibi'].high < MARGIN and min(others.values()) > MARGIN:
-        verdict = AGREES
+        verdict = answers.AGREES
     elif rises['alibi'].low > MARGIN:
-        verdict = DISAGREES
+        verdict = answers.DISAGREES
     return {
         'verdict': verdict,
         'finding': f'loss at {FACTORS[-1]}x the trained length minus that at 1x: '
         + ', '.join(f'{position} {each}' for position, each in rises.items()),
         'loss': {
             position: {
-                name: str(interval(row))
+                name: str(answers.interval(row))
                 for name, row in zip(COLUMNS, each, strict=True)
                 if np.isfinite(row).all()
             }
             for position, each in found.items()
         },
-        'minutes': minutes(results),
+        'minutes': answers.minutes(results),
     }
 
 

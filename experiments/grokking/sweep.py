@@ -14,18 +14,7 @@ from typing import Any
 import numpy as np
 import optuna
 
-from experiments.answers import (
-    AGREES,
-    DISAGREES,
-    UNDECIDED,
-    Record,
-    interval,
-    minutes,
-    panels,
-    points,
-    save,
-    select,
-)
+from experiments import answers
 from gpt_jax.sweep.definition import Sweep, Trial
 
 MODULUS = 97
@@ -51,9 +40,9 @@ def make(decays: Sequence[float], common: Mapping[str, Any], **fields) -> Sweep:
     )
 
 
-def first_step(record: Record, column: str) -> float:
+def first_step(record: answers.Record, column: str) -> float:
     """Returns the first step at which an accuracy is `LEARNED`; NaN if it never is."""
-    steps, heights = points(record['columns'][column])
+    steps, heights = answers.points(record['columns'][column])
     learned = np.flatnonzero(heights >= LEARNED)
     return float(steps[learned[0]]) if len(learned) else math.nan
 
@@ -61,40 +50,42 @@ def first_step(record: Record, column: str) -> float:
 def answer(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     """Measures the delay with each decay, and the spectrum of the embedding at the end."""
     decays = sorted({record['params']['weight_decay'] for record in results['trials']})
-    runs = {decay: select(results, weight_decay=decay) for decay in decays}
+    runs = {decay: answers.select(results, weight_decay=decay) for decay in decays}
     strongest = max(decays)
-    figure, plots = panels(3)
+    figure, plots = answers.panels(3)
     for run in runs[strongest]:
         for column, colour in (('train/accuracy', 'tab:gray'), ('eval/accuracy', 'tab:blue')):
             label = column if run is runs[strongest][0] else None
-            curve = points(run['columns'][column])
+            curve = answers.points(run['columns'][column])
             plots[0].plot(*curve, color=colour, alpha=0.7, label=label)
     plots[0].set(xlabel='step', ylabel='accuracy', title=f'weight decay {strongest:g}')
     plots[0].legend(frameon=False)
     for index, decay in enumerate(decays):
         for run in runs[decay]:
             label = f'{decay:g}' if run is runs[decay][0] else None
-            curve = points(run['columns']['eval/accuracy'])
+            curve = answers.points(run['columns']['eval/accuracy'])
             plots[1].plot(*curve, color=f'C{index}', alpha=0.7, label=label)
     plots[1].set(xlabel='step', ylabel='accuracy on other pairs', title='by weight decay')
     plots[1].legend(frameon=False)
-    shares = [points(runs[strongest][0]['columns'][name])[1][-1] for name in FREQUENCIES]
+    shares = [answers.points(runs[strongest][0]['columns'][name])[1][-1] for name in FREQUENCIES]
     plots[2].bar(range(1, len(shares) + 1), shares, color='tab:blue')
     plots[2].axhline(1 / len(shares), color='black', linewidth=0.5)
     plots[2].set(xlabel='frequency', ylabel='share of the embedding', title='seed 0, at the end')
-    save(figure, folder / 'figure.png')
+    answers.save(figure, folder / 'figure.png')
     memorised = np.array([first_step(run, 'train/accuracy') for run in runs[strongest]])
     generalised = np.array([first_step(run, 'eval/accuracy') for run in runs[strongest]])
     without = [first_step(run, 'eval/accuracy') for run in runs[min(decays)]]
-    delay = interval(generalised - memorised)
+    delay = answers.interval(generalised - memorised)
     ratio = generalised / memorised
-    top = interval([points(run['columns']['fourier/top5'])[1][-1] for run in runs[strongest]])
+    top = answers.interval(
+        [answers.points(run['columns']['fourier/top5'])[1][-1] for run in runs[strongest]]
+    )
     never = sum(math.isnan(step) for step in without)
-    verdict = UNDECIDED
+    verdict = answers.UNDECIDED
     if (ratio > 2).all() and never == len(without) and top.low > 0.5:
-        verdict = AGREES
+        verdict = answers.AGREES
     elif np.isnan(delay.mean) or (ratio < 1.5).all():
-        verdict = DISAGREES
+        verdict = answers.DISAGREES
     return {
         'verdict': verdict,
         'finding': f'with weight decay {strongest:g} the accuracy on other pairs reaches {LEARNED} '
@@ -102,7 +93,7 @@ def answer(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
         f'{len(without)} runs; five frequencies have {top} of the embedding',
         'memorised_at': memorised.tolist(),
         'generalised_at': generalised.tolist(),
-        'minutes': minutes(results),
+        'minutes': answers.minutes(results),
     }
 
 

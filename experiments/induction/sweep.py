@@ -12,18 +12,7 @@ from typing import Any
 import numpy as np
 import optuna
 
-from experiments.answers import (
-    AGREES,
-    DISAGREES,
-    UNDECIDED,
-    Record,
-    interval,
-    minutes,
-    panels,
-    points,
-    save,
-    select,
-)
+from experiments import answers
 from gpt_jax.sweep.definition import Sweep, Trial
 
 LAYERS = {1: 'one_layer', 2: ''}
@@ -65,45 +54,47 @@ def middle(steps: np.ndarray, heights: np.ndarray) -> float:
     return float(steps[np.argmax(crossed)])
 
 
-def highest(runs: list[Record], column: str) -> np.ndarray:
+def highest(runs: list[answers.Record], column: str) -> np.ndarray:
     """Returns the largest value of a column in each run."""
-    return np.array([points(run['columns'][column])[1].max() for run in runs])
+    return np.array([answers.points(run['columns'][column])[1].max() for run in runs])
 
 
 def answer(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     """Compares the steps at which loss and score change, and the scores of one and two layers."""
-    figure, plots = panels(2)
-    runs = {layers: select(results, layers=layers) for layers in LAYERS}
+    figure, plots = answers.panels(2)
+    runs = {layers: answers.select(results, layers=layers) for layers in LAYERS}
     for layers, colour in ((1, 'tab:gray'), (2, 'tab:blue')):
         for run in runs[layers]:
             first = run is runs[layers][0]
             label = f'{layers} layer{"s" * (layers > 1)}' if first else None
-            plots[0].plot(*points(run['curve']), color=colour, alpha=0.6, label=label)
-            scores = points(run['columns']['heads/induction'])
+            plots[0].plot(*answers.points(run['curve']), color=colour, alpha=0.6, label=label)
+            scores = answers.points(run['columns']['heads/induction'])
             plots[1].plot(*scores, color=colour, alpha=0.6, label=label)
     plots[0].set(xlabel='step', ylabel='validation loss')
     plots[1].set(xlabel='step', ylabel='largest induction score of a head', ylim=(0, 1))
     plots[1].legend(frameon=False)
-    save(figure, folder / 'figure.png')
-    losses = np.array([middle(*points(run['curve'])) for run in runs[2]])
-    scores = np.array([middle(*points(run['columns']['heads/induction'])) for run in runs[2]])
-    apart = interval(losses - scores)
-    one, two = (interval(highest(runs[layers], 'heads/induction')) for layers in (1, 2))
-    verdict = UNDECIDED
+    answers.save(figure, folder / 'figure.png')
+    losses = np.array([middle(*answers.points(run['curve'])) for run in runs[2]])
+    scores = np.array(
+        [middle(*answers.points(run['columns']['heads/induction'])) for run in runs[2]]
+    )
+    apart = answers.interval(losses - scores)
+    one, two = (answers.interval(highest(runs[layers], 'heads/induction')) for layers in (1, 2))
+    verdict = answers.UNDECIDED
     if apart.low > -SAME and apart.high < SAME and one.high < 0.3 and two.low > 0.5:
-        verdict = AGREES
+        verdict = answers.AGREES
     elif abs(apart.mean) > SAME or one.mean > two.mean:
-        verdict = DISAGREES
+        verdict = answers.DISAGREES
     return {
         'verdict': verdict,
-        'finding': f'with two layers the loss is half way down at step {interval(losses)}, '
+        'finding': f'with two layers the loss is half way down at step {answers.interval(losses)}, '
         f'{apart} steps after the score is half way up; the largest score is {two} with two '
         f'layers and {one} with one',
         'last_loss': {
-            str(layers): str(interval([run['value'] for run in each]))
+            str(layers): str(answers.interval([run['value'] for run in each]))
             for layers, each in runs.items()
         },
-        'minutes': minutes(results),
+        'minutes': answers.minutes(results),
     }
 
 

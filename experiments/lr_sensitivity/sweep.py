@@ -13,17 +13,8 @@ from typing import Any
 import numpy as np
 import optuna
 
-from experiments.answers import (
-    AGREES,
-    DISAGREES,
-    UNDECIDED,
-    choices,
-    interval,
-    minutes,
-    panels,
-    save,
-    values,
-)
+from experiments import answers
+from experiments.small import LONGER
 from gpt_jax.sweep.definition import Sweep, Trial
 
 SMALL = {
@@ -35,14 +26,6 @@ LARGE = {
     '10M': {'model.d_model': 256, 'model.num_layers': 6},
     '39M': {'model.d_model': 512, 'model.num_layers': 8},
     '124M': {'model.d_model': 768, 'model.num_layers': 12},
-}
-LONGER = {
-    'train.num_steps': 5000,
-    'train.batch_size': 128,
-    'model.max_seq_len': 512,
-    'schedule.warmup_steps': 500,
-    'eval.every': 1000,
-    'model.precision.compute': 'bfloat16',
 }
 REMEDIES = {
     'none': {},
@@ -72,8 +55,8 @@ def sensitivities(results: Mapping[str, Any], size: str, remedy: str) -> np.ndar
     """Returns the LR sensitivity of each seed: the mean excess over the best rate's loss."""
     losses = np.array(
         [
-            values(results, size=size, remedy=remedy, rate=rate, otherwise=UNTRAINED)
-            for rate in choices(results, 'rate')
+            answers.values(results, size=size, remedy=remedy, rate=rate, otherwise=UNTRAINED)
+            for rate in answers.choices(results, 'rate')
         ]
     )
     return (np.minimum(losses, UNTRAINED) - losses.min(axis=0)).mean(axis=0)
@@ -81,14 +64,16 @@ def sensitivities(results: Mapping[str, Any], size: str, remedy: str) -> np.ndar
 
 def answer(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     """Compares the sensitivity of each remedy with that of none, and draws both."""
-    sizes, rates = choices(results, 'size'), choices(results, 'rate')
+    sizes, rates = answers.choices(results, 'size'), answers.choices(results, 'rate')
     colours = dict(zip(REMEDIES, ('tab:gray', 'tab:blue', 'tab:orange', 'tab:green'), strict=True))
-    figure, plots = panels(len(sizes) + 1, width=3.6)
+    figure, plots = answers.panels(len(sizes) + 1, width=3.6)
     for axes, size in zip(plots, sizes, strict=False):
         for remedy, colour in colours.items():
             losses = [
                 np.minimum(
-                    values(results, size=size, remedy=remedy, rate=rate, otherwise=UNTRAINED),
+                    answers.values(
+                        results, size=size, remedy=remedy, rate=rate, otherwise=UNTRAINED
+                    ),
                     UNTRAINED,
                 )
                 for rate in rates
@@ -103,7 +88,7 @@ def answer(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
         for remedy in REMEDIES
     }
     for remedy, colour in colours.items():
-        summaries = [interval(each) for each in found[remedy]]
+        summaries = [answers.interval(each) for each in found[remedy]]
         mean = np.array([each.mean for each in summaries])
         error = [mean - [each.low for each in summaries], [each.high for each in summaries] - mean]
         plots[-1].errorbar(
@@ -112,26 +97,28 @@ def answer(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     plots[-1].set(xticks=range(len(sizes)), xlabel='parameters', ylabel='LR sensitivity (nats)')
     plots[-1].set_xticklabels(sizes)
     plots[-1].legend(frameon=False)
-    save(figure, folder / 'figure.png')
+    answers.save(figure, folder / 'figure.png')
     changes = {
-        remedy: interval((found[remedy] - found['none']).mean(axis=0))
+        remedy: answers.interval((found[remedy] - found['none']).mean(axis=0))
         for remedy in ('qk_norm', 'z_loss', 'both')
     }
     signs = [changes[remedy].sign for remedy in ('qk_norm', 'z_loss')]
-    verdict = UNDECIDED
+    verdict = answers.UNDECIDED
     if 1 in signs:
-        verdict = DISAGREES
+        verdict = answers.DISAGREES
     elif signs == [-1, -1]:
-        verdict = AGREES
+        verdict = answers.AGREES
     return {
         'verdict': verdict,
         'finding': 'change of LR sensitivity in nats: '
         + ', '.join(f'{remedy} {change}' for remedy, change in changes.items()),
         'sensitivity': {
-            remedy: {size: str(interval(each)) for size, each in zip(sizes, rows, strict=True)}
+            remedy: {
+                size: str(answers.interval(each)) for size, each in zip(sizes, rows, strict=True)
+            }
             for remedy, rows in found.items()
         },
-        'minutes': minutes(results),
+        'minutes': answers.minutes(results),
     }
 
 

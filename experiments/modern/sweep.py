@@ -12,17 +12,7 @@ from typing import Any
 
 import optuna
 
-from experiments.answers import (
-    AGREES,
-    DISAGREES,
-    UNDECIDED,
-    Interval,
-    interval,
-    minutes,
-    panels,
-    save,
-    values,
-)
+from experiments import answers
 from experiments.compute import finalized
 from gpt_jax.model.gpt import count_params
 from gpt_jax.sweep.definition import Sweep, Trial
@@ -93,14 +83,14 @@ def parameters(knobs: Mapping[str, Any]) -> int:
 
 def answer(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     """Measures each change by its pairs of seeds, and all of them together."""
-    found = {block: values(results, block=block) for block in BLOCKS}
+    found = {block: answers.values(results, block=block) for block in BLOCKS}
     worth = {
-        change: interval(found[before] - found[change])
+        change: answers.interval(found[before] - found[change])
         for before, change in zip(BLOCKS, CHANGES, strict=False)
     }
-    total = interval(found['GPT-2'] - found[BLOCKS[-1]])
-    figure, [axes] = panels(1, width=6.5)
-    rows: dict[str, Interval] = {**worth, 'all': total}
+    total = answers.interval(found['GPT-2'] - found[BLOCKS[-1]])
+    figure, [axes] = answers.panels(1, width=6.5)
+    rows: dict[str, answers.Interval] = {**worth, 'all': total}
     colours = ['tab:orange' if each.sign < 0 else 'tab:blue' for each in rows.values()]
     axes.barh([*rows], [each.mean for each in rows.values()], color=colours)
     axes.errorbar(
@@ -113,14 +103,14 @@ def answer(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     )
     axes.invert_yaxis()
     axes.set(xlabel='validation loss removed (nats)')
-    save(figure, folder / 'figure.png')
+    answers.save(figure, folder / 'figure.png')
     helping = [change for change, each in worth.items() if each.sign > 0]
     return {
-        'verdict': {1: AGREES, 0: UNDECIDED, -1: DISAGREES}[total.sign],
+        'verdict': {1: answers.AGREES, 0: answers.UNDECIDED, -1: answers.DISAGREES}[total.sign],
         'finding': f'all changes remove {total} nats; of these '
         + ', '.join(f'{change} {each}' for change, each in worth.items()),
         'changes_that_help': helping,
-        'minutes': minutes(results),
+        'minutes': answers.minutes(results),
     }
 
 

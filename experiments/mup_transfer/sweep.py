@@ -12,31 +12,14 @@ from typing import Any
 import numpy as np
 import optuna
 
-from experiments.answers import (
-    AGREES,
-    DISAGREES,
-    UNDECIDED,
-    choices,
-    interval,
-    minutes,
-    panels,
-    save,
-    values,
-)
+from experiments import answers
+from experiments.small import LONGER
 from gpt_jax.sweep.definition import Sweep, Trial
 
 BASE = 32  # width at which both parametrizations are the same
 HEAD = 16
 RATES = [2.0**power for power in range(-11, -3)]
 UNTRAINED = 7.0  # nats; stands for a run that diverged
-LONGER = {
-    'train.num_steps': 5000,
-    'train.batch_size': 128,
-    'model.max_seq_len': 512,
-    'schedule.warmup_steps': 500,
-    'eval.every': 1000,
-    'model.precision.compute': 'bfloat16',
-}
 
 
 def make(widths: Sequence[int], common: Mapping[str, Any], **fields) -> Sweep:
@@ -72,7 +55,7 @@ def losses(results: Mapping[str, Any], parametrization: str, width: int) -> np.n
     return np.array(
         [
             np.minimum(
-                values(
+                answers.values(
                     results,
                     parametrization=parametrization,
                     width=width,
@@ -81,7 +64,7 @@ def losses(results: Mapping[str, Any], parametrization: str, width: int) -> np.n
                 ),
                 UNTRAINED,
             )
-            for rate in choices(results, 'rate')
+            for rate in answers.choices(results, 'rate')
         ]
     )
 
@@ -102,8 +85,8 @@ def best_log_rate(losses_RS: np.ndarray, rates: Sequence[float]) -> np.ndarray:
 
 def answer(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     """Compares how far the best rate moves from the narrowest model to the widest."""
-    widths, rates = choices(results, 'width'), choices(results, 'rate')
-    figure, plots = panels(2)
+    widths, rates = answers.choices(results, 'width'), answers.choices(results, 'rate')
+    figure, plots = answers.panels(2)
     shift, regret = {}, {}
     for axes, parametrization in zip(plots, ('standard', 'mup'), strict=True):
         found = {width: losses(results, parametrization, width) for width in widths}
@@ -115,25 +98,25 @@ def answer(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
         axes.set(xscale='log', xlabel='learning rate', title=parametrization)
         axes.set_ylabel('last validation loss')
         best = {width: best_log_rate(each, rates) for width, each in found.items()}
-        shift[parametrization] = interval(best[widths[-1]] - best[widths[0]])
+        shift[parametrization] = answers.interval(best[widths[-1]] - best[widths[0]])
         # What the widest model loses by the rate that is best for the narrowest.
         taken = found[widths[0]].mean(axis=1).argmin()
         widest = found[widths[-1]]
-        regret[parametrization] = interval(widest[taken] - widest.min(axis=0))
+        regret[parametrization] = answers.interval(widest[taken] - widest.min(axis=0))
     plots[-1].legend(frameon=False, title='width')
-    save(figure, folder / 'figure.png')
+    answers.save(figure, folder / 'figure.png')
     moves = {name: abs(each.mean) for name, each in shift.items()}
-    verdict = UNDECIDED
+    verdict = answers.UNDECIDED
     if shift['standard'].sign == -1 and moves['mup'] < 1 and moves['mup'] < moves['standard']:
-        verdict = AGREES
+        verdict = answers.AGREES
     elif moves['mup'] >= moves['standard']:
-        verdict = DISAGREES
+        verdict = answers.DISAGREES
     return {
         'verdict': verdict,
         'finding': f'log2 of the best rate moves by {shift["standard"]} from width {widths[0]} to '
         f'{widths[-1]}, under μP by {shift["mup"]}; the narrow rate costs the wide model '
         f'{regret["standard"]} nats, under μP {regret["mup"]}',
-        'minutes': minutes(results),
+        'minutes': answers.minutes(results),
     }
 
 

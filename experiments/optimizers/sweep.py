@@ -13,19 +13,7 @@ from typing import Any
 import numpy as np
 import optuna
 
-from experiments.answers import (
-    AGREES,
-    DISAGREES,
-    UNDECIDED,
-    interval,
-    minutes,
-    panels,
-    points,
-    reach,
-    save,
-    select,
-    values,
-)
+from experiments import answers
 from gpt_jax.sweep.definition import Sweep, Trial
 
 # Five rates, each twice the one before; the middle is near the best of a first trial.
@@ -74,7 +62,7 @@ def best_factor(results: Mapping[str, Any], optimizer: str) -> int:
     """Returns the factor of the rate with the lowest mean loss over the choosing seeds."""
 
     def loss(factor: int) -> float:
-        found = values(results, optimizer=optimizer, factor=factor, otherwise=UNTRAINED)
+        found = answers.values(results, optimizer=optimizer, factor=factor, otherwise=UNTRAINED)
         return float(found[: len(CHOOSING)].mean())
 
     return min(STEPS, key=loss)
@@ -84,25 +72,26 @@ def answer(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     """Measures the optimizers at their best rates by the seeds that did not choose them."""
     chosen = {name: best_factor(results, name) for name in LOWEST}
     runs = {
-        name: select(results, optimizer=name, factor=factor)[len(CHOOSING) :]
+        name: answers.select(results, optimizer=name, factor=factor)[len(CHOOSING) :]
         for name, factor in chosen.items()
     }
     last = {name: np.array([run['value'] for run in each]) for name, each in runs.items()}
     target = float(last['adamw'].max())
-    reached = {name: [reach(run, target) for run in each] for name, each in runs.items()}
-    figure, plots = panels(3)
+    reached = {name: [answers.reach(run, target) for run in each] for name, each in runs.items()}
+    figure, plots = answers.panels(3)
     for name, colour in COLOURS.items():
         losses = [
             np.minimum(
-                values(results, optimizer=name, factor=factor, otherwise=UNTRAINED), UNTRAINED
+                answers.values(results, optimizer=name, factor=factor, otherwise=UNTRAINED),
+                UNTRAINED,
             ).mean()
             for factor in STEPS
         ]
         plots[0].plot(STEPS, losses, marker='.', color=colour, label=name)
-        steps, _ = points(runs[name][0]['curve'])
-        curve = np.mean([points(run['curve'])[1] for run in runs[name]], axis=0)
+        steps, _ = answers.points(runs[name][0]['curve'])
+        curve = np.mean([answers.points(run['curve'])[1] for run in runs[name]], axis=0)
         plots[1].plot(steps, curve, color=colour, label=name)
-        at, seconds = points(runs[name][0]['training_seconds'])
+        at, seconds = answers.points(runs[name][0]['training_seconds'])
         plots[2].plot(np.interp(steps, at, seconds), curve, color=colour, label=name)
     plots[0].set(xscale='log', xlabel='rate by the lowest of each', ylabel='last validation loss')
     plots[1].set(xlabel='step', ylabel='validation loss at the best rate')
@@ -110,11 +99,13 @@ def answer(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     for axes in plots[1:]:
         axes.axhline(target, color='black', linewidth=0.5)
     plots[0].legend(frameon=False)
-    save(figure, folder / 'figure.png')
-    differences = {name: interval(last[name] - last['adamw']) for name in LOWEST if name != 'adamw'}
+    answers.save(figure, folder / 'figure.png')
+    differences = {
+        name: answers.interval(last[name] - last['adamw']) for name in LOWEST if name != 'adamw'
+    }
     muon = differences['muon'].sign
     return {
-        'verdict': {-1: AGREES, 0: UNDECIDED, 1: DISAGREES}[muon],
+        'verdict': {-1: answers.AGREES, 0: answers.UNDECIDED, 1: answers.DISAGREES}[muon],
         'finding': 'last loss minus that of AdamW: '
         + ', '.join(f'{name} {each}' for name, each in differences.items()),
         'target': target,
@@ -122,7 +113,7 @@ def answer(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
         'seconds_to_target': {name: [took for _, took in each] for name, each in reached.items()},
         'best_rate': {name: LOWEST[name] * factor for name, factor in chosen.items()},
         'best_is_at_the_edge': [name for name in LOWEST if chosen[name] in (STEPS[0], STEPS[-1])],
-        'minutes': minutes(results),
+        'minutes': answers.minutes(results),
     }
 
 

@@ -18,16 +18,7 @@ import numpy as np
 import optuna
 from scipy.optimize import least_squares
 
-from experiments.answers import (
-    AGREES,
-    DISAGREES,
-    UNDECIDED,
-    choices,
-    minutes,
-    panels,
-    save,
-    select,
-)
+from experiments import answers
 from experiments.compute import finalized, steps_within, tokens_per_step
 from gpt_jax.model.gpt import count_multiplied_params
 from gpt_jax.sweep.definition import Sweep, Trial
@@ -114,8 +105,8 @@ def make(
 def parse(results: Mapping[str, Any]) -> np.ndarray:
     """Returns rows of (FLOPs, parameters, tokens, loss) of the complete runs."""
     rows = []
-    for run in choices(results, 'run'):
-        [record] = select(results, run=run)
+    for run in answers.choices(results, 'run'):
+        [record] = answers.select(results, run=run)
         size, budget = run.split(' for ')
         parameters = count(*map(int, size.split('x')))
         tokens = max(record['columns']['train/tokens'].values(), default=0)
@@ -177,7 +168,7 @@ def answer(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
         'size': np.exp(samples[:, 4]) / (np.exp(samples[:, 2]) + np.exp(samples[:, 4])),
     }
     exponent = float(np.exp(best[4]) / (np.exp(best[2]) + np.exp(best[4])))
-    figure, plots = panels(2)
+    figure, plots = answers.panels(2)
     for budget in budgets:
         own = rows[rows[:, 0] == budget]
         line = plots[0].plot(own[:, 1], own[:, 3], 'o', label=f'{budget:.0e} FLOPs')[0]
@@ -194,18 +185,18 @@ def answer(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     plots[1].plot(line, np.exp(height) * line**slope, color='tab:blue', linewidth=1)
     plots[1].set(xscale='log', yscale='log', xlabel='FLOPs', ylabel='best number of parameters')
     plots[1].legend(frameon=False)
-    save(figure, folder / 'figure.png')
+    answers.save(figure, folder / 'figure.png')
     wanted = float(np.exp(height) * PREDICTED**slope)
     width, layers = min(SIZES, key=lambda size: abs(np.log(count(*size) / wanted)))
     knobs = knobs_of(BYTES, width, layers, PREDICTED)
     tokens = knobs['train.num_steps'] * tokens_per_step(finalized(CONFIG, knobs))
     size = count(width, layers)
     low, high = band(exponents['size'])
-    verdict = UNDECIDED
+    verdict = answers.UNDECIDED
     if low <= 0.5 <= high:
-        verdict = AGREES
+        verdict = answers.AGREES
     elif low > 0.6 or high < 0.4:
-        verdict = DISAGREES
+        verdict = answers.DISAGREES
     return {
         'verdict': verdict,
         'finding': f'the best size grows with compute to the power {exponent:.2f} '
@@ -220,7 +211,7 @@ def answer(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
             'loss': float(loss(best, size, tokens)),
             'interval': band([float(loss(each, size, tokens)) for each in samples]),
         },
-        'minutes': minutes(results),
+        'minutes': answers.minutes(results),
     }
 
 
@@ -245,10 +236,10 @@ def check_prediction(results: Mapping[str, Any], folder: pathlib.Path) -> dict[s
     low, high = predicted['interval']
     inside = all(low <= each <= high for each in losses)
     return {
-        'verdict': AGREES if inside else DISAGREES,
+        'verdict': answers.AGREES if inside else answers.DISAGREES,
         'finding': f'predicted {predicted["loss"]:.3f} ({low:.3f} to {high:.3f}), measured '
         + ' and '.join(f'{each:.3f}' for each in losses),
-        'minutes': minutes(results),
+        'minutes': answers.minutes(results),
     }
 
 

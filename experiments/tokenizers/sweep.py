@@ -12,17 +12,7 @@ from typing import Any
 
 import optuna
 
-from experiments.answers import (
-    AGREES,
-    DISAGREES,
-    UNDECIDED,
-    choices,
-    interval,
-    minutes,
-    panels,
-    save,
-    values,
-)
+from experiments import answers
 from experiments.compute import finalized, steps_within
 from gpt_jax.sweep.definition import Sweep, Trial
 
@@ -71,11 +61,11 @@ def make(common: Mapping[str, Any], *, flops: float, **fields) -> Sweep:
 
 def answer(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     """Finds the best BPE vocabulary, and compares bytes and both ends with it."""
-    names = choices(results, 'tokenizer')
-    found = {name: values(results, tokenizer=name) for name in names}
+    names = answers.choices(results, 'tokenizer')
+    found = {name: answers.values(results, tokenizer=name) for name in names}
     best = min(BPE, key=lambda name: found[name].mean())
-    figure, [axes] = panels(1, width=6.5)
-    summaries = [interval(found[name]) for name in names]
+    figure, [axes] = answers.panels(1, width=6.5)
+    summaries = [answers.interval(found[name]) for name in names]
     colours = ['tab:orange' if name == best else 'tab:blue' for name in names]
     axes.barh(names, [each.mean for each in summaries], color=colours)
     errors = [each.high - each.mean for each in summaries]
@@ -84,25 +74,25 @@ def answer(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     axes.set(xlabel='bits per byte of the whole validation text')
     low = min(each.low for each in summaries)
     axes.set_xlim(left=0.9 * low)
-    save(figure, folder / 'figure.png')
+    answers.save(figure, folder / 'figure.png')
     worse = {
-        name: interval(found[name] - found[best])
+        name: answers.interval(found[name] - found[best])
         for name in ('bytes', f'BPE {SIZES[0]}', f'BPE {SIZES[-1]}')
         if name != best
     }
     signs = {name: each.sign for name, each in worse.items()}
     has_optimum = best not in (f'BPE {SIZES[0]}', f'BPE {SIZES[-1]}')
-    verdict = UNDECIDED
+    verdict = answers.UNDECIDED
     if has_optimum and all(sign == 1 for sign in signs.values()):
-        verdict = AGREES
+        verdict = answers.AGREES
     elif not has_optimum or -1 in signs.values():
-        verdict = DISAGREES
+        verdict = answers.DISAGREES
     return {
         'verdict': verdict,
-        'finding': f'best: {best} with {interval(found[best])} bits per byte; more than that: '
-        + ', '.join(f'{name} {each}' for name, each in worse.items()),
+        'finding': f'best: {best} with {answers.interval(found[best])} bits per byte; '
+        'more than that: ' + ', '.join(f'{name} {each}' for name, each in worse.items()),
         'bits_per_byte': {name: str(each) for name, each in zip(names, summaries, strict=True)},
-        'minutes': minutes(results),
+        'minutes': answers.minutes(results),
     }
 
 
