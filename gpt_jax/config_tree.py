@@ -109,7 +109,9 @@ def check_domains(config: Any, key: str = 'config') -> None:
 
 
 def _show(value: Any) -> str:
-    """Returns `repr(value)`, or short text for long integers, for which Python's repr fails."""
+    """Returns `repr(value)`: of enums that of their text, and short text for long integers."""
+    if isinstance(value, enum.Enum):
+        return repr(value.value)
     if isinstance(value, int) and value.bit_length() > 128:
         return f'{"-" if value < 0 else ""}2**{value.bit_length() - 1}…'
     return repr(value)
@@ -343,7 +345,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """Returns one line for each key whose value differs between two `to_json` results."""
     old, new = flatten(old), flatten(new)
     return [
-        f'{key}: {old.get(key)!r} -> {new.get(key)!r}'
+        f'{key}: {_show(old.get(key))} -> {_show(new.get(key))}'
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]

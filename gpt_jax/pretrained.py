@@ -179,8 +179,13 @@ def keep_tokenizer(tokenizer: TableTokenizer, data: DataConfig) -> TokenizerConf
 
 
 def _free(model: ModelConfig) -> tuple[str, ...]:
-    """Returns the knobs that may be changed for weights of this architecture."""
-    return FREE if model.position == PositionKind.LEARNED else (*FREE, 'model.max_seq_len')
+    """Returns the knobs that may be changed when training weights of this architecture."""
+    return (*FREE, *free_length(model))
+
+
+def free_length(model: ModelConfig) -> tuple[str, ...]:
+    """Returns the key of the context length if no weight depends on it."""
+    return () if model.position == PositionKind.LEARNED else ('model.max_seq_len',)
 
 
 def _tokenizer(source: Source, config: RunConfig, chosen: Mapping[str, Any]) -> TableTokenizer:

@@ -179,7 +179,9 @@ def tiny(command: str) -> list[str]:
     begins_anew = '--config configs/quickstart.py' in command
     if begins_anew:
         flags += ['--config.model.num_layers=1', '--config.tokenizer.vocab_size=270']
-    if '--config.data.source' not in command and mode not in ('generate', 'inspect', 'export'):
+    generated = re.search(r'configs/(grokking|induction)\.py', command)
+    has_data = '--config.data.source' in command or generated
+    if not has_data and mode not in ('generate', 'inspect', 'export'):
         flags += ['--config.data.corpus=text', f'--config.data.source={TEXT}']
         flags += ['--config.data.split=tail:0.2']
     if '--local_pod' not in command:

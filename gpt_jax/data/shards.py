@@ -124,8 +124,8 @@ class Shards:
         return ids
 
     @functools.cached_property
-    def document_edges(self) -> np.ndarray:
-        """The positions at which documents begin, ascending from 0, and the number of tokens."""
+    def documents(self) -> np.ndarray:
+        """The bounds of all documents `[n, 2]`, without the end-of-text tokens between them."""
         bases = zip(self._starts, self._arrays, strict=False)
         if self._offsets is not None:
             parts = [each + base for base, each in zip(self._starts, self._offsets, strict=False)]
@@ -134,7 +134,11 @@ class Shards:
         else:
             parts = []
         found = np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64)
-        return np.concatenate([[0], found[found > 0], [self.num_tokens]])
+        starts, stops = np.append(0, found[found > 0]), np.append(found[found > 0], self.num_tokens)
+        if self._eot_id is not None:
+            starts[1:] += 1
+            starts[0] += self.read(0, 1)[0] == self._eot_id
+        return np.stack([starts, stops], 1)
 
     @property
     def all_learned(self) -> bool:

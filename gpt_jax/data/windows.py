@@ -81,22 +81,20 @@ class OrderedSpans:
 class DocumentSpans:
     """A window for each document: the document and, where it fits, the end-of-text token after it.
 
-    As in `Shards`, the end-of-text token before a document is its first token. The first document
-    of a split has none.
+    The end-of-text token before a document is left out, as it is before a prompt.
     """
 
     def __init__(self, shards: Shards, *, seq_len: int):
         """Raises UserError if a document is too long, or there is none to predict a token of."""
-        edges = shards.document_edges
-        longest = int(np.diff(edges).max(initial=0))
+        starts, stops = shards.documents.T
+        longest = int((stops - starts).max(initial=0))
         if longest > seq_len + 1:
             raise UserError(
                 f'{shards.name} has a document of {longest} tokens, and a window holds '
                 f'{seq_len + 1}: set config.model.max_seq_len={longest - 1} or '
                 f'config.data.windows=continuous'
             )
-        starts, stops = edges[:-1], np.minimum(edges[1:] + 1, edges[-1])
-        stops = np.minimum(stops, starts + seq_len + 1)
+        stops = np.minimum(stops + 1, np.minimum(starts + seq_len + 1, shards.num_tokens))
         kept = stops - starts > 1
         self._starts, self._stops = starts[kept], stops[kept]
         self.count = len(self._starts)

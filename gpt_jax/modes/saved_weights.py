@@ -17,7 +17,7 @@ from gpt_jax.model.gpt import abstract_params
 from gpt_jax.parallel import runtime
 from gpt_jax.parallel.mesh import make_mesh
 from gpt_jax.parallel.rules import parameter_shardings, with_shardings
-from gpt_jax.pretrained import COMPUTATION, keep_tokenizer
+from gpt_jax.pretrained import COMPUTATION, free_length, keep_tokenizer
 from gpt_jax.tokenizer.chat_template import with_template
 
 
@@ -34,7 +34,8 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 def open_run(config: RunConfig, workdir: pathlib.Path, overrides: Mapping[str, Any]) -> runs.Run:
     """Opens the run in `workdir` with its own architecture and otherwise with `config`.
 
-    `overrides` may change how the model is computed, and the chat template of the tokenizer.
+    `overrides` may change how the model is computed, its context length unless positions are
+    learned, and the chat template of the tokenizer.
 
     Raises:
         UserError: the folder is not a run, or `overrides` asks for another architecture or for
@@ -60,12 +61,14 @@ def _chosen(
     chosen = {key: get_value(ours, key) for key in keys}
     theirs = {key: get_value(trained, key, None) for key in keys}
     chosen = {key: value for key, value in chosen.items() if value != theirs[key]}
+    free = (*COMPUTATION, *free_length(trained.model))
     for key in chosen:
-        if key not in COMPUTATION:
-            allowed = ', '.join(name.removeprefix('model.') for name in COMPUTATION)
+        if key not in free:
+            allowed = ', '.join(name.removeprefix('model.') for name in free)
+            learned = ', and its learned positions end there' * (key == 'model.max_seq_len')
             raise UserError(
                 f'config.{key}={chosen[key]}, but the run in {workdir} has '
-                f'{theirs[key]}; leave it out. You may set {allowed}'
+                f'{theirs[key]}{learned}; leave it out. You may set {allowed}'
             )
     return chosen
 

@@ -1,7 +1,5 @@
 """The corpora that are generated: their documents, what is learned of them, and their knobs."""
 
-import itertools
-
 import pytest
 
 from gpt_jax.data.config import DataConfig
@@ -20,7 +18,7 @@ def documents_of(folder, split):
     tokenizer = load_tokenizer(folder)
     shards = Shards.open(folder, split, tokenizer=tokenizer)
     found = []
-    for start, stop in itertools.pairwise(shards.document_edges):
+    for start, stop in shards.documents:
         tokens, learned = shards.read(start, stop), shards.loss_mask(start, stop) > 0
         found.append((tokenizer.decode(tokens), tokenizer.decode(tokens[learned])))
     return found

@@ -15,12 +15,13 @@ from gpt_jax.errors import UserError
 from gpt_jax.tokenizer import TokenizerConfig, TokenizerKind
 
 SEQ_LEN, END = 6, 1000
-SIZES = (3, 7, 1, 5, 6, 2, 4, 7, 3, 5, 2)  # tokens of documents, with the end of text before them
+SIZES = (3, 8, 2, 6, 7, 3, 5, 8, 4, 6, 3)  # tokens of documents, with the end of text before them
 EDGES = [0, *itertools.accumulate(SIZES)]
+DOCUMENTS = [(0, 3), *((start + 1, stop) for start, stop in itertools.pairwise(EDGES[1:]))]
 
 
 def make_shards(*, offsets=True, cuts=(11, 30), sizes=SIZES):
-    """Tokens that are their own positions, but for the one at the start of each document."""
+    """Tokens that are their own positions, but for the one between documents."""
     edges = [0, *itertools.accumulate(sizes)]
     tokens = np.arange(edges[-1], dtype=np.uint32)
     tokens[edges[1:-1]] = END
@@ -66,8 +67,16 @@ def check_row(row, start, stop):
 
 
 @pytest.mark.parametrize('offsets', [True, False], ids=['prepared', 'found by the end of text'])
-def test_edges_of_documents(offsets):
-    assert make_shards(offsets=offsets).document_edges.tolist() == EDGES
+def test_documents_are_known_by_their_bounds(offsets):
+    assert [*map(tuple, make_shards(offsets=offsets).documents.tolist())] == DOCUMENTS
+
+
+def test_a_split_may_begin_with_the_end_of_text():
+    """As in files of llm.c."""
+    tokens = np.array([END, 1, 2, END, 3, END], np.uint32)
+    shards = Shards.from_tokens(tokens, name='test', num_bytes=0, eot_id=END)
+    assert shards.documents.tolist() == [[1, 3], [4, 5], [6, 6]]
+    assert make(sources=[Source(shards)]).windows_per_epoch == [2]
 
 
 def test_an_epoch_has_each_document_once_in_an_order_of_its_own():
@@ -79,8 +88,8 @@ def test_an_epoch_has_each_document_once_in_an_order_of_its_own():
         steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
         starts = [int(pipeline.places_at(step)['start'][0]) for step in steps]
         for row, start in zip(rows(pipeline, steps), starts, strict=True):
-            check_row(row, start, EDGES[EDGES.index(start) + 1])
-        assert sorted(starts) == EDGES[:-1]
+            check_row(row, start, dict(DOCUMENTS)[start])
+        assert sorted(starts) == [start for start, _ in DOCUMENTS]
         orders.append(starts)
     assert orders[0] != orders[1] != orders[2]
 
@@ -125,7 +134,7 @@ def test_evaluation_reads_every_document_once_in_order(batch_size):
         for batch in eval_batches(make_shards(), **settings)
         for row in range(batch_size)
     ]
-    for row, (start, stop) in zip(found, itertools.pairwise(EDGES), strict=False):
+    for row, (start, stop) in zip(found, DOCUMENTS, strict=False):
         check_row(row, start, stop)
     assert not any(row['loss_mask'].any() for row in found[len(SIZES) :])
     limited = list(eval_batches(make_shards(), limit=1, **settings))
@@ -150,7 +159,7 @@ def test_a_document_that_does_not_fit_is_refused():
 
 
 def test_documents_of_one_token_without_an_end_are_left_out():
-    assert make(sources=[Source(make_shards(sizes=(3, 1), cuts=()))]).windows_per_epoch == [1]
+    assert make(sources=[Source(make_shards(sizes=(3, 2), cuts=()))]).windows_per_epoch == [1]
     with pytest.raises(UserError, match='none to predict'):
         make(sources=[Source(make_shards(sizes=(1,), cuts=()))])
 
@@ -164,5 +173,5 @@ def test_conversations_keep_what_is_learned(prepare_into):
     symbol = TokenizerConfig(kind=TokenizerKind.SYMBOL)
     folder = prepare_into(symbol, corpus='modular', modulus=5, split='hash:0.5')
     shards = Shards.open(folder, 'train')
-    for row in rows(make(sources=[Source(shards)], seq_len=5), range(4)):
+    for row in rows(make(sources=[Source(shards)], seq_len=4), range(4)):
         assert row['loss_mask'].sum() == 1

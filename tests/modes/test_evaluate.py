@@ -147,3 +147,30 @@ def test_two_processes_and_two_devices(trained, data, tmp_path):
             assert other['metrics'][metric] == pytest.approx(value, rel=1e-5), name
     again = run_pod('2x1', *arguments)
     assert 'blimp is done already' in again
+
+
+@pytest.mark.parametrize('position', ['alibi', 'rope', 'sinusoidal', 'none', 'learned'])
+def test_another_context_than_the_trained_one(position, tmp_path, capsys):
+    """The same numbers as of a run that says it was trained with it; learned positions end."""
+    workdir, longer = tmp_path / 'run', tmp_path / 'longer'
+    knobs = [f'--config.model.position={position}', '--config.train.num_steps=2']
+    assert main([f'--config={TINY}', f'--workdir={workdir}', *knobs]) == 0
+    arguments = ['--mode=evaluate', f'--workdir={workdir}', '--config.model.max_seq_len=96']
+    capsys.readouterr()
+    if position == 'learned':
+        assert main(arguments) == 2
+        [line] = capsys.readouterr().err.strip().splitlines()
+        assert 'config.model.max_seq_len=96' in line and 'learned positions end there' in line
+        return
+    assert main(arguments) == 0
+    found = json.loads((workdir / 'eval.json').read_text())
+    shutil.copytree(workdir, longer)
+    stored = json.loads((longer / 'config.json').read_text())
+    stored['model']['max_seq_len'] = 96
+    (longer / 'config.json').write_text(json.dumps(stored))
+    for other in (longer, workdir):
+        assert main(['--mode=evaluate', f'--workdir={other}']) == 0
+    expected, shorter = (json.loads((each / 'eval.json').read_text()) for each in (longer, workdir))
+    assert found == expected
+    assert found['tokens'] == shorter['tokens']
+    assert found['loss'] != shorter['loss']

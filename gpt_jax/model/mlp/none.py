@@ -25,4 +25,4 @@ class NoMLP(BaseMLP):
 
     def describe(self, config: CommonConfig) -> str:
         """Returns that there is none."""
-        return 'none'
+        return 'no MLP'
