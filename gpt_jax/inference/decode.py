@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from gpt_jax.errors import UserError
 from gpt_jax.inference.config import SampleConfig
 from gpt_jax.inference.sampling import SamplingRule, make_rule, sample
-from gpt_jax.inference.speculative import count_accepted, end_drafts, propose
+from gpt_jax.inference.speculative import count_accepted, find_ends, propose
 from gpt_jax.kernels.experts import choose_expert_kernel
 from gpt_jax.model.cache import KVCache, make_cache
 from gpt_jax.model.config import DType, ExpertKernel, Kernels, MatmulPrecision, ModelConfig
@@ -59,17 +59,17 @@ class DecodeState:
     text_BS: Int[Array, 'B S']  # the token in each slot of the cache
     logits_BV: Float[Array, 'B V']  # of the next token
     seen_BV: Bool[Array, 'B V'] | None  # tokens of the row so far; None without a penalty
-    drawn: Int[Array, '']  # tokens drawn per row so far; also the counter of the random keys
+    drawn_B: Int[Array, 'B']  # tokens drawn so far; also the counter of the random keys
     ended_B: Bool[Array, 'B']  # rows that drew the end-of-text token
-    passes: Int[Array, '']  # of the model, after the prompt
+    passes_B: Int[Array, 'B']  # of the model while the row went on, after the prompt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecodeStatistics:
     """Statistics of one generation."""
 
-    drawn: int  # tokens per row
-    passes: int  # of the model over the batch, after the prompt
+    drawn: int  # tokens of all rows
+    passes: int  # of the model over a row, after the prompt; of all rows
     draft_tokens: int  # guessed per pass
 
     @property
@@ -127,12 +127,12 @@ class Decoder:
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: SampleConfig, *, chunk: int = 0
-    ) -> Iterator[np.ndarray]:
-        """Yields `[B, n]` new ids until `max_new_tokens`, or until every row has ended.
+    ) -> Iterator[list[list[int]]]:
+        """Yields new ids of each row until `max_new_tokens`, or until every row has ended.
 
-        Rows that drew the end-of-text token repeat it. When a text exceeds the context length,
-        generation continues from its last `max_seq_len // 2` tokens. `chunk` is the largest `n` (0:
-        as many as the device can draw without the host) and does not change the tokens.
+        A row ends with the end-of-text token. When a text exceeds the context length, generation
+        continues from its last `max_seq_len // 2` tokens. `chunk` is the largest number of ids per
+        row (0: as many as the device can draw without the host) and does not change the ids.
 
         Raises:
             UserError: a prompt is longer than the context, or empty.
@@ -145,50 +145,49 @@ class Decoder:
                     f'(config.model.max_seq_len); shorten it'
                 )
         B, drafts = len(prompts), sampling.draft_tokens
-        rule = make_rule(sampling, vocab_size=self._settings.vocab_size)
         rows = [list(prompt) for prompt in prompts]
         padded = max(self._least_rows, _next_power(B))
-        key_data = np.asarray(jax.random.key_data(jax.random.key(sampling.seed)))
+        rule = make_rule([sampling] * padded, vocab_size=self._settings.vocab_size)
+        key_data = row_key_data(sampling.seed, np.arange(padded))
         visible = np.ones(padded, int)  # tokens of each row that the model sees
         visible[:B] = [len(row) for row in rows]
-        state, remaining = None, sampling.max_new_tokens
-        while remaining:
+        ended, drawn = np.arange(padded) >= B, np.zeros(padded, int)
+        state, limit = None, 0  # limit: tokens drawn by each row that has not ended
+        while limit < sampling.max_new_tokens and not ended.all():
             full = visible > context
             visible[full] = max(1, context // 2)
-            filled = int(visible.max())
+            filled = int(visible[~ended].max())
             needed = filled + 1 + drafts
             slots = _rung(needed, least=LEAST_CAPACITY, most=context + 1 + drafts)
-            if state is None or full.any():
+            if state is None or (full & ~ended).any():
                 state = self._start(rows, visible, rule, state, slots=slots)
             elif slots > state.text_BS.shape[1]:
                 state = self._call(_grow, state, slots=slots)
             room = min(context + 1, state.text_BS.shape[1] - drafts) - filled
-            count = min(chunk or remaining, remaining, room)
+            remaining = sampling.max_new_tokens - limit
+            limit += min(chunk or remaining, remaining, room)
             state = self._call(
                 _decode,
                 self.params,
                 state,
                 key_data,
                 rule,
-                np.int32(count),
+                np.full(padded, limit, np.int32),
                 drafts=drafts,
                 settings=self._settings,
             )
-            drawn, passes, ended_B, text_BS = jax.device_get(
-                (state.drawn, state.passes, state.ended_B, state.text_BS)
+            before = drawn
+            drawn, passes, ended, text_BS = jax.device_get(
+                (state.drawn_B, state.passes_B, state.ended_B, state.text_BS)
             )
-            n = int(drawn) - (sampling.max_new_tokens - remaining)
-            tokens = text_BS[:B, filled : filled + n]
+            seen, visible = visible, visible + drawn - before
+            tokens = [text_BS[b, seen[b] : visible[b]].tolist() for b in range(B)]
             for row, new in zip(rows, tokens, strict=True):
-                row.extend(new.tolist())
-            visible[:B] += n
-            remaining -= n
+                row.extend(new)
             self.statistics = DecodeStatistics(
-                drawn=int(drawn), passes=int(passes), draft_tokens=drafts
+                drawn=int(drawn.sum()), passes=int(passes.sum()), draft_tokens=drafts
             )
             yield tokens
-            if ended_B.all():
-                return
 
     def _start(
         self,
@@ -201,21 +200,18 @@ class Decoder:
     ) -> DecodeState:
         """Fills a new cache with the last `visible[b]` tokens of each row.
 
-        All rows end in the same slot: they are padded on the left to the longest row. The array is
-        padded on the right to one of a few lengths; that padding is masked. Rows beyond `rows` are
-        padding of the batch.
+        Rows are padded on the right to one of a few lengths; no text sees that padding. Rows beyond
+        `rows` are padding of the batch.
         """
-        longest = int(visible.max())
-        width = _rung(longest, least=LEAST_PROMPT, most=self.config.max_seq_len)
+        width = _rung(int(visible.max()), least=LEAST_PROMPT, most=self.config.max_seq_len)
         tokens = np.zeros((len(visible), width), np.int32)
         for row, length, target in zip(rows, visible, tokens, strict=False):
-            target[longest - length : longest] = row[len(row) - length :]
+            target[:length] = row[len(row) - length :]
         fresh = self._call(
             _prefill,
             self.params,
             tokens,
-            (longest - visible).astype(np.int32),
-            np.int32(longest),
+            visible.astype(np.int32),
             np.arange(len(visible)) >= len(rows),
             slots=slots,
             penalises=rule.penalises,
@@ -225,9 +221,9 @@ class Decoder:
             return fresh
         return fresh.replace(
             seen_BV=state.seen_BV | fresh.seen_BV if rule.penalises else None,
-            drawn=state.drawn,
+            drawn_B=state.drawn_B,
             ended_B=state.ended_B,
-            passes=state.passes,
+            passes_B=state.passes_B,
         )
 
     def _call(self, program: Callable, *args: Any, **options: Any) -> Any:
@@ -272,45 +268,53 @@ def _prepare(params: Any, *, config: ModelConfig) -> Any:
     return jax.tree_util.tree_map_with_path(cast, executed)
 
 
-def _row_keys(key: Key[Array, ''], rows_B: Int[Array, 'B']) -> Key[Array, 'B']:
-    """Returns one key per row, which does not depend on the other rows of the batch."""
-    return jax.vmap(functools.partial(jax.random.fold_in, key))(rows_B)
+def row_key_data(seed: int, rows_B: np.ndarray) -> np.ndarray:
+    """Returns the data of one random key per row, which depends on the seed and its number only."""
+    return np.asarray(_row_key_data(jax.random.key(seed), rows_B.astype(np.int32)))
+
+
+@jax.jit
+def _row_key_data(key: Key[Array, ''], rows_B: Int[Array, 'B']) -> Int[Array, 'B X']:
+    return jax.random.key_data(jax.vmap(functools.partial(jax.random.fold_in, key))(rows_B))
 
 
 @functools.partial(jax.jit, static_argnames=('slots', 'penalises', 'settings'))
 def _prefill(
     params: Any,
     tokens_BL: Int[Array, 'B L'],
-    first_slot_B: Int[Array, 'B'],
-    length: Int[Array, ''],
+    length_B: Int[Array, 'B'],
     ended_B: Bool[Array, 'B'],
     *,
     slots: int,
     penalises: bool,
     settings: DecodeSettings,
 ) -> DecodeState:
-    """Returns the state after the prompts, which are in slots `first_slot_B` … `length - 1`."""
+    """Returns the state after the prompts: of row b the first `length_B[b]` tokens."""
     B, L = tokens_BL.shape
     model = GPT(settings.model, kernels=settings.kernels)
-    cache = make_cache(settings.model, first_slot_B=first_slot_B, slots=slots)
+    cache = make_cache(settings.model, rows=B, slots=slots)
     hidden_BLD, cache = model.apply({'params': params}, tokens_BL, cache=cache, method='hidden')
-    last_BD = jax.lax.dynamic_index_in_dim(hidden_BLD, length - 1, axis=1, keepdims=False)
+    last_BD = _at(hidden_BLD, length_B - 1)
     logits_BV = model.apply({'params': params}, last_BD, method='logits')
     seen_BV = None
     if penalises:
-        slot_1L = jnp.arange(L)[None]
-        real_BL = (slot_1L >= first_slot_B[:, None]) & (slot_1L < length)
+        real_BL = jnp.arange(L)[None] < length_B[:, None]
         seen_BV = jnp.zeros(logits_BV.shape, bool)
         seen_BV = seen_BV.at[jnp.arange(B)[:, None], tokens_BL].max(real_BL)
     return DecodeState(
-        cache=cache.replace(length=length),
+        cache=cache.replace(length_B=length_B),
         text_BS=jnp.pad(tokens_BL, ((0, 0), (0, slots - L))),
         logits_BV=_whole(logits_BV),
         seen_BV=seen_BV,
-        drawn=jnp.zeros((), jnp.int32),
+        drawn_B=jnp.zeros(B, jnp.int32),
         ended_B=ended_B,
-        passes=jnp.zeros((), jnp.int32),
+        passes_B=jnp.zeros(B, jnp.int32),
     )
+
+
+def _at(x_BLX: Float[Array, 'B L X'], index_B: Int[Array, 'B']) -> Float[Array, 'B X']:
+    """Returns one entry of each row."""
+    return jnp.take_along_axis(x_BLX, index_B[:, None, None], axis=1)[:, 0]
 
 
 @functools.partial(jax.jit, static_argnames='slots')
@@ -326,77 +330,86 @@ def _grow(state: DecodeState, *, slots: int) -> DecodeState:
 def _decode(
     params: Any,
     state: DecodeState,
-    key_data: Int[Array, '2'],
+    key_data_BX: Int[Array, 'B X'],
     rule: SamplingRule,
-    count: Int[Array, ''],
+    limit_B: Int[Array, 'B'],
     *,
     drafts: int,
     settings: DecodeSettings,
 ) -> DecodeState:
-    """Draws `count` tokens per row into the next slots of `text_BS`; stops when all rows end.
+    """Draws tokens into the next slots of `text_BS` until each row has `limit_B`, or has ended.
 
     Each pass of the model takes the next drawn token and `drafts` guesses of the tokens after it.
-    Correct guesses are accepted.
+    Correct guesses are accepted. A row that is done stays as it is.
     """
     model = GPT(settings.model, kernels=settings.kernels)
-    end = state.drawn + count
     B, V = state.logits_BV.shape
     drawable_1V = jnp.arange(V)[None] < settings.vocab_size
-    keys_B = _row_keys(jax.random.wrap_key_data(key_data), jnp.arange(B))
+    keys_B = jax.random.wrap_key_data(key_data_BX)
 
     def draw(state: DecodeState, logits_BCV: jax.Array, seen_BCV: jax.Array | None, first: int):
-        """Draws tokens `[B, C]`; their random keys are numbered from `state.drawn + first`."""
+        """Draws tokens `[B, C]`; their random keys are numbered from `state.drawn_B + first`."""
         C = logits_BCV.shape[1]
-        numbers_C = state.drawn + first + jnp.arange(C)
-        fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+        numbers_BC = state.drawn_B[:, None] + first + jnp.arange(C)[None]
+        fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))
         tokens = sample(
             jnp.where(drawable_1V, logits_BCV.reshape(B * C, V), -jnp.inf),
             None if seen_BCV is None else seen_BCV.reshape(B * C, V),
-            fold(keys_B, numbers_C).reshape(B * C),
-            rule,
+            fold(keys_B, numbers_BC).reshape(B * C),
+            jax.tree.map(lambda x_B: jnp.repeat(x_B, C), rule),
         )
         return tokens.reshape(B, C)
 
-    def more(state: DecodeState) -> jax.Array:
-        return (state.drawn < end) & ~state.ended_B.all()
+    def active(state: DecodeState) -> jax.Array:
+        return (state.drawn_B < limit_B) & ~state.ended_B
 
     def advance(state: DecodeState) -> DecodeState:
-        cache, seen_BV = state.cache, state.seen_BV
+        active_B, seen_BV = active(state), state.seen_BV
+        row_B1, length_B1 = jnp.arange(B)[:, None], state.cache.length_B[:, None]
         seen_B1V = None if seen_BV is None else seen_BV[:, None]
         tokens_BC = draw(state, state.logits_BV[:, None], seen_B1V, 0)
-        text_BS = jax.lax.dynamic_update_slice(state.text_BS, tokens_BC, (0, cache.length))
+        text_BS = state.text_BS.at[row_B1, length_B1].set(tokens_BC, mode='drop')
         if drafts:
-            guesses = propose(text_BS, cache.length + 1, cache.first_slot_B, count=drafts)
-            tokens_BC = jnp.concatenate([tokens_BC, guesses], axis=1)
-        tokens_BC, ended_BC = end_drafts(tokens_BC, state.ended_B, eot_id=settings.eot_id)
+            guesses_BC = propose(text_BS, state.cache.length_B + 1, count=drafts)
+            slots_BC = length_B1 + 1 + jnp.arange(drafts)[None]
+            text_BS = text_BS.at[row_B1, slots_BC].set(guesses_BC, mode='drop')
+            tokens_BC = jnp.concatenate([tokens_BC, guesses_BC], axis=1)
+        ended_BC = find_ends(tokens_BC, eot_id=settings.eot_id)
         seen_BCV = None
         if seen_BV is not None:
             new_BCV = jax.nn.one_hot(tokens_BC, V, dtype=jnp.int32)
             seen_BCV = (jax.lax.cummax(new_BCV, axis=1) > 0) | seen_BV[:, None]
-        logits_BCV, cache = model.apply({'params': params}, tokens_BC, cache=cache)
+        logits_BCV, cache = model.apply({'params': params}, tokens_BC, cache=state.cache)
         logits_BCV = _whole(logits_BCV)
-        accepted = jnp.zeros((), jnp.int32)
+        accepted_B = jnp.zeros(B, jnp.int32)
         if drafts:
             seen = None if seen_BCV is None else seen_BCV[:, :-1]
             drawn_BC = draw(state, logits_BCV[:, :-1], seen, 1)
-            accepted = count_accepted(tokens_BC[:, 1:], drawn_BC, ended_BC[:, :-1])
-            accepted = jnp.minimum(accepted, end - state.drawn - 1)
-        last = functools.partial(
-            jax.lax.dynamic_index_in_dim, index=accepted, axis=1, keepdims=False
-        )
-        length = state.cache.length
+            accepted_B = count_accepted(tokens_BC[:, 1:], drawn_BC, ended_BC[:, :-1])
+            accepted_B = jnp.clip(accepted_B, 0, limit_B - state.drawn_B - 1)
+        new_B = jnp.where(active_B, 1 + accepted_B, 0)
+
+        def last(x_BCV: jax.Array, old_BV: jax.Array) -> jax.Array:
+            return jnp.where(active_B[:, None], _at(x_BCV, accepted_B), old_BV)
+
+        ended_B1 = last(ended_BC[:, :, None], state.ended_B[:, None])
         return DecodeState(
-            cache=cache.replace(length=length + 1 + accepted),
-            text_BS=jax.lax.dynamic_update_slice(text_BS, tokens_BC, (0, length)),
-            logits_BV=last(logits_BCV),
-            seen_BV=None if seen_BCV is None else last(seen_BCV),
-            drawn=state.drawn + 1 + accepted,
-            ended_B=last(ended_BC),
-            passes=state.passes + 1,
+            cache=cache.replace(length_B=state.cache.length_B + new_B),
+            text_BS=text_BS,
+            logits_BV=last(logits_BCV, state.logits_BV),
+            seen_BV=None if seen_BCV is None else last(seen_BCV, seen_BV),
+            drawn_B=state.drawn_B + new_B,
+            ended_B=ended_B1[:, 0],
+            passes_B=state.passes_B + active_B,
         )
 
-    state = jax.lax.while_loop(more, advance, state)
-    return state.replace(text_BS=_whole(state.text_BS), ended_B=_whole(state.ended_B))
+    state = jax.lax.while_loop(lambda state: active(state).any(), advance, state)
+    return state.replace(
+        text_BS=_whole(state.text_BS),
+        drawn_B=_whole(state.drawn_B),
+        ended_B=_whole(state.ended_B),
+        passes_B=_whole(state.passes_B),
+    )
 
 
 def _next_power(count: int) -> int:

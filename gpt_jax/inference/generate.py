@@ -83,11 +83,13 @@ class Generator:
     ) -> Iterator[list[str]]:
         """Draws chunks until all rows have ended; yields the new text of each row."""
         encoded = [row.prompt_tokens for row in rows]
-        drawn = 0
+        drawn = [0] * len(rows)
         for tokens in self._decoder.generate(encoded, sampling, chunk=chunk):
-            drawn += tokens.shape[1]
-            last = drawn >= sampling.max_new_tokens
-            yield [row.push(new.tolist(), last) for row, new in zip(rows, tokens, strict=True)]
+            drawn = [count + len(new) for count, new in zip(drawn, tokens, strict=True)]
+            yield [
+                row.push(new, count >= sampling.max_new_tokens)
+                for row, new, count in zip(rows, tokens, drawn, strict=True)
+            ]
             if all(row.generation.ended for row in rows):
                 return
 
