@@ -23,13 +23,14 @@ class KVCache:
     layers: tuple[LayerCache, ...]
     length_B: Int[Array, 'B']  # filled slots
 
-    def grow(self, slots: int) -> 'KVCache':
-        """Returns the cache with room for `slots` tokens; empty slots are added at the end."""
+    def resize(self, slots: int) -> 'KVCache':
+        """Returns the cache with room for `slots` tokens; longer rows lose their last ones."""
 
-        def pad(x_BGSK: jax.Array) -> jax.Array:
-            return jnp.pad(x_BGSK, ((0, 0), (0, 0), (0, slots - x_BGSK.shape[2]), (0, 0)))
+        def fit(x_BGSK: jax.Array) -> jax.Array:
+            missing = max(0, slots - x_BGSK.shape[2])
+            return jnp.pad(x_BGSK[:, :, :slots], ((0, 0), (0, 0), (0, missing), (0, 0)))
 
-        return self.replace(layers=jax.tree.map(pad, self.layers))
+        return KVCache(jax.tree.map(fit, self.layers), jnp.minimum(self.length_B, slots))
 
 
 def make_cache(config: ModelConfig, *, rows: int, slots: int) -> KVCache:

@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 from gpt_jax.config_tree import freeze
-from gpt_jax.inference import decode
+from gpt_jax.inference import programs
 from gpt_jax.inference.config import SampleConfig
 from gpt_jax.inference.decode import Decoder
 from gpt_jax.inference.sampling import make_rule
@@ -103,17 +103,17 @@ def test_weights_stay_where_they_are():
     length, ended = np.full(1, 3, np.int32), np.zeros(1, bool)
     options = dict(settings=decoder._settings)
     state = decoder._call(
-        decode._prefill, decoder.params, prompt, length, ended, slots=128,
+        programs.prefill, decoder.params, prompt, length, ended, slots=128,
         penalises=False, **options,
     )  # fmt: skip
     rule = make_rule([SampleConfig(temperature=0.0)], vocab_size=VOCAB)
-    key_data = decode.row_key_data(0, np.zeros(1, int))
+    key_data = programs.row_key_data(0, np.zeros(1, int))
     leaves, tree = jax.tree.flatten((decoder.params, state))
 
     @jax.jit
     def draw(leaves):
         params, state = jax.tree.unflatten(tree, leaves)
-        return decode._decode(
+        return programs.draw_tokens(
             params, state, key_data, rule, np.full(1, 5, np.int32), drafts=0, **options
         )
 
