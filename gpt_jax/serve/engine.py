@@ -1,8 +1,8 @@
 """Continuous batching: texts join and leave a batch of fixed rows while it is decoded.
 
 The rows of one decoding state are lent to requests. In each turn the worker thread gives free rows
-to waiting requests, puts one chunk of one prompt into the cache, and draws a few tokens of all
-other texts. The programs are those of `gpt_jax.inference.decode`, so a text is the one that
+to waiting requests, puts a part of their prompts into the cache, and draws a few tokens of all
+other texts. The programs are those of `gpt_jax.inference.programs`, so a text is the one that
 `--mode generate` writes, up to rounding, whoever shares the batch.
 
 A free row keeps its tokens. A request takes the free row that has most of the beginning of its
@@ -242,9 +242,9 @@ class Engine:
         self._turn += 1
         self._drop()
         self._admit()
-        filling = [row for row in self._rows if row.waiting]
-        if filling:
-            self._fill(min(filling, key=lambda row: row.request.started))
+        room = self._serve.prefill_chunk
+        while room > 0 and (filling := [row for row in self._rows if row.waiting]):
+            room -= self._fill(min(filling, key=lambda row: row.request.started))
         drawing = [row for row in self._rows if row.request and not row.waiting]
         if drawing:
             self._draw(drawing)
@@ -310,8 +310,8 @@ class Engine:
         length = len(row.request.prompt) + row.request.sampling.max_new_tokens + NARROW
         return min(length, self._rungs[-1])
 
-    def _fill(self, row: _Row) -> None:
-        """Puts the next chunk of a row's tokens into the cache."""
+    def _fill(self, row: _Row) -> int:
+        """Puts the next chunk of a row's tokens into the cache, and returns its width."""
         start, count = len(row.tokens), len(row.waiting)
         widths = self._widths(start, self._rungs[-1])
         wide = len(widths) > 1 and count > widths[-1] // 2
@@ -327,20 +327,27 @@ class Engine:
             outgrew=row.outgrew,
         )
         row.tokens, row.waiting = row.tokens + chunk, row.waiting[width:]
+        return width
 
     def _draw(self, rows: list[_Row]) -> None:
-        """Draws the next tokens of the rows, and hands them to their requests."""
+        """Draws the next tokens of the rows, and hands them to their requests.
+
+        That is one token while prompts wait, so that rows do not stay empty for long.
+        """
+        is_filling = any(row.waiting for row in self._rows)
+        most = 1 if is_filling else self._per_turn
         context = self._decoder.config.max_seq_len
         limit = np.array([row.drawn for row in self._rows], np.int32)
         for row in rows:
             limit[row.number] += min(
-                self._per_turn,
+                most,
                 row.request.sampling.max_new_tokens - row.drawn,
                 context + 1 - len(row.tokens),
             )
-        self._make_room(max(len(row.tokens) for row in rows) + self._per_turn)
+        self._make_room(max(len(row.tokens) for row in rows) + most)
         full = make_rule([row.request.sampling for row in rows], vocab_size=self._vocab_size)
         rule = self._rule(full.truncates or full.penalises)
+        jax.block_until_ready(self._state)
         began = time.monotonic()
         self._state = state = self._decoder.draw(self._state, self._keys, rule, limit)
         drawn, text, logprobs = jax.device_get((state.drawn_B, state.text_BS, state.logprobs_BS))
