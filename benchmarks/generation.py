@@ -47,7 +47,7 @@ def measure_ours(flags: argparse.Namespace) -> dict[int, float]:
     def generate(batch_size: int) -> None:
         shape = (batch_size, flags.prompt_tokens)
         prompts = np.random.default_rng(0).integers(0, config.vocab_size, shape).tolist()
-        count = sum(piece.shape[1] for piece in decoder.generate(prompts, sampling))
+        count = sum(len(piece[0]) for piece in decoder.generate(prompts, sampling))
         assert count == flags.new_tokens
 
     return _measure(generate, flags)

@@ -13,22 +13,26 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Bool, Float, Int, Key
 
 from gpt_jax.errors import UserError
 from gpt_jax.inference.config import SampleConfig
-from gpt_jax.inference.sampling import SamplingRule, make_rule, sample
-from gpt_jax.inference.speculative import count_accepted, end_drafts, propose
+from gpt_jax.inference.programs import (
+    DecodeSettings,
+    DecodeState,
+    draw_tokens,
+    empty_rows,
+    extend_row,
+    prefill,
+    resize,
+    row_key_data,
+)
+from gpt_jax.inference.sampling import SamplingRule, make_rule
 from gpt_jax.kernels.experts import choose_expert_kernel
-from gpt_jax.model.cache import KVCache, make_cache
 from gpt_jax.model.config import DType, ExpertKernel, Kernels, MatmulPrecision, ModelConfig
-from gpt_jax.model.gpt import GPT
 from gpt_jax.model.layer_stack import to_executed
 from gpt_jax.parallel.rules import decoding_rules, on_mesh
 
@@ -42,34 +46,11 @@ MATRICES = ('kernel', 'table')  # parameters used only in products, in the compu
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DecodeSettings:
-    """The static settings that programs are compiled for, besides shapes."""
-
-    model: ModelConfig
-    kernels: Kernels
-    vocab_size: int  # ids >= vocab_size are never drawn
-    eot_id: int
-
-
-@flax.struct.dataclass
-class DecodeState:
-    """The state of the decoding loop between two passes."""
-
-    cache: KVCache
-    text_BS: Int[Array, 'B S']  # the token in each slot of the cache
-    logits_BV: Float[Array, 'B V']  # of the next token
-    seen_BV: Bool[Array, 'B V'] | None  # tokens of the row so far; None without a penalty
-    drawn: Int[Array, '']  # tokens drawn per row so far; also the counter of the random keys
-    ended_B: Bool[Array, 'B']  # rows that drew the end-of-text token
-    passes: Int[Array, '']  # of the model, after the prompt
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class DecodeStatistics:
     """Statistics of one generation."""
 
-    drawn: int  # tokens per row
-    passes: int  # of the model over the batch, after the prompt
+    drawn: int  # tokens of all rows
+    passes: int  # of the model over a row, after the prompt; of all rows
     draft_tokens: int  # guessed per pass
 
     @property
@@ -90,6 +71,7 @@ class Decoder:
 
     Attributes:
       params: the weights in the layout that the programs read.
+      least_rows: smallest batch; padding a smaller one to it costs no time.
       statistics: of the latest call of `generate`, updated after each piece.
     """
 
@@ -113,7 +95,7 @@ class Decoder:
             vocab_size=vocab_size,
             eot_id=eot_id,
         )
-        self._least_rows = LEAST_ROWS.get(backend, 1)
+        self.least_rows = LEAST_ROWS.get(backend, 1)
         self._mesh = _mesh_of(params)
         if self._mesh is None:
             params = jax.tree.map(_own_copy, params)
@@ -127,68 +109,125 @@ class Decoder:
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: SampleConfig, *, chunk: int = 0
-    ) -> Iterator[np.ndarray]:
-        """Yields `[B, n]` new ids until `max_new_tokens`, or until every row has ended.
+    ) -> Iterator[list[list[int]]]:
+        """Yields new ids of each row until `max_new_tokens`, or until every row has ended.
 
-        Rows that drew the end-of-text token repeat it. When a text exceeds the context length,
-        generation continues from its last `max_seq_len // 2` tokens. `chunk` is the largest `n` (0:
-        as many as the device can draw without the host) and does not change the tokens.
+        A row ends with the end-of-text token. When a text exceeds the context length, generation
+        continues from its last `max_seq_len // 2` tokens. `chunk` is the largest number of ids per
+        row (0: as many as the device can draw without the host) and does not change the ids.
 
         Raises:
             UserError: a prompt is longer than the context, or empty.
         """
-        context = self.config.max_seq_len
         for prompt in prompts:
-            if not 1 <= len(prompt) <= context:
-                raise UserError(
-                    f'the prompt has {len(prompt)} tokens, the context holds 1 to {context} '
-                    f'(config.model.max_seq_len); shorten it'
-                )
+            self.check_prompt(prompt)
+        context = self.config.max_seq_len
         B, drafts = len(prompts), sampling.draft_tokens
-        rule = make_rule(sampling, vocab_size=self._settings.vocab_size)
         rows = [list(prompt) for prompt in prompts]
-        padded = max(self._least_rows, _next_power(B))
-        key_data = np.asarray(jax.random.key_data(jax.random.key(sampling.seed)))
+        padded = max(self.least_rows, _next_power(B))
+        rule = make_rule([sampling] * padded, vocab_size=self._settings.vocab_size)
+        key_data = row_key_data(sampling.seed, np.arange(padded))
         visible = np.ones(padded, int)  # tokens of each row that the model sees
         visible[:B] = [len(row) for row in rows]
-        state, remaining = None, sampling.max_new_tokens
-        while remaining:
+        ended, drawn = np.arange(padded) >= B, np.zeros(padded, int)
+        state, limit = None, 0  # limit: tokens drawn by each row that has not ended
+        while limit < sampling.max_new_tokens and not ended.all():
             full = visible > context
             visible[full] = max(1, context // 2)
-            filled = int(visible.max())
+            filled = int(visible[~ended].max())
             needed = filled + 1 + drafts
             slots = _rung(needed, least=LEAST_CAPACITY, most=context + 1 + drafts)
-            if state is None or full.any():
+            if state is None or (full & ~ended).any():
                 state = self._start(rows, visible, rule, state, slots=slots)
             elif slots > state.text_BS.shape[1]:
-                state = self._call(_grow, state, slots=slots)
+                state = self.resize(state, slots=slots)
             room = min(context + 1, state.text_BS.shape[1] - drafts) - filled
-            count = min(chunk or remaining, remaining, room)
-            state = self._call(
-                _decode,
-                self.params,
-                state,
-                key_data,
-                rule,
-                np.int32(count),
-                drafts=drafts,
-                settings=self._settings,
+            remaining = sampling.max_new_tokens - limit
+            limit += min(chunk or remaining, remaining, room)
+            state = self.draw(
+                state, key_data, rule, np.full(padded, limit, np.int32), drafts=drafts
             )
-            drawn, passes, ended_B, text_BS = jax.device_get(
-                (state.drawn, state.passes, state.ended_B, state.text_BS)
+            before = drawn
+            drawn, passes, ended, text_BS = jax.device_get(
+                (state.drawn_B, state.passes_B, state.ended_B, state.text_BS)
             )
-            n = int(drawn) - (sampling.max_new_tokens - remaining)
-            tokens = text_BS[:B, filled : filled + n]
+            seen, visible = visible, visible + drawn - before
+            tokens = [text_BS[b, seen[b] : visible[b]].tolist() for b in range(B)]
             for row, new in zip(rows, tokens, strict=True):
-                row.extend(new.tolist())
-            visible[:B] += n
-            remaining -= n
+                row.extend(new)
             self.statistics = DecodeStatistics(
-                drawn=int(drawn), passes=int(passes), draft_tokens=drafts
+                drawn=int(drawn.sum()), passes=int(passes.sum()), draft_tokens=drafts
             )
             yield tokens
-            if ended_B.all():
-                return
+
+    def check_prompt(self, prompt: Sequence[int]) -> None:
+        """Raises UserError if the prompt is longer than the context, or empty."""
+        context = self.config.max_seq_len
+        if not 1 <= len(prompt) <= context:
+            raise UserError(
+                f'the prompt has {len(prompt)} tokens, the context holds 1 to {context} '
+                f'(config.model.max_seq_len); shorten it'
+            )
+
+    def empty(self, *, rows: int, slots: int, logprobs: bool) -> DecodeState:
+        """Returns rows without text, for `extend`; `logprobs` keeps those of drawn tokens."""
+        return self._call(
+            empty_rows, rows=rows, slots=slots, logprobs=logprobs, settings=self._settings
+        )
+
+    def extend(
+        self,
+        state: DecodeState,
+        tokens: Sequence[int],
+        *,
+        row: int,
+        start: int,
+        width: int,
+        outgrew: bool = False,
+    ) -> DecodeState:
+        """Puts tokens into a row from slot `start` on, in place of those that were there.
+
+        They are padded to `width`, which must fit. A new text begins, whose number of drawn tokens
+        is 0, unless a text that `outgrew` the context goes on from its last part.
+        """
+        padded = np.zeros(width, np.int32)
+        padded[: len(tokens)] = tokens
+        return self._call(
+            extend_row,
+            self.params,
+            state,
+            padded,
+            np.int32(row),
+            np.int32(start),
+            np.int32(len(tokens)),
+            np.bool_(outgrew),
+            settings=self._settings,
+        )
+
+    def draw(
+        self,
+        state: DecodeState,
+        key_data: np.ndarray,
+        rule: SamplingRule,
+        limit: np.ndarray,
+        *,
+        drafts: int = 0,
+    ) -> DecodeState:
+        """Draws tokens until each row has `limit` of them, or has ended."""
+        return self._call(
+            draw_tokens,
+            self.params,
+            state,
+            key_data,
+            rule,
+            limit,
+            drafts=drafts,
+            settings=self._settings,
+        )
+
+    def resize(self, state: DecodeState, *, slots: int) -> DecodeState:
+        """Returns the state with a cache of `slots` slots; longer rows lose their last tokens."""
+        return self._call(resize, state, slots=slots)
 
     def _start(
         self,
@@ -201,21 +240,18 @@ class Decoder:
     ) -> DecodeState:
         """Fills a new cache with the last `visible[b]` tokens of each row.
 
-        All rows end in the same slot: they are padded on the left to the longest row. The array is
-        padded on the right to one of a few lengths; that padding is masked. Rows beyond `rows` are
-        padding of the batch.
+        Rows are padded on the right to one of a few lengths; no text sees that padding. Rows beyond
+        `rows` are padding of the batch.
         """
-        longest = int(visible.max())
-        width = _rung(longest, least=LEAST_PROMPT, most=self.config.max_seq_len)
+        width = _rung(int(visible.max()), least=LEAST_PROMPT, most=self.config.max_seq_len)
         tokens = np.zeros((len(visible), width), np.int32)
         for row, length, target in zip(rows, visible, tokens, strict=False):
-            target[longest - length : longest] = row[len(row) - length :]
+            target[:length] = row[len(row) - length :]
         fresh = self._call(
-            _prefill,
+            prefill,
             self.params,
             tokens,
-            (longest - visible).astype(np.int32),
-            np.int32(longest),
+            visible.astype(np.int32),
             np.arange(len(visible)) >= len(rows),
             slots=slots,
             penalises=rule.penalises,
@@ -225,9 +261,9 @@ class Decoder:
             return fresh
         return fresh.replace(
             seen_BV=state.seen_BV | fresh.seen_BV if rule.penalises else None,
-            drawn=state.drawn,
+            drawn_B=state.drawn_B,
             ended_B=state.ended_B,
-            passes=state.passes,
+            passes_B=state.passes_B,
         )
 
     def _call(self, program: Callable, *args: Any, **options: Any) -> Any:
@@ -254,11 +290,6 @@ def _own_copy(leaf: Any) -> Any:
     return leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
 
 
-def _whole(x: jax.Array) -> jax.Array:
-    """Replicates an array on every device."""
-    return nn.with_logical_constraint(x, (None,) * x.ndim)
-
-
 @functools.partial(jax.jit, static_argnames='config')
 def _prepare(params: Any, *, config: ModelConfig) -> Any:
     """Converts stored parameters for decoding: layers unrolled, matrices in the compute dtype."""
@@ -270,133 +301,6 @@ def _prepare(params: Any, *, config: ModelConfig) -> Any:
 
     executed = to_executed(params, config, scan=False)
     return jax.tree_util.tree_map_with_path(cast, executed)
-
-
-def _row_keys(key: Key[Array, ''], rows_B: Int[Array, 'B']) -> Key[Array, 'B']:
-    """Returns one key per row, which does not depend on the other rows of the batch."""
-    return jax.vmap(functools.partial(jax.random.fold_in, key))(rows_B)
-
-
-@functools.partial(jax.jit, static_argnames=('slots', 'penalises', 'settings'))
-def _prefill(
-    params: Any,
-    tokens_BL: Int[Array, 'B L'],
-    first_slot_B: Int[Array, 'B'],
-    length: Int[Array, ''],
-    ended_B: Bool[Array, 'B'],
-    *,
-    slots: int,
-    penalises: bool,
-    settings: DecodeSettings,
-) -> DecodeState:
-    """Returns the state after the prompts, which are in slots `first_slot_B` … `length - 1`."""
-    B, L = tokens_BL.shape
-    model = GPT(settings.model, kernels=settings.kernels)
-    cache = make_cache(settings.model, first_slot_B=first_slot_B, slots=slots)
-    hidden_BLD, cache = model.apply({'params': params}, tokens_BL, cache=cache, method='hidden')
-    last_BD = jax.lax.dynamic_index_in_dim(hidden_BLD, length - 1, axis=1, keepdims=False)
-    logits_BV = model.apply({'params': params}, last_BD, method='logits')
-    seen_BV = None
-    if penalises:
-        slot_1L = jnp.arange(L)[None]
-        real_BL = (slot_1L >= first_slot_B[:, None]) & (slot_1L < length)
-        seen_BV = jnp.zeros(logits_BV.shape, bool)
-        seen_BV = seen_BV.at[jnp.arange(B)[:, None], tokens_BL].max(real_BL)
-    return DecodeState(
-        cache=cache.replace(length=length),
-        text_BS=jnp.pad(tokens_BL, ((0, 0), (0, slots - L))),
-        logits_BV=_whole(logits_BV),
-        seen_BV=seen_BV,
-        drawn=jnp.zeros((), jnp.int32),
-        ended_B=ended_B,
-        passes=jnp.zeros((), jnp.int32),
-    )
-
-
-@functools.partial(jax.jit, static_argnames='slots')
-def _grow(state: DecodeState, *, slots: int) -> DecodeState:
-    """Returns the state with its cache enlarged to `slots` slots."""
-    padding = slots - state.text_BS.shape[1]
-    return state.replace(
-        cache=state.cache.grow(slots), text_BS=jnp.pad(state.text_BS, ((0, 0), (0, padding)))
-    )
-
-
-@functools.partial(jax.jit, static_argnames=('drafts', 'settings'), donate_argnames='state')
-def _decode(
-    params: Any,
-    state: DecodeState,
-    key_data: Int[Array, '2'],
-    rule: SamplingRule,
-    count: Int[Array, ''],
-    *,
-    drafts: int,
-    settings: DecodeSettings,
-) -> DecodeState:
-    """Draws `count` tokens per row into the next slots of `text_BS`; stops when all rows end.
-
-    Each pass of the model takes the next drawn token and `drafts` guesses of the tokens after it.
-    Correct guesses are accepted.
-    """
-    model = GPT(settings.model, kernels=settings.kernels)
-    end = state.drawn + count
-    B, V = state.logits_BV.shape
-    drawable_1V = jnp.arange(V)[None] < settings.vocab_size
-    keys_B = _row_keys(jax.random.wrap_key_data(key_data), jnp.arange(B))
-
-    def draw(state: DecodeState, logits_BCV: jax.Array, seen_BCV: jax.Array | None, first: int):
-        """Draws tokens `[B, C]`; their random keys are numbered from `state.drawn + first`."""
-        C = logits_BCV.shape[1]
-        numbers_C = state.drawn + first + jnp.arange(C)
-        fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
-        tokens = sample(
-            jnp.where(drawable_1V, logits_BCV.reshape(B * C, V), -jnp.inf),
-            None if seen_BCV is None else seen_BCV.reshape(B * C, V),
-            fold(keys_B, numbers_C).reshape(B * C),
-            rule,
-        )
-        return tokens.reshape(B, C)
-
-    def more(state: DecodeState) -> jax.Array:
-        return (state.drawn < end) & ~state.ended_B.all()
-
-    def advance(state: DecodeState) -> DecodeState:
-        cache, seen_BV = state.cache, state.seen_BV
-        seen_B1V = None if seen_BV is None else seen_BV[:, None]
-        tokens_BC = draw(state, state.logits_BV[:, None], seen_B1V, 0)
-        text_BS = jax.lax.dynamic_update_slice(state.text_BS, tokens_BC, (0, cache.length))
-        if drafts:
-            guesses = propose(text_BS, cache.length + 1, cache.first_slot_B, count=drafts)
-            tokens_BC = jnp.concatenate([tokens_BC, guesses], axis=1)
-        tokens_BC, ended_BC = end_drafts(tokens_BC, state.ended_B, eot_id=settings.eot_id)
-        seen_BCV = None
-        if seen_BV is not None:
-            new_BCV = jax.nn.one_hot(tokens_BC, V, dtype=jnp.int32)
-            seen_BCV = (jax.lax.cummax(new_BCV, axis=1) > 0) | seen_BV[:, None]
-        logits_BCV, cache = model.apply({'params': params}, tokens_BC, cache=cache)
-        logits_BCV = _whole(logits_BCV)
-        accepted = jnp.zeros((), jnp.int32)
-        if drafts:
-            seen = None if seen_BCV is None else seen_BCV[:, :-1]
-            drawn_BC = draw(state, logits_BCV[:, :-1], seen, 1)
-            accepted = count_accepted(tokens_BC[:, 1:], drawn_BC, ended_BC[:, :-1])
-            accepted = jnp.minimum(accepted, end - state.drawn - 1)
-        last = functools.partial(
-            jax.lax.dynamic_index_in_dim, index=accepted, axis=1, keepdims=False
-        )
-        length = state.cache.length
-        return DecodeState(
-            cache=cache.replace(length=length + 1 + accepted),
-            text_BS=jax.lax.dynamic_update_slice(text_BS, tokens_BC, (0, length)),
-            logits_BV=last(logits_BCV),
-            seen_BV=None if seen_BCV is None else last(seen_BCV),
-            drawn=state.drawn + 1 + accepted,
-            ended_B=last(ended_BC),
-            passes=state.passes + 1,
-        )
-
-    state = jax.lax.while_loop(more, advance, state)
-    return state.replace(text_BS=_whole(state.text_BS), ended_B=_whole(state.ended_B))
 
 
 def _next_power(count: int) -> int:

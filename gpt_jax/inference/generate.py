@@ -37,10 +37,7 @@ class Generator:
 
     def __init__(self, config: ModelConfig, params: Any, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
-        vocab_size = tokenizer.vocab_size
-        never = vocab_size  # an id that is never drawn
-        eot_id = never if tokenizer.eot_id is None else tokenizer.eot_id
-        self._decoder = Decoder(config, params, vocab_size=vocab_size, eot_id=eot_id)
+        self._decoder = make_decoder(config, params, tokenizer)
 
     @property
     def statistics(self) -> DecodeStatistics:
@@ -71,25 +68,34 @@ class Generator:
         for pieces in self._advance(rows, sampling, chunk=sampling.chunk):
             yield list(zip(pieces, [row.generation for row in rows], strict=True))
 
-    def _rows(self, prompts: Sequence[Prompt], sampling: SampleConfig) -> list['_Row']:
+    def _rows(self, prompts: Sequence[Prompt], sampling: SampleConfig) -> list['TextRow']:
         return [
-            _Row(prompt, self._tokenizer, sampling.stop)
+            TextRow(prompt, self._tokenizer, sampling.stop)
             for prompt in prompts
             for _ in range(sampling.num_samples)
         ]
 
     def _advance(
-        self, rows: list['_Row'], sampling: SampleConfig, *, chunk: int
+        self, rows: list['TextRow'], sampling: SampleConfig, *, chunk: int
     ) -> Iterator[list[str]]:
         """Draws chunks until all rows have ended; yields the new text of each row."""
         encoded = [row.prompt_tokens for row in rows]
-        drawn = 0
+        drawn = [0] * len(rows)
         for tokens in self._decoder.generate(encoded, sampling, chunk=chunk):
-            drawn += tokens.shape[1]
-            last = drawn >= sampling.max_new_tokens
-            yield [row.push(new.tolist(), last) for row, new in zip(rows, tokens, strict=True)]
+            drawn = [count + len(new) for count, new in zip(drawn, tokens, strict=True)]
+            yield [
+                row.push(new, count >= sampling.max_new_tokens)
+                for row, new, count in zip(rows, tokens, drawn, strict=True)
+            ]
             if all(row.generation.ended for row in rows):
                 return
+
+
+def make_decoder(config: ModelConfig, params: Any, tokenizer: Tokenizer) -> Decoder:
+    """Returns a decoder that draws the ids of the tokenizer."""
+    never = tokenizer.vocab_size  # an id that is never drawn
+    eot_id = never if tokenizer.eot_id is None else tokenizer.eot_id
+    return Decoder(config, params, vocab_size=tokenizer.vocab_size, eot_id=eot_id)
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
@@ -107,7 +113,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     return [tokenizer.eot_id]  # documents begin after this token
 
 
-class _Row:
+class TextRow:
     """One row of a generation: turns drawn ids into text and finds stop strings."""
 
     def __init__(self, prompt: Prompt, tokenizer: Tokenizer, stop: Sequence[str]):

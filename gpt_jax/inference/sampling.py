@@ -1,5 +1,7 @@
 """Sampling of the next token from logits."""
 
+from collections.abc import Callable, Sequence
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -8,34 +10,48 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from gpt_jax.inference.config import SampleConfig
 
-Scalar = Float[Array, ''] | np.float32
+Floats = Float[Array, 'B'] | Float[np.ndarray, 'B']
 
 
 @flax.struct.dataclass
 class SamplingRule:
-    """A sampling rule. Values are arrays, so changing them causes no recompilation."""
+    """The sampling rules of the rows of a batch.
 
-    temperature: Scalar
-    top_k: Scalar  # the vocabulary's size: off
-    top_p: Scalar  # infinity: off, because sums of probabilities may round to 1 too early
-    min_p: Scalar
-    repetition_penalty: Scalar
-    greedy: bool = flax.struct.field(pytree_node=False)
-    truncates: bool = flax.struct.field(pytree_node=False)  # top_k or top_p is on
-    penalises: bool = flax.struct.field(pytree_node=False)
+    Values are arrays, so changing them causes no recompilation. A part is compiled if any row uses
+    it; it changes nothing in rows whose value turns it off.
+    """
+
+    greedy_B: Bool[Array, 'B'] | Bool[np.ndarray, 'B']  # always the likeliest token
+    temperature_B: Floats
+    top_k_B: Floats  # the vocabulary's size: off
+    top_p_B: Floats  # infinity: off, because sums of probabilities may round to 1 early
+    min_p_B: Floats
+    repetition_penalty_B: Floats
+    draws: bool = flax.struct.field(pytree_node=False)  # some row is not greedy
+    truncates: bool = flax.struct.field(pytree_node=False)  # some row has top_k or top_p
+    penalises: bool = flax.struct.field(pytree_node=False)  # some row has a repetition penalty
 
 
-def make_rule(config: SampleConfig, *, vocab_size: int) -> SamplingRule:
-    """Returns the sampling rule of a config."""
+def make_rule(configs: Sequence[SampleConfig], *, vocab_size: int) -> SamplingRule:
+    """Returns the sampling rules of rows with these configs."""
+
+    def values(read: Callable[[SampleConfig], float]) -> np.ndarray:
+        return np.array([read(config) for config in configs], np.float32)
+
+    top_k_B = values(lambda config: min(config.top_k or vocab_size, vocab_size))
+    top_p_B = values(lambda config: config.top_p if config.top_p < 1 else np.inf)
+    penalty_B = values(lambda config: config.repetition_penalty)
+    greedy_B = np.array([config.temperature == 0 for config in configs])
     return SamplingRule(
-        temperature=np.float32(config.temperature or 1.0),
-        top_k=np.float32(min(config.top_k or vocab_size, vocab_size)),
-        top_p=np.float32(config.top_p if config.top_p < 1 else np.inf),
-        min_p=np.float32(config.min_p),
-        repetition_penalty=np.float32(config.repetition_penalty),
-        greedy=config.temperature == 0,
-        truncates=config.top_k > 0 or config.top_p < 1,
-        penalises=config.repetition_penalty != 1,
+        greedy_B=greedy_B,
+        temperature_B=values(lambda config: config.temperature or 1.0),
+        top_k_B=top_k_B,
+        top_p_B=top_p_B,
+        min_p_B=values(lambda config: config.min_p),
+        repetition_penalty_B=penalty_B,
+        draws=not greedy_B.all(),
+        truncates=any(config.top_k > 0 or config.top_p < 1 for config in configs),
+        penalises=any(config.repetition_penalty != 1 for config in configs),
     )
 
 
@@ -51,23 +67,24 @@ def filter_logits(
     the penalty reads `seen_BV`.
     """
     if rule.penalises:
-        penalty = rule.repetition_penalty
-        penalised_BV = jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
+        penalty_B1 = rule.repetition_penalty_B[:, None]
+        penalised_BV = jnp.where(logits_BV > 0, logits_BV / penalty_B1, logits_BV * penalty_B1)
         logits_BV = jnp.where(seen_BV, penalised_BV, logits_BV)
-    if rule.greedy:
+    if not rule.draws:
         return logits_BV
-    logits_BV = logits_BV / rule.temperature
+    logits_BV = logits_BV / rule.temperature_B[:, None]
     if rule.truncates:
-        logits_BV = _keep_likeliest(logits_BV, jnp.ones_like(logits_BV), rule.top_k)
-        logits_BV = _keep_likeliest(logits_BV, jax.nn.softmax(logits_BV, axis=-1), rule.top_p)
+        logits_BV = _keep_likeliest(logits_BV, jnp.ones_like(logits_BV), rule.top_k_B)
+        logits_BV = _keep_likeliest(logits_BV, jax.nn.softmax(logits_BV, axis=-1), rule.top_p_B)
     likeliest_B1 = logits_BV.max(axis=-1, keepdims=True)
-    return jnp.where(logits_BV >= likeliest_B1 + jnp.log(rule.min_p), logits_BV, -jnp.inf)
+    least_B1 = likeliest_B1 + jnp.log(rule.min_p_B)[:, None]
+    return jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
 
 
 def _keep_likeliest(
-    logits_BV: Float[Array, 'B V'], weights_BV: Float[Array, 'B V'], limit: Float[Array, '']
+    logits_BV: Float[Array, 'B V'], weights_BV: Float[Array, 'B V'], limit_B: Float[Array, 'B']
 ) -> Float[Array, 'B V']:
-    """Keeps each logit for which the weights of all greater logits sum to less than `limit`.
+    """Keeps each logit for which the weights of all greater logits sum to less than `limit_B`.
 
     Bisects the bits of the smallest kept logit with 32 sums over the vocabulary: as exact as a
     sort and about ten times faster.
@@ -79,7 +96,7 @@ def _keep_likeliest(
         low_B1, high_B1 = bounds
         middle_B1 = (low_B1 & high_B1) + ((low_B1 ^ high_B1) >> 1)  # no overflow
         greater_B1 = jnp.where(order_BV > middle_B1, weights_BV, 0).sum(-1, keepdims=True)
-        stays_B1 = greater_B1 < limit
+        stays_B1 = greater_B1 < limit_B[:, None]
         return jnp.where(stays_B1, low_B1, middle_B1 + 1), jnp.where(stays_B1, middle_B1, high_B1)
 
     greatest_B1 = order_BV.max(-1, keepdims=True)
@@ -96,6 +113,8 @@ def sample(
 ) -> Int[Array, 'B']:
     """Draws one token per row. The draw depends only on the key and logits of its row."""
     logits_BV = filter_logits(logits_BV, seen_BV, rule)
-    if rule.greedy:
-        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
+    likeliest_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    if not rule.draws:
+        return likeliest_B
+    drawn_B = jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
+    return jnp.where(rule.greedy_B, likeliest_B, drawn_B)

@@ -280,9 +280,9 @@ def _sampling(walk: Walk, sampling: SampleConfig | None) -> Step:
     for name, config in rules.items():
         finalize_sample(config)
         config = dataclasses.replace(config, repetition_penalty=1.0)
-        rule = make_rule(config, vocab_size=len(logits))
+        rule = make_rule([config], vocab_size=len(logits))
         kept = np.asarray(_filter(jnp.asarray(logits[None]), None, rule)[0], np.float64)
-        if rule.greedy:
+        if config.temperature == 0:
             kept = np.where(np.arange(len(kept)) == kept.argmax(), 0.0, -np.inf)
         exponents = np.exp(kept - kept.max())
         columns[name] = exponents / exponents.sum()

@@ -45,12 +45,12 @@ def attend_blocked(
     """Computes attention without most masked scores; dropout masks equal plain attention's.
 
     Raises:
-        ValueError: there are segments, padding or a cache; see `blocked_takes`.
+        ValueError: there are segments or a cache; see `blocked_takes`.
     """
     B, L, H, K = q_BLHK.shape
     G = k_BSGK.shape[2]
     if not blocked_takes(options, queries=L, keys=k_BSGK.shape[1]):
-        raise ValueError('blocked attention takes no segments, no padding and no cache')
+        raise ValueError('blocked attention takes no segments and no cache')
     out_BGRLK = _attend(
         (options.window, options.soft_cap, options.dropout_rate),
         q_BLHK.reshape(B, L, G, H // G, K).transpose(0, 2, 3, 1, 4),
@@ -63,7 +63,7 @@ def attend_blocked(
 
 
 def blocked_takes(options: ScoreOptions, *, queries: int, keys: int) -> bool:
-    """Returns whether the blocks support this call: no packed documents, padding or cache."""
+    """Returns whether the blocks support this call: no packed documents and no cache."""
     return options.is_causal_only and queries == keys
 
 
@@ -81,7 +81,7 @@ def _forward(static, q_BGRLK, k_BGSK, v_BGSK, slopes_H, dropout_key):
         scores_BGRLS *= q_BGRLK.shape[-1] ** -0.5
         scores_BGRLS = soften(scores_BGRLS, soft_cap)
         capped_BGRLS = scores_BGRLS if soft_cap else None
-        mask = AttentionMask(first_query_slot=queries.start - keys.start)
+        mask = AttentionMask(first_query_slot_B=jnp.array([queries.start - keys.start]))
         scores_BGRLS = hide_masked(scores_BGRLS, mask=mask, window=window, slopes_H=slopes_H)
         exponentials_BGRLS = jnp.exp(scores_BGRLS - scores_BGRLS.max(-1, keepdims=True))
         inverse_BGRL1 = 1 / exponentials_BGRLS.sum(-1, keepdims=True)

@@ -24,7 +24,7 @@ def attend_cudnn(
     if options.soft_cap or options.slopes_H is not None or options.drops:
         raise ValueError('cudnn attention has no soft cap, no score slopes and no dropout')
     if not options.is_causal_only:
-        raise ValueError('cudnn attention takes no segments and no padding')
+        raise ValueError('cudnn attention takes no segments and no cache')
     window = options.window
     return jax.nn.dot_product_attention(
         q_BLHK,

@@ -43,13 +43,13 @@ def attend_ring(
     sharded gets a ring of one device.
 
     Raises:
-        ValueError: padding or a cache was given.
+        ValueError: a cache was given.
         UserError: dropout got a key of a generator other than threefry.
     """
     B, L, H, _ = q_BLHK.shape
     mask = options.mask
-    if mask.first_slot_B is not None or k_BSGK.shape[1] != L:  # every cache has first_slot_B
-        raise ValueError('ring attention takes no padding and no cache')
+    if mask.first_query_slot_B is not None or k_BSGK.shape[1] != L:
+        raise ValueError('ring attention takes no cache')
     G = k_BSGK.shape[2]
     kv_heads = 'kv_heads'
     if mesh_axes('heads', H) != mesh_axes('kv_heads', G):  # a device would lack keys it needs

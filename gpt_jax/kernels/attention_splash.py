@@ -39,8 +39,8 @@ def attend_splash(
     if options.slopes_H is not None or options.drops:
         raise ValueError('splash attention has no score slopes and no dropout')
     mask = options.mask
-    if mask.first_slot_B is not None or q_BLHK.shape[1] != k_BSGK.shape[1]:
-        raise ValueError('splash attention takes no padding and no cache')
+    if mask.first_query_slot_B is not None or q_BLHK.shape[1] != k_BSGK.shape[1]:
+        raise ValueError('splash attention takes no cache')
     H, G = q_BLHK.shape[2], k_BSGK.shape[2]
     kv_heads = 'kv_heads'
     if mesh_axes('heads', H) != mesh_axes('kv_heads', G):  # a device would lack keys it needs

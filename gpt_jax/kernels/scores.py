@@ -15,24 +15,26 @@ class AttentionMask:
     A slot is an index into the keys. Without a cache queries are in slots 0 … L-1.
     """
 
-    first_query_slot: int | Int[Array, ''] = 0  # slot of this call's first query
+    first_query_slot_B: Int[Array, '#B'] | None = None  # of each row in its cache; None: no cache
     segment_ids_BS: Int[Array, 'B S'] | None = None  # attention stays within equal ids
-    first_slot_B: Int[Array, 'B'] | None = None  # keys before it are padding
 
     def visible(self, *, length: int, keys: int, window: int) -> Bool[Array, '... L S']:
         """Returns `[1 or B, L, S]`: True where attention is allowed. `window` 0 is unlimited."""
-        query_L1 = (self.first_query_slot + jnp.arange(length))[:, None]
-        key_1S = jnp.arange(keys)[None, :]
-        visible_LS = key_1S <= query_L1
+        distance = self.distance(length=length, keys=keys)
+        visible = distance >= 0
         if window:
-            visible_LS &= key_1S > query_L1 - window
-        visible = visible_LS[None]
+            visible &= distance < window
         if self.segment_ids_BS is not None:
             segments = self.segment_ids_BS
             visible = visible & (segments[:, :, None] == segments[:, None, :])
-        if self.first_slot_B is not None:
-            visible = visible & (key_1S[None] >= self.first_slot_B[:, None, None])
         return visible
+
+    def distance(self, *, length: int, keys: int) -> Int[Array, '... L S']:
+        """Returns `[1 or B, L, S]`: the slots from each key to the query."""
+        distance_1LS = (jnp.arange(length)[:, None] - jnp.arange(keys)[None, :])[None]
+        if self.first_query_slot_B is None:
+            return distance_1LS
+        return self.first_query_slot_B[:, None, None] + distance_1LS
 
 
 @flax.struct.dataclass
@@ -53,8 +55,8 @@ class ScoreOptions:
 
     @property
     def is_causal_only(self) -> bool:
-        """True if the mask has no segments and no padding."""
-        return self.mask.segment_ids_BS is None and self.mask.first_slot_B is None
+        """True if the mask has no segments, and keys are those of this call alone."""
+        return self.mask.segment_ids_BS is None and self.mask.first_query_slot_B is None
 
 
 def hide_masked(
@@ -67,9 +69,8 @@ def hide_masked(
     """Subtracts ALiBi's penalty from the scores and replaces masked ones by `MASKED`."""
     _, G, R, L, S = scores_BGRLS.shape
     if slopes_H is not None:
-        distance_LS = mask.first_query_slot + jnp.arange(L)[:, None] - jnp.arange(S)[None, :]
-        penalty_GRLS = slopes_H.reshape(G, R, 1, 1) * distance_LS[None, None]
-        scores_BGRLS -= penalty_GRLS[None]
+        distance = mask.distance(length=L, keys=S)[:, None, None]
+        scores_BGRLS -= slopes_H.reshape(1, G, R, 1, 1) * distance
     visible = mask.visible(length=L, keys=S, window=window)
     return jnp.where(visible[:, None, None], scores_BGRLS, MASKED)
 

@@ -14,33 +14,32 @@ from gpt_jax.model.config import ModelConfig
 
 @flax.struct.dataclass
 class KVCache:
-    """The cache of a batch. Prompts of different lengths are padded on the left.
+    """The cache of a batch, whose rows have lengths of their own.
 
-    Row `b` holds its tokens in slots `first_slot_B[b]` … `length - 1`. So every row writes its
-    next token into the same slot, and token `i` of a row has position `i` whatever the padding.
-    Lowering `length` drops the tokens after it.
+    Row `b` holds its tokens in slots 0 … `length_B[b] - 1`, so token `i` has position `i`. What is
+    in later slots is never read. Lowering a length drops the tokens after it.
     """
 
     layers: tuple[LayerCache, ...]
-    length: Int[Array, '']  # filled slots
-    first_slot_B: Int[Array, 'B']
+    length_B: Int[Array, 'B']  # filled slots
 
-    def grow(self, slots: int) -> 'KVCache':
-        """Returns the cache with room for `slots` tokens; empty slots are added at the end."""
+    def resize(self, slots: int) -> 'KVCache':
+        """Returns the cache with room for `slots` tokens; longer rows lose their last ones."""
 
-        def pad(x_BGSK: jax.Array) -> jax.Array:
-            return jnp.pad(x_BGSK, ((0, 0), (0, 0), (0, slots - x_BGSK.shape[2]), (0, 0)))
+        def fit(x_BGSK: jax.Array) -> jax.Array:
+            missing = max(0, slots - x_BGSK.shape[2])
+            return jnp.pad(x_BGSK[:, :, :slots], ((0, 0), (0, 0), (0, missing), (0, 0)))
 
-        return self.replace(layers=jax.tree.map(pad, self.layers))
+        return KVCache(jax.tree.map(fit, self.layers), jnp.minimum(self.length_B, slots))
 
 
-def make_cache(config: ModelConfig, *, first_slot_B: Int[Array, 'B'], slots: int) -> KVCache:
-    """Returns an empty cache in the compute dtype; row b has `first_slot_B[b]` padding slots."""
-    B, dtype = first_slot_B.shape[0], jnp.dtype(config.precision.compute)
+def make_cache(config: ModelConfig, *, rows: int, slots: int) -> KVCache:
+    """Returns an empty cache in the compute dtype."""
+    dtype = jnp.dtype(config.precision.compute)
     shapes = config.attention.cache_shapes(config)
-    zeros = {name: jnp.zeros((B, G, slots, K), dtype) for name, (G, K) in shapes.items()}
+    zeros = {name: jnp.zeros((rows, G, slots, K), dtype) for name, (G, K) in shapes.items()}
     layers = tuple(LayerCache(dict(zeros)) for _ in range(config.num_layers))
-    return KVCache(layers, jnp.zeros((), jnp.int32), first_slot_B)
+    return KVCache(layers, jnp.zeros(rows, jnp.int32))
 
 
 def cache_bytes_per_token(config: ModelConfig) -> int:

@@ -138,10 +138,9 @@ class GPT(Tapped):
         positions_BL = default_positions(B, L)
         mask = AttentionMask(segment_ids_BS=segment_ids_BL)
         if cache is not None:
-            mask = AttentionMask(first_query_slot=cache.length, first_slot_B=cache.first_slot_B)
-            positions_BL = jnp.clip(
-                positions_BL + cache.length - cache.first_slot_B[:, None], 0, c.max_seq_len - 1
-            )  # positions of padding and drafts may be out of range, but they are masked
+            mask = AttentionMask(first_query_slot_B=cache.length_B)
+            # Positions of padding and drafts may be out of range; no text sees these tokens.
+            positions_BL = jnp.minimum(positions_BL + cache.length_B[:, None], c.max_seq_len - 1)
         x = self.embedding(tokens_BL).astype(jnp.dtype(c.precision.compute))
         if c.scale_embedding:
             x *= jnp.asarray(embedding_multiplier(c), x.dtype)
@@ -165,7 +164,7 @@ class GPT(Tapped):
             x, _ = self.final_norm(x)
         x = self.tap('final_norm', x)
         if cache is not None:
-            cache = cache.replace(length=cache.length + L)
+            cache = cache.replace(length_B=cache.length_B + L)
         return x.reshape(B, L, c.d_model), cache
 
     def logits(self, x: Float[Array, '... D']) -> Float[Array, '... V']:

@@ -44,7 +44,7 @@ class TemperedAttention(Tapped):
         q_BLHK = q.reshape(B, L, H, K) * heat_H[None, None, :, None].astype(x.dtype)
         k_BSGK = shared(x).reshape(B, L, 1, K)
         if cache is not None:
-            cache = cache.write(context.mask.first_query_slot, key_and_value=k_BSGK)
+            cache = cache.write(context.mask.first_query_slot_B, key_and_value=k_BSGK)
             k_BSGK = cache.read('key_and_value')
         options = ScoreOptions(mask=context.mask, window=self.window)
         out = run_attention(self, self.kernel, q_BLHK, k_BSGK, k_BSGK, options)

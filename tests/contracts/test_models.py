@@ -19,7 +19,7 @@ from gpt_jax.parallel.rules import RULES, batch_sharding, parameter_shardings
 from tests.model_configs import ALONE, FULL, PAIRWISE, SINGLE, make_config
 
 TOKENS = np.random.default_rng(0).integers(0, 70, (2, 12)).astype(np.int32)
-PADDING = np.array([0, 3], np.int32)  # the second row decodes 3 tokens fewer, padded on the left
+LENGTHS = np.array([5, 2], np.int32)  # of two prompts, padded on the right to 5
 
 
 _jit = functools.partial(jax.jit, static_argnames='model')
@@ -49,18 +49,19 @@ def _loss_and_grads(model, params, tokens):
 
 
 @_jit
-def _cached(model, params, tokens, first_slot):
-    """Logits of a prefill of 5 and then token by token."""
+def _cached(model, params, tokens):
+    """Logits of a prefill of 5, and of 7 tokens one by one after the first LENGTHS of it."""
     executed = _executed(model, params)
-    cache = make_cache(model.config, first_slot_B=first_slot, slots=16)
+    cache = make_cache(model.config, rows=2, slots=16)
     logits, cache = model.apply({'params': executed}, tokens[:, :5], cache=cache)
 
-    def step(cache, token_B):
-        logits, cache = model.apply({'params': executed}, token_B[:, None], cache=cache)
+    def step(cache, _):
+        token_B1 = jnp.take_along_axis(tokens, cache.length_B[:, None], axis=1)
+        logits, cache = model.apply({'params': executed}, token_B1, cache=cache)
         return cache, logits[:, 0]
 
-    _, rest = jax.lax.scan(step, cache, tokens[:, 5:].T)
-    return jnp.concatenate([logits, rest.swapaxes(0, 1)], axis=1)
+    _, rest = jax.lax.scan(step, cache.replace(length_B=jnp.asarray(LENGTHS)), length=7)
+    return logits, rest.swapaxes(0, 1)
 
 
 @_jit
@@ -101,11 +102,10 @@ def check(changes):
     close(scanned_loss, loss)
     _check_grads(scanned_grads, grads, tolerance=0.1 if half else 5e-5)
 
-    close(_cached(model, params, tokens, jnp.zeros(2, jnp.int32)), logits)
-    shifted = jnp.stack([tokens[0], jnp.roll(tokens[1], PADDING[1])])
-    padded = _cached(model, params, shifted, jnp.asarray(PADDING))
-    close(padded[0], logits[0])
-    close(padded[1, PADDING[1] :], logits[1, : -PADDING[1]])
+    prefilled, stepped = _cached(model, params, tokens)
+    close(prefilled, logits[:, :5])
+    for row, length in enumerate(LENGTHS):
+        close(stepped[row], logits[row, length : length + 7])
 
     _check_causality(scanned, params, tokens)
 

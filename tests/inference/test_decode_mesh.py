@@ -1,6 +1,7 @@
 """Generation with weights that are split over devices: the same text, and no weight moves."""
 
 import functools
+import itertools
 import re
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 from gpt_jax.config_tree import freeze
-from gpt_jax.inference import decode
+from gpt_jax.inference import programs
 from gpt_jax.inference.config import SampleConfig
 from gpt_jax.inference.decode import Decoder
 from gpt_jax.inference.sampling import make_rule
@@ -59,7 +60,8 @@ def make_decoder(mesh: dict | None = None, **changes) -> Decoder:
 def generate(decoder: Decoder, **sampling) -> list[list[int]]:
     """Beyond the context, so that a text goes on from its last part too."""
     sampling = SampleConfig(max_new_tokens=110, **sampling)
-    return np.concatenate(list(decoder.generate(PROMPTS, sampling)), 1).tolist()
+    pieces = decoder.generate(PROMPTS, sampling)
+    return [list(itertools.chain(*row)) for row in zip(*pieces, strict=True)]
 
 
 @functools.cache
@@ -98,20 +100,21 @@ def test_weights_stay_where_they_are():
     """A token costs sums of activations; each device holds its part of the weights and no more."""
     decoder = make_decoder(dict(data=1, fsdp=4, tensor=2), **LLAMA)
     prompt = np.zeros((1, 32), np.int32)
-    ints, ended = np.zeros(1, np.int32), np.zeros(1, bool)
+    length, ended = np.full(1, 3, np.int32), np.zeros(1, bool)
     options = dict(settings=decoder._settings)
     state = decoder._call(
-        decode._prefill, decoder.params, prompt, ints, np.int32(3), ended, slots=128,
+        programs.prefill, decoder.params, prompt, length, ended, slots=128,
         penalises=False, **options,
     )  # fmt: skip
-    rule = make_rule(SampleConfig(temperature=0.0), vocab_size=VOCAB)
+    rule = make_rule([SampleConfig(temperature=0.0)], vocab_size=VOCAB)
+    key_data = programs.row_key_data(0, np.zeros(1, int))
     leaves, tree = jax.tree.flatten((decoder.params, state))
 
     @jax.jit
     def draw(leaves):
         params, state = jax.tree.unflatten(tree, leaves)
-        return decode._decode(
-            params, state, np.zeros(2, np.uint32), rule, np.int32(5), drafts=0, **options
+        return programs.draw_tokens(
+            params, state, key_data, rule, np.full(1, 5, np.int32), drafts=0, **options
         )
 
     compiled = decoder._call(draw.lower, leaves).compile()

@@ -65,7 +65,8 @@ RULES = {
 
 
 def rule_of(**changes):
-    return make_rule(SampleConfig(**({'temperature': 1.0} | changes)), vocab_size=V)
+    """The same rule in each of the B rows."""
+    return make_rule([SampleConfig(**({'temperature': 1.0} | changes))] * B, vocab_size=V)
 
 
 @pytest.mark.parametrize('changes', RULES.values(), ids=RULES.keys())
@@ -92,9 +93,9 @@ def test_rules_are_different():
 
 def test_what_is_off_excludes_nothing_however_unlikely():
     steep = np.array([[0.0, -30.0, -60.0, -90.0]], np.float32)
-    unseen = np.zeros((1, 4), bool)
+    steep, unseen = np.tile(steep, (B, 1)), np.zeros((B, 4), bool)
     for changes, left in ((dict(top_k=3), 3), (dict(top_k=9), 4), (dict(min_p=1e-20), 2), ({}, 4)):
-        assert np.isfinite(filter_jit(steep, unseen, rule_of(**changes))).sum() == left, changes
+        assert np.isfinite(filter_jit(steep, unseen, rule_of(**changes))).sum() == B * left, changes
 
 
 def test_excluded_tokens_stay_excluded():
@@ -127,7 +128,8 @@ def test_tokens_come_as_often_as_they_are_likely(changes):
     logits = np.array([2.0, 1.0, 0.5, 0.0, -1.0, -2.0], np.float32)
     unseen = np.zeros((draws, 6), bool)
     keys = jax.random.split(jax.random.key(0), draws)
-    rule = make_rule(SampleConfig(**({'temperature': 1.0} | changes)), vocab_size=6)
+    config = SampleConfig(**({'temperature': 1.0} | changes))
+    rule = make_rule([config] * draws, vocab_size=6)
     tokens = jax.jit(sample)(np.tile(logits, (draws, 1)), unseen, keys, rule)
     counts = np.bincount(tokens, minlength=6)
     expected = draws * softmax(filter_by_definition(logits, unseen[0], **changes))
@@ -143,11 +145,33 @@ def test_a_row_depends_on_itself_only():
     draw = jax.jit(sample)
     together = draw(LOGITS, SEEN, keys, rule)
     alone = [
-        int(draw(LOGITS[i : i + 1], SEEN[i : i + 1], keys[i : i + 1], rule)[0]) for i in range(B)
+        int(draw(*jax.tree.map(lambda x: x[i : i + 1], (LOGITS, SEEN, keys, rule)))[0])  # noqa: B023
+        for i in range(B)
     ]
     assert together.tolist() == alone
     again = draw(LOGITS, SEEN, jax.random.split(jax.random.key(8), B), rule)
     assert again.tolist() != alone
+
+
+def test_rows_have_rules_of_their_own():
+    """Bit for bit those of a batch in which all rows have them, whatever the others turn on."""
+    own = [
+        dict(temperature=0.0, repetition_penalty=3.0),
+        dict(top_k=3, repetition_penalty=0.5),
+        dict(temperature=3.0),
+        dict(temperature=0.7, top_p=0.6, min_p=0.1),
+    ]
+    configs = [SampleConfig(**({'temperature': 1.0} | changes)) for changes in own]
+    mixed = make_rule(configs, vocab_size=V)
+    assert (mixed.draws, mixed.truncates, mixed.penalises) == (True, True, True)
+    keys = jax.random.split(jax.random.key(0), B)
+    tokens = jax.jit(sample)(LOGITS, SEEN, keys, mixed)
+    filtered = filter_jit(LOGITS, SEEN, mixed)
+    for row, changes in enumerate(own):
+        rule = rule_of(**changes)
+        assert tokens[row] == jax.jit(sample)(LOGITS, SEEN, keys, rule)[row], changes
+        if rule.draws:
+            np.testing.assert_array_equal(filtered[row], filter_jit(LOGITS, SEEN, rule)[row])
 
 
 WRONG = dict(

@@ -6,7 +6,7 @@ import pytest
 
 from gpt_jax.inference import decode
 from gpt_jax.inference.decode import Decoder
-from gpt_jax.inference.speculative import count_accepted, end_drafts, propose
+from gpt_jax.inference.speculative import count_accepted, find_ends, propose
 from tests.inference.test_decode import PROMPTS, build, generate, make_model
 
 
@@ -28,25 +28,23 @@ def test_drafts_follow_the_definition():
     random = np.random.default_rng(0)
     for length, slots in ((2, 12), (7, 12), (12, 12), (30, 40)):
         text_BS = random.integers(0, 4, (20, slots))
-        first_B = random.integers(0, length - 1, 20)
-        drafts = propose(jnp.asarray(text_BS), jnp.int32(length), jnp.asarray(first_B), count=5)
+        length_B = random.integers(2, length + 1, 20)
+        drafts = propose(jnp.asarray(text_BS), jnp.asarray(length_B), count=5)
         expected = [
-            propose_by_definition(row[first:length].tolist(), count=5)
-            for row, first in zip(text_BS, first_B, strict=True)
+            propose_by_definition(row[:own].tolist(), count=5)
+            for row, own in zip(text_BS, length_B, strict=True)
         ]
         assert drafts.tolist() == expected
 
 
-def test_rows_advance_together_and_ended_rows_wait_for_nobody():
+def test_each_row_accepts_its_own_drafts_and_none_after_its_end():
     eot = 9
-    tokens = jnp.array([[1, 2, 3, 4], [5, eot, 3, 4], [6, 7, 8, 8]])
-    drafts, ended = end_drafts(tokens, jnp.array([False, False, True]), eot_id=eot)
-    assert drafts.tolist() == [[1, 2, 3, 4], [5, eot, eot, eot], [eot] * 4]
-    assert ended.tolist() == [[False] * 4, [False, True, True, True], [True] * 4]
-    drawn = jnp.array([[2, 3, 0], [eot, 0, 0], [0, 0, 0]])
-    assert count_accepted(drafts[:, 1:], drawn, ended[:, :-1]) == 2
-    assert count_accepted(drafts[1:, 1:], drawn[1:], ended[1:, :-1]) == 1, 'all ended'
-    assert count_accepted(drafts[:, 1:], drawn.at[1, 0].set(0), ended[:, :-1]) == 0
+    tokens = jnp.array([[1, 2, 3, 4], [5, eot, 3, 4], [eot, 7, 8, 8], [1, 2, 3, 4]])
+    ended = find_ends(tokens, eot_id=eot)
+    rows = [[False] * 4, [False, True, True, True], [True] * 4, [False] * 4]
+    assert ended.tolist() == rows
+    drawn = jnp.array([[2, 3, 0], [eot, 3, 4], [7, 8, 8], [0, 3, 4]])
+    assert count_accepted(tokens[:, 1:], drawn, ended[:, :-1]).tolist() == [2, 1, 0, 0]
 
 
 ARCHITECTURES = {

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -196,7 +195,7 @@ def test_costs_are_those_of_the_rest_of_the_package(name):
     assert 3 * cost.flops_per_token == pytest.approx(train_flops_per_token(config, length=length))
     norm = sum(leaf.size for leaf in jax.tree.leaves(inspector.params['final_norm']))
     assert cost.output_flops == 2 * (config.vocab_size * config.d_model + norm)
-    cache = make_cache(config, first_slot_B=jnp.zeros(1, jnp.int32), slots=length)
+    cache = make_cache(config, rows=1, slots=length)
     arrays = jax.tree.leaves(cache.layers)
     assert cost.cache_bytes.values.sum() == sum(x.size * x.dtype.itemsize for x in arrays)
     if name.startswith('post'):

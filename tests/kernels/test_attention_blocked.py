@@ -93,8 +93,8 @@ def test_other_masks_are_left_to_the_plain_attention():
     segments = jnp.asarray([[0] * 9 + [1] * 7, [0] * 3 + [1] * 13])
     for mask, queries in (
         (AttentionMask(segment_ids_BS=segments), 16),
-        (AttentionMask(first_slot_B=jnp.asarray([0, 3])), 16),
-        (AttentionMask(first_query_slot=11), 5),
+        (AttentionMask(first_query_slot_B=jnp.asarray([0, 0])), 16),
+        (AttentionMask(first_query_slot_B=jnp.asarray([11, 3])), 5),
     ):
         assert find(ScoreOptions(mask=mask), queries=queries) is None
         with pytest.raises(ValueError, match='blocked attention takes no segments'):

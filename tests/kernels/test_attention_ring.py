@@ -280,16 +280,16 @@ def test_a_scan_over_layers_keeps_no_block_of_scores_or_masks(monkeypatch):
     assert not re.search(r'\[(\d+,){6}\d+\]', program)
 
 
-def test_it_refuses_padding():
-    mask = AttentionMask(first_slot_B=jnp.zeros(B, jnp.int32))
-    with pytest.raises(ValueError, match='ring attention takes no padding and no cache'):
+def test_it_refuses_slots_of_a_cache():
+    mask = AttentionMask(first_query_slot_B=jnp.zeros(B, jnp.int32))
+    with pytest.raises(ValueError, match='ring attention takes no cache'):
         attend_ring(*inputs(length=8), ScoreOptions(mask=mask))
 
 
 def test_it_refuses_a_cache():
     q, _, _ = inputs(length=8)
     _, k, v = inputs(length=16)
-    with pytest.raises(ValueError, match='ring attention takes no padding and no cache'):
+    with pytest.raises(ValueError, match='ring attention takes no cache'):
         attend_ring(q, k, v, ScoreOptions())
 
 

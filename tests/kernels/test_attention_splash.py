@@ -145,7 +145,7 @@ def test_the_model_with_it_equals_the_model_with_the_reference(remat, monkeypatc
 REFUSED = {
     'slopes': lambda: dict(slopes_H=jnp.ones(H)),
     'dropout': lambda: dict(dropout_rate=0.1, dropout_key=jax.random.key(0)),
-    'padding': lambda: dict(mask=AttentionMask(first_slot_B=jnp.zeros(B, jnp.int32))),
+    'cache': lambda: dict(mask=AttentionMask(first_query_slot_B=jnp.zeros(B, jnp.int32))),
 }
 
 

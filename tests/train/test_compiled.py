@@ -95,6 +95,6 @@ def test_nothing_compiles_twice(tmp_path):
             assert counts['jit(train_steps)'] == 1
             assert counts['jit(train_step)'] == 0
             assert counts['jit(eval_step)'] == 1
-            assert counts['jit(_decode)'] <= 1
+            assert counts['jit(draw_tokens)'] <= 1
     finally:
         jax.monitoring.unregister_event_duration_listener(count)

@@ -97,7 +97,7 @@ class DifferentialAttention(Tapped):
             q_BLHK = position.rotate(c, q_BLHK, context.positions_BL)
             k_BSGK = position.rotate(c, k_BSGK, context.positions_BL)
         if cache is not None:
-            cache = cache.write(context.mask.first_query_slot, key=k_BSGK, value=v_BSGV)
+            cache = cache.write(context.mask.first_query_slot_B, key=k_BSGK, value=v_BSGV)
             k_BSGK, v_BSGV = cache.read('key'), cache.read('value')
         scores = score_options(c, context, window=self.window, dropout_key=dropout_key)
         if scores.slopes_H is not None:

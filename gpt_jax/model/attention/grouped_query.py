@@ -102,7 +102,7 @@ class GroupedQueryAttention(Tapped):
             k_BSGK = position.rotate(c, k_BSGK, context.positions_BL)
         q_BLHK = self._scale(q_BLHK, context)
         if cache is not None:
-            cache = cache.write(context.mask.first_query_slot, key=k_BSGK, value=v_BSGK)
+            cache = cache.write(context.mask.first_query_slot_B, key=k_BSGK, value=v_BSGK)
             k_BSGK, v_BSGK = cache.read('key'), cache.read('value')
         scores = score_options(c, context, window=self.window, dropout_key=dropout_key)
         out_BLHK = run_attention(self, self.kernel, q_BLHK, k_BSGK, v_BSGK, scores)

@@ -160,7 +160,7 @@ class LatentAttention(Tapped):
         latent_BS1X = jnp.concatenate([c_BS1R, r_BS1P], -1)
         rows = x.shape[:-1]  # leading dimensions of the latents in the up-projection
         if cache is not None:
-            cache = cache.write(context.mask.first_query_slot, latent=latent_BS1X)
+            cache = cache.write(context.mask.first_query_slot_B, latent=latent_BS1X)
             latent_BS1X = cache.read('latent')
             rows = (B, latent_BS1X.shape[1])
         scores = score_options(c, context, window=self.window, dropout_key=dropout_key)

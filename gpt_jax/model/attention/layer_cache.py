@@ -20,12 +20,32 @@ class LayerCache:
         """Returns an array as attention takes it."""
         return self.arrays[name].swapaxes(1, 2)
 
-    def write(self, slot: Int[Array, ''], **new: Float[Array, 'B L _ _']) -> 'LayerCache':
-        """Returns the cache with `L` new tokens of each array from `slot` on."""
-        start = (0, 0, slot, 0)
+    def write(self, slot_B: Int[Array, 'B'], **new: Float[Array, 'B L _ _']) -> 'LayerCache':
+        """Returns the cache with `L` new tokens of each array, in row b from `slot_B[b]` on.
+
+        A row without room for all of them stays as it is.
+        """
         return LayerCache(
-            {
-                name: jax.lax.dynamic_update_slice(self.arrays[name], x.swapaxes(1, 2), start)
-                for name, x in new.items()
-            }
+            {name: _write(self.arrays[name], slot_B, x.swapaxes(1, 2)) for name, x in new.items()}
         )
+
+
+def _write(
+    old_BGSK: Float[Array, 'B G S K'], slot_B: Int[Array, 'B'], new_BGLK: Float[Array, 'B G L K']
+) -> Float[Array, 'B G S K']:
+    """Writes the window of each row at its slot, in place if XLA may reuse the array."""
+    return jax.lax.scatter(
+        old_BGSK,
+        slot_B[:, None],
+        new_BGLK,
+        jax.lax.ScatterDimensionNumbers(
+            update_window_dims=(1, 2, 3),
+            inserted_window_dims=(),
+            scatter_dims_to_operand_dims=(2,),
+            operand_batching_dims=(0,),
+            scatter_indices_batching_dims=(0,),
+        ),
+        indices_are_sorted=True,
+        unique_indices=True,
+        mode=jax.lax.GatherScatterMode.FILL_OR_DROP,
+    )

@@ -1,0 +1,1 @@
+"""Generation for many users at once."""

@@ -1,0 +1,28 @@
+"""The config of the engine that serves many texts at once."""
+
+import dataclasses
+
+from gpt_jax.config_tree import check_domains, count, positive, whole
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class ServeConfig:
+    """The size of the engine, and how long requests may wait and run."""
+
+    rows: int = whole(8, low=1, high=4096)  # texts that are generated at the same time
+    queue: int = count(64)  # requests that may wait for a row
+    queue_seconds: float = positive(60.0)  # a request that waits longer fails
+    request_seconds: float = positive(600.0)  # a text that takes longer, waiting included, fails
+    prefill_chunk: int = whole(
+        128, low=16
+    )  # tokens of prompts between two tokens of the other texts
+    logprobs: bool = False  # also yield the log-probability of each token
+
+
+def finalize_serve(config: ServeConfig) -> None:
+    """Checks the values.
+
+    Raises:
+        UserError: a value cannot work; the message names its key.
+    """
+    check_domains(config, 'config.serve')

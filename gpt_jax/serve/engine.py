@@ -1,0 +1,408 @@
+"""Continuous batching: texts join and leave a batch of fixed rows while it is decoded.
+
+The rows of one decoding state are lent to requests. In each turn the worker thread gives free rows
+to waiting requests, puts a part of their prompts into the cache, and draws a few tokens of all
+other texts. The programs are those of `gpt_jax.inference.programs`, so a text is the one that
+`--mode generate` writes, up to rounding, whoever shares the batch.
+
+A free row keeps its tokens. A request takes the free row that has most of the beginning of its
+prompt, and only puts the rest into the cache.
+"""
+
+import collections
+import dataclasses
+import logging
+import threading
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from gpt_jax.errors import UserError
+from gpt_jax.inference.config import SampleConfig, finalize_sample
+from gpt_jax.inference.decode import LEAST_CAPACITY, Decoder
+from gpt_jax.inference.generate import Prompt, TextRow, make_decoder
+from gpt_jax.inference.programs import row_key_data
+from gpt_jax.inference.sampling import SamplingRule, make_rule
+from gpt_jax.model.cache import cache_bytes_per_token
+from gpt_jax.model.config import ModelConfig
+from gpt_jax.serve.config import ServeConfig, finalize_serve
+from gpt_jax.serve.request import (
+    EngineStoppedError,
+    QueueFullError,
+    Request,
+    RequestTimeoutError,
+    ServeError,
+)
+from gpt_jax.tokenizer import Tokenizer
+
+NARROW = 16  # tokens of the smaller chunk of a prompt
+TURN_SECONDS = 0.05  # of drawing tokens before the host looks at requests again
+MOST_PER_TURN = 32  # tokens per text and turn
+GREEDY = SampleConfig(temperature=0.0)
+
+
+@dataclasses.dataclass(eq=False)
+class _Row:
+    """A row of the batch, as the host knows it."""
+
+    number: int
+    tokens: list[int] = dataclasses.field(default_factory=list)  # in its slots of the cache
+    request: Request | None = None
+    waiting: list[int] = dataclasses.field(default_factory=list)  # not yet in the cache
+    drawn: int = 0
+    outgrew: bool = False  # the text goes on from its last part
+    freed: int = 0  # turn in which its last text ended
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineStatus:
+    """The load of an engine, and what it did since its start."""
+
+    running: int  # requests with a row
+    waiting: int  # requests without
+    slots: int  # of the cache, per row, at present
+    finished: int  # requests that ended, for whatever reason
+    prompt_tokens: int  # of all requests that got a row
+    reused_tokens: int  # of these, found in the cache
+    drawn_tokens: int
+
+
+class Engine:
+    """A model that serves many requests at once; `submit` may be called from any thread.
+
+    Attributes:
+      programs: number of programs that were compiled before the first request; none is later.
+      cache_bytes: of the cache when it is largest.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: Any,
+        tokenizer: Tokenizer,
+        serve: ServeConfig | None = None,
+    ):
+        """Compiles every program, and starts the worker.
+
+        Raises:
+            UserError: a setting cannot work, or the run has several processes.
+        """
+        self._serve = serve or ServeConfig()
+        finalize_serve(self._serve)
+        if jax.process_count() > 1:
+            raise UserError('serving runs in one process; start it on one machine')
+        self._tokenizer = tokenizer
+        self._decoder: Decoder = make_decoder(config, params, tokenizer)
+        self._vocab_size = tokenizer.vocab_size
+        count = max(self._serve.rows, self._decoder.least_rows)
+        self._rows = [_Row(number) for number in range(count)]
+        self._rungs = _rungs(config.max_seq_len + NARROW)
+        self.cache_bytes = (
+            cache_bytes_per_token(self._decoder.executed_config) * count * self._rungs[-1]
+        )
+        self._keys = np.repeat(row_key_data(0, np.zeros(1, int)), count, axis=0)
+        self._per_turn = 1  # tokens of each text
+        self._turn = 0
+        self._counts = collections.Counter[str]()
+        self._queue = collections.deque[Request]()
+        self._wakes = threading.Condition()
+        self._error: ServeError | None = None
+        self.programs = self._warm_up()
+        self._thread = threading.Thread(target=self._work, name='engine', daemon=True)
+        self._thread.start()
+
+    def __str__(self) -> str:
+        return (
+            f'{len(self._rows)} rows of up to {self._rungs[-1]:,} slots: a cache of at most '
+            f'{self.cache_bytes / 1e6:,.1f} MB; {self.programs} programs compiled'
+        )
+
+    def submit(self, prompt: Prompt, sampling: SampleConfig, *, sample: int = 0) -> Request:
+        """Queues a request.
+
+        Args:
+          prompt: a text, or its ids.
+          sampling: as for `--mode generate`; `num_samples`, `chunk` and `draft_tokens` change
+            nothing here.
+          sample: the number of the text among those of its prompt; others draw other tokens.
+
+        Raises:
+            UserError: a setting cannot work, or the prompt is empty or longer than the context.
+            QueueFullError: as many requests wait as may wait.
+            EngineStoppedError: the engine is closed, or its worker failed.
+        """
+        finalize_sample(sampling)
+        request = Request(TextRow(prompt, self._tokenizer, sampling.stop), sampling, sample=sample)
+        self._decoder.check_prompt(request.prompt)
+        with self._wakes:
+            if self._error is not None:
+                raise self._error
+            if len(self._queue) >= self._serve.queue:
+                raise QueueFullError(
+                    f'{len(self._queue)} requests wait (config.serve.queue); try again later'
+                )
+            self._queue.append(request)
+            self._wakes.notify()
+        return request
+
+    def status(self) -> EngineStatus:
+        """Returns the load and the counts."""
+        with self._wakes:
+            return EngineStatus(
+                running=sum(row.request is not None for row in self._rows),
+                waiting=len(self._queue),
+                slots=self._slots,
+                finished=self._counts['finished'],
+                prompt_tokens=self._counts['prompt_tokens'],
+                reused_tokens=self._counts['reused_tokens'],
+                drawn_tokens=self._counts['drawn_tokens'],
+            )
+
+    def close(self) -> None:
+        """Stops the worker after its turn; requests that have not ended fail."""
+        self._stop(EngineStoppedError('the engine is closed'))
+        self._thread.join()
+
+    def __enter__(self) -> 'Engine':
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _warm_up(self) -> int:
+        """Runs every program once on empty rows; returns their number, and sets the state."""
+        rows, slots = len(self._rows), self._rungs[0]
+        state = self._decoder.empty(rows=rows, slots=slots, logprobs=self._serve.logprobs)
+        count = 1
+        for slots in self._rungs:
+            if slots > state.text_BS.shape[1]:
+                state = self._decoder.resize(state, slots=slots)
+                count += 1
+            for width in self._widths(0, slots):
+                state = self._decoder.extend(state, [0], row=0, start=0, width=width)
+                count += 1
+            for is_full in (False, True):
+                limit = np.zeros(len(self._rows), np.int32)
+                state = self._decoder.draw(state, self._keys, self._rule(is_full), limit)
+                count += 1
+        for slots in self._rungs[-2::-1]:
+            state = self._decoder.resize(state, slots=slots)
+            count += 1
+        self._state = jax.block_until_ready(state)
+        return count
+
+    @property
+    def _slots(self) -> int:
+        return self._state.text_BS.shape[1]
+
+    def _rule(self, is_full: bool) -> SamplingRule:
+        """Returns the rules of the rows, in one of two variants that are compiled."""
+        configs = [row.request.sampling if row.request else GREEDY for row in self._rows]
+        rule = make_rule(configs, vocab_size=self._vocab_size)
+        return rule.replace(draws=True, truncates=is_full, penalises=is_full)
+
+    def _widths(self, start: int, slots: int) -> list[int]:
+        """Returns the widths of chunks that fit into `slots` from `start` on."""
+        return [
+            width for width in sorted({NARROW, self._serve.prefill_chunk}) if start + width <= slots
+        ]
+
+    def _stop(self, error: ServeError) -> None:
+        with self._wakes:
+            self._error = self._error or error
+            self._wakes.notify()
+
+    def _work(self) -> None:
+        """Runs turns until the engine stops; then fails all requests."""
+        try:
+            while self._wait():
+                self._take_turn()
+        except Exception as error:
+            logging.exception('the engine failed')
+            failure = EngineStoppedError(f'the engine failed: {error}')
+            failure.__cause__ = error
+            self._stop(failure)
+        with self._wakes:
+            requests = [row.request for row in self._rows if row.request] + list(self._queue)
+            self._queue.clear()
+        for request in requests:
+            request.end(self._error)
+
+    def _wait(self) -> bool:
+        """Waits for something to do; returns False if the engine stops."""
+        with self._wakes:
+            self._wakes.wait_for(
+                lambda: self._error or self._queue or any(row.request for row in self._rows)
+            )
+            return self._error is None
+
+    def _take_turn(self) -> None:
+        self._turn += 1
+        self._drop()
+        self._admit()
+        room = self._serve.prefill_chunk
+        while room > 0 and (filling := [row for row in self._rows if row.waiting]):
+            room -= self._fill(min(filling, key=lambda row: row.request.started))
+        drawing = [row for row in self._rows if row.request and not row.waiting]
+        if drawing:
+            self._draw(drawing)
+
+    def _drop(self) -> None:
+        """Ends requests that are cancelled or late."""
+        now = time.monotonic()
+        serve = self._serve
+        with self._wakes:
+            queue = list(self._queue)
+            self._queue.clear()
+            for request in queue:
+                waited = now - request.submitted
+                if request.is_cancelled:
+                    self._end(request)
+                elif waited > min(serve.queue_seconds, serve.request_seconds):
+                    self._end(
+                        request,
+                        RequestTimeoutError(
+                            f'no row became free in {waited:.1f} s (config.serve.queue_seconds)'
+                        ),
+                    )
+                else:
+                    self._queue.append(request)
+        for row in self._rows:
+            if row.request is None:
+                continue
+            took = now - row.request.submitted
+            if row.request.is_cancelled:
+                self._free(row)
+            elif took > serve.request_seconds:
+                late = f'the text took longer than {took:.1f} s (config.serve.request_seconds)'
+                self._free(row, RequestTimeoutError(late))
+
+    def _admit(self) -> None:
+        """Gives free rows to the requests that have waited longest."""
+        with self._wakes:
+            free = [row for row in self._rows if row.request is None]
+            while self._queue and free:
+                request = self._queue.popleft()
+                row = max(free, key=lambda row: (_shared(row.tokens, request.prompt), -row.freed))
+                free.remove(row)
+                self._lend(row, request)
+        most = max((self._needs(row) for row in self._rows if row.request), default=0)
+        smaller = [slots for slots in self._rungs if 4 * slots <= self._slots and slots >= most]
+        if smaller:
+            self._resize(smaller[0])
+
+    def _lend(self, row: _Row, request: Request) -> None:
+        request.started = time.monotonic()
+        request.reused = _shared(row.tokens, request.prompt)
+        row.request, row.drawn, row.outgrew = request, 0, False
+        row.tokens, row.waiting = (
+            request.prompt[: request.reused],
+            request.prompt[request.reused :],
+        )
+        self._keys[row.number] = row_key_data(request.sampling.seed, np.array([request.sample]))[0]
+        self._counts['prompt_tokens'] += len(request.prompt)
+        self._counts['reused_tokens'] += request.reused
+
+    def _needs(self, row: _Row) -> int:
+        """Returns the slots that a text needs until its end."""
+        length = len(row.request.prompt) + row.request.sampling.max_new_tokens + NARROW
+        return min(length, self._rungs[-1])
+
+    def _fill(self, row: _Row) -> int:
+        """Puts the next chunk of a row's tokens into the cache, and returns its width."""
+        start, count = len(row.tokens), len(row.waiting)
+        widths = self._widths(start, self._rungs[-1])
+        wide = len(widths) > 1 and count > widths[-1] // 2
+        width = widths[-1] if wide else widths[0]
+        self._make_room(start + width)
+        chunk = row.waiting[:width]
+        self._state = self._decoder.extend(
+            self._state,
+            chunk,
+            row=row.number,
+            start=start,
+            width=width,
+            outgrew=row.outgrew,
+        )
+        row.tokens, row.waiting = row.tokens + chunk, row.waiting[width:]
+        return width
+
+    def _draw(self, rows: list[_Row]) -> None:
+        """Draws the next tokens of the rows, and hands them to their requests.
+
+        That is one token while prompts wait, so that rows do not stay empty for long.
+        """
+        is_filling = any(row.waiting for row in self._rows)
+        most = 1 if is_filling else self._per_turn
+        context = self._decoder.config.max_seq_len
+        limit = np.array([row.drawn for row in self._rows], np.int32)
+        for row in rows:
+            limit[row.number] += min(
+                most,
+                row.request.sampling.max_new_tokens - row.drawn,
+                context + 1 - len(row.tokens),
+            )
+        self._make_room(max(len(row.tokens) for row in rows) + most)
+        full = make_rule([row.request.sampling for row in rows], vocab_size=self._vocab_size)
+        rule = self._rule(full.truncates or full.penalises)
+        jax.block_until_ready(self._state)
+        began = time.monotonic()
+        self._state = state = self._decoder.draw(self._state, self._keys, rule, limit)
+        drawn, text, logprobs = jax.device_get((state.drawn_B, state.text_BS, state.logprobs_BS))
+        passes = max(int(drawn[row.number]) - row.drawn for row in rows)
+        per_token = (time.monotonic() - began) / passes
+        self._per_turn = int(min(max(1, TURN_SECONDS / per_token), MOST_PER_TURN))
+        for row in rows:
+            new = slice(len(row.tokens), len(row.tokens) + int(drawn[row.number]) - row.drawn)
+            tokens = text[row.number, new].tolist()
+            row.tokens = row.tokens + tokens
+            row.drawn += len(tokens)
+            self._counts['drawn_tokens'] += len(tokens)
+            row.request.push(
+                tokens,
+                [] if logprobs is None else logprobs[row.number, new].tolist(),
+                is_last=row.drawn >= row.request.sampling.max_new_tokens,
+            )
+            if row.request.generation.ended:
+                self._free(row)
+            elif len(row.tokens) > context:  # the text goes on from its last part
+                row.waiting, row.tokens = row.tokens[-max(1, context // 2) :], []
+                row.outgrew = True
+
+    def _free(self, row: _Row, error: ServeError | None = None) -> None:
+        """Takes the row back; its tokens stay in the cache."""
+        self._end(row.request, error)
+        row.request, row.waiting, row.freed = None, [], self._turn
+
+    def _end(self, request: Request, error: ServeError | None = None) -> None:
+        self._counts['finished'] += 1
+        request.end(error)
+
+    def _make_room(self, slots: int) -> None:
+        if min(slots, self._rungs[-1]) > self._slots:
+            self._resize(next(rung for rung in self._rungs if rung >= min(slots, self._rungs[-1])))
+
+    def _resize(self, slots: int) -> None:
+        """Takes the cache to a rung, by way of those between, for which there are programs."""
+        at, to = self._rungs.index(self._slots), self._rungs.index(slots)
+        step = 1 if to > at else -1
+        for rung in self._rungs[at + step : to + step if to + step >= 0 else None : step]:
+            self._state = self._decoder.resize(self._state, slots=rung)
+        for row in self._rows:
+            row.tokens = row.tokens[:slots]
+
+
+def _rungs(most: int) -> list[int]:
+    """Returns the sizes of the cache: powers of two from the least capacity on, and `most`."""
+    rungs = [LEAST_CAPACITY]
+    while rungs[-1] * 2 < most:
+        rungs.append(rungs[-1] * 2)
+    return [*rungs, most] if rungs[-1] < most else [most]
+
+
+def _shared(tokens: list[int], prompt: list[int]) -> int:
+    """Returns how many tokens of the prompt need no pass; the last one does, for its logits."""
+    most = min(len(tokens), len(prompt) - 1)
+    return next((i for i in range(most) if tokens[i] != prompt[i]), most)

@@ -1,0 +1,28 @@
+"""The cache of rows with lengths of their own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt_jax.model.attention.layer_cache import LayerCache
+from gpt_jax.model.cache import KVCache
+
+
+def test_each_row_writes_at_its_own_slot_or_not_at_all():
+    old = jnp.zeros((3, 2, 5, 4))
+    new = jnp.arange(1, 3 * 2 * 2 * 4 + 1, dtype=jnp.float32).reshape(3, 2, 2, 4)
+    cache = jax.jit(LayerCache.write)(LayerCache({'key': old}), jnp.array([0, 3, 4]), key=new)
+    expected = np.zeros((3, 5, 2, 4))
+    expected[0, 0:2], expected[1, 3:5] = new[0], new[1]  # the last row has room for one of two
+    np.testing.assert_array_equal(cache.read('key'), expected)
+
+
+def test_rows_keep_what_fits_another_size():
+    arrays = jnp.arange(2 * 6, dtype=jnp.float32).reshape(2, 1, 6, 1)
+    cache = KVCache((LayerCache({'key': arrays}),), jnp.array([2, 6]))
+    small, large = cache.resize(4), cache.resize(9)
+    np.testing.assert_array_equal(small.layers[0].arrays['key'], arrays[:, :, :4])
+    assert small.length_B.tolist() == [2, 4]
+    np.testing.assert_array_equal(large.layers[0].arrays['key'][:, :, :6], arrays)
+    assert large.layers[0].arrays['key'].shape == (2, 1, 9, 1)
+    assert large.length_B.tolist() == [2, 6]

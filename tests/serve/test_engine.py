@@ -1,0 +1,315 @@
+"""Texts that join and leave a batch are those that each prompt gets alone."""
+
+import dataclasses
+import functools
+import re
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from gpt_jax import GPT
+from gpt_jax.errors import UserError
+from gpt_jax.inference.config import SampleConfig
+from gpt_jax.inference.generate import Ended, Generator
+from gpt_jax.model.attention import Latent
+from gpt_jax.model.gpt import GPT as Network
+from gpt_jax.model.layer_stack import to_executed
+from gpt_jax.serve.config import ServeConfig
+from gpt_jax.serve.engine import Engine
+from gpt_jax.serve.request import EngineStoppedError, QueueFullError, RequestTimeoutError
+from tests.tiny_config import TEXT
+
+SMALL = dict(vocab_size=300, num_layers=2, num_heads=2, d_model=32, d_ff=64, max_seq_len=150)
+ARCHITECTURES = {
+    'learned': {},
+    'rope, window': dict(position='rope', num_kv_heads=1, window_pattern=(9, 0)),
+    'alibi': dict(position='alibi'),
+    'latent': dict(position='rope', attention=Latent(kv_rank=8, rope_dim=4)),
+}
+ENDLESS = SampleConfig(temperature=0.0, max_new_tokens=1_000_000)  # it repeats itself
+
+
+@functools.cache
+def fit(name='learned') -> GPT:
+    """A tiny model after some steps on the committed text."""
+    gpt = GPT(**SMALL, **ARCHITECTURES[name])
+    gpt.fit(TEXT, steps=60, batch_size=4, learning_rate=3e-3, quiet=True)
+    return gpt
+
+
+def start(gpt=None, **serve) -> Engine:
+    gpt = gpt or fit()
+    serve = ServeConfig(**{'rows': 3, 'prefill_chunk': 32} | serve)
+    return Engine(gpt.config.model, gpt.params, gpt.tokenizer, serve)
+
+
+def alone(gpt, prompt, sampling):
+    """The texts that `--mode generate` writes."""
+    model = Generator(gpt.config.model, gpt.params, gpt.tokenizer)
+    return model.generate([prompt], sampling)
+
+
+def make_prompts(gpt, lengths):
+    """Parts of the text, of so many tokens."""
+    ids = gpt.tokenizer.encode(TEXT.read_text(encoding='utf-8'))
+    return [ids[17 * i : 17 * i + length] for i, length in enumerate(lengths)]
+
+
+LENGTHS = (1, 140, 9, 33, 64, 5, 149, 16, 17, 100)
+
+
+@pytest.mark.parametrize('name', ARCHITECTURES)
+def test_greedy_texts_are_those_of_the_prompts_alone(name):
+    """Short and long ones, some of which outgrow the context, in three rows."""
+    gpt = fit(name)
+    prompts = make_prompts(gpt, LENGTHS)
+    samplings = [SampleConfig(temperature=0.0, max_new_tokens=3 + 9 * i) for i in range(10)]
+    with start(gpt) as engine:
+        requests = []
+        for prompt, sampling in zip(prompts, samplings, strict=True):
+            requests.append(engine.submit(prompt, sampling))
+            time.sleep(0.01)
+        texts = [request.result() for request in requests]
+    for prompt, sampling, text in zip(prompts, samplings, texts, strict=True):
+        assert text == alone(gpt, prompt, sampling)[0]
+    assert len({text.text for text in texts}) == 10
+
+
+SAMPLINGS = [
+    dict(temperature=1.0),
+    dict(temperature=0.0, repetition_penalty=1.3),
+    dict(temperature=0.7, top_k=5),
+    dict(temperature=2.0, top_p=0.8, min_p=0.05),
+    dict(temperature=0.9, repetition_penalty=1.1),
+    dict(temperature=0.0),
+]
+
+
+def test_sampled_texts_depend_on_their_own_seed_and_rule_only():
+    gpt = fit()
+    prompts = make_prompts(gpt, (20, 3, 70, 41, 140, 120))  # two outgrow the context
+    samplings = [
+        SampleConfig(max_new_tokens=20 + 7 * i, seed=50 + i, **values)
+        for i, values in enumerate(SAMPLINGS)
+    ]
+    expected = [alone(gpt, *pair)[0].text for pair in zip(prompts, samplings, strict=True)]
+    assert alone(gpt, prompts[0], SampleConfig(max_new_tokens=20, temperature=1.0))[0].text not in (
+        expected
+    ), 'the seed matters'
+    for order in (range(6), (5, 0, 3, 1, 4, 2)):
+        with start(gpt, rows=4) as engine:
+            requests = {i: engine.submit(prompts[i], samplings[i]) for i in order}
+            for i, request in requests.items():
+                assert request.result().text == expected[i], i
+
+
+def test_samples_of_a_prompt_are_those_of_num_samples():
+    gpt = fit()
+    sampling = SampleConfig(temperature=1.0, max_new_tokens=15, seed=3, num_samples=3)
+    with start(gpt) as engine:
+        requests = [engine.submit('Alice', sampling, sample=i) for i in range(3)]
+        texts = [request.result() for request in requests]
+    assert texts == alone(gpt, 'Alice', sampling)
+    assert len({text.text for text in texts}) == 3
+
+
+def test_pieces_make_up_the_text_and_end_at_a_stop_string():
+    gpt = fit()
+    free = SampleConfig(temperature=0.0, max_new_tokens=60)
+    [whole] = alone(gpt, 'Alice', free)
+    stop = whole.text[20:23]
+    with start(gpt) as engine:
+        pieces = list(engine.submit('Alice', free))
+        stopped = engine.submit('Alice', dataclasses.replace(free, stop=(stop,)))
+        text = stopped.result()
+        assert text.ended == Ended.STOP
+        assert text.text == whole.text[: whole.text.index(stop)]
+        assert not list(stopped), 'the pieces are gone, and nobody waits'
+    assert ''.join(piece.text for piece in pieces) == whole.text
+    assert sum((piece.tokens for piece in pieces), []) == whole.tokens
+    assert len(pieces) > 1
+
+
+def test_nothing_is_compiled_after_the_start(caplog):
+    gpt = fit()
+    with start(gpt) as engine:
+        with jax.log_compiles():
+            caplog.clear()
+            requests = [
+                engine.submit(prompt, SampleConfig(max_new_tokens=30, seed=i, **values))
+                for i, (prompt, values) in enumerate(
+                    zip(make_prompts(gpt, LENGTHS), SAMPLINGS * 2, strict=False)
+                )
+            ]
+            for request in requests:
+                request.result()
+        found = re.findall(r'Compiling [^ ]+', caplog.text)
+        assert not found
+        assert engine.status().slots == 166, 'the cache grew meanwhile'
+        assert engine.programs == 1 + 2 * (2 + 2) + 2  # empty; two rungs; to the other and back
+
+
+def test_the_beginning_of_a_prompt_is_reused():
+    gpt = fit()
+    greedy = SampleConfig(temperature=0.0, max_new_tokens=10)
+    first, other = make_prompts(gpt, (60, 50))
+    with start(gpt, rows=2) as engine:
+        answer = engine.submit(first, greedy).result()
+        engine.submit(other, greedy).result()
+        dialog = first + answer.tokens + other[:7]
+        requests = [engine.submit(prompt, greedy) for prompt in (dialog, other)]
+        texts = [request.result() for request in requests]
+        assert [request.reused for request in requests] == [70, 49]
+        fork = engine.submit(first[:30] + other, greedy)
+        assert fork.result() == alone(gpt, first[:30] + other, greedy)[0]
+        assert fork.reused == 30
+        status = engine.status()
+    assert texts == [alone(gpt, prompt, greedy)[0] for prompt in (dialog, other)]
+    assert (status.prompt_tokens, status.reused_tokens) == (60 + 50 + 77 + 50 + 80, 70 + 49 + 30)
+    assert (status.finished, status.drawn_tokens) == (5, 50)
+
+
+def test_a_cancelled_text_leaves_its_row():
+    with start(rows=1) as engine:
+        endless, waiting = (engine.submit('Alice', ENDLESS) for _ in range(2))
+        short = engine.submit('Alice', SampleConfig(max_new_tokens=5))
+        pieces = iter(endless)
+        next(pieces)
+        waiting.cancel()
+        assert not list(waiting)
+        endless.cancel()
+        list(pieces)
+        assert short.result().ended == Ended.LENGTH
+        assert endless.generation.ended is None and endless.generation.text
+
+
+def test_no_more_requests_wait_than_may():
+    with start(rows=1, queue=2) as engine:
+        running = engine.submit('Alice', ENDLESS)
+        next(iter(running))
+        waiting = [engine.submit('Alice', ENDLESS) for _ in range(2)]
+        with pytest.raises(QueueFullError, match=r'config\.serve\.queue'):
+            engine.submit('Alice', ENDLESS)
+        assert (engine.status().running, engine.status().waiting) == (1, 2)
+        waiting[0].cancel()
+        waiting[0].result()
+        engine.submit('Alice', ENDLESS)
+    with pytest.raises(EngineStoppedError, match='closed'):
+        waiting[1].result()
+    with pytest.raises(EngineStoppedError, match='closed'):
+        running.result()
+    with pytest.raises(EngineStoppedError, match='closed'):
+        engine.submit('Alice', ENDLESS)
+
+
+def test_late_requests_fail():
+    with start(rows=1, queue_seconds=0.2, request_seconds=1.5) as engine:
+        running, waiting = (engine.submit('Alice', ENDLESS) for _ in range(2))
+        with pytest.raises(RequestTimeoutError, match='queue_seconds'):
+            waiting.result()
+        with pytest.raises(RequestTimeoutError, match='request_seconds'):
+            running.result()
+        assert running.generation.text
+        assert 1.5 < running.ended - running.submitted < 10
+        engine.submit('Alice', SampleConfig(max_new_tokens=3)).result()
+
+
+def test_a_failure_reaches_every_request(monkeypatch):
+    with start(rows=1) as engine:
+        running = engine.submit('Alice', ENDLESS)
+        next(iter(running))
+        waiting = engine.submit('Alice', ENDLESS)
+
+        def fail(*_, **__):
+            raise RuntimeError('out of memory')
+
+        monkeypatch.setattr(engine._decoder, 'draw', fail)
+        for request in (running, waiting):
+            with pytest.raises(EngineStoppedError, match='out of memory'):
+                request.result()
+        with pytest.raises(EngineStoppedError, match='out of memory'):
+            engine.submit('Alice', ENDLESS)
+
+
+def test_log_probabilities_are_those_of_the_model():
+    gpt = fit()
+    config = gpt.config.model
+    sampling = SampleConfig(temperature=0.6, top_k=20, max_new_tokens=40, seed=1)
+    [prompt] = make_prompts(gpt, (30,))
+    with start(gpt, logprobs=True) as engine:
+        pieces = list(engine.submit(prompt, sampling))
+        plain = list(engine.submit(prompt, SampleConfig(temperature=0.0, max_new_tokens=3)))
+    assert plain[0].logprobs
+    tokens = sum((piece.tokens for piece in pieces), [])
+    found = sum((piece.logprobs for piece in pieces), [])
+    assert tokens == alone(gpt, prompt, sampling)[0].tokens
+    text = np.array([prompt + tokens])
+    executed = to_executed(gpt.params, config, scan=False)
+    logits, _ = jax.jit(lambda ids: Network(config).apply({'params': executed}, ids))(text)
+    expected = jax.nn.log_softmax(logits[0, :, : gpt.tokenizer.vocab_size])
+    expected = np.asarray(expected)[np.arange(29, 69), tokens]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    with start(gpt) as engine:
+        assert not any(piece.logprobs for piece in engine.submit(prompt, sampling))
+
+
+def test_the_cache_grows_and_shrinks_and_has_the_bytes_that_are_stated():
+    gpt = GPT(**SMALL | dict(max_seq_len=600))
+    gpt.fit(TEXT, steps=1, batch_size=2, quiet=True)
+    with start(gpt, rows=2) as engine:
+        few = SampleConfig(temperature=0.0, max_new_tokens=5)
+        long, short = make_prompts(gpt, (580, 40))
+        slots = [engine.status().slots]
+        for prompt in (short, long, short):
+            assert engine.submit(prompt, few).result() == alone(gpt, prompt, few)[0]
+            slots.append(engine.status().slots)
+            if prompt is long:
+                arrays = jax.tree.leaves(engine._state.cache.layers)
+                assert engine.cache_bytes == sum(array.nbytes for array in arrays)
+        assert slots == [128, 128, 616, 128]
+        assert '2 rows of up to 616 slots' in str(engine)
+
+
+def test_many_threads_submit():
+    gpt = fit()
+    sampling = SampleConfig(temperature=1.0, max_new_tokens=12)
+    texts = {}
+    with start(gpt, rows=4) as engine:
+
+        def ask(i):
+            request = engine.submit('Alice', sampling, sample=i)
+            texts[i] = ''.join(piece.text for piece in request)
+
+        threads = [threading.Thread(target=ask, args=(i,)) for i in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    whole = SampleConfig(temperature=1.0, max_new_tokens=12, num_samples=12)
+    assert [texts[i] for i in range(12)] == [each.text for each in alone(gpt, 'Alice', whole)]
+
+
+@pytest.mark.parametrize(
+    ('key', 'serve'),
+    [
+        ('rows', dict(rows=0)),
+        ('queue', dict(queue=0)),
+        ('queue_seconds', dict(queue_seconds=0.0)),
+        ('request_seconds', dict(request_seconds=-1.0)),
+        ('prefill_chunk', dict(prefill_chunk=15)),
+    ],
+)
+def test_impossible_settings_are_named(key, serve):
+    with pytest.raises(UserError, match=rf'^config\.serve\.{key}='):
+        start(**serve)
+
+
+def test_impossible_requests_are_refused():
+    with start() as engine:
+        with pytest.raises(UserError, match=r'config\.sample\.top_p'):
+            engine.submit('Alice', SampleConfig(top_p=0.0))
+        with pytest.raises(UserError, match=r'config\.model\.max_seq_len'):
+            engine.submit([1] * 151, SampleConfig())
