@@ -16,6 +16,8 @@ def get_config(variant: str = '') -> RunConfig:
     """The run; its variants are the kinds of positions."""
     config = small.get_config()
     config.model.position = PositionKind(variant or 'rope')
+    # As published; positions would drown the tokens otherwise.
+    config.model.scale_embedding = config.model.position == PositionKind.SINUSOIDAL
     config.model.d_model = 128
     config.model.num_layers = 4
     config.train.num_steps = 1000
