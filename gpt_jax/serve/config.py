@@ -13,9 +13,7 @@ class ServeConfig:
     queue: int = count(64)  # requests that may wait for a row
     queue_seconds: float = positive(60.0)  # a request that waits longer fails
     request_seconds: float = positive(600.0)  # a text that takes longer, waiting included, fails
-    prefill_chunk: int = whole(
-        128, low=16
-    )  # tokens of prompts between two tokens of the other texts
+    prefill_chunk: int = whole(128, low=16)  # tokens of a prompt between two of other texts
     logprobs: bool = False  # also yield the log-probability of each token
 
 
