@@ -38,6 +38,8 @@ USAGE = """usage: python -m gpt_jax.main --config FILE.py[:variant] [--workdir D
 Modes:
 """
 OWN_ERRORS = 'INVALID_ARGUMENT|RESOURCE_EXHAUSTED'  # XLA errors with a local cause
+# Beginnings of others; some come as ValueError from jax.
+FOREIGN_ERRORS = '(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): '
 
 
 def main(argv: Sequence[str]) -> int:
@@ -68,11 +70,18 @@ def main(argv: Sequence[str]) -> int:
         if peers.num_processes() == 1:
             raise
         status = 1
-        if isinstance(error, jax.errors.JaxRuntimeError) and not re.match(OWN_ERRORS, str(error)):
+        if _is_of_another(error):
             peers.wait_for_termination()  # most likely another process is lost; the reason follows
             status = peers.LOST  # else a device or the network failed, perhaps temporarily
         traceback.print_exc()
         return _end(status, f'{type(error).__name__}: {error}'.partition('\n')[0])
+
+
+def _is_of_another(error: Exception) -> bool:
+    """Returns whether an error most likely comes from a lost process or the network."""
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return not re.match(OWN_ERRORS, str(error))
+    return isinstance(error, ValueError) and bool(re.match(FOREIGN_ERRORS, str(error)))
 
 
 def _end(status: int, reason: str) -> int:

@@ -17,6 +17,7 @@ from gpt_jax.config import RunConfig
 from gpt_jax.config_tree import flatten, to_json
 from gpt_jax.errors import UserError
 from gpt_jax.main import main
+from gpt_jax.parallel import peers
 from gpt_jax.telemetry import streams
 from gpt_jax.train import trainer
 from tests.command_line import ROOT, TINY, Command, fingerprints, rows, run_anew
@@ -56,7 +57,7 @@ def test_train_leaves_what_scripts_rely_on(trained):
     assert config['optimizer']['_type'] == 'AdamW'
     assert config['model']['d_ff'] == 128
     provenance = json.loads((trained / 'provenance.json').read_text())
-    assert set(provenance) == {'command', 'overrides', 'git_commit', 'environment'}
+    assert set(provenance) == {'command', 'overrides', 'git_commit', 'environment', 'data'}
     assert re.fullmatch(r'\d+ x cpu', provenance['environment']['devices'])
     assert provenance['environment']['jax'] == jax.__version__
     assert list((trained / 'tensorboard').iterdir())
@@ -469,3 +470,25 @@ def test_a_validation_split_that_is_too_short_is_refused_at_the_start(
     captured = capsys.readouterr()
     assert 'val has 1 tokens' in captured.err
     assert 'compiling' not in captured.out
+
+
+@pytest.mark.parametrize(
+    ('error', 'status'),
+    [
+        (jax.errors.JaxRuntimeError('UNKNOWN: Gloo AllReduce failed: Connection reset'), 75),
+        (ValueError('UNKNOWN: Gloo AllGather failed: Connection reset by peer'), 75),
+        (jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory'), 1),
+        (ValueError('an axis is too long'), 1),
+    ],
+)
+def test_the_error_of_a_lost_process_asks_for_another_start(monkeypatch, capsys, error, status):
+    def fail(argv, *, debug):
+        raise error
+
+    ended = []
+    monkeypatch.setattr('gpt_jax.main._main', fail)
+    monkeypatch.setattr(peers, 'num_processes', lambda: 2)
+    monkeypatch.setattr(peers, 'wait_for_termination', lambda: None)
+    monkeypatch.setattr(peers, 'fail', lambda status, reason: ended.append(status))
+    assert main([]) == status and ended == [status]
+    assert type(error).__name__ in capsys.readouterr().err

@@ -169,7 +169,7 @@ def test_themes_follow_the_system_and_the_switch(opened, scheme):
     assert background() != before
     page.emulate_media(media='print')
     page.locator('html[data-theme=light]').wait_for(state='attached')
-    assert page.locator('#view-rollout').is_visible()  # all views are printed
+    page.locator('#view-rollout').wait_for(state='visible')  # all views are printed
 
 
 def test_a_phone_scrolls_down_only(opened):
