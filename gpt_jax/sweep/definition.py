@@ -74,7 +74,7 @@ def load_sweep(path: pathlib.Path, variable: str = 'sweep') -> Sweep:
         others = [name for name, value in vars(module).items() if isinstance(value, Sweep)]
         raise UserError(
             f'{path} must assign a gpt_jax.sweep.definition.Sweep to `{variable}`, not '
-            f'{sweep!r:.60}' + ''.join(f'; it has :{name}' for name in others)
+            f'{sweep!r:.60}' + (f'; it has {", ".join(others)}' if others else '')
         )
     for problem in _problems(sweep):
         raise UserError(f'{path}: {problem}')

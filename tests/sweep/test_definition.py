@@ -41,7 +41,7 @@ def test_the_shipped_sweep_loads():
     path = pathlib.Path('experiments/lr_sensitivity/sweep.py')
     assert load_sweep(path).name == 'lr_sensitivity'
     assert load_sweep(path, 'large').name == 'lr_sensitivity_large'
-    with pytest.raises(UserError, match='to `other`, not None; it has :sweep; it has :large'):
+    with pytest.raises(UserError, match='to `other`, not None; it has sweep, large'):
         load_sweep(path, 'other')
 
 
