@@ -1,4 +1,4 @@
-"""Which positions let a model read longer texts than it was trained on?
+"""Evaluates kinds of positions on longer texts than in training.
 
     python -m gpt_jax.sweep experiments/extrapolation/sweep.py --jobs 2
 

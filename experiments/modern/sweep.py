@@ -1,4 +1,4 @@
-"""What is each change from GPT-2's block to that of `modern_124m` worth?
+"""Measures each change from GPT-2's block to that of `modern_124m`.
 
     python -m gpt_jax.sweep experiments/modern/sweep.py --jobs 2
 

@@ -99,7 +99,7 @@ def answer(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
         axes.set_ylabel('last validation loss')
         best = {width: best_log_rate(each, rates) for width, each in found.items()}
         shift[parametrization] = answers.interval(best[widths[-1]] - best[widths[0]])
-        # What the widest model loses by the rate that is best for the narrowest.
+        # The excess loss of the widest model at the rate that is best for the narrowest.
         taken = found[widths[0]].mean(axis=1).argmin()
         widest = found[widths[-1]]
         regret[parametrization] = answers.interval(widest[taken] - widest.min(axis=0))

@@ -1,4 +1,4 @@
-"""How fast do AdamW, Lion, Adafactor, Muon and SGD reach a loss, each at its own best rate?
+"""Compares AdamW, Lion, Adafactor, Muon and SGD, each at its own best rate.
 
     python -m gpt_jax.sweep experiments/optimizers/sweep.py --jobs 2
 

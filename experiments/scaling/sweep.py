@@ -1,4 +1,4 @@
-"""How do the best size and the loss grow with compute? Then: was the fit right?
+"""Fits how the best size and the loss grow with compute, and tests a prediction.
 
     python -m gpt_jax.sweep experiments/scaling/sweep.py
     python -m gpt_jax.sweep experiments/scaling/sweep.py:prediction

@@ -1,4 +1,4 @@
-"""Which tokenizer gives the fewest bits per byte for the same compute?
+"""Compares tokenizers by bits per byte at equal compute.
 
     python -m gpt_jax.sweep experiments/tokenizers/sweep.py --jobs 2
 

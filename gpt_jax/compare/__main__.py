@@ -109,14 +109,12 @@ def _run(argv: Sequence[str]) -> int:
     if flags.plot and not flags.plot.endswith('.png'):
         raise UserError(f'--plot={flags.plot} must end in .png')
     paths = {
-        key: object_store.to_path(getattr(flags, key), key=f'--{key}')
-        if getattr(flags, key)
-        else None
+        key: object_store.to_path(path, key=f'--{key}')
         for key in ('out', 'plot')
+        if (path := getattr(flags, key))
     }
     for key, path in paths.items():
-        if path:
-            files.check_writable(path, key=f'--{key}')  # before the work
+        files.check_writable(path, key=f'--{key}')  # before the work
     runtime.allow_open_files()
     runtime.check_xla_flags()
     most_members = members.count_members(flags.members)

@@ -191,7 +191,7 @@ def draw_tokens(
     """Draws tokens into the next slots of `text_BS` until each row has `limit_B`, or has ended.
 
     Each pass of the model takes the next drawn token and `drafts` guesses of the tokens after it.
-    Correct guesses are accepted. A row that is done stays as it is. Log-probabilities are those of
+    Correct guesses are accepted. Rows that are done do not change. Log-probabilities are those of
     the model, before temperature and filters; they are not kept of accepted guesses.
     """
     model = GPT(settings.model, kernels=settings.kernels)

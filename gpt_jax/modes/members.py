@@ -37,7 +37,7 @@ AUTO_MEMBERS = 8  # of a program, where they pay
 FACTORS = {'cpu': 1.06}
 WORTHWHILE = 1.2  # a pruned member is computed until all end, and all need memory at once
 
-# How a run ended: its exit status, or an error.
+# The end of a run: its exit status, or an error.
 End = int | Exception
 
 

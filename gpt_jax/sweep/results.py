@@ -103,13 +103,14 @@ def _record(shared: SharedStudy, attempts: Attempts) -> dict[str, Any]:
     attributes, workdir = last.user_attrs, shared.workdir(number)
     provenance = workdir / runs.PROVENANCE
     stored = files.read_json(provenance) if provenance.is_file() else {}
+    read = _read_finished if attempts.state.is_finished else read_columns
     return {
         'trial': number,
         'state': attempts.state,
         'value': last.value if attempts.state is State.COMPLETE else None,
         'params': last.params,
         'curve': {str(step): value for step, value in sorted(last.intermediate_values.items())},
-        **read_columns(workdir, shared.sweep.columns),
+        **read(workdir, tuple(shared.sweep.columns)),
         'metrics': str((workdir / 'metrics.jsonl').relative_to(shared.folder)),
         'attempts': len(attempts.tries),
         'seconds': round(sum(map(_seconds, attempts.tries)), 3),
@@ -129,6 +130,10 @@ def read_columns(workdir: pathlib.Path, names: Sequence[str]) -> dict[str, Any]:
         'columns': {name: _points(curves.get(name)) for name in names},
         'training_seconds': _points(_training_time(curves)),
     }
+
+
+# The results are collected after each trial; the rows of a finished one do not change.
+_read_finished = functools.cache(read_columns)
 
 
 def _training_time(curves: Mapping[str, Curve]) -> Curve | None:

@@ -23,7 +23,7 @@ class LayerCache:
     def write(self, slot_B: Int[Array, 'B'], **new: Float[Array, 'B L _ _']) -> 'LayerCache':
         """Returns the cache with `L` new tokens of each array, in row b from `slot_B[b]` on.
 
-        A row without room for all of them stays as it is.
+        A row without room for all of them does not change.
         """
         return LayerCache(
             {name: _write(self.arrays[name], slot_B, x.swapaxes(1, 2)) for name, x in new.items()}

@@ -24,5 +24,5 @@ class NoMLP(BaseMLP):
         return 0
 
     def describe(self, config: CommonConfig) -> str:
-        """Returns that there is none."""
+        """Returns the line of the summary: no MLP."""
         return 'no MLP'
