@@ -39,6 +39,7 @@ from gpt_jax.optim.lora import LoraConfig
 from gpt_jax.optim.schedule import ScheduleConfig
 from gpt_jax.parallel.mesh import MeshConfig
 from gpt_jax.parallel.runtime import RuntimeConfig
+from gpt_jax.serve.config import ServeConfig
 from gpt_jax.telemetry.metrics import SINKS
 from gpt_jax.tokenizer import TokenizerConfig
 
@@ -109,6 +110,7 @@ class RunConfig:
     train: TrainConfig = _default(TrainConfig)
     eval: EvalConfig = _default(EvalConfig)
     sample: SampleConfig = _default(SampleConfig)
+    serve: ServeConfig = _default(ServeConfig)
     checkpoint: CheckpointConfig = _default(CheckpointConfig)
     mesh: MeshConfig = _default(MeshConfig)
     runtime: RuntimeConfig = _default(RuntimeConfig)

@@ -20,6 +20,8 @@ class SampleConfig:
     top_p: float = real(1.0, 1e-9, 1)  # only the likeliest that reach this probability; 1: off
     min_p: float = fraction(0.0)  # only tokens this fraction as likely as the likeliest; 0: off
     repetition_penalty: float = real(1.0, 1e-6, 1e6)  # > 1 makes seen tokens less likely; 1: off
+    presence_penalty: float = real(0.0, -100, 100)  # less logit for drawn tokens; 0: off
+    frequency_penalty: float = real(0.0, -100, 100)  # the same, for each time drawn; 0: off
     stop: tuple[str, ...] = ()  # strings that end a sample; not part of the sample
     seed: int = seed32(0)  # of the sampling; the same seed gives the same text
     chunk: int = count(16)  # tokens per update of streamed text and per check for stop strings

@@ -30,7 +30,7 @@ from gpt_jax.inference.programs import (
     resize,
     row_key_data,
 )
-from gpt_jax.inference.sampling import SamplingRule, make_rule
+from gpt_jax.inference.sampling import SamplingRule, SeenTokens, make_rule
 from gpt_jax.kernels.experts import choose_expert_kernel
 from gpt_jax.model.config import DType, ExpertKernel, Kernels, MatmulPrecision, ModelConfig
 from gpt_jax.model.layer_stack import to_executed
@@ -169,11 +169,9 @@ class Decoder:
                 f'(config.model.max_seq_len); shorten it'
             )
 
-    def empty(self, *, rows: int, slots: int, logprobs: bool) -> DecodeState:
-        """Returns rows without text, for `extend`; `logprobs` keeps those of drawn tokens."""
-        return self._call(
-            empty_rows, rows=rows, slots=slots, logprobs=logprobs, settings=self._settings
-        )
+    def empty(self, *, rows: int, slots: int, best: int) -> DecodeState:
+        """Returns rows without text, for `extend`; scores of the `best` likeliest are kept."""
+        return self._call(empty_rows, rows=rows, slots=slots, best=best, settings=self._settings)
 
     def extend(
         self,
@@ -184,11 +182,13 @@ class Decoder:
         start: int,
         width: int,
         outgrew: bool = False,
-    ) -> DecodeState:
+        scores: bool = False,
+    ) -> tuple[DecodeState, jax.Array]:
         """Puts tokens into a row from slot `start` on, in place of those that were there.
 
         They are padded to `width`, which must fit. A new text begins, whose number of drawn tokens
-        is 0, unless a text that `outgrew` the context goes on from its last part.
+        is 0, unless a text that `outgrew` the context goes on from its last part. Returns the state
+        and the sum `[D]` of the tokens' last hidden states; with `scores`, keeps the tokens' own.
         """
         padded = np.zeros(width, np.int32)
         padded[: len(tokens)] = tokens
@@ -201,6 +201,7 @@ class Decoder:
             np.int32(start),
             np.int32(len(tokens)),
             np.bool_(outgrew),
+            scores=scores,
             settings=self._settings,
         )
 
@@ -212,8 +213,9 @@ class Decoder:
         limit: np.ndarray,
         *,
         drafts: int = 0,
+        ranks: bool = False,
     ) -> DecodeState:
-        """Draws tokens until each row has `limit` of them, or has ended."""
+        """Draws tokens until each row has `limit` of them, or has ended; see `draw_tokens`."""
         return self._call(
             draw_tokens,
             self.params,
@@ -222,6 +224,7 @@ class Decoder:
             rule,
             limit,
             drafts=drafts,
+            ranks=ranks,
             settings=self._settings,
         )
 
@@ -260,7 +263,7 @@ class Decoder:
         if state is None:
             return fresh
         return fresh.replace(
-            seen_BV=state.seen_BV | fresh.seen_BV if rule.penalises else None,
+            seen=_go_on(state.seen, fresh.seen),
             drawn_B=state.drawn_B,
             ended_B=state.ended_B,
             passes_B=state.passes_B,
@@ -283,6 +286,11 @@ def _mesh_of(params: Any) -> Mesh | None:
         if isinstance(sharding, NamedSharding) and not sharding.is_fully_replicated
     ]
     return meshes[0] if meshes else None
+
+
+def _go_on(before: SeenTokens | None, fresh: SeenTokens | None) -> SeenTokens | None:
+    """Returns the seen tokens of texts that go on from their last part, which is `fresh`."""
+    return before and SeenTokens(before.prompt_BV | fresh.prompt_BV, before.drawn_BV)
 
 
 def _own_copy(leaf: Any) -> Any:

@@ -14,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from gpt_jax.inference.sampling import SamplingRule, sample
+from gpt_jax.inference.sampling import SamplingRule, SeenTokens, sample
 from gpt_jax.inference.speculative import count_accepted, find_ends, propose
 from gpt_jax.model.cache import KVCache, make_cache
 from gpt_jax.model.config import Kernels, ModelConfig
@@ -32,17 +32,54 @@ class DecodeSettings:
 
 
 @flax.struct.dataclass
+class TokenScores:
+    """Log-probabilities by the model itself: before bias, penalties, temperature and filters.
+
+    A slot's are those of its token, given all tokens before it.
+    """
+
+    token_BS: Float[Array, 'B S']  # of the token in the slot
+    best_BSK: Float[Array, 'B S K']  # of the likeliest, descending
+    best_ids_BSK: Int[Array, 'B S K']
+
+    def put(
+        self,
+        logits_BCV: Float[Array, 'B C V'],
+        tokens_BC: Int[Array, 'B C'],
+        row_B1: Int[Array, 'B 1'],
+        slot_BC: Int[Array, 'B C'],
+        *,
+        ranks: bool,
+    ) -> 'TokenScores':
+        """Returns the scores with those of new tokens, whose logits these are.
+
+        Slots beyond the last are left out. Without `ranks` the likeliest tokens are not kept.
+        """
+        logprobs_BCV = jax.nn.log_softmax(logits_BCV.astype(jnp.float32), axis=-1)
+        token_BC = jnp.take_along_axis(logprobs_BCV, tokens_BC[..., None], axis=-1)[..., 0]
+        at = row_B1, slot_BC
+        scores = self.replace(token_BS=self.token_BS.at[at].set(token_BC, mode='drop'))
+        if not ranks:
+            return scores
+        best_BCK, ids_BCK = jax.lax.top_k(logprobs_BCV, self.best_BSK.shape[-1])
+        return scores.replace(
+            best_BSK=self.best_BSK.at[at].set(best_BCK, mode='drop'),
+            best_ids_BSK=self.best_ids_BSK.at[at].set(ids_BCK, mode='drop'),
+        )
+
+
+@flax.struct.dataclass
 class DecodeState:
     """The state of the decoding loop between two passes."""
 
     cache: KVCache
     text_BS: Int[Array, 'B S']  # the token in each slot of the cache
     logits_BV: Float[Array, 'B V']  # of the next token
-    seen_BV: Bool[Array, 'B V'] | None  # tokens of the row so far; None without a penalty
+    seen: SeenTokens | None  # None without a penalty
     drawn_B: Int[Array, 'B']  # tokens drawn so far; also the counter of the random keys
     ended_B: Bool[Array, 'B']  # rows that drew the end-of-text token
     passes_B: Int[Array, 'B']  # of the model while the row went on, after the prompt
-    logprobs_BS: Float[Array, 'B S'] | None = None  # of drawn tokens; None: not kept
+    scores: TokenScores | None = None  # None: not kept
 
 
 def _whole(x: jax.Array) -> jax.Array:
@@ -78,16 +115,17 @@ def prefill(
     hidden_BLD, cache = model.apply({'params': params}, tokens_BL, cache=cache, method='hidden')
     last_BD = _at(hidden_BLD, length_B - 1)
     logits_BV = model.apply({'params': params}, last_BD, method='logits')
-    seen_BV = None
+    seen = None
     if penalises:
         real_BL = jnp.arange(L)[None] < length_B[:, None]
-        seen_BV = jnp.zeros(logits_BV.shape, bool)
-        seen_BV = seen_BV.at[jnp.arange(B)[:, None], tokens_BL].max(real_BL)
+        prompt_BV = jnp.zeros(logits_BV.shape, bool)
+        prompt_BV = prompt_BV.at[jnp.arange(B)[:, None], tokens_BL].max(real_BL)
+        seen = SeenTokens(prompt_BV, jnp.zeros(logits_BV.shape, jnp.int32))
     return DecodeState(
         cache=cache.replace(length_B=length_B),
         text_BS=jnp.pad(tokens_BL, ((0, 0), (0, slots - L))),
         logits_BV=_whole(logits_BV),
-        seen_BV=seen_BV,
+        seen=seen,
         drawn_B=jnp.zeros(B, jnp.int32),
         ended_B=ended_B,
         passes_B=jnp.zeros(B, jnp.int32),
@@ -99,23 +137,30 @@ def _at(x_BLX: Float[Array, 'B L X'], index_B: Int[Array, 'B']) -> Float[Array, 
     return jnp.take_along_axis(x_BLX, index_B[:, None, None], axis=1)[:, 0]
 
 
-@functools.partial(jax.jit, static_argnames=('rows', 'slots', 'logprobs', 'settings'))
-def empty_rows(*, rows: int, slots: int, logprobs: bool, settings: DecodeSettings) -> DecodeState:
-    """Returns the state of rows without text, which draw nothing until `extend_row`."""
+@functools.partial(jax.jit, static_argnames=('rows', 'slots', 'best', 'settings'))
+def empty_rows(*, rows: int, slots: int, best: int, settings: DecodeSettings) -> DecodeState:
+    """Returns the state of rows without text, which draw nothing until `extend_row`.
+
+    Scores are kept, with those of the `best` likeliest tokens of each slot.
+    """
     V = settings.model.vocab_size
     return DecodeState(
         cache=make_cache(settings.model, rows=rows, slots=slots),
         text_BS=jnp.zeros((rows, slots), jnp.int32),
         logits_BV=jnp.zeros((rows, V)),
-        seen_BV=jnp.zeros((rows, V), bool),
+        seen=SeenTokens(jnp.zeros((rows, V), bool), jnp.zeros((rows, V), jnp.int32)),
         drawn_B=jnp.zeros(rows, jnp.int32),
         ended_B=jnp.zeros(rows, bool),
         passes_B=jnp.zeros(rows, jnp.int32),
-        logprobs_BS=jnp.zeros((rows, slots)) if logprobs else None,
+        scores=TokenScores(
+            jnp.zeros((rows, slots)),
+            jnp.zeros((rows, slots, best)),
+            jnp.zeros((rows, slots, best), jnp.int32),
+        ),
     )
 
 
-@functools.partial(jax.jit, static_argnames='settings', donate_argnames='state')
+@functools.partial(jax.jit, static_argnames=('scores', 'settings'), donate_argnames='state')
 def extend_row(
     params: Any,
     state: DecodeState,
@@ -125,12 +170,17 @@ def extend_row(
     count: Int[Array, ''],
     outgrew: Bool[Array, ''],
     *,
+    scores: bool,
     settings: DecodeSettings,
-) -> DecodeState:
+) -> tuple[DecodeState, Float[Array, 'D']]:
     """Puts the first `count` tokens into a row from slot `start` on; what was there is dropped.
 
     The count of drawn tokens begins at 0 and the seen tokens are those of the row, unless the text
-    goes on after it `outgrew` the context. All of `tokens_L` must fit into the slots.
+    goes on after it `outgrew` the context. All of `tokens_L` must fit into the slots. With
+    `scores` the tokens' scores are kept, but for the first of a text; the logits of the row must
+    be those after slot `start - 1`.
+
+    Also returns the sum of the last hidden states of the tokens.
     """
     model = GPT(settings.model, kernels=settings.kernels)
     own = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=row, slice_size=1)
@@ -138,8 +188,19 @@ def extend_row(
     hidden_1LD, cache = model.apply(
         {'params': params}, tokens_L[None], cache=cache, method='hidden'
     )
-    last_1D = _at(hidden_1LD, count[None] - 1)
-    logits_1V = model.apply({'params': params}, last_1D, method='logits')
+    if scores:
+        logits_1LV = model.apply({'params': params}, hidden_1LD, method='logits')
+        logits_1V = _at(logits_1LV, count[None] - 1)
+        before_11V = own(state.logits_BV)[:, None]
+        logits_1LV = jnp.concatenate([before_11V, _whole(logits_1LV)[:, :-1]], axis=1)
+        V = logits_1LV.shape[-1]
+        logits_1LV = jnp.where(jnp.arange(V) < settings.vocab_size, logits_1LV, -jnp.inf)
+        slots_1L = start + jnp.arange(len(tokens_L))[None]
+        kept = state.scores.put(logits_1LV, tokens_L[None], row[None, None], slots_1L, ranks=True)
+        state = state.replace(scores=kept)
+    else:
+        last_1D = _at(hidden_1LD, count[None] - 1)
+        logits_1V = model.apply({'params': params}, last_1D, method='logits')
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice_in_dim(old, new, row, axis=0)
@@ -147,20 +208,24 @@ def extend_row(
     layers = jax.tree.map(put, state.cache.layers, cache.layers)
     length = start + count
     text_BS = jax.lax.dynamic_update_slice(state.text_BS, tokens_L[None], (row, start))
-    seen_BV = state.seen_BV
-    if seen_BV is not None:
-        real_1S = jnp.arange(text_BS.shape[1])[None] < length
-        seen_1V = (own(seen_BV) & outgrew).at[0, own(text_BS)].max(real_1S)
-        seen_BV = put(seen_BV, seen_1V)
-    return state.replace(
+    real_1S = jnp.arange(text_BS.shape[1])[None] < length
+    prompt_1V = (own(state.seen.prompt_BV) & outgrew).at[0, own(text_BS)].max(real_1S)
+    seen = SeenTokens(
+        put(state.seen.prompt_BV, prompt_1V),
+        put(state.seen.drawn_BV, own(state.seen.drawn_BV) * outgrew),
+    )
+    is_real_L1 = jnp.arange(len(tokens_L))[:, None] < count
+    pooled_D = jnp.where(is_real_L1, hidden_1LD[0].astype(jnp.float32), 0).sum(0)
+    state = state.replace(
         cache=KVCache(layers, state.cache.length_B.at[row].set(length)),
         text_BS=text_BS,
         logits_BV=put(state.logits_BV, _whole(logits_1V)),
-        seen_BV=seen_BV,
+        seen=seen,
         drawn_B=state.drawn_B.at[row].mul(outgrew),
         ended_B=state.ended_B.at[row].set(False),
         passes_B=state.passes_B.at[row].mul(outgrew),
     )
+    return state, _whole(pooled_D)
 
 
 @functools.partial(jax.jit, static_argnames='slots')
@@ -168,16 +233,19 @@ def resize(state: DecodeState, *, slots: int) -> DecodeState:
     """Returns the state with a cache of `slots` slots; longer rows lose their last tokens."""
 
     def fit(x_BS: jax.Array) -> jax.Array:
-        return jnp.pad(x_BS[:, :slots], ((0, 0), (0, max(0, slots - x_BS.shape[1]))))
+        more = max(0, slots - x_BS.shape[1])
+        return jnp.pad(x_BS[:, :slots], [(0, 0), (0, more)] + [(0, 0)] * (x_BS.ndim - 2))
 
     return state.replace(
         cache=state.cache.resize(slots),
         text_BS=fit(state.text_BS),
-        logprobs_BS=None if state.logprobs_BS is None else fit(state.logprobs_BS),
+        scores=jax.tree.map(fit, state.scores),
     )
 
 
-@functools.partial(jax.jit, static_argnames=('drafts', 'settings'), donate_argnames='state')
+@functools.partial(
+    jax.jit, static_argnames=('drafts', 'ranks', 'settings'), donate_argnames='state'
+)
 def draw_tokens(
     params: Any,
     state: DecodeState,
@@ -186,29 +254,31 @@ def draw_tokens(
     limit_B: Int[Array, 'B'],
     *,
     drafts: int,
+    ranks: bool,
     settings: DecodeSettings,
 ) -> DecodeState:
     """Draws tokens into the next slots of `text_BS` until each row has `limit_B`, or has ended.
 
     Each pass of the model takes the next drawn token and `drafts` guesses of the tokens after it.
-    Correct guesses are accepted. Rows that are done do not change. Log-probabilities are those of
-    the model, before temperature and filters; they are not kept of accepted guesses.
+    Correct guesses are accepted. Rows that are done do not change. Scores are kept of drawn tokens
+    but not of accepted guesses; with `ranks` also those of the likeliest tokens.
     """
     model = GPT(settings.model, kernels=settings.kernels)
     B, V = state.logits_BV.shape
+    S = state.text_BS.shape[1]
     drawable_1V = jnp.arange(V)[None] < settings.vocab_size
     keys_B = jax.random.wrap_key_data(key_data_BX)
 
-    def draw(state: DecodeState, logits_BCV: jax.Array, seen_BCV: jax.Array | None, first: int):
+    def draw(state: DecodeState, logits_BCV: jax.Array, seen: SeenTokens | None, first: int):
         """Draws tokens `[B, C]`; their random keys are numbered from `state.drawn_B + first`."""
         C = logits_BCV.shape[1]
         numbers_BC = state.drawn_B[:, None] + first + jnp.arange(C)[None]
         fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))
         tokens = sample(
             jnp.where(drawable_1V, logits_BCV.reshape(B * C, V), -jnp.inf),
-            None if seen_BCV is None else seen_BCV.reshape(B * C, V),
+            jax.tree.map(lambda x_BCV: x_BCV.reshape(B * C, V), seen),
             fold(keys_B, numbers_BC).reshape(B * C),
-            jax.tree.map(lambda x_B: jnp.repeat(x_B, C), rule),
+            jax.tree.map(lambda x_B: jnp.repeat(x_B, C, axis=0), rule),
         )
         return tokens.reshape(B, C)
 
@@ -216,16 +286,15 @@ def draw_tokens(
         return (state.drawn_B < limit_B) & ~state.ended_B
 
     def advance(state: DecodeState) -> DecodeState:
-        active_B, seen_BV = active(state), state.seen_BV
+        active_B = active(state)
         row_B1, length_B1 = jnp.arange(B)[:, None], state.cache.length_B[:, None]
-        seen_B1V = None if seen_BV is None else seen_BV[:, None]
+        seen_B1V = jax.tree.map(lambda x_BV: x_BV[:, None], state.seen)
         tokens_BC = draw(state, state.logits_BV[:, None], seen_B1V, 0)
-        logprobs_BS = state.logprobs_BS
-        if logprobs_BS is not None:
+        scores = state.scores
+        if scores is not None:
             logits_BV = jnp.where(drawable_1V, state.logits_BV, -jnp.inf)
-            logprobs_BV = jax.nn.log_softmax(logits_BV, axis=-1)
-            drawn_B1 = jnp.take_along_axis(logprobs_BV, tokens_BC, axis=1)
-            logprobs_BS = logprobs_BS.at[row_B1, length_B1].set(drawn_B1, mode='drop')
+            slot_B1 = jnp.where(active_B[:, None], length_B1, S)  # none for rows that are done
+            scores = scores.put(logits_BV[:, None], tokens_BC, row_B1, slot_B1, ranks=ranks)
         text_BS = state.text_BS.at[row_B1, length_B1].set(tokens_BC, mode='drop')
         if drafts:
             guesses_BC = propose(text_BS, state.cache.length_B + 1, count=drafts)
@@ -234,14 +303,16 @@ def draw_tokens(
             tokens_BC = jnp.concatenate([tokens_BC, guesses_BC], axis=1)
         ended_BC = find_ends(tokens_BC, eot_id=settings.eot_id)
         seen_BCV = None
-        if seen_BV is not None:
-            new_BCV = jax.nn.one_hot(tokens_BC, V, dtype=jnp.int32)
-            seen_BCV = (jax.lax.cummax(new_BCV, axis=1) > 0) | seen_BV[:, None]
+        if state.seen is not None:
+            new_BCV = jnp.cumsum(jax.nn.one_hot(tokens_BC, V, dtype=jnp.int32), axis=1)
+            drawn_BCV = state.seen.drawn_BV[:, None] + new_BCV
+            prompt_BCV = jnp.broadcast_to(state.seen.prompt_BV[:, None], drawn_BCV.shape)
+            seen_BCV = SeenTokens(prompt_BCV, drawn_BCV)
         logits_BCV, cache = model.apply({'params': params}, tokens_BC, cache=state.cache)
         logits_BCV = _whole(logits_BCV)
         accepted_B = jnp.zeros(B, jnp.int32)
         if drafts:
-            seen = None if seen_BCV is None else seen_BCV[:, :-1]
+            seen = jax.tree.map(lambda x_BCV: x_BCV[:, :-1], seen_BCV)
             drawn_BC = draw(state, logits_BCV[:, :-1], seen, 1)
             accepted_B = count_accepted(tokens_BC[:, 1:], drawn_BC, ended_BC[:, :-1])
             accepted_B = jnp.clip(accepted_B, 0, limit_B - state.drawn_B - 1)
@@ -255,11 +326,11 @@ def draw_tokens(
             cache=cache.replace(length_B=state.cache.length_B + new_B),
             text_BS=text_BS,
             logits_BV=last(logits_BCV, state.logits_BV),
-            seen_BV=None if seen_BCV is None else last(seen_BCV, seen_BV),
+            seen=jax.tree.map(last, seen_BCV, state.seen),
             drawn_B=state.drawn_B + new_B,
             ended_B=ended_B1[:, 0],
             passes_B=state.passes_B + active_B,
-            logprobs_BS=logprobs_BS,
+            scores=scores,
         )
 
     state = jax.lax.while_loop(lambda state: active(state).any(), advance, state)

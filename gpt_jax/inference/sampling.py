@@ -14,6 +14,14 @@ Floats = Float[Array, 'B'] | Float[np.ndarray, 'B']
 
 
 @flax.struct.dataclass
+class SeenTokens:
+    """The tokens of each row so far, which penalties read."""
+
+    prompt_BV: Bool[Array, '*B V']  # in the prompt
+    drawn_BV: Int[Array, '*B V']  # times drawn
+
+
+@flax.struct.dataclass
 class SamplingRule:
     """The sampling rules of the rows of a batch.
 
@@ -27,9 +35,12 @@ class SamplingRule:
     top_p_B: Floats  # infinity: off, because sums of probabilities may round to 1 early
     min_p_B: Floats
     repetition_penalty_B: Floats
+    presence_penalty_B: Floats
+    frequency_penalty_B: Floats
+    bias_BV: Float[Array, 'B V'] | Float[np.ndarray, 'B V'] | None  # added to logits; None: off
     draws: bool = flax.struct.field(pytree_node=False)  # some row is not greedy
     truncates: bool = flax.struct.field(pytree_node=False)  # some row has top_k or top_p
-    penalises: bool = flax.struct.field(pytree_node=False)  # some row has a repetition penalty
+    penalises: bool = flax.struct.field(pytree_node=False)  # some row has a penalty
 
 
 def make_rule(configs: Sequence[SampleConfig], *, vocab_size: int) -> SamplingRule:
@@ -40,7 +51,6 @@ def make_rule(configs: Sequence[SampleConfig], *, vocab_size: int) -> SamplingRu
 
     top_k_B = values(lambda config: min(config.top_k or vocab_size, vocab_size))
     top_p_B = values(lambda config: config.top_p if config.top_p < 1 else np.inf)
-    penalty_B = values(lambda config: config.repetition_penalty)
     greedy_B = np.array([config.temperature == 0 for config in configs])
     return SamplingRule(
         greedy_B=greedy_B,
@@ -48,28 +58,40 @@ def make_rule(configs: Sequence[SampleConfig], *, vocab_size: int) -> SamplingRu
         top_k_B=top_k_B,
         top_p_B=top_p_B,
         min_p_B=values(lambda config: config.min_p),
-        repetition_penalty_B=penalty_B,
+        repetition_penalty_B=values(lambda config: config.repetition_penalty),
+        presence_penalty_B=values(lambda config: config.presence_penalty),
+        frequency_penalty_B=values(lambda config: config.frequency_penalty),
+        bias_BV=None,
         draws=not greedy_B.all(),
         truncates=any(config.top_k > 0 or config.top_p < 1 for config in configs),
-        penalises=any(config.repetition_penalty != 1 for config in configs),
+        penalises=any(
+            config.repetition_penalty != 1 or config.presence_penalty or config.frequency_penalty
+            for config in configs
+        ),
     )
 
 
 def filter_logits(
-    logits_BV: Float[Array, 'B V'], seen_BV: Bool[Array, 'B V'] | None, rule: SamplingRule
+    logits_BV: Float[Array, 'B V'], seen: SeenTokens | None, rule: SamplingRule
 ) -> Float[Array, 'B V']:
-    """Applies penalty, temperature and filters; excluded tokens get the logit -inf.
+    """Applies bias, penalties, temperature and filters; excluded tokens get the logit -inf.
 
-    Repetition penalty: Keskar et al. 2019 (CTRL), https://arxiv.org/abs/1909.05858. Top-p:
-    Holtzman et al. 2019, https://arxiv.org/abs/1904.09751. Min-p: Nguyen et al. 2024,
-    https://arxiv.org/abs/2407.01082. Filters are applied after the temperature, in the order
-    top-k, top-p (of the tokens that top-k keeps), min-p. The likeliest token is always kept. Only
-    the penalty reads `seen_BV`.
+    Repetition penalty: Keskar et al. 2019 (CTRL), https://arxiv.org/abs/1909.05858, of tokens in
+    the prompt or drawn. Presence and frequency penalties, as in OpenAI's API, are subtracted for
+    drawn tokens. Top-p: Holtzman et al. 2019, https://arxiv.org/abs/1904.09751. Min-p: Nguyen et
+    al. 2024, https://arxiv.org/abs/2407.01082. Filters are applied after the temperature, in the
+    order top-k, top-p (of the tokens that top-k keeps), min-p. The likeliest token is always kept.
+    Only penalties read `seen`.
     """
+    if rule.bias_BV is not None:
+        logits_BV = logits_BV + rule.bias_BV
     if rule.penalises:
         penalty_B1 = rule.repetition_penalty_B[:, None]
         penalised_BV = jnp.where(logits_BV > 0, logits_BV / penalty_B1, logits_BV * penalty_B1)
-        logits_BV = jnp.where(seen_BV, penalised_BV, logits_BV)
+        is_drawn_BV = seen.drawn_BV > 0
+        logits_BV = jnp.where(seen.prompt_BV | is_drawn_BV, penalised_BV, logits_BV)
+        logits_BV -= rule.presence_penalty_B[:, None] * is_drawn_BV
+        logits_BV -= rule.frequency_penalty_B[:, None] * seen.drawn_BV
     if not rule.draws:
         return logits_BV
     logits_BV = logits_BV / rule.temperature_B[:, None]
@@ -107,12 +129,12 @@ def _keep_likeliest(
 
 def sample(
     logits_BV: Float[Array, 'B V'],
-    seen_BV: Bool[Array, 'B V'] | None,
+    seen: SeenTokens | None,
     keys_B: Key[Array, 'B'],
     rule: SamplingRule,
 ) -> Int[Array, 'B']:
     """Draws one token per row. The draw depends only on the key and logits of its row."""
-    logits_BV = filter_logits(logits_BV, seen_BV, rule)
+    logits_BV = filter_logits(logits_BV, seen, rule)
     likeliest_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     if not rule.draws:
         return likeliest_B

@@ -25,6 +25,8 @@ SAMPLE_FLAGS = {
     'top_p': (absl_flags.DEFINE_float, 'only the likeliest tokens that reach this probability'),
     'min_p': (absl_flags.DEFINE_float, 'only tokens this fraction as likely as the likeliest'),
     'repetition_penalty': (absl_flags.DEFINE_float, 'makes tokens seen before less likely'),
+    'presence_penalty': (absl_flags.DEFINE_float, 'subtracted from the logits of drawn tokens'),
+    'frequency_penalty': (absl_flags.DEFINE_float, 'the same, for each time they were drawn'),
     'seed': (absl_flags.DEFINE_integer, 'the same seed gives the same text'),
     'draft_tokens': (absl_flags.DEFINE_integer, 'guesses from repetitions, checked in one pass'),
     'stop': (absl_flags.DEFINE_multi_string, 'a text that ends the sample; may be repeated'),

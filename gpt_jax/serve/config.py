@@ -1,4 +1,4 @@
-"""The config of the engine that serves many texts at once."""
+"""The config of `--mode serve`."""
 
 import dataclasses
 
@@ -7,14 +7,14 @@ from gpt_jax.config_tree import check_domains, count, positive, whole
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class ServeConfig:
-    """The size of the engine, and how long requests may wait and run."""
+    """The size of the engine of `--mode serve`, and how long requests may wait and run."""
 
     rows: int = whole(8, low=1, high=4096)  # texts that are generated at the same time
     queue: int = count(64)  # requests that may wait for a row
     queue_seconds: float = positive(60.0)  # a request that waits longer fails
     request_seconds: float = positive(600.0)  # a text that takes longer, waiting included, fails
     prefill_chunk: int = whole(128, low=16)  # tokens of a prompt between two of other texts
-    logprobs: bool = False  # also yield the log-probability of each token
+    best: int = whole(20, low=1, high=100)  # likeliest tokens a request may ask for, per token
 
 
 def finalize_serve(config: ServeConfig) -> None:

@@ -14,6 +14,7 @@ import dataclasses
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -23,7 +24,7 @@ from gpt_jax.errors import UserError
 from gpt_jax.inference.config import SampleConfig, finalize_sample
 from gpt_jax.inference.decode import LEAST_CAPACITY, Decoder
 from gpt_jax.inference.generate import Prompt, TextRow, make_decoder
-from gpt_jax.inference.programs import row_key_data
+from gpt_jax.inference.programs import TokenScores, row_key_data
 from gpt_jax.inference.sampling import SamplingRule, make_rule
 from gpt_jax.model.cache import cache_bytes_per_token
 from gpt_jax.model.config import ModelConfig
@@ -32,7 +33,9 @@ from gpt_jax.serve.request import (
     EngineStoppedError,
     QueueFullError,
     Request,
+    RequestOptions,
     RequestTimeoutError,
+    Score,
     ServeError,
 )
 from gpt_jax.tokenizer import Tokenizer
@@ -52,6 +55,7 @@ class _Row:
     request: Request | None = None
     waiting: list[int] = dataclasses.field(default_factory=list)  # not yet in the cache
     drawn: int = 0
+    hidden: Any = 0.0  # sum of the prompt's last hidden states so far
     outgrew: bool = False  # the text goes on from its last part
     freed: int = 0  # turn in which its last text ended
 
@@ -89,14 +93,14 @@ class Engine:
         Raises:
             UserError: a setting cannot work, or the run has several processes.
         """
-        self._serve = serve or ServeConfig()
-        finalize_serve(self._serve)
+        self.config = serve or ServeConfig()
+        finalize_serve(self.config)
         if jax.process_count() > 1:
             raise UserError('serving runs in one process; start it on one machine')
         self._tokenizer = tokenizer
         self._decoder: Decoder = make_decoder(config, params, tokenizer)
         self._vocab_size = tokenizer.vocab_size
-        count = max(self._serve.rows, self._decoder.least_rows)
+        count = max(self.config.rows, self._decoder.least_rows)
         self._rows = [_Row(number) for number in range(count)]
         self._rungs = _rungs(config.max_seq_len + NARROW)
         self.cache_bytes = (
@@ -119,27 +123,45 @@ class Engine:
             f'{self.cache_bytes / 1e6:,.1f} MB; {self.programs} programs compiled'
         )
 
-    def submit(self, prompt: Prompt, sampling: SampleConfig, *, sample: int = 0) -> Request:
+    def submit(
+        self,
+        prompt: Prompt,
+        sampling: SampleConfig,
+        options: RequestOptions | None = None,
+        *,
+        notify: Callable[[], None] = lambda: None,
+    ) -> Request:
         """Queues a request.
 
         Args:
           prompt: a text, or its ids.
           sampling: as for `--mode generate`; `num_samples`, `chunk` and `draft_tokens` change
             nothing here.
-          sample: the number of the text among those of its prompt; others draw other tokens.
+          options: None: the defaults.
+          notify: called by the worker after each piece, and at the end; must return at once.
 
         Raises:
-            UserError: a setting cannot work, or the prompt is empty or longer than the context.
+            UserError: a setting cannot work, or the prompt is empty, has an id that is not in the
+                vocabulary, or is longer than the context.
             QueueFullError: as many requests wait as may wait.
             EngineStoppedError: the engine is closed, or its worker failed.
         """
         finalize_sample(sampling)
-        request = Request(TextRow(prompt, self._tokenizer, sampling.stop), sampling, sample=sample)
+        options = options or RequestOptions()
+        if options.best > self.config.best:
+            raise UserError(
+                f'{options.best} likeliest tokens were asked for, config.serve.best='
+                f'{self.config.best} allows fewer'
+            )
+        row = TextRow(prompt, self._tokenizer, sampling.stop)
+        request = Request(row, sampling, options, notify=notify)
         self._decoder.check_prompt(request.prompt)
+        for token in options.bias:
+            self._tokenizer.id_to_bytes(token)  # refuses ids that are not in the vocabulary
         with self._wakes:
             if self._error is not None:
                 raise self._error
-            if len(self._queue) >= self._serve.queue:
+            if len(self._queue) >= self.config.queue:
                 raise QueueFullError(
                     f'{len(self._queue)} requests wait (config.serve.queue); try again later'
                 )
@@ -174,18 +196,22 @@ class Engine:
     def _warm_up(self) -> int:
         """Runs every program once on empty rows; returns their number, and sets the state."""
         rows, slots = len(self._rows), self._rungs[0]
-        state = self._decoder.empty(rows=rows, slots=slots, logprobs=self._serve.logprobs)
+        state = self._decoder.empty(rows=rows, slots=slots, best=self.config.best)
         count = 1
         for slots in self._rungs:
             if slots > state.text_BS.shape[1]:
                 state = self._decoder.resize(state, slots=slots)
                 count += 1
             for width in self._widths(0, slots):
-                state = self._decoder.extend(state, [0], row=0, start=0, width=width)
-                count += 1
+                for scores in {False, slots == self._rungs[-1]}:
+                    state, _ = self._decoder.extend(
+                        state, [0], row=0, start=0, width=width, scores=scores
+                    )
+                    count += 1
+            limit = np.zeros(rows, np.int32)
             for is_full in (False, True):
-                limit = np.zeros(len(self._rows), np.int32)
-                state = self._decoder.draw(state, self._keys, self._rule(is_full), limit)
+                rule = self._rule(is_full)
+                state = self._decoder.draw(state, self._keys, rule, limit, ranks=is_full)
                 count += 1
         for slots in self._rungs[-2::-1]:
             state = self._decoder.resize(state, slots=slots)
@@ -201,12 +227,19 @@ class Engine:
         """Returns the rules of the rows, in one of two variants that are compiled."""
         configs = [row.request.sampling if row.request else GREEDY for row in self._rows]
         rule = make_rule(configs, vocab_size=self._vocab_size)
-        return rule.replace(draws=True, truncates=is_full, penalises=is_full)
+        bias_BV = None
+        if is_full:
+            bias_BV = np.zeros((len(self._rows), self._decoder.config.vocab_size), np.float32)
+            for row in self._rows:
+                if row.request and row.request.options.bias:
+                    ids, values = zip(*row.request.options.bias.items(), strict=True)
+                    bias_BV[row.number, list(ids)] = values
+        return rule.replace(draws=True, truncates=is_full, penalises=is_full, bias_BV=bias_BV)
 
     def _widths(self, start: int, slots: int) -> list[int]:
         """Returns the widths of chunks that fit into `slots` from `start` on."""
         return [
-            width for width in sorted({NARROW, self._serve.prefill_chunk}) if start + width <= slots
+            width for width in sorted({NARROW, self.config.prefill_chunk}) if start + width <= slots
         ]
 
     def _stop(self, error: ServeError) -> None:
@@ -242,7 +275,7 @@ class Engine:
         self._turn += 1
         self._drop()
         self._admit()
-        room = self._serve.prefill_chunk
+        room = self.config.prefill_chunk
         while room > 0 and (filling := [row for row in self._rows if row.waiting]):
             room -= self._fill(min(filling, key=lambda row: row.request.started))
         drawing = [row for row in self._rows if row.request and not row.waiting]
@@ -252,7 +285,7 @@ class Engine:
     def _drop(self) -> None:
         """Ends requests that are cancelled or late."""
         now = time.monotonic()
-        serve = self._serve
+        serve = self.config
         with self._wakes:
             queue = list(self._queue)
             self._queue.clear()
@@ -285,7 +318,7 @@ class Engine:
             free = [row for row in self._rows if row.request is None]
             while self._queue and free:
                 request = self._queue.popleft()
-                row = max(free, key=lambda row: (_shared(row.tokens, request.prompt), -row.freed))
+                row = max(free, key=lambda row: (_reusable(row.tokens, request), -row.freed))
                 free.remove(row)
                 self._lend(row, request)
         most = max((self._needs(row) for row in self._rows if row.request), default=0)
@@ -295,18 +328,22 @@ class Engine:
 
     def _lend(self, row: _Row, request: Request) -> None:
         request.started = time.monotonic()
-        request.reused = _shared(row.tokens, request.prompt)
-        row.request, row.drawn, row.outgrew = request, 0, False
+        request.reused = _reusable(row.tokens, request)
+        row.request, row.drawn, row.outgrew, row.hidden = request, 0, False, 0.0
         row.tokens, row.waiting = (
             request.prompt[: request.reused],
             request.prompt[request.reused :],
         )
-        self._keys[row.number] = row_key_data(request.sampling.seed, np.array([request.sample]))[0]
+        self._keys[row.number] = row_key_data(
+            request.sampling.seed, np.array([request.options.sample])
+        )[0]
         self._counts['prompt_tokens'] += len(request.prompt)
         self._counts['reused_tokens'] += request.reused
 
     def _needs(self, row: _Row) -> int:
         """Returns the slots that a text needs until its end."""
+        if row.request.options.scores_prompt:
+            return self._rungs[-1]
         length = len(row.request.prompt) + row.request.sampling.max_new_tokens + NARROW
         return min(length, self._rungs[-1])
 
@@ -316,18 +353,37 @@ class Engine:
         widths = self._widths(start, self._rungs[-1])
         wide = len(widths) > 1 and count > widths[-1] // 2
         width = widths[-1] if wide else widths[0]
-        self._make_room(start + width)
+        scores = row.request.options.scores_prompt and not row.outgrew
+        # Scoring is compiled for the largest cache only.
+        self._make_room(self._rungs[-1] if scores else start + width)
         chunk = row.waiting[:width]
-        self._state = self._decoder.extend(
+        self._state, hidden = self._decoder.extend(
             self._state,
             chunk,
             row=row.number,
             start=start,
             width=width,
             outgrew=row.outgrew,
+            scores=scores,
         )
         row.tokens, row.waiting = row.tokens + chunk, row.waiting[width:]
+        if scores:
+            row.hidden = row.hidden + hidden
+            if not row.waiting:
+                self._hand_scores(row)
+        if not row.waiting and not row.request.options.draws:
+            row.request.push([], [], is_last=True)
+            self._free(row)
         return width
+
+    def _hand_scores(self, row: _Row) -> None:
+        """Gives a request the scores of its prompt, all of which is in the cache."""
+        request = row.request
+        scores = jax.device_get(self._state.scores)
+        request.hidden = np.asarray(row.hidden) / len(row.tokens)
+        request.prompt_scores = _scores_of(
+            scores, row.number, range(1, len(row.tokens)), best=request.options.best
+        )
 
     def _draw(self, rows: list[_Row]) -> None:
         """Draws the next tokens of the rows, and hands them to their requests.
@@ -345,24 +401,26 @@ class Engine:
                 context + 1 - len(row.tokens),
             )
         self._make_room(max(len(row.tokens) for row in rows) + most)
-        full = make_rule([row.request.sampling for row in rows], vocab_size=self._vocab_size)
-        rule = self._rule(full.truncates or full.penalises)
+        is_full = any(_needs_full(row.request) for row in rows)
+        rule = self._rule(is_full)
         jax.block_until_ready(self._state)
         began = time.monotonic()
-        self._state = state = self._decoder.draw(self._state, self._keys, rule, limit)
-        drawn, text, logprobs = jax.device_get((state.drawn_B, state.text_BS, state.logprobs_BS))
+        self._state = state = self._decoder.draw(
+            self._state, self._keys, rule, limit, ranks=is_full
+        )
+        drawn, text, scores = jax.device_get((state.drawn_B, state.text_BS, state.scores))
         passes = max(int(drawn[row.number]) - row.drawn for row in rows)
         per_token = (time.monotonic() - began) / passes
         self._per_turn = int(min(max(1, TURN_SECONDS / per_token), MOST_PER_TURN))
         for row in rows:
-            new = slice(len(row.tokens), len(row.tokens) + int(drawn[row.number]) - row.drawn)
+            new = range(len(row.tokens), len(row.tokens) + int(drawn[row.number]) - row.drawn)
             tokens = text[row.number, new].tolist()
             row.tokens = row.tokens + tokens
             row.drawn += len(tokens)
             self._counts['drawn_tokens'] += len(tokens)
             row.request.push(
                 tokens,
-                [] if logprobs is None else logprobs[row.number, new].tolist(),
+                _scores_of(scores, row.number, new, best=row.request.options.best),
                 is_last=row.drawn >= row.request.sampling.max_new_tokens,
             )
             if row.request.generation.ended:
@@ -402,7 +460,28 @@ def _rungs(most: int) -> list[int]:
     return [*rungs, most] if rungs[-1] < most else [most]
 
 
-def _shared(tokens: list[int], prompt: list[int]) -> int:
+def _reusable(tokens: list[int], request: Request) -> int:
     """Returns how many tokens of the prompt need no pass; the last one does, for its logits."""
-    most = min(len(tokens), len(prompt) - 1)
-    return next((i for i in range(most) if tokens[i] != prompt[i]), most)
+    if request.options.scores_prompt:
+        return 0
+    most = min(len(tokens), len(request.prompt) - 1)
+    return next((i for i in range(most) if tokens[i] != request.prompt[i]), most)
+
+
+def _needs_full(request: Request) -> bool:
+    """Returns whether a request needs more than temperature and min-p."""
+    rule = make_rule([request.sampling], vocab_size=request.sampling.top_k + 1)
+    options = request.options
+    return bool(rule.truncates or rule.penalises or options.bias or options.best)
+
+
+def _scores_of(scores: TokenScores, row: int, slots: range, *, best: int) -> list[Score]:
+    """Returns the scores of the tokens in some slots of a row, with those of the `best` ones."""
+    ids_SK = scores.best_ids_BSK[row, slots, :best].tolist()
+    best_SK = scores.best_BSK[row, slots, :best].tolist()
+    return [
+        Score(logprob, list(zip(ids, logprobs, strict=True)))
+        for logprob, ids, logprobs in zip(
+            scores.token_BS[row, slots].tolist(), ids_SK, best_SK, strict=True
+        )
+    ]

@@ -1,9 +1,12 @@
 """A text that the engine generates, as its user sees it."""
 
+import dataclasses
 import queue
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
+
+import numpy as np
 
 from gpt_jax.inference.config import SampleConfig
 from gpt_jax.inference.generate import Generation, TextRow
@@ -25,12 +28,30 @@ class EngineStoppedError(ServeError):
     """The engine is closed, or its worker failed."""
 
 
+class Score(NamedTuple):
+    """Log-probabilities of a token by the model itself: temperature 1, no filter, no penalty."""
+
+    logprob: float
+    best: list[tuple[int, float]]  # the likeliest ids and theirs, if they were asked for
+
+
 class Piece(NamedTuple):
     """The next part of a text; the pieces of a request make up its generation."""
 
     text: str  # never ends inside a character, nor with a possible start of a stop string
     tokens: list[int]  # without end of text
-    logprobs: list[float]  # of `tokens`, by the model itself (temperature 1, no filter), or empty
+    scores: list[Score]  # of `tokens`
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RequestOptions:
+    """Settings of a request besides its sampling."""
+
+    sample: int = 0  # number of the text among those of its prompt; others draw other tokens
+    bias: Mapping[int, float] = dataclasses.field(default_factory=dict)  # added to logits, by id
+    best: int = 0  # likeliest tokens in each score
+    scores_prompt: bool = False  # also score the prompt's tokens; it is not looked up in the cache
+    draws: bool = True  # False: the request ends after its prompt
 
 
 class Request:
@@ -39,22 +60,34 @@ class Request:
     Attributes:
       prompt: its ids.
       sampling: how its tokens are drawn, and when it ends.
-      sample: the number of the text among those of its prompt and seed.
+      options: see `RequestOptions`.
+      prompt_scores: of the prompt's tokens but the first, if they were asked for.
+      hidden: mean `[D]` of the last hidden states of the prompt, if its scores were asked for.
       reused: tokens of the prompt that an earlier text had left in the cache.
       submitted, started, ended: times of `time.monotonic`; None: not yet.
       is_cancelled: the user wants no more of it.
     """
 
-    def __init__(self, row: TextRow, sampling: SampleConfig, *, sample: int):
+    def __init__(
+        self,
+        row: TextRow,
+        sampling: SampleConfig,
+        options: RequestOptions,
+        *,
+        notify: Callable[[], None],
+    ):
         self.prompt = list(row.prompt_tokens)
         self.sampling = sampling
-        self.sample = sample
+        self.options = options
+        self.prompt_scores: list[Score] = []
+        self.hidden: np.ndarray | None = None
         self.reused = 0
         self.submitted = time.monotonic()
         self.started: float | None = None
         self.ended: float | None = None
         self.is_cancelled = False
         self._row = row
+        self._notify = notify
         self._pieces: queue.SimpleQueue[Piece | ServeError | None] = queue.SimpleQueue()
 
     @property
@@ -72,11 +105,34 @@ class Request:
         Raises:
             ServeError: the request failed after the pieces so far.
         """
-        while isinstance(piece := self._pieces.get(), Piece):
+        while (piece := self._take(self._pieces.get())) is not None:
             yield piece
-        self._pieces.put(piece)  # for another iterator
+
+    def poll(self) -> list[Piece]:
+        """Returns the pieces that have come since the last call, without waiting.
+
+        Raises:
+            ServeError: the request failed; pieces before that are returned first.
+        """
+        pieces: list[Piece] = []
+        while not self._pieces.empty():
+            last = self._pieces.get()
+            if not isinstance(last, Piece) and pieces:
+                self._pieces.put(last)  # the next call raises it
+                break
+            if self._take(last) is None:
+                break
+            pieces.append(last)
+        return pieces
+
+    def _take(self, piece: Piece | ServeError | None) -> Piece | None:
+        """Returns a piece; None after the last one, which stays for other readers."""
+        if isinstance(piece, Piece):
+            return piece
+        self._pieces.put(piece)
         if piece is not None:
             raise piece
+        return None
 
     def result(self) -> Generation:
         """Waits for the end and returns the text.
@@ -88,16 +144,18 @@ class Request:
             pass
         return self.generation
 
-    def push(self, tokens: list[int], logprobs: list[float], *, is_last: bool) -> None:
+    def push(self, tokens: list[int], scores: list[Score], *, is_last: bool) -> None:
         """Adds drawn ids; called by the engine only."""
         before = len(self.generation.tokens)
         text = self._row.push(tokens, is_last)
         kept = self.generation.tokens[before:]
         if text or kept:
-            self._pieces.put(Piece(text, kept, logprobs[: len(kept)]))
+            self._pieces.put(Piece(text, kept, scores[: len(kept)]))
+            self._notify()
 
     def end(self, error: ServeError | None = None) -> None:
         """Ends the pieces, or fails; called by the engine only."""
         if self.ended is None:
             self.ended = time.monotonic()
             self._pieces.put(error)
+            self._notify()

@@ -114,7 +114,7 @@ def test_weights_stay_where_they_are():
     def draw(leaves):
         params, state = jax.tree.unflatten(tree, leaves)
         return programs.draw_tokens(
-            params, state, key_data, rule, np.full(1, 5, np.int32), drafts=0, **options
+            params, state, key_data, rule, np.full(1, 5, np.int32), drafts=0, ranks=False, **options
         )
 
     compiled = decoder._call(draw.lower, leaves).compile()

@@ -7,11 +7,14 @@ import pytest
 
 from gpt_jax.errors import UserError
 from gpt_jax.inference.config import SampleConfig, finalize_sample
-from gpt_jax.inference.sampling import filter_logits, make_rule, sample
+from gpt_jax.inference.sampling import SeenTokens, filter_logits, make_rule, sample
 
 B, V = 4, 40
 LOGITS = np.random.default_rng(0).normal(0, 2, (B, V)).astype(np.float32)
-SEEN = np.random.default_rng(1).random((B, V)) < 0.3
+SEEN = SeenTokens(
+    jnp.asarray(np.random.default_rng(1).random((B, V)) < 0.2),
+    jnp.asarray(np.random.default_rng(2).poisson(0.3, (B, V)), jnp.int32),
+)
 filter_jit = jax.jit(filter_logits)
 
 
@@ -21,13 +24,25 @@ def softmax(logits):
 
 
 def filter_by_definition(
-    logits, seen, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0
+    logits,
+    prompt,
+    drawn,
+    *,
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    min_p=0.0,
+    repetition_penalty=1.0,
+    presence_penalty=0.0,
+    frequency_penalty=0.0,
 ):
     """One row, in float64: the logits that are left, -inf for those that are not."""
     logits = logits.astype(np.float64)
     if repetition_penalty != 1.0:
         divided, multiplied = logits / repetition_penalty, logits * repetition_penalty
+        seen = prompt | (drawn > 0)
         logits = np.where(seen, np.where(logits > 0, divided, multiplied), logits)
+    logits = logits - presence_penalty * (drawn > 0) - frequency_penalty * drawn
     logits = logits / temperature
     order = list(np.argsort(-logits))
     if top_k:
@@ -57,11 +72,30 @@ RULES = {
     'min_p': dict(min_p=0.1),
     'repetition_penalty': dict(repetition_penalty=1.7),
     'repetition_penalty below 1': dict(repetition_penalty=0.6),
+    'presence_penalty': dict(presence_penalty=1.5),
+    'frequency_penalty': dict(frequency_penalty=-0.8),
     'top_k, top_p': dict(top_k=6, top_p=0.7),
     'top_p, temperature': dict(top_p=0.8, temperature=2.0),
     'min_p, temperature': dict(min_p=0.1, temperature=2.0),
-    'all': dict(temperature=1.5, top_k=20, top_p=0.9, min_p=0.05, repetition_penalty=1.3),
+    'all': dict(
+        temperature=1.5,
+        top_k=20,
+        top_p=0.9,
+        min_p=0.05,
+        repetition_penalty=1.3,
+        presence_penalty=0.4,
+        frequency_penalty=0.3,
+    ),
 }
+
+
+def rows_of_seen():
+    """The logits of each row, and the tokens that it has seen."""
+    return zip(LOGITS, np.asarray(SEEN.prompt_BV), np.asarray(SEEN.drawn_BV), strict=True)
+
+
+def nothing_seen(rows, size):
+    return SeenTokens(jnp.zeros((rows, size), bool), jnp.zeros((rows, size), jnp.int32))
 
 
 def rule_of(**changes):
@@ -72,12 +106,21 @@ def rule_of(**changes):
 @pytest.mark.parametrize('changes', RULES.values(), ids=RULES.keys())
 def test_filters_follow_their_definitions(changes):
     actual = np.asarray(filter_jit(LOGITS, SEEN, rule_of(**changes)))
-    expected = np.stack(
-        [filter_by_definition(*row, **changes) for row in zip(LOGITS, SEEN, strict=True)]
-    )
+    expected = np.stack([filter_by_definition(*row, **changes) for row in rows_of_seen()])
     np.testing.assert_array_equal(np.isfinite(actual), np.isfinite(expected))
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
     assert np.isfinite(actual).any(-1).all(), 'the likeliest token is left'
+
+
+def test_a_bias_comes_before_all_filters():
+    bias = np.zeros((B, V), np.float32)
+    bias[:, 3], bias[1, 5] = 100, -np.inf
+    rule = rule_of(top_k=2, repetition_penalty=2.0).replace(bias_BV=bias)
+    left = np.asarray(filter_jit(LOGITS, SEEN, rule))
+    np.testing.assert_array_equal(
+        left, np.asarray(filter_jit(LOGITS + bias, SEEN, rule.replace(bias_BV=None)))
+    )
+    assert np.isfinite(left[:, 3]).all() and not np.isfinite(left[1, 5])
 
 
 def test_rules_are_different():
@@ -93,7 +136,7 @@ def test_rules_are_different():
 
 def test_what_is_off_excludes_nothing_however_unlikely():
     steep = np.array([[0.0, -30.0, -60.0, -90.0]], np.float32)
-    steep, unseen = np.tile(steep, (B, 1)), np.zeros((B, 4), bool)
+    steep, unseen = np.tile(steep, (B, 1)), nothing_seen(B, 4)
     for changes, left in ((dict(top_k=3), 3), (dict(top_k=9), 4), (dict(min_p=1e-20), 2), ({}, 4)):
         assert np.isfinite(filter_jit(steep, unseen, rule_of(**changes))).sum() == B * left, changes
 
@@ -110,9 +153,7 @@ def test_excluded_tokens_stay_excluded():
 @pytest.mark.parametrize('changes', [{}, dict(top_k=3), dict(repetition_penalty=5.0)], ids=str)
 def test_greedy_takes_the_likeliest_whatever_the_key(changes):
     rule = rule_of(temperature=0.0, **changes)
-    expected = [
-        filter_by_definition(*row, **changes).argmax() for row in zip(LOGITS, SEEN, strict=True)
-    ]
+    expected = [filter_by_definition(*row, **changes).argmax() for row in rows_of_seen()]
     for seed in range(3):
         keys = jax.random.split(jax.random.key(seed), B)
         tokens = jax.jit(sample)(LOGITS, SEEN, keys, rule)
@@ -126,13 +167,14 @@ def test_greedy_takes_the_likeliest_whatever_the_key(changes):
 def test_tokens_come_as_often_as_they_are_likely(changes):
     draws = 20_000
     logits = np.array([2.0, 1.0, 0.5, 0.0, -1.0, -2.0], np.float32)
-    unseen = np.zeros((draws, 6), bool)
+    unseen = nothing_seen(draws, 6)
     keys = jax.random.split(jax.random.key(0), draws)
     config = SampleConfig(**({'temperature': 1.0} | changes))
     rule = make_rule([config] * draws, vocab_size=6)
     tokens = jax.jit(sample)(np.tile(logits, (draws, 1)), unseen, keys, rule)
     counts = np.bincount(tokens, minlength=6)
-    expected = draws * softmax(filter_by_definition(logits, unseen[0], **changes))
+    none = np.zeros(6, int)
+    expected = draws * softmax(filter_by_definition(logits, none > 0, none, **changes))
     possible = expected > 0
     assert (counts[~possible] == 0).all()
     chi_square = ((counts - expected)[possible] ** 2 / expected[possible]).sum()
@@ -158,7 +200,7 @@ def test_rows_have_rules_of_their_own():
     own = [
         dict(temperature=0.0, repetition_penalty=3.0),
         dict(top_k=3, repetition_penalty=0.5),
-        dict(temperature=3.0),
+        dict(temperature=3.0, frequency_penalty=1.0),
         dict(temperature=0.7, top_p=0.6, min_p=0.1),
     ]
     configs = [SampleConfig(**({'temperature': 1.0} | changes)) for changes in own]
@@ -183,6 +225,8 @@ WRONG = dict(
     top_p=0.0,
     min_p=1.0,
     repetition_penalty=0.0,
+    presence_penalty=101.0,
+    frequency_penalty=-101.0,
     stop=('a', ''),
     chunk=0,
     draft_tokens=33,

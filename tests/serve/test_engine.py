@@ -7,6 +7,7 @@ import threading
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,7 +20,12 @@ from gpt_jax.model.gpt import GPT as Network
 from gpt_jax.model.layer_stack import to_executed
 from gpt_jax.serve.config import ServeConfig
 from gpt_jax.serve.engine import Engine
-from gpt_jax.serve.request import EngineStoppedError, QueueFullError, RequestTimeoutError
+from gpt_jax.serve.request import (
+    EngineStoppedError,
+    QueueFullError,
+    RequestOptions,
+    RequestTimeoutError,
+)
 from tests.tiny_config import TEXT
 
 SMALL = dict(vocab_size=300, num_layers=2, num_heads=2, d_model=32, d_ff=64, max_seq_len=150)
@@ -110,7 +116,7 @@ def test_samples_of_a_prompt_are_those_of_num_samples():
     gpt = fit()
     sampling = SampleConfig(temperature=1.0, max_new_tokens=15, seed=3, num_samples=3)
     with start(gpt) as engine:
-        requests = [engine.submit('Alice', sampling, sample=i) for i in range(3)]
+        requests = [engine.submit('Alice', sampling, RequestOptions(sample=i)) for i in range(3)]
         texts = [request.result() for request in requests]
     assert texts == alone(gpt, 'Alice', sampling)
     assert len({text.text for text in texts}) == 3
@@ -149,7 +155,9 @@ def test_nothing_is_compiled_after_the_start(caplog):
         found = re.findall(r'Compiling [^ ]+', caplog.text)
         assert not found
         assert engine.status().slots == 166, 'the cache grew meanwhile'
-        assert engine.programs == 1 + 2 * (2 + 2) + 2  # empty; two rungs; to the other and back
+        assert (
+            engine.programs == 1 + 2 * (2 + 2) + 2 + 2
+        )  # empty; two rungs; to the other and back; scores
 
 
 def test_the_beginning_of_a_prompt_is_reused():
@@ -234,26 +242,97 @@ def test_a_failure_reaches_every_request(monkeypatch):
             engine.submit('Alice', ENDLESS)
 
 
-def test_log_probabilities_are_those_of_the_model():
-    gpt = fit()
+def logprobs_of(gpt, ids) -> np.ndarray:
+    """The log-probabilities `[L, V]` of the tokens after each of `ids`, and the hidden states."""
     config = gpt.config.model
-    sampling = SampleConfig(temperature=0.6, top_k=20, max_new_tokens=40, seed=1)
-    [prompt] = make_prompts(gpt, (30,))
-    with start(gpt, logprobs=True) as engine:
-        pieces = list(engine.submit(prompt, sampling))
-        plain = list(engine.submit(prompt, SampleConfig(temperature=0.0, max_new_tokens=3)))
-    assert plain[0].logprobs
-    tokens = sum((piece.tokens for piece in pieces), [])
-    found = sum((piece.logprobs for piece in pieces), [])
-    assert tokens == alone(gpt, prompt, sampling)[0].tokens
-    text = np.array([prompt + tokens])
     executed = to_executed(gpt.params, config, scan=False)
-    logits, _ = jax.jit(lambda ids: Network(config).apply({'params': executed}, ids))(text)
-    expected = jax.nn.log_softmax(logits[0, :, : gpt.tokenizer.vocab_size])
-    expected = np.asarray(expected)[np.arange(29, 69), tokens]
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    logits, _ = jax.jit(lambda ids: Network(config).apply({'params': executed}, ids))(
+        np.array([ids])
+    )
+    return np.asarray(jax.nn.log_softmax(logits[0, :, : gpt.tokenizer.vocab_size]))
+
+
+def check_scores(scores, tokens, expected, best):
+    """Scores are the rows of `expected`, and have so many of the likeliest tokens."""
+    found = [score.logprob for score in scores]
+    np.testing.assert_allclose(found, expected[np.arange(len(tokens)), tokens], atol=1e-4)
+    for score, row in zip(scores, expected, strict=True):
+        ids = np.argsort(-row)[:best]
+        assert len(score.best) == best
+        np.testing.assert_allclose([value for _, value in score.best], row[ids], atol=1e-4)
+        assert [i for i, _ in score.best][:1] == ids[:1].tolist()
+
+
+@pytest.mark.parametrize('best', [0, 4])
+def test_scores_are_those_of_the_model(best):
+    gpt = fit()
+    sampling = SampleConfig(
+        temperature=0.6, top_k=20, max_new_tokens=40, seed=1, presence_penalty=0.5
+    )
+    prompts = make_prompts(gpt, (30, 75))
+    options = [RequestOptions(best=best), RequestOptions(best=best, scores_prompt=True)]
     with start(gpt) as engine:
-        assert not any(piece.logprobs for piece in engine.submit(prompt, sampling))
+        requests = [
+            engine.submit(*each) for each in zip(prompts, [sampling] * 2, options, strict=True)
+        ]
+        for prompt, request in zip(prompts, requests, strict=True):
+            pieces = list(request)
+            tokens = sum((piece.tokens for piece in pieces), [])
+            assert tokens == alone(gpt, prompt, sampling)[0].tokens
+            expected = logprobs_of(gpt, prompt + tokens)
+            scores = sum((piece.scores for piece in pieces), [])
+            check_scores(scores, tokens, expected[len(prompt) - 1 : -1], best)
+            if request.options.scores_prompt:
+                check_scores(request.prompt_scores, prompt[1:], expected[: len(prompt) - 1], best)
+            else:
+                assert not request.prompt_scores
+
+
+def test_a_prompt_alone_is_scored():
+    """Beside another text, which it must not change; after it the row is free."""
+    gpt = fit()
+    [prompt] = make_prompts(gpt, (149,))
+    greedy = SampleConfig(temperature=0.0, max_new_tokens=90)
+    with start(gpt, rows=2) as engine:
+        beside = engine.submit('Alice', greedy)
+        request = engine.submit(prompt, greedy, RequestOptions(scores_prompt=True, draws=False))
+        assert list(request) == [] and not request.generation.tokens
+        check_scores(request.prompt_scores, prompt[1:], logprobs_of(gpt, prompt)[:-1], 0)
+        assert beside.result() == alone(gpt, 'Alice', greedy)[0]
+        assert engine.submit(prompt, greedy, RequestOptions(scores_prompt=True)).reused == 0
+    config = gpt.config.model
+    executed = to_executed(gpt.params, config, scan=False)
+    hidden, _ = Network(config).apply({'params': executed}, jnp.array([prompt]), method='hidden')
+    np.testing.assert_allclose(request.hidden, hidden[0].mean(0), atol=1e-4)
+
+
+def test_a_bias_forbids_and_forces_tokens():
+    gpt = fit()
+    greedy = SampleConfig(temperature=0.0, max_new_tokens=20)
+    [free] = alone(gpt, 'Alice', greedy)
+    first = free.tokens[0]
+    with start(gpt) as engine:
+        without = engine.submit('Alice', greedy, RequestOptions(bias={first: -100.0}))
+        only = engine.submit('Alice', greedy, RequestOptions(bias={first: 100.0}))
+        beside = engine.submit('Alice', greedy)
+        assert first not in without.result().tokens
+        assert set(only.result().tokens) == {first}
+        assert beside.result() == free
+        with pytest.raises(UserError, match='not in the vocabulary'):
+            engine.submit('Alice', greedy, RequestOptions(bias={300: 1.0}))
+        with pytest.raises(UserError, match=r'config\.serve\.best=20'):
+            engine.submit('Alice', greedy, RequestOptions(best=21))
+
+
+def test_who_polls_is_notified():
+    calls = []
+    with start() as engine:
+        sampling = SampleConfig(temperature=0.0, max_new_tokens=60)
+        request = engine.submit('Alice', sampling, notify=lambda: calls.append(request.poll()))
+        text = request.result()
+    pieces = sum(calls, [])
+    assert ''.join(piece.text for piece in pieces) == text.text
+    assert not request.poll() and len(calls) > 2
 
 
 def test_the_cache_grows_and_shrinks_and_has_the_bytes_that_are_stated():
@@ -280,7 +359,7 @@ def test_many_threads_submit():
     with start(gpt, rows=4) as engine:
 
         def ask(i):
-            request = engine.submit('Alice', sampling, sample=i)
+            request = engine.submit('Alice', sampling, RequestOptions(sample=i))
             texts[i] = ''.join(piece.text for piece in request)
 
         threads = [threading.Thread(target=ask, args=(i,)) for i in range(12)]
