@@ -22,7 +22,8 @@ class Interval(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        digits = 2 if abs(self.mean) >= 10 else 3
+        size = abs(self.mean)
+        digits = 0 if size >= 100 else 2 if size >= 10 else 3
         return f'{self.mean:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})'
 
     @property

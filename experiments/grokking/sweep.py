@@ -47,6 +47,12 @@ def first_step(record: answers.Record, column: str) -> float:
     return float(steps[learned[0]]) if len(learned) else math.nan
 
 
+def count_frequencies(record: answers.Record, share: float = 0.9) -> int:
+    """Returns the number of frequencies that together have a share of the embedding."""
+    shares = [answers.points(record['columns'][name])[1][-1] for name in FREQUENCIES]
+    return int(np.searchsorted(np.cumsum(sorted(shares, reverse=True)), share)) + 1
+
+
 def answer(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     """Measures the delay with each decay, and the spectrum of the embedding at the end."""
     decays = sorted({record['params']['weight_decay'] for record in results['trials']})
@@ -93,6 +99,7 @@ def answer(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
         f'{len(without)} runs; five frequencies have {top} of the embedding',
         'memorised_at': memorised.tolist(),
         'generalised_at': generalised.tolist(),
+        'frequencies_with_90_percent': [count_frequencies(run) for run in runs[strongest]],
         'minutes': answers.minutes(results),
     }
 
