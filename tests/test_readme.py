@@ -32,6 +32,7 @@ PAGES = [
     'docs/training.md',
     'docs/data.md',
     'docs/generation.md',
+    'docs/serve.md',
     'docs/weights.md',
     'docs/evaluation.md',
     'docs/report.md',

@@ -71,26 +71,22 @@ def answer(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     best = min(BPE, key=lambda name: found[name].mean())
     figure, [axes] = answers.panels(1, width=6.5)
     summaries = [answers.interval(found[name]) for name in names]
-    colours = ['tab:orange' if name == best else 'tab:blue' for name in names]
-    axes.barh(names, [each.mean for each in summaries], color=colours)
-    errors = [each.high - each.mean for each in summaries]
-    axes.errorbar([each.mean for each in summaries], names, xerr=errors, fmt='none', color='black')
+    for name, each in zip(names, summaries, strict=True):
+        error, colour = each.high - each.mean, 'tab:orange' if name == best else 'tab:blue'
+        axes.errorbar([each.mean], [name], xerr=error, fmt='o', capsize=3, color=colour)
     axes.invert_yaxis()
     axes.set(xlabel='bits per byte of the whole validation text')
-    low = min(each.low for each in summaries)
-    axes.set_xlim(left=0.9 * low)
     answers.save(figure, folder / 'figure.png')
     worse = {
         name: answers.interval(found[name] - found[best])
-        for name in ('bytes', f'BPE {SIZES[0]}', f'BPE {SIZES[-1]}')
+        for name in ('bytes', *BPE)
         if name != best
     }
-    signs = {name: each.sign for name, each in worse.items()}
-    has_optimum = best not in (f'BPE {SIZES[0]}', f'BPE {SIZES[-1]}')
+    ends = [f'BPE {SIZES[0]}', f'BPE {SIZES[-1]}']
     verdict = answers.UNDECIDED
-    if has_optimum and all(sign == 1 for sign in signs.values()):
+    if best not in ends and all(worse[name].sign == 1 for name in ('bytes', *ends)):
         verdict = answers.AGREES
-    elif not has_optimum or -1 in signs.values():
+    elif best in ends and all(each.sign == 1 for each in worse.values()):
         verdict = answers.DISAGREES
     return {
         'verdict': verdict,

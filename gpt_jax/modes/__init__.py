@@ -19,6 +19,7 @@ from gpt_jax.modes import (
     prepare,
     replay,
     report,
+    serve,
     train,
     verify_resume,
 )
@@ -28,6 +29,7 @@ MODES: dict[str, ModuleType] = {
     'prepare': prepare,
     'evaluate': evaluate,
     'generate': generate,
+    'serve': serve,
     'explain': explain,
     'inspect': inspect,
     'replay': replay,

@@ -14,6 +14,8 @@ class ServeConfig:
     queue_seconds: float = positive(60.0)  # a request that waits longer fails
     request_seconds: float = positive(600.0)  # a text that takes longer, waiting included, fails
     prefill_chunk: int = whole(128, low=16)  # tokens of a prompt between two of other texts
+    drain_seconds: float = positive(30.0)  # that texts have to end when the server stops
+    max_body_bytes: int = whole(4 * 2**20, low=1024, high=2**30)  # of a request over HTTP
     best: int = whole(20, low=1, high=100)  # likeliest tokens a request may ask for, per token
 
 

@@ -22,9 +22,9 @@ import numpy as np
 
 from gpt_jax.errors import UserError
 from gpt_jax.inference.config import SampleConfig, finalize_sample
-from gpt_jax.inference.decode import LEAST_CAPACITY, Decoder
+from gpt_jax.inference.decode import Decoder
 from gpt_jax.inference.generate import Prompt, TextRow, make_decoder
-from gpt_jax.inference.programs import TokenScores, row_key_data
+from gpt_jax.inference.programs import row_key_data
 from gpt_jax.inference.sampling import SamplingRule, make_rule
 from gpt_jax.model.cache import cache_bytes_per_token
 from gpt_jax.model.config import ModelConfig
@@ -35,29 +35,15 @@ from gpt_jax.serve.request import (
     Request,
     RequestOptions,
     RequestTimeoutError,
-    Score,
     ServeError,
 )
+from gpt_jax.serve.rows import Row, needs_full, reusable, rungs_to, scores_of
 from gpt_jax.tokenizer import Tokenizer
 
 NARROW = 16  # tokens of the smaller chunk of a prompt
 TURN_SECONDS = 0.05  # of drawing tokens before the host looks at requests again
 MOST_PER_TURN = 32  # tokens per text and turn
 GREEDY = SampleConfig(temperature=0.0)
-
-
-@dataclasses.dataclass(eq=False)
-class _Row:
-    """A row of the batch, as the host knows it."""
-
-    number: int
-    tokens: list[int] = dataclasses.field(default_factory=list)  # in its slots of the cache
-    request: Request | None = None
-    waiting: list[int] = dataclasses.field(default_factory=list)  # not yet in the cache
-    drawn: int = 0
-    hidden: Any = 0.0  # sum of the prompt's last hidden states so far
-    outgrew: bool = False  # the text goes on from its last part
-    freed: int = 0  # turn in which its last text ended
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,8 +87,8 @@ class Engine:
         self._decoder: Decoder = make_decoder(config, params, tokenizer)
         self._vocab_size = tokenizer.vocab_size
         count = max(self.config.rows, self._decoder.least_rows)
-        self._rows = [_Row(number) for number in range(count)]
-        self._rungs = _rungs(config.max_seq_len + NARROW)
+        self._rows = [Row(number) for number in range(count)]
+        self._rungs = rungs_to(config.max_seq_len + NARROW)
         self.cache_bytes = (
             cache_bytes_per_token(self._decoder.executed_config) * count * self._rungs[-1]
         )
@@ -111,6 +97,7 @@ class Engine:
         self._turn = 0
         self._counts = collections.Counter[str]()
         self._queue = collections.deque[Request]()
+        self._took = collections.deque[float](maxlen=16)  # seconds of the latest requests
         self._wakes = threading.Condition()
         self._error: ServeError | None = None
         self.programs = self._warm_up()
@@ -163,7 +150,8 @@ class Engine:
                 raise self._error
             if len(self._queue) >= self.config.queue:
                 raise QueueFullError(
-                    f'{len(self._queue)} requests wait (config.serve.queue); try again later'
+                    f'{len(self._queue)} requests wait (config.serve.queue); try again later',
+                    retry_seconds=self._seconds_to_next(),
                 )
             self._queue.append(request)
             self._wakes.notify()
@@ -181,6 +169,16 @@ class Engine:
                 reused_tokens=self._counts['reused_tokens'],
                 drawn_tokens=self._counts['drawn_tokens'],
             )
+
+    @property
+    def failure(self) -> ServeError | None:
+        """The reason why no more requests are taken, if there is one."""
+        return self._error
+
+    def _seconds_to_next(self) -> int:
+        """Returns about how long it takes until a row is free, by the latest requests."""
+        mean = sum(self._took) / max(1, len(self._took))
+        return max(1, round(mean / len(self._rows)))
 
     def close(self) -> None:
         """Stops the worker after its turn; requests that have not ended fail."""
@@ -318,7 +316,7 @@ class Engine:
             free = [row for row in self._rows if row.request is None]
             while self._queue and free:
                 request = self._queue.popleft()
-                row = max(free, key=lambda row: (_reusable(row.tokens, request), -row.freed))
+                row = max(free, key=lambda row: (reusable(row.tokens, request), -row.freed))
                 free.remove(row)
                 self._lend(row, request)
         most = max((self._needs(row) for row in self._rows if row.request), default=0)
@@ -326,9 +324,9 @@ class Engine:
         if smaller:
             self._resize(smaller[0])
 
-    def _lend(self, row: _Row, request: Request) -> None:
+    def _lend(self, row: Row, request: Request) -> None:
         request.started = time.monotonic()
-        request.reused = _reusable(row.tokens, request)
+        request.reused = reusable(row.tokens, request)
         row.request, row.drawn, row.outgrew, row.hidden = request, 0, False, 0.0
         row.tokens, row.waiting = (
             request.prompt[: request.reused],
@@ -340,14 +338,14 @@ class Engine:
         self._counts['prompt_tokens'] += len(request.prompt)
         self._counts['reused_tokens'] += request.reused
 
-    def _needs(self, row: _Row) -> int:
+    def _needs(self, row: Row) -> int:
         """Returns the slots that a text needs until its end."""
         if row.request.options.scores_prompt:
             return self._rungs[-1]
         length = len(row.request.prompt) + row.request.sampling.max_new_tokens + NARROW
         return min(length, self._rungs[-1])
 
-    def _fill(self, row: _Row) -> int:
+    def _fill(self, row: Row) -> int:
         """Puts the next chunk of a row's tokens into the cache, and returns its width."""
         start, count = len(row.tokens), len(row.waiting)
         widths = self._widths(start, self._rungs[-1])
@@ -376,16 +374,16 @@ class Engine:
             self._free(row)
         return width
 
-    def _hand_scores(self, row: _Row) -> None:
+    def _hand_scores(self, row: Row) -> None:
         """Gives a request the scores of its prompt, all of which is in the cache."""
         request = row.request
         scores = jax.device_get(self._state.scores)
         request.hidden = np.asarray(row.hidden) / len(row.tokens)
-        request.prompt_scores = _scores_of(
+        request.prompt_scores = scores_of(
             scores, row.number, range(1, len(row.tokens)), best=request.options.best
         )
 
-    def _draw(self, rows: list[_Row]) -> None:
+    def _draw(self, rows: list[Row]) -> None:
         """Draws the next tokens of the rows, and hands them to their requests.
 
         That is one token while prompts wait, so that rows do not stay empty for long.
@@ -401,7 +399,7 @@ class Engine:
                 context + 1 - len(row.tokens),
             )
         self._make_room(max(len(row.tokens) for row in rows) + most)
-        is_full = any(_needs_full(row.request) for row in rows)
+        is_full = any(needs_full(row.request) for row in rows)
         rule = self._rule(is_full)
         jax.block_until_ready(self._state)
         began = time.monotonic()
@@ -420,7 +418,7 @@ class Engine:
             self._counts['drawn_tokens'] += len(tokens)
             row.request.push(
                 tokens,
-                _scores_of(scores, row.number, new, best=row.request.options.best),
+                scores_of(scores, row.number, new, best=row.request.options.best),
                 is_last=row.drawn >= row.request.sampling.max_new_tokens,
             )
             if row.request.generation.ended:
@@ -429,13 +427,15 @@ class Engine:
                 row.waiting, row.tokens = row.tokens[-max(1, context // 2) :], []
                 row.outgrew = True
 
-    def _free(self, row: _Row, error: ServeError | None = None) -> None:
+    def _free(self, row: Row, error: ServeError | None = None) -> None:
         """Takes the row back; its tokens stay in the cache."""
         self._end(row.request, error)
         row.request, row.waiting, row.freed = None, [], self._turn
 
     def _end(self, request: Request, error: ServeError | None = None) -> None:
         self._counts['finished'] += 1
+        if request.started is not None:
+            self._took.append(time.monotonic() - request.started)
         request.end(error)
 
     def _make_room(self, slots: int) -> None:
@@ -450,38 +450,3 @@ class Engine:
             self._state = self._decoder.resize(self._state, slots=rung)
         for row in self._rows:
             row.tokens = row.tokens[:slots]
-
-
-def _rungs(most: int) -> list[int]:
-    """Returns the sizes of the cache: powers of two from the least capacity on, and `most`."""
-    rungs = [LEAST_CAPACITY]
-    while rungs[-1] * 2 < most:
-        rungs.append(rungs[-1] * 2)
-    return [*rungs, most] if rungs[-1] < most else [most]
-
-
-def _reusable(tokens: list[int], request: Request) -> int:
-    """Returns how many tokens of the prompt need no pass; the last one does, for its logits."""
-    if request.options.scores_prompt:
-        return 0
-    most = min(len(tokens), len(request.prompt) - 1)
-    return next((i for i in range(most) if tokens[i] != request.prompt[i]), most)
-
-
-def _needs_full(request: Request) -> bool:
-    """Returns whether a request needs more than temperature and min-p."""
-    rule = make_rule([request.sampling], vocab_size=request.sampling.top_k + 1)
-    options = request.options
-    return bool(rule.truncates or rule.penalises or options.bias or options.best)
-
-
-def _scores_of(scores: TokenScores, row: int, slots: range, *, best: int) -> list[Score]:
-    """Returns the scores of the tokens in some slots of a row, with those of the `best` ones."""
-    ids_SK = scores.best_ids_BSK[row, slots, :best].tolist()
-    best_SK = scores.best_BSK[row, slots, :best].tolist()
-    return [
-        Score(logprob, list(zip(ids, logprobs, strict=True)))
-        for logprob, ids, logprobs in zip(
-            scores.token_BS[row, slots].tolist(), ids_SK, best_SK, strict=True
-        )
-    ]

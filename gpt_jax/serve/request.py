@@ -17,7 +17,11 @@ class ServeError(Exception):
 
 
 class QueueFullError(ServeError):
-    """As many requests wait as may wait."""
+    """As many requests wait as may wait; in `retry_seconds` one may have left."""
+
+    def __init__(self, message: str, *, retry_seconds: int):
+        super().__init__(message)
+        self.retry_seconds = retry_seconds
 
 
 class RequestTimeoutError(ServeError):
@@ -156,6 +160,6 @@ class Request:
     def end(self, error: ServeError | None = None) -> None:
         """Ends the pieces, or fails; called by the engine only."""
         if self.ended is None:
-            self.ended = time.monotonic()
             self._pieces.put(error)
+            self.ended = time.monotonic()  # after the last piece, which `poll` finds then
             self._notify()

@@ -46,7 +46,7 @@ DEFAULT = """\
 {% endif %}
 """
 # Private-use characters: placeholders in rendered text for marks and tokens that have no text.
-_LEARN, _END, _BOS, _EOS = '\ue000\ue001\ue002\ue003'
+_LEARN, _END, _BOS, _EOS, _CUT = '\ue000\ue001\ue002\ue003\ue004'
 _MEANINGLESS = re.compile(f'[{_LEARN}-{_EOS}\ud800-\udfff]')
 # The date for rendering conversations to learn, so that their ids are the same on every day.
 _LEARNED_ON = datetime.datetime(2024, 7, 26)
@@ -205,13 +205,16 @@ class ChatTemplate:
             raise UserError(f'{self.name} is not a Jinja template: {_reason(error)}') from error
 
 
-def encode(segments: Sequence[Segment], tokenizer: 'Tokenizer') -> tuple[np.ndarray, np.ndarray]:
+def encode(
+    segments: Sequence[Segment], tokenizer: 'Tokenizer', *, cut: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns the ids (uint32) and the bounds `[n, 2]` of their learned runs.
 
     Segments are encoded separately, so the ids before an answer are those of its prompt alone.
     transformers encodes the whole text, so its ids differ if an answer begins inside a token
     (`[assistant] ` before a word). Names of special tokens become their ids. Begin and end tokens
-    are the named ones (bos_token, eos_token), else those of any text.
+    are the named ones (bos_token, eos_token), else those of any text. With `cut`, the text is also
+    cut at the placeholders of `_cut`, which are left out.
     """
     names, ids_of = tokenizer.named_tokens, tokenizer.special_tokens
     ends = {
@@ -223,7 +226,7 @@ def encode(segments: Sequence[Segment], tokenizer: 'Tokenizer') -> tuple[np.ndar
     spans = []
     for segment in segments:
         start = len(ids)
-        for part in re.split(f'([{_BOS}{_EOS}])', segment.text):
+        for part in re.split(f'([{_BOS}{_EOS}])' + f'|{_CUT}' * cut, segment.text):
             if part in ends:
                 ids += [] if ends[part] is None else [ends[part]]
             elif part:
@@ -234,13 +237,34 @@ def encode(segments: Sequence[Segment], tokenizer: 'Tokenizer') -> tuple[np.ndar
     return np.array(ids, np.uint32), np.array(spans, np.int64).reshape(-1, 2)
 
 
-def encode_prompt(messages: Sequence[Message], tokenizer: 'Tokenizer') -> list[int]:
+def encode_prompt(
+    messages: Sequence[Message], tokenizer: 'Tokenizer', *, literal: bool = False
+) -> list[int]:
     """Returns the ids of a conversation up to the next answer, by the tokenizer's template.
+
+    With `literal`, names of special tokens in messages stay text, so that who writes a message
+    cannot forge the end of it; the template's own become ids.
 
     Raises:
         UserError: the messages are invalid, or the template rejects them.
     """
-    return encode(ChatTemplate.of(tokenizer).prompt(messages), tokenizer)[0].tolist()
+    if literal:
+        check_messages(messages)
+        messages = [_cut(message, [*tokenizer.special_tokens]) for message in messages]
+    segments = ChatTemplate.of(tokenizer).prompt(messages)
+    return encode(segments, tokenizer, cut=literal)[0].tolist()
+
+
+def _cut(message: Message, names: Sequence[str]) -> Message:
+    """Returns a message in whose texts a placeholder interrupts each of the names."""
+    longest = sorted(filter(None, names), key=len, reverse=True)
+    pattern = re.compile('|'.join(map(re.escape, longest)) or '(?!)')
+    return {
+        key: pattern.sub(lambda found: found[0][:1] + _CUT + found[0][1:], value.replace(_CUT, ''))
+        if isinstance(value, str) and key != 'role'
+        else value
+        for key, value in message.items()
+    }
 
 
 def to_text(segments: Sequence[Segment]) -> str:

@@ -1,7 +1,6 @@
 """Texts that join and leave a batch are those that each prompt gets alone."""
 
 import dataclasses
-import functools
 import re
 import threading
 import time
@@ -14,8 +13,7 @@ import pytest
 from gpt_jax import GPT
 from gpt_jax.errors import UserError
 from gpt_jax.inference.config import SampleConfig
-from gpt_jax.inference.generate import Ended, Generator
-from gpt_jax.model.attention import Latent
+from gpt_jax.inference.generate import Ended
 from gpt_jax.model.gpt import GPT as Network
 from gpt_jax.model.layer_stack import to_executed
 from gpt_jax.serve.config import ServeConfig
@@ -26,36 +24,16 @@ from gpt_jax.serve.request import (
     RequestOptions,
     RequestTimeoutError,
 )
+from tests.serve.tiny import ARCHITECTURES, SMALL, alone, fit
 from tests.tiny_config import TEXT
 
-SMALL = dict(vocab_size=300, num_layers=2, num_heads=2, d_model=32, d_ff=64, max_seq_len=150)
-ARCHITECTURES = {
-    'learned': {},
-    'rope, window': dict(position='rope', num_kv_heads=1, window_pattern=(9, 0)),
-    'alibi': dict(position='alibi'),
-    'latent': dict(position='rope', attention=Latent(kv_rank=8, rope_dim=4)),
-}
 ENDLESS = SampleConfig(temperature=0.0, max_new_tokens=1_000_000)  # it repeats itself
-
-
-@functools.cache
-def fit(name='learned') -> GPT:
-    """A tiny model after some steps on the committed text."""
-    gpt = GPT(**SMALL, **ARCHITECTURES[name])
-    gpt.fit(TEXT, steps=60, batch_size=4, learning_rate=3e-3, quiet=True)
-    return gpt
 
 
 def start(gpt=None, **serve) -> Engine:
     gpt = gpt or fit()
     serve = ServeConfig(**{'rows': 3, 'prefill_chunk': 32} | serve)
     return Engine(gpt.config.model, gpt.params, gpt.tokenizer, serve)
-
-
-def alone(gpt, prompt, sampling):
-    """The texts that `--mode generate` writes."""
-    model = Generator(gpt.config.model, gpt.params, gpt.tokenizer)
-    return model.generate([prompt], sampling)
 
 
 def make_prompts(gpt, lengths):

@@ -1,0 +1,203 @@
+"""The bodies of requests, checked field by field.
+
+Names and defaults are those of OpenAI's API; `top_k`, `min_p` and `repetition_penalty` are further
+ones. `user`, `metadata` and `store` are accepted and have no effect.
+"""
+
+import secrets
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import Field
+
+from gpt_jax.inference.config import SampleConfig
+
+MOST_TEXTS = 128  # of a request: its prompts, times n
+Ids = list[Annotated[int, Field(ge=0, lt=2**31)]]
+Stop = Annotated[str, Field(min_length=1, max_length=1000)]
+
+
+class Body(pydantic.BaseModel):
+    """The base: no unknown fields, and no conversion between types."""
+
+    model_config = pydantic.ConfigDict(extra='forbid', strict=True)
+
+    model: str | None = None
+    user: str | None = None
+
+
+class StreamOptions(pydantic.BaseModel):
+    """Settings of a stream of events."""
+
+    model_config = pydantic.ConfigDict(extra='forbid', strict=True)
+
+    include_usage: bool = False  # a last event says how many tokens there were
+    include_obfuscation: bool = False  # accepted; there is none
+
+
+class ResponseFormat(pydantic.BaseModel):
+    """The form of the answer; only text, because nothing here forces another."""
+
+    model_config = pydantic.ConfigDict(extra='forbid', strict=True)
+
+    type: Literal['text'] = 'text'
+
+
+class SamplingBody(Body):
+    """The fields that completions and chats share."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    n: int | None = Field(None, ge=1, le=MOST_TEXTS)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+
+    @pydantic.field_validator('logit_bias')
+    @classmethod
+    def _check_ids(cls, bias: dict[str, float] | None) -> dict[str, float] | None:
+        for key in bias or {}:
+            if not (key.isascii() and key.isdigit() and len(key) < 10):
+                raise ValueError(f'{key[:20]!r} is not a token id')
+        return bias
+
+    @property
+    def bias(self) -> dict[int, float]:
+        """The values that are added to logits, by id."""
+        return {int(token): value for token, value in (self.logit_bias or {}).items()}
+
+    def sampling(self, *, max_tokens: int) -> SampleConfig:
+        """Returns how tokens are drawn; a request without a seed gets a random one."""
+        seed = secrets.randbits(32) if self.seed is None else self.seed % 2**32
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        given = {
+            name: value
+            for name in (
+                'temperature',
+                'top_p',
+                'top_k',
+                'min_p',
+                'repetition_penalty',
+                'presence_penalty',
+                'frequency_penalty',
+            )
+            if (value := getattr(self, name)) is not None
+        }
+        given = {'temperature': 1.0} | given
+        # A text that only scores its prompt draws nothing, and a length is at least 1.
+        return SampleConfig(max_new_tokens=max(1, max_tokens), seed=seed, stop=stop, **given)
+
+
+class CompletionBody(SamplingBody):
+    """The body of `/v1/completions`."""
+
+    prompt: str | Ids | list[str] | list[Ids] = ''
+    max_tokens: int | None = Field(None, ge=0, lt=2**31)
+    logprobs: int | None = Field(None, ge=0)
+    echo: bool | None = None
+    best_of: int | None = None
+    suffix: None = None
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts, each a text or ids."""
+        given = self.prompt
+        if isinstance(given, str) or (given and isinstance(given[0], int)):
+            return [given]
+        return [*given]
+
+    @pydantic.model_validator(mode='after')
+    def _check(self) -> 'CompletionBody':
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise ValueError('best_of must equal n: texts are not ranked here')
+        if not self.prompts:
+            raise ValueError('prompt: give at least one')
+        if len(self.prompts) * (self.n or 1) > MOST_TEXTS:
+            raise ValueError(f'n times the number of prompts is more than {MOST_TEXTS}')
+        return self
+
+
+class Message(pydantic.BaseModel):
+    """One message of a conversation."""
+
+    model_config = pydantic.ConfigDict(extra='forbid', strict=True)
+
+    role: Literal['system', 'developer', 'user', 'assistant', 'tool']
+    content: str | list[dict[str, Any]]
+    name: str | None = None
+
+    @pydantic.field_validator('content')
+    @classmethod
+    def _join(cls, content: str | list[dict[str, Any]]) -> str:
+        """Joins a content in parts, as OpenAI's clients may send it."""
+        if isinstance(content, str):
+            return content
+        for part in content:
+            if part.get('type') != 'text' or not isinstance(part.get('text'), str):
+                raise ValueError('parts of a content must be {"type": "text", "text": …}')
+        return ''.join(part['text'] for part in content)
+
+    def as_dict(self) -> dict[str, str]:
+        """Returns the message as templates take it."""
+        role = 'system' if self.role == 'developer' else self.role
+        return {'role': role, 'content': self.content} | ({'name': self.name} if self.name else {})
+
+
+class ChatBody(SamplingBody):
+    """The body of `/v1/chat/completions`."""
+
+    messages: list[Message] = Field(min_length=1, max_length=10_000)
+    max_tokens: int | None = Field(None, ge=1, lt=2**31)
+    max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0)
+    response_format: ResponseFormat | None = None
+
+    @pydantic.model_validator(mode='after')
+    def _check(self) -> 'ChatBody':
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError('top_logprobs needs logprobs: true')
+        return self
+
+
+class EmbeddingBody(Body):
+    """The body of `/v1/embeddings`."""
+
+    input: str | Ids | list[str] | list[Ids]
+    encoding_format: Literal['float', 'base64'] | None = None
+
+    @property
+    def inputs(self) -> list[str | list[int]]:
+        """The texts, each as text or ids."""
+        given = self.input
+        if isinstance(given, str) or (given and isinstance(given[0], int)):
+            return [given]
+        return [*given]
+
+    @pydantic.model_validator(mode='after')
+    def _check(self) -> 'EmbeddingBody':
+        if not 1 <= len(self.inputs) <= MOST_TEXTS:
+            raise ValueError(f'input: give 1 to {MOST_TEXTS} texts')
+        return self
+
+
+class TokenizeBody(Body):
+    """The body of `/tokenize`: a text, or a conversation."""
+
+    prompt: str | None = None
+    messages: list[Message] | None = Field(None, min_length=1, max_length=10_000)
+
+    @pydantic.model_validator(mode='after')
+    def _check(self) -> 'TokenizeBody':
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError('give either prompt or messages')
+        return self

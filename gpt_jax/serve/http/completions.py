@@ -1,0 +1,150 @@
+"""`/v1/completions`: texts that continue prompts."""
+
+import contextlib
+import itertools
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
+
+from gpt_jax.serve.http.bodies import CompletionBody
+from gpt_jax.serve.http.errors import ApiError
+from gpt_jax.serve.http.merged import merged
+from gpt_jax.serve.http.served import ServedModel
+from gpt_jax.serve.http.texts import Text, submitted, usage
+from gpt_jax.serve.request import Piece, Score
+
+MAX_TOKENS = 16  # OpenAI's default
+
+
+class Completions:
+    """The answer to one request for completions."""
+
+    def __init__(self, body: CompletionBody, model: ServedModel):
+        self._body = body
+        self._model = model
+        self._count = body.n or 1
+        self._max_tokens = MAX_TOKENS if body.max_tokens is None else body.max_tokens
+        if not self._max_tokens and not body.echo:
+            raise ApiError(400, 'max_tokens=0 needs echo: true', param='max_tokens')
+        self._head = {
+            'id': f'cmpl-{uuid.uuid4().hex}',
+            'object': 'text_completion',
+            'created': int(time.time()),
+            'model': model.name,
+            'system_fingerprint': model.fingerprint,
+        }
+
+    def _submitted(self) -> contextlib.AbstractAsyncContextManager[list[Text]]:
+        body = self._body
+        return submitted(
+            self._model,
+            body.prompts,
+            body.sampling(max_tokens=self._max_tokens),
+            count=self._count,
+            bias=body.bias,
+            best=body.logprobs or 0,
+            scores_prompt=bool(body.echo) and body.logprobs is not None,
+            draws=self._max_tokens > 0,
+        )
+
+    async def whole(self) -> dict[str, Any]:
+        """Returns the response, when all texts have ended."""
+        async with self._submitted() as texts:
+            choices = []
+            for index, text in enumerate(texts):
+                pieces = await text.result()
+                writer = _Logprobs(self._model, text) if self._body.logprobs is not None else None
+                beginning = self._beginning(text, writer)
+                pieces = [beginning, *pieces] if beginning else pieces
+                choices.append(self._choice(index, pieces, writer, text.finish_reason))
+            return {**self._head, 'choices': choices, 'usage': usage(texts, count=self._count)}
+
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        """Yields the parts of a stream; the texts take turns as they come."""
+        options = self._body.stream_options
+        with_usage = bool(options and options.include_usage)
+        more = {'usage': None} if with_usage else {}
+        async with self._submitted() as texts:
+            yield {}  # submitted: errors until here have a status of their own
+            writers = [
+                _Logprobs(self._model, text) if self._body.logprobs is not None else None
+                for text in texts
+            ]
+            begun = [not self._body.echo] * len(texts)
+            async for index, piece in merged([text.pieces() for text in texts]):
+                text, writer = texts[index], writers[index]
+                if not begun[index]:
+                    begun[index] = True
+                    beginning = self._beginning(text, writer)
+                    choice = self._choice(index, [beginning], writer, None)
+                    yield {**self._head, 'choices': [choice], **more}
+                pieces, reason = ([], text.finish_reason) if piece is None else ([piece], None)
+                choice = self._choice(index, pieces, writer, reason)
+                yield {**self._head, 'choices': [choice], **more}
+            if with_usage:
+                yield {**self._head, 'choices': [], 'usage': usage(texts, count=self._count)}
+
+    def _beginning(self, text: Text, writer: '_Logprobs | None') -> Piece | None:
+        """Returns the prompt as a first piece, if it is to be repeated."""
+        if not self._body.echo:
+            return None
+        request = text.request
+        scores = [Score(float('nan'), []), *request.prompt_scores] if writer else []
+        return Piece(request.generation.prompt, request.prompt, scores)
+
+    def _choice(
+        self,
+        index: int,
+        pieces: Sequence[Piece],
+        writer: '_Logprobs | None',
+        reason: str | None,
+    ) -> dict[str, Any]:
+        return {
+            'index': index,
+            'text': ''.join(piece.text for piece in pieces),
+            'logprobs': writer and writer.write(pieces, is_echo=bool(self._body.echo)),
+            'finish_reason': reason,
+        }
+
+
+class _Logprobs:
+    """Writes the log-probabilities of one text, piece by piece."""
+
+    def __init__(self, model: ServedModel, text: Text):
+        self._model = model
+        self._stream = model.tokenizer.stream()
+        self._prompt = text.request.prompt
+        self._offset: int | None = None  # characters before the next token
+
+    def write(self, pieces: Sequence[Piece], *, is_echo: bool) -> dict[str, list]:
+        """Returns the arrays of OpenAI's `logprobs` for these pieces."""
+        if self._offset is None:
+            # Offsets count the prompt, whether it is repeated or not.
+            self._offset = 0 if is_echo else len(self._stream.push(self._prompt))
+        tokens = list(itertools.chain.from_iterable(piece.tokens for piece in pieces))
+        scores = list(itertools.chain.from_iterable(piece.scores for piece in pieces))
+        return {
+            'tokens': [self._model.token_text(token) for token in tokens],
+            'token_logprobs': [_number(score.logprob) for score in scores],
+            'top_logprobs': [self._best(score) for score in scores],
+            'text_offset': list(self._offsets(tokens)),
+        }
+
+    def _offsets(self, tokens: Sequence[int]) -> Iterator[int]:
+        for token in tokens:
+            yield self._offset
+            self._offset += len(self._stream.push([token]))
+
+    def _best(self, score: Score) -> dict[str, float] | None:
+        if score.logprob != score.logprob:  # the first token of a prompt
+            return None
+        best: dict[str, float] = {}
+        for token, logprob in score.best:
+            best.setdefault(self._model.token_text(token), logprob)
+        return best
+
+
+def _number(logprob: float) -> float | None:
+    """Returns a log-probability as JSON has it; NaN, of the first token of a prompt, is None."""
+    return None if logprob != logprob else max(logprob, -9999.0)

@@ -1,0 +1,89 @@
+"""A model that is served: its engine, its tokenizer, and what its clients may know of it."""
+
+import dataclasses
+import functools
+
+from gpt_jax.serve.engine import Engine
+from gpt_jax.serve.http.bodies import Body, Message
+from gpt_jax.serve.http.errors import ApiError
+from gpt_jax.tokenizer import Tokenizer, chat_template
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """One model of the server."""
+
+    name: str
+    step: int  # of its checkpoint
+    engine: Engine
+    tokenizer: Tokenizer
+    context: int  # most tokens that the model sees
+    created: int  # seconds since 1970, of its checkpoint
+    fingerprint: str  # of its weights
+
+    def describe(self) -> dict[str, object]:
+        """Returns the entry of `/v1/models`."""
+        return {
+            'id': self.name,
+            'object': 'model',
+            'created': self.created,
+            'owned_by': 'gpt_jax',
+            'max_model_len': self.context,
+        }
+
+    def encode_chat(self, messages: list[Message]) -> list[int]:
+        """Returns the ids of a conversation up to the next answer.
+
+        Names of special tokens in messages stay text.
+
+        Raises:
+            UserError: the template refuses the messages.
+        """
+        given = [message.as_dict() for message in messages]
+        return chat_template.encode_prompt(given, self.tokenizer, literal=True)
+
+    def token_text(self, token: int) -> str:
+        """Returns the name of a token: its text, `bytes:…` of a part of a character."""
+        if token in self._special:
+            return self._special[token]
+        data = self.tokenizer.id_to_bytes(token)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return 'bytes:' + ''.join(f'\\x{byte:02x}' for byte in data)
+
+    @functools.cached_property
+    def _special(self) -> dict[int, str]:
+        return {number: name for name, number in self.tokenizer.special_tokens.items()}
+
+
+class ServedModels:
+    """The models of a server, by name; the first one answers requests that name none."""
+
+    def __init__(self, models: list[ServedModel]):
+        self._models = {model.name: model for model in models}
+
+    def __iter__(self):
+        return iter(self._models.values())
+
+    def named(self, name: str | None) -> ServedModel:
+        """Returns a model.
+
+        Raises:
+            ApiError: there is none of this name.
+        """
+        if name is None:
+            return next(iter(self))
+        if name not in self._models:
+            known = ', '.join(self._models)
+            raise ApiError(
+                404,
+                f'there is no model {name[:100]!r} here; this server has {known}',
+                param='model',
+                code='model_not_found',
+            )
+        return self._models[name]
+
+    def of(self, body: Body) -> ServedModel:
+        """Returns the model that a body names."""
+        return self.named(body.model)

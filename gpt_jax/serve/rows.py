@@ -1,0 +1,58 @@
+"""The rows of the batch, as the host knows them, and what requests need of them."""
+
+import dataclasses
+from typing import Any
+
+from gpt_jax.inference.decode import LEAST_CAPACITY
+from gpt_jax.inference.programs import TokenScores
+from gpt_jax.inference.sampling import make_rule
+from gpt_jax.serve.request import Request, Score
+
+
+@dataclasses.dataclass(eq=False)
+class Row:
+    """A row of the batch, as the host knows it."""
+
+    number: int
+    tokens: list[int] = dataclasses.field(default_factory=list)  # in its slots of the cache
+    request: Request | None = None
+    waiting: list[int] = dataclasses.field(default_factory=list)  # not yet in the cache
+    drawn: int = 0
+    hidden: Any = 0.0  # sum of the prompt's last hidden states so far
+    outgrew: bool = False  # the text goes on from its last part
+    freed: int = 0  # turn in which its last text ended
+
+
+def rungs_to(most: int) -> list[int]:
+    """Returns the sizes of the cache: powers of two from the least capacity on, and `most`."""
+    rungs = [LEAST_CAPACITY]
+    while rungs[-1] * 2 < most:
+        rungs.append(rungs[-1] * 2)
+    return [*rungs, most] if rungs[-1] < most else [most]
+
+
+def reusable(tokens: list[int], request: Request) -> int:
+    """Returns how many tokens of the prompt need no pass; the last one does, for its logits."""
+    if request.options.scores_prompt:
+        return 0
+    most = min(len(tokens), len(request.prompt) - 1)
+    return next((i for i in range(most) if tokens[i] != request.prompt[i]), most)
+
+
+def needs_full(request: Request) -> bool:
+    """Returns whether a request needs more than temperature and min-p."""
+    rule = make_rule([request.sampling], vocab_size=request.sampling.top_k + 1)
+    options = request.options
+    return bool(rule.truncates or rule.penalises or options.bias or options.best)
+
+
+def scores_of(scores: TokenScores, row: int, slots: range, *, best: int) -> list[Score]:
+    """Returns the scores of the tokens in some slots of a row, with those of the `best` ones."""
+    ids_SK = scores.best_ids_BSK[row, slots, :best].tolist()
+    best_SK = scores.best_BSK[row, slots, :best].tolist()
+    return [
+        Score(logprob, list(zip(ids, logprobs, strict=True)))
+        for logprob, ids, logprobs in zip(
+            scores.token_BS[row, slots].tolist(), ids_SK, best_SK, strict=True
+        )
+    ]
