@@ -1,6 +1,6 @@
 """Shows the numbers that a run of `configs/grokking.py` learned: their spectrum, and a circle.
 
-python -m gpt_jax.main --config configs/grokking.py --config.checkpoint.keep_last=5
+python -m gpt_jax.main --config configs/grokking.py --config.checkpoint.keep_last=30
 python -m experiments.grokking.look runs/grokking
 """
 
