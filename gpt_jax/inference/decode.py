@@ -171,7 +171,11 @@ class Decoder:
 
     def empty(self, *, rows: int, slots: int, best: int) -> DecodeState:
         """Returns rows without text, for `extend`; scores of the `best` likeliest are kept."""
-        return self._call(empty_rows, rows=rows, slots=slots, best=best, settings=self._settings)
+        state = self._call(empty_rows, rows=rows, slots=slots, best=best, settings=self._settings)
+        if self._mesh is None:
+            # Committed to the device as the states that programs return, or each compiles twice.
+            state = jax.device_put(state, jax.tree.leaves(self.params)[0].sharding)
+        return state
 
     def extend(
         self,

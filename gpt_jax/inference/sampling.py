@@ -138,5 +138,10 @@ def sample(
     likeliest_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     if not rule.draws:
         return likeliest_B
-    drawn_B = jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
-    return jnp.where(rule.greedy_B, likeliest_B, drawn_B)
+
+    def draw() -> Int[Array, 'B']:
+        drawn_B = jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)
+        return jnp.where(rule.greedy_B, likeliest_B, drawn_B)
+
+    # Random numbers for a whole vocabulary cost as much as a layer of a small model.
+    return jax.lax.cond(jnp.asarray(rule.greedy_B).all(), lambda: likeliest_B, draw)

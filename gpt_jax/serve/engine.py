@@ -390,12 +390,14 @@ class Engine:
         """
         is_filling = any(row.waiting for row in self._rows)
         most = 1 if is_filling else self._per_turn
+        # The turn ends with the first text, whose row another may take.
+        remaining = [row.request.sampling.max_new_tokens - row.drawn for row in rows]
+        most = min(most, *remaining)
         context = self._decoder.config.max_seq_len
         limit = np.array([row.drawn for row in self._rows], np.int32)
         for row in rows:
             limit[row.number] += min(
                 most,
-                row.request.sampling.max_new_tokens - row.drawn,
                 context + 1 - len(row.tokens),
             )
         self._make_room(max(len(row.tokens) for row in rows) + most)

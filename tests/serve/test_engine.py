@@ -117,8 +117,13 @@ def test_pieces_make_up_the_text_and_end_at_a_stop_string():
     assert len(pieces) > 1
 
 
-def test_nothing_is_compiled_after_the_start(caplog):
+@pytest.mark.parametrize('loaded', [False, True])
+def test_nothing_is_compiled_after_the_start(caplog, tmp_path, loaded):
+    """Weights of a checkpoint are committed to a device, those after training are not."""
     gpt = fit()
+    if loaded:
+        gpt.save(tmp_path / 'run')
+        gpt = GPT.load(tmp_path / 'run')
     with start(gpt) as engine:
         with jax.log_compiles():
             caplog.clear()
