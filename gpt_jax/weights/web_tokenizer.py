@@ -62,12 +62,20 @@ def _sentencepiece(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
         raise _refusal('SentencePiece models that rewrite text or have no bytes to fall back on')
     if any(piece.type == kinds.UNUSED for piece in proto.pieces):
         raise _refusal('SentencePiece models with unused pieces')
-    in_text = (kinds.NORMAL, kinds.USER_DEFINED)
+    in_text = [
+        piece.type in (kinds.NORMAL, kinds.USER_DEFINED) and ' ' not in piece.piece
+        for piece in proto.pieces  # spaces of a text are U+2581 when pieces are looked up
+    ]
     return {
         'algorithm': algorithms[proto.trainer_spec.model_type],
         'leadingSpaces': int(proto.normalizer_spec.add_dummy_prefix),
-        'scores': [piece.score if piece.type in in_text else None for piece in proto.pieces],
-        'whole': [i for i, p in enumerate(proto.pieces) if p.type == kinds.USER_DEFINED],
+        'scores': [
+            piece.score if found else None
+            for piece, found in zip(proto.pieces, in_text, strict=True)
+        ],
+        'whole': [
+            i for i, p in enumerate(proto.pieces) if p.type == kinds.USER_DEFINED and in_text[i]
+        ],
         'byteIds': [i for i, p in enumerate(proto.pieces) if p.type == kinds.BYTE],
     }
 

@@ -73,8 +73,8 @@ def test_sentencepiece_with_a_space_before_texts_and_whole_pieces(sessions):
     for algorithm in ('bpe', 'unigram'):
         model = library_model(
             model_type=algorithm,
-            vocab_size=284,
-            user_defined_symbols=['cat', ' sat', '123'],
+            vocab_size=285,
+            user_defined_symbols=['cat', ' sat', '\u2581mats', '34'],
             normalization_rule_name='identity',
             remove_extra_whitespaces=False,
         )
@@ -128,8 +128,6 @@ def test_refused(make, message):
 def test_an_unknown_character_is_named(sessions):
     config = CONFIGS['char']
     tokenizer = make_tokenizer(config, lambda: ['abc'])
-    sessions.export(
-        'abc', ModelConfig(vocab_size=4, num_layers=1, num_heads=1, d_model=2), tokenizer
-    )
+    sessions.export('abc', make_model(vocab_size=4, **TINY), tokenizer)
     with pytest.raises(Exception, match=r'“é” \(number 3\) is not among the 3'):
         sessions.tokenize('abc', ['abé'])

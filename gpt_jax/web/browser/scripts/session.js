@@ -52,6 +52,7 @@ export class Session {
     const { tokenizer } = this, ids = [...prompt], ends = new Set(tokenizer.ends);
     const stream = tokenizer.stream();
     for (const id of ids) stream.push(id);
+    let text = '', shown = 0;
     for (let drawn = 0; drawn < sampling.max_new_tokens; drawn++) {
       for (const _ of this.see(ids, ids.length)) yield null;
       const logits = this.model.nextLogits().subarray(0, tokenizer.size);
@@ -59,8 +60,13 @@ export class Session {
       const piece = this.describe(id, logits);
       ids.push(id);
       if (ends.has(id)) return void (yield { ...piece, text: stream.flush(), ended: 'end_of_text' });
-      const last = drawn + 1 === sampling.max_new_tokens;
-      yield { ...piece, text: stream.push(id) + (last ? stream.flush() : ''), ended: last ? 'length' : null };
+      text += stream.push(id);
+      const stops = sampling.stop.some((each) => text.includes(each) || each === tokenizer.names.get(id));
+      const ended = stops ? 'stop' : drawn + 1 === sampling.max_new_tokens ? 'length' : null;
+      if (ended) text += stream.flush();
+      yield { ...piece, text: text.slice(shown), ended };
+      if (stops) return;
+      shown = text.length;
     }
   }
 

@@ -67,7 +67,7 @@ function drawPage(backend, model) {
   showButtons();
 
   const form = h('form', {
-    class: 'panel',
+    class: 'panel', novalidate: true,
     onsubmit: (event) => {
       event.preventDefault();
       start(() => writer.write(prompt.value, settings.read()));
