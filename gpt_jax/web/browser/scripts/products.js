@@ -66,11 +66,9 @@ function multiplyFour(values, rows, columns, x, t, out) {
       p0 += u * c; p1 += u * d; p2 += u * e; p3 += u * f;
       q0 += v * c; q1 += v * d; q2 += v * e; q3 += v * f;
     }
-    let at = t * rows + row;
-    for (const [p, q] of [[p0, q0], [p1, q1], [p2, q2], [p3, q3]]) {
-      out[at] = p;
-      if (b !== a) out[at + 1] = q;
-      at += rows;
-    }
+    const o = t * rows + row, second = o + rows, third = second + rows, fourth = third + rows;
+    out[o] = p0; out[second] = p1; out[third] = p2; out[fourth] = p3;
+    if (b === a) continue;
+    out[o + 1] = q0; out[second + 1] = q1; out[third + 1] = q2; out[fourth + 1] = q3;
   }
 }
