@@ -33,6 +33,7 @@ PAGES = [
     'docs/data.md',
     'docs/generation.md',
     'docs/weights.md',
+    'docs/web.md',
     'docs/evaluation.md',
     'docs/report.md',
     'docs/sweeps.md',

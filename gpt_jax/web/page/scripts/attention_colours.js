@@ -10,12 +10,13 @@ export class AttentionColours {
     this.menus = h('span', { hidden: true },
       menu('Layer', numbers(layers, 'layer'), 0, (layer) => { this.layer = layer; this.show(); }),
       menu('Head', ['mean of all', ...numbers(heads, 'head')], 0, (at) => { this.head = at - 1; this.show(); }));
+    this.note = h('span', { class: 'hint', role: 'alert' });
     this.element = h('div', { class: 'row' },
       choice('Colours', [['probability', 'probability'], ['attention', 'attention']], 'probability', (key) => {
         this.on = key === 'attention';
         this.menus.hidden = !this.on;
         this.show();
-      }), this.menus);
+      }), this.menus, this.note);
     text.listen(() => this.show());
   }
 
@@ -31,14 +32,20 @@ export class AttentionColours {
     this.wanted = position;
     if (this.asking) return;
     this.asking = true;
-    while (this.wanted !== null) {
-      const asked = this.wanted, { tokens } = text;
-      this.wanted = null;
-      const found = await this.backend.attention(tokens.slice(0, asked + 1).map(({ id }) => id), asked);
-      this.found = { ...found, position: asked, tokens };
+    this.note.textContent = '';
+    try {
+      while (this.wanted !== null) {
+        const asked = this.wanted, { tokens } = text;
+        this.wanted = null;
+        const found = await this.backend.attention(tokens.slice(0, asked + 1).map(({ id }) => id), asked);
+        this.found = { ...found, position: asked, tokens };
+      }
+    } catch (error) {
+      this.found = null;
+      this.note.textContent = error.message;
     }
     this.asking = false;
-    if (this.on && text.chosen === this.found.position && text.tokens === this.found.tokens) this.colour();
+    if (this.found && this.on && text.chosen === this.found.position && text.tokens === this.found.tokens) this.colour();
   }
 
   colour() {

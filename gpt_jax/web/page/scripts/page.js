@@ -39,7 +39,7 @@ export async function showPage(backend) {
 
 function drawPage(backend, model) {
   const settings = new Settings(model.sampling);
-  const prompt = h('textarea', { id: 'prompt', rows: 3, spellcheck: 'false' });
+  const prompt = h('textarea', { id: 'prompt', rows: 2, spellcheck: 'false' });
   prompt.value = model.sampling.prompt ?? '';
   const text = new TokenText(), status = h('p', { class: 'hint', role: 'status' });
   const writer = new Writer(backend, text, status);

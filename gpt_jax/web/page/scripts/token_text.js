@@ -54,6 +54,12 @@ export class TokenText {
     this.list.append(token.element);
   }
 
+  /** Chooses a token and moves the keyboard to it. */
+  focus(position) {
+    this.choose({ pinned: position, pointed: null });
+    this.tokens[position].element.focus({ preventScroll: true });
+  }
+
   /** Makes a text final: `plain` is what its tokens say. */
   finish(plain) {
     this.plain = plain;
@@ -71,7 +77,7 @@ export class TokenText {
     const { weights } = this;
     this.key.replaceChildren(...(!this.tokens.length ? [] : weights
       ? [`Shade: how much the marked token reads each, in ${weights.name} `, this.scale().key('', percent)]
-      : ['Shade: how unlikely the token was ', this.scale().key('', (value) => percent(1 - value))]));
+      : ['Shade: the probability of the token ', this.scale().key('', (value) => percent(1 - value))]));
   }
 
   scale() {

@@ -25,7 +25,10 @@ export class Writer {
     const before = this.text.tokens.slice(0, position), { alternatives } = this.text.tokens[position];
     this.stop();
     await this.finished;
-    return this.run(() => this.text.set([...before, { ...alternative, alternatives }]), sampling);
+    return this.run(() => {
+      this.text.set([...before, { ...alternative, alternatives }]);
+      this.text.focus(position);
+    }, sampling);
   }
 
   /** Goes on from the end. */
