@@ -19,7 +19,7 @@ import time
 
 from playwright.sync_api import Page, sync_playwright
 
-SIZE = {'width': 1160, 'height': 640}
+SIZE = {'width': 1160, 'height': 720}
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):

@@ -31,6 +31,20 @@ async ([name, ids, sampling]) => {
   return pieces;
 }
 """
+_BRANCHES = """
+async ([name, branches, attended]) => {
+  const session = await (OPEN)(name), found = [];
+  const logits = (model, ids) => {
+    for (const _ of model.see(ids, ids.length));
+    return [...model.model.nextLogits()];
+  };
+  for (const ids of branches) {
+    found.push([logits(session, ids), logits(await (OPEN)(name), ids)]);
+    session.attention(ids, attended);
+  }
+  return found;
+}
+"""
 _TOKENIZER = """
 async ([name, texts]) => {
   const { tokenizer } = await (OPEN)(name);
@@ -83,6 +97,13 @@ class Sessions:
     def attention(self, name, ids, positions):
         """Returns the attention of tokens."""
         return self._run(_ATTENTION, name, [*map(int, ids)], positions)
+
+    def branches(self, name, branches, *, attended):
+        """Returns the logits after each text in one session, and in a new one each.
+
+        After each, the attention of the token `attended` is asked for.
+        """
+        return self._run(_BRANCHES, name, branches, attended)
 
     def _run(self, code, name, *values):
         if self._page is None:

@@ -152,27 +152,10 @@ def test_attention(sessions, options):
 
 
 def test_what_is_cached_changes_nothing(sessions):
-    """Another branch, an earlier token's attention, and back."""
-    config = make_model(**GPT2 | dict(vocab_size=257))
-    sessions.export('cached', config)
-    found = sessions._page.evaluate(
-        """async () => {
-      const { Session } = await import(new URL('scripts/session.js', document.baseURI));
-      const read = async (file) => fetch(new URL(`../cached/${file}`, document.baseURI));
-      const description = await (await read('model.json')).json();
-      const buffer = await (await read('model.bin')).arrayBuffer();
-      const logits = (session, ids) => {
-        for (const _ of session.see(ids, ids.length));
-        return [...session.model.nextLogits()];
-      };
-      const ids = Array.from({ length: 50 }, (_, i) => (37 * i) % 256);
-      const other = [...ids.slice(0, 20), 7, 8, 9], one = new Session(description, buffer);
-      logits(one, ids.slice(0, 30));
-      one.attention(ids, 3);
-      const again = [ids.slice(0, 31), other, ids.slice(0, 25), ids, ids.slice(0, 12)];
-      const fresh = () => new Session(description, buffer);
-      return again.map((each) => [logits(one, each), logits(fresh(), each)]);
-    }"""
-    )
-    for reused, fresh in found:
+    """Longer, shorter and other texts, beyond the context and back, on what is left of others."""
+    sessions.export('cached', make_model(**GPT2 | dict(vocab_size=257)))
+    ids = [(37 * i) % 256 for i in range(50)]
+    other = [*ids[:20], 7, 8, 9]
+    branches = [ids[:30], ids[:31], other, ids[:25], ids, ids[:12], ids[:12]]
+    for reused, fresh in sessions.branches('cached', branches, attended=3):
         np.testing.assert_allclose(reused, fresh, atol=1e-5)

@@ -172,6 +172,29 @@ def test_a_long_text_is_stopped_and_another_begins(opened_page):
     page.finished()
 
 
+def test_a_stopped_worker_rests(opened_page):
+    counts = opened_page().page.evaluate(
+        """async () => {
+      const script = new URL('scripts/browser_backend.js', document.baseURI);
+      const { BrowserBackend } = await import(script);
+      const backend = new BrowserBackend(document.baseURI), aborter = new AbortController();
+      const { sampling } = await backend.describe(() => {});
+      const rest = { top_k: 0, top_p: 1, min_p: 0, repetition_penalty: 1, stop: [], seed: 0 };
+      const request = { ids: [65], sampling: { ...rest, ...sampling, max_new_tokens: 1e6 } };
+      const counts = [], { signal } = aborter;
+      for await (const _ of backend.generate({ ...request, signal })) {
+        if (counts.push(0) === 5) aborter.abort();
+      }
+      await new Promise((resolve) => setTimeout(resolve, 200));
+      let messages = 0;
+      backend.worker.onmessage = () => { messages += 1; };
+      await new Promise((resolve) => setTimeout(resolve, 300));
+      return [counts.length, messages];
+    }"""
+    )
+    assert counts == [5, 0]
+
+
 def test_the_keyboard_does_it_all(opened_page):
     page = opened_page()
     press = page.page.keyboard.press

@@ -7,7 +7,8 @@
 //   decode(ids) -> their text
 //   generate({ids, sampling, signal}) -> async iterator of the tokens that follow, each
 //     {id, label, text, logprob, alternatives: [{id, label, logprob}], ended}: `label` is the text
-//     of the token alone, `text` what it adds to the text so far, `ended` null before the last
+//     of the token alone, `text` what it adds to the text so far, `alternatives` the likeliest
+//     tokens in its place, itself among them if it is one (or none), `ended` null before the last
 //   attention(ids, position) -> {start, layers, heads, weights}: how much the token at a position
 //     attends to those from `start` to itself, a Float32Array [layers, heads, tokens]
 //

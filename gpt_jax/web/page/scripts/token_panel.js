@@ -21,13 +21,14 @@ export class TokenPanel {
   parts(token, position) {
     const name = h('p', {}, h('span', { class: 'token' }, visible(token.label)),
       h('span', { class: 'hint' }, ` token ${position}, id ${token.id}`));
-    if (!token.alternatives) return [name, h('p', { class: 'hint' }, 'of the prompt')];
-    const rank = token.alternatives.findIndex((each) => each.id === token.id) + 1;
+    if (token.logprob === undefined) return [name, h('p', { class: 'hint' }, 'of the prompt')];
+    const { alternatives } = token, rank = alternatives.findIndex((each) => each.id === token.id) + 1;
+    const place = rank ? `, rank ${rank}` : alternatives.length ? `, rank above ${alternatives.length}` : '';
     return [
       name,
-      h('p', {}, `probability ${percent(Math.exp(token.logprob))}`, rank ? `, rank ${rank}` : `, rank above ${token.alternatives.length}`),
-      h('h3', {}, 'Go on with'),
-      h('ol', { class: 'choices' }, token.alternatives.map((each) => this.alternative(each, each.id === token.id, position))),
+      h('p', {}, `probability ${percent(Math.exp(token.logprob))}${place}`),
+      ...(alternatives.length ? [h('h3', {}, 'Go on with')] : []),
+      h('ol', { class: 'choices' }, alternatives.map((each) => this.alternative(each, each.id === token.id, position))),
     ];
   }
 
