@@ -55,6 +55,18 @@ async ([name, texts]) => {
   });
 }
 """
+_ADJUST = """
+async ([name, logits, ids, sampling]) => {
+  const { adjust } = await import(new URL('scripts/sampling.js', document.baseURI));
+  return [...adjust(logits, ids, sampling)].map((each) => (each === -Infinity ? null : each));
+}
+"""
+_DRAW = """
+async ([name, logits, count, sampling]) => {
+  const { chooseNext } = await import(new URL('scripts/sampling.js', document.baseURI));
+  return Array.from({ length: count }, (_, i) => chooseNext(logits, Array(i).fill(0), sampling));
+}
+"""
 _ATTENTION = """
 async ([name, ids, positions]) => {
   const session = await (OPEN)(name);
@@ -97,6 +109,15 @@ class Sessions:
     def attention(self, name, ids, positions):
         """Returns the attention of tokens."""
         return self._run(_ATTENTION, name, [*map(int, ids)], positions)
+
+    def adjust(self, name, logits, ids, **sampling):
+        """Returns logits after penalty, temperature and filters."""
+        found = self._run(_ADJUST, name, logits, ids, DEFAULTS | sampling)
+        return np.array([-np.inf if each is None else each for each in found])
+
+    def draw(self, name, logits, count, **sampling):
+        """Returns ids drawn from the same logits, with other numbers of tokens before them."""
+        return self._run(_DRAW, name, logits, count, DEFAULTS | sampling)
 
     def branches(self, name, branches, *, attended):
         """Returns the logits after each text in one session, and in a new one each.

@@ -2,21 +2,27 @@
 
 /** Returns the id of the token after `ids`; a draw depends on the seed and their number only. */
 export function chooseNext(logits, ids, sampling) {
-  const { temperature, seed, repetition_penalty: penalty } = sampling;
-  const scores = Float32Array.from(logits);
-  if (penalty !== 1) {
-    for (const id of new Set(ids)) scores[id] = scores[id] > 0 ? scores[id] / penalty : scores[id] * penalty;
-  }
-  if (temperature === 0) return likeliest(scores);
-  for (let id = 0; id < scores.length; id++) scores[id] /= temperature;
-  filter(scores, sampling);
+  const scores = adjust(logits, ids, sampling);
+  if (sampling.temperature === 0) return likeliest(scores);
   const weights = softmax(scores);
-  let left = uniform(seed, ids.length);
+  let left = uniform(sampling.seed, ids.length);
   for (let id = 0; id < weights.length; id++) {
     left -= weights[id];
     if (left < 0) return id;
   }
   return likeliest(scores);
+}
+
+/** Applies penalty, temperature and filters; excluded tokens get -Infinity. */
+export function adjust(logits, ids, sampling) {
+  const { temperature, repetition_penalty: penalty } = sampling, scores = Float32Array.from(logits);
+  if (penalty !== 1) {
+    for (const id of new Set(ids)) scores[id] = scores[id] > 0 ? scores[id] / penalty : scores[id] * penalty;
+  }
+  if (temperature === 0) return scores;
+  for (let id = 0; id < scores.length; id++) scores[id] /= temperature;
+  filter(scores, sampling);
+  return scores;
 }
 
 /** Excludes tokens by top-k, top-p and min-p, in this order: their scores become -Infinity. */

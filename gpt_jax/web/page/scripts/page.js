@@ -49,7 +49,8 @@ function drawPage(backend, model) {
   const write = h('button', { class: 'main', type: 'submit', title: 'Ctrl Enter' }, 'Generate');
   const more = h('button', { type: 'button', onclick: () => start(() => writer.more(settings.read())) }, 'Continue');
   const stop = h('button', { type: 'button', title: 'Esc', onclick: () => writer.stop() }, 'Stop');
-  const copy = h('button', { type: 'button', onclick: () => navigator.clipboard.writeText(text.plain) }, 'Copy text');
+  const copy = navigator.clipboard && // browsers have none for other machines' pages without TLS
+    h('button', { type: 'button', onclick: () => navigator.clipboard.writeText(text.plain) }, 'Copy text');
 
   async function start(action) {
     try {
@@ -62,7 +63,7 @@ function drawPage(backend, model) {
     write.disabled = writer.busy;
     stop.disabled = !writer.busy;
     more.disabled = writer.busy || !text.tokens.length;
-    copy.disabled = writer.busy || !text.tokens.length;
+    if (copy) copy.disabled = writer.busy || !text.tokens.length;
   };
   writer.onchange = showButtons;
   showButtons();
@@ -75,7 +76,7 @@ function drawPage(backend, model) {
     },
   },
   h('label', { for: 'prompt' }, 'Prompt'), prompt,
-  h('div', { class: 'row' }, write, stop, more, copy), settings.element, status);
+  h('div', { class: 'row' }, write, stop, more, copy ?? null), settings.element, status);
   prompt.addEventListener('keydown', (event) => {
     if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) form.requestSubmit();
   });
