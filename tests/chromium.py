@@ -1,7 +1,11 @@
 """HTML pages in a real browser; their tests are skipped without one."""
 
+import contextlib
+import functools
+import http.server
 import pathlib
 import shutil
+import threading
 
 import pytest
 
@@ -37,4 +41,46 @@ def opened(browser, tmp_path):
     yield open_page
     for context in contexts:
         context.close()
+    assert not complaints, complaints
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@contextlib.contextmanager
+def serve(folder):
+    """Serves a folder as `python -m http.server` does; yields its address."""
+    handler = functools.partial(_Quiet, directory=folder)
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f'http://127.0.0.1:{server.server_port}/'
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope='module')
+def visit(browser):
+    """Opens folders through a server; at the end, no page had an error or asked anyone else."""
+    complaints = []
+    with contextlib.ExitStack() as stack:
+
+        def open_page(folder, *, path='', **options):
+            address = stack.enter_context(serve(folder))
+            context = stack.enter_context(contextlib.closing(browser.new_context(**options)))
+
+            def look(request):
+                if not request.url.startswith((address, 'data:', f'blob:{address}')):
+                    complaints.append(request.url)
+
+            context.on('request', look)
+            context.on('console', lambda message: complaints.append(message.text))
+            page = context.new_page()
+            page.on('pageerror', lambda error: complaints.append(str(error)))
+            page.goto(address + path)
+            return page
+
+        yield open_page
     assert not complaints, complaints

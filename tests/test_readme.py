@@ -34,6 +34,7 @@ PAGES = [
     'docs/generation.md',
     'docs/serve.md',
     'docs/weights.md',
+    'docs/web.md',
     'docs/evaluation.md',
     'docs/report.md',
     'docs/sweeps.md',

@@ -1,4 +1,4 @@
-"""Write a trained run's weights for other tools: transformers, llama.cpp, llama2.c."""
+"""Write a trained run's weights for other tools: transformers, llama.cpp, llama2.c, a browser."""
 
 from absl import flags as absl_flags
 

@@ -42,6 +42,7 @@ from gpt_jax.weights.transformers_folder import (
 _EXPORTED = re.compile(
     r'model[-.0-9a-z]*\.(safetensors|safetensors\.index\.json|gguf|bin)|README\.md|config\.json'
     r'|(generation_config|tokenizer|tokenizer_config)\.json|tokenizer\.bin|chat_template\.jinja'
+    r'|model\.json|index\.html|style\.css|scripts'
 )
 
 
@@ -186,7 +187,9 @@ def _tensors(
     model: ModelConfig, params: Any, layout: list[TensorLayout], dtype: str
 ) -> Iterator[tuple[str, np.ndarray]]:
     if dtype not in [*DType]:
-        raise UserError(f'--dtype {dtype} is for --format gguf; folders hold {" or ".join(DType)}')
+        raise UserError(
+            f'--dtype {dtype} is not for folders of safetensors; choose {" or ".join(DType)}'
+        )
     return named_tensors(model, params, layout, np.dtype(str(dtype)))
 
 

@@ -10,6 +10,7 @@ from gpt_jax.weights.export import export_safetensors, export_transformers
 from gpt_jax.weights.gguf_export import export_gguf
 from gpt_jax.weights.llama2c_export import export_llama2c
 from gpt_jax.weights.transformers_folder import FAMILIES
+from gpt_jax.weights.web_export import export_web
 
 
 class StoredType(enum.StrEnum):
@@ -19,6 +20,7 @@ class StoredType(enum.StrEnum):
     BFLOAT16 = 'bfloat16'
     FLOAT16 = 'float16'
     Q8_0 = 'q8_0'
+    INT8 = 'int8'
 
 
 EXPORTERS: dict[str, Callable[..., list[str]]] = {
@@ -26,6 +28,7 @@ EXPORTERS: dict[str, Callable[..., list[str]]] = {
     'safetensors': export_safetensors,
     'gguf': export_gguf,
     'llama2c': export_llama2c,
+    'web': export_web,
 }
 
 

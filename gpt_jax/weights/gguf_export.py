@@ -58,6 +58,8 @@ def export_gguf(
     Vectors and learned positions are always float32. With q8_0, matrices whose row length is no
     multiple of the quantisation block are float16.
     """
+    if dtype not in _TYPES:
+        raise UserError(f'--format gguf has no --dtype {dtype}; choose {", ".join(_TYPES)}')
     gguf = load_library()
     architecture = choose(model)
     metadata = tokenizer_metadata(tokenizer)

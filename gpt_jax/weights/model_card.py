@@ -24,6 +24,11 @@ print(tokenizer.decode(model.generate(**tokenizer('Once', return_tensors='pt'))[
     'gguf': """```bash
 llama-cli -m model.gguf -no-cnv -p Once
 ```""",
+    'web': """```bash
+python -m http.server
+```
+
+Then open the address that it prints.""",
     'llama2.c': """```bash
 ./run model.bin -z tokenizer.bin -i Once
 ```""",
@@ -55,7 +60,8 @@ def model_card(
       model: the architecture.
       tokenizer: the tokenizer that the model was trained with.
       architecture: the name that `library` gives the architecture.
-      library: the program that reads the files: gpt_jax, transformers, gguf or llama2.c.
+      library: the program that reads the files: gpt_jax, transformers, gguf, llama2.c
+        or web.
       credits: the credits of the exported model.
     """
     rows = {

@@ -182,8 +182,10 @@ def test_names_of_formats_and_types(tmp_path):
     with pytest.raises(UserError, match="no format 'ggul' .*gguf"):
         find_exporter('ggul')
     config = make_model(**LLAMA)
-    with pytest.raises(UserError, match='--dtype q8_0 is for --format gguf; folders hold'):
+    with pytest.raises(UserError, match='--dtype q8_0 is not for folders of safetensors'):
         find_exporter('hf')(tmp_path, config, None, bpe_tokenizer(), dtype='q8_0')
+    with pytest.raises(UserError, match='--format gguf has no --dtype int8; choose .*q8_0'):
+        export_gguf(tmp_path, config, None, bpe_tokenizer(), dtype='int8')
     assert [*DType] == ['float32', 'bfloat16']
 
 

@@ -1,0 +1,88 @@
+// A text on a model: what is cached of it, its next tokens, and where they look.
+
+import { CHUNK, Model } from './model.js';
+import { best, chooseNext, softmax } from './sampling.js';
+import { Tokenizer } from './tokenizer.js';
+import { Weights } from './weights.js';
+
+const ALTERNATIVES = 10;
+
+export class Session {
+  constructor(description, buffer) {
+    this.config = description.model;
+    this.model = new Model(description.model, new Weights(description.tensors, buffer));
+    this.tokenizer = new Tokenizer(description.tokenizer);
+    this.cached = { start: 0, ids: [] };
+  }
+
+  /**
+   * Returns the first token that the model sees of a text of a length.
+   *
+   * As in Python: a text that outgrows the context goes on from its last half.
+   */
+  windowStart(length) {
+    const { context } = this.config, half = Math.max(1, Math.floor(context / 2)), step = context + 1 - half;
+    return length <= context ? 0 : step * Math.ceil((length - context) / step);
+  }
+
+  /**
+   * Runs the model up to the last of the first `length` tokens of a text; yields after each chunk.
+   *
+   * What is cached of the text is not run again, but for the last token: its output is asked for.
+   */
+  *see(ids, length, attend = null) {
+    const start = this.windowStart(length), wanted = ids.slice(start, length);
+    if (this.cached.start !== start) this.cached = { start, ids: [] };
+    const known = this.cached.ids;
+    let at = 0;
+    while (at < Math.min(known.length, wanted.length) && known[at] === wanted[at]) at++;
+    if (at < Math.min(known.length, wanted.length)) known.length = at;
+    at = Math.min(at, wanted.length - 1);
+    while (at < wanted.length) {
+      const chunk = wanted.slice(at, at + CHUNK), end = at + chunk.length;
+      this.model.forward(chunk, at, end === wanted.length ? attend : null);
+      if (end > known.length) known.push(...wanted.slice(known.length, end));
+      at = end;
+      yield;
+    }
+  }
+
+  /** Yields each next token, and null where other work may run in between. */
+  *generate(prompt, sampling) {
+    const { tokenizer } = this, ids = [...prompt], ends = new Set(tokenizer.ends);
+    const stream = tokenizer.stream();
+    for (const id of ids) stream.push(id);
+    let text = '', shown = 0;
+    for (let drawn = 0; drawn < sampling.max_new_tokens; drawn++) {
+      for (const _ of this.see(ids, ids.length)) yield null;
+      const logits = this.model.nextLogits().subarray(0, tokenizer.size);
+      const id = chooseNext(logits, ids, sampling);
+      const piece = this.describe(id, logits);
+      ids.push(id);
+      if (ends.has(id)) return void (yield { ...piece, text: stream.flush(), ended: 'end_of_text' });
+      text += stream.push(id);
+      const stops = sampling.stop.some((each) => text.includes(each) || each === tokenizer.names.get(id));
+      const ended = stops ? 'stop' : drawn + 1 === sampling.max_new_tokens ? 'length' : null;
+      if (ended) text += stream.flush();
+      yield { ...piece, text: text.slice(shown), ended };
+      if (stops) return;
+      shown = text.length;
+    }
+  }
+
+  /** Returns a token with its probability and the likeliest ones in its place. */
+  describe(id, logits) {
+    const weights = softmax(logits);
+    const token = (each) => ({ id: each, label: this.tokenizer.label(each), logprob: Math.log(weights[each]) });
+    return { ...token(id), alternatives: best(logits, ALTERNATIVES).map(token) };
+  }
+
+  /** Returns how much the token at a position attends to those up to it: `[layers, heads, tokens]`. */
+  attention(ids, position) {
+    const { heads, layers } = this.config, start = this.windowStart(position + 1), size = position + 1 - start;
+    const weights = new Float32Array(layers.length * heads * size);
+    const keep = (layer, head, row) => weights.set(row, (layer * heads + head) * size);
+    for (const _ of this.see(ids, position + 1, keep));
+    return { start, layers: layers.length, heads, weights };
+  }
+}

@@ -1,0 +1,99 @@
+// The page that generates text. It talks to a backend, an object with:
+//
+//   describe(progress) -> {name, about, context, vocabularySize, layers, heads, sampling, can};
+//     `progress` gets the share that is loaded; `sampling` has defaults by the names of
+//     config.sample; `can.attention` says that there is `attention`
+//   tokenize(text) -> [{id, label}] of a prompt, at least one token
+//   decode(ids) -> their text
+//   generate({ids, sampling, signal}) -> async iterator of the tokens that follow, each
+//     {id, label, text, logprob, alternatives: [{id, label, logprob}], ended}: `label` is the text
+//     of the token alone, `text` what it adds to the text so far, `alternatives` the likeliest
+//     tokens in its place, itself among them if it is one (or none), `ended` null before the last
+//   attention(ids, position) -> {start, layers, heads, weights}: how much the token at a position
+//     attends to those from `start` to itself, a Float32Array [layers, heads, tokens]
+//
+// All but `generate` return promises; errors have a message for the reader.
+
+import { AttentionColours } from './attention_colours.js';
+import { h } from './dom.js';
+import { Settings } from './settings.js';
+import { followTheme, themeButton, toggleTheme } from './theme.js';
+import { TokenPanel } from './token_panel.js';
+import { TokenText } from './token_text.js';
+import { Writer } from './writer.js';
+
+/** Loads the model of a backend, then draws the page. */
+export async function showPage(backend) {
+  const bar = h('progress', { max: 1, 'aria-label': 'Loading the model' });
+  const loading = h('p', { class: 'loading' }, 'loading the model ', bar);
+  document.body.append(loading);
+  try {
+    const model = await backend.describe((share) => { bar.value = share; });
+    drawPage(backend, model);
+  } catch (error) {
+    const notice = document.getElementById('notice');
+    notice.hidden = false;
+    notice.textContent = error.message;
+  }
+  loading.remove();
+}
+
+function drawPage(backend, model) {
+  const settings = new Settings(model.sampling);
+  const prompt = h('textarea', { id: 'prompt', rows: 2, spellcheck: 'false' });
+  prompt.value = model.sampling.prompt ?? '';
+  const text = new TokenText(), status = h('p', { class: 'hint', role: 'status' });
+  const writer = new Writer(backend, text, status);
+  const panel = new TokenPanel(text, (position, alternative) => start(() => writer.branch(position, alternative, settings.read())));
+  const colours = model.can.attention ? new AttentionColours(backend, model, text) : null;
+  const write = h('button', { class: 'main', type: 'submit', title: 'Ctrl Enter' }, 'Generate');
+  const more = h('button', { type: 'button', onclick: () => start(() => writer.more(settings.read())) }, 'Continue');
+  const stop = h('button', { type: 'button', title: 'Esc', onclick: () => writer.stop() }, 'Stop');
+  const copy = navigator.clipboard && // browsers have none for other machines' pages without TLS
+    h('button', { type: 'button', onclick: () => navigator.clipboard.writeText(text.plain) }, 'Copy text');
+
+  async function start(action) {
+    try {
+      await action();
+    } catch (error) {
+      status.textContent = error.message;
+    }
+  }
+  const showButtons = () => {
+    write.disabled = writer.busy;
+    stop.disabled = !writer.busy;
+    more.disabled = writer.busy || !text.tokens.length;
+    if (copy) copy.disabled = writer.busy || !text.tokens.length;
+  };
+  writer.onchange = showButtons;
+  showButtons();
+
+  const form = h('form', {
+    class: 'panel', novalidate: true,
+    onsubmit: (event) => {
+      event.preventDefault();
+      start(() => writer.write(prompt.value, settings.read()));
+    },
+  },
+  h('label', { for: 'prompt' }, 'Prompt'), prompt,
+  h('div', { class: 'row' }, write, stop, more, copy ?? null), settings.element, status);
+  prompt.addEventListener('keydown', (event) => {
+    if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) form.requestSubmit();
+  });
+
+  document.title = model.name;
+  document.body.append(
+    h('header', {},
+      h('div', {}, h('h1', {}, model.name), h('p', { class: 'model' }, model.about)),
+      h('div', { class: 'buttons' }, themeButton())),
+    h('main', { class: 'writing' },
+      form,
+      h('section', { class: 'panel result', 'aria-label': 'Text' }, colours?.element, text.element),
+      h('section', { class: 'panel side', 'aria-label': 'Token' }, panel.element)));
+  followTheme(() => text.draw());
+  document.addEventListener('keydown', (event) => {
+    if (event.key === 'Escape') writer.stop();
+    if (event.key !== 't' || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (!/INPUT|SELECT|TEXTAREA/.test(event.target.tagName)) toggleTheme();
+  });
+}

@@ -1,0 +1,68 @@
+// Writes text: from a prompt, on from its end, or on from another token within it.
+
+import { number } from './dom.js';
+
+export class Writer {
+  constructor(backend, text, status) {
+    Object.assign(this, { backend, text, status, aborter: null, onchange: () => {} });
+  }
+
+  get busy() {
+    return this.aborter !== null;
+  }
+
+  stop() {
+    this.aborter?.abort();
+  }
+
+  /** Writes a new text. */
+  write(prompt, sampling) {
+    return this.run(async () => this.text.set(await this.backend.tokenize(prompt)), sampling);
+  }
+
+  /** Goes on with another token in place of the one at a position. */
+  async branch(position, alternative, sampling) {
+    const before = this.text.tokens.slice(0, position), { alternatives } = this.text.tokens[position];
+    this.stop();
+    await this.finished;
+    return this.run(() => {
+      this.text.set([...before, { ...alternative, alternatives }]);
+      this.text.focus(position);
+    }, sampling);
+  }
+
+  /** Goes on from the end. */
+  more(sampling) {
+    return this.run(() => {}, sampling);
+  }
+
+  /** Prepares the text, then adds tokens to it; nothing if this is being done. */
+  run(prepare, sampling) {
+    if (this.busy) return this.finished;
+    this.aborter = new AbortController();
+    this.onchange();
+    const done = this.add(prepare, sampling, this.aborter.signal).finally(() => {
+      this.aborter = null;
+      this.onchange();
+    });
+    this.finished = done.catch(() => {}); // the caller gets the error
+    return done;
+  }
+
+  async add(prepare, sampling, signal) {
+    const { text, status, backend } = this, began = performance.now();
+    status.textContent = 'reading the prompt';
+    await prepare();
+    const ids = text.tokens.map(({ id }) => id);
+    let count = 0, first = 0;
+    for await (const piece of backend.generate({ ids, sampling, signal })) {
+      if (!count++) first = performance.now() - began;
+      ids.push(piece.id);
+      text.add(piece);
+      const rate = count > 1 ? `, ${number((count - 1) / (performance.now() - began - first) * 1e3)} per second` : '';
+      status.textContent = `${count} tokens${rate}; the first after ${number(Math.round(first))} ms`;
+      if (piece.ended === 'end_of_text') status.textContent += '; end of text';
+    }
+    text.finish(await backend.decode(ids));
+  }
+}

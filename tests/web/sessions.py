@@ -1,0 +1,132 @@
+"""Exported models and tokenizers in the scripts of the page, called without the page."""
+
+import numpy as np
+
+from gpt_jax.tokenizer.byte import ByteTokenizer
+from gpt_jax.weights.web_export import export_web
+from tests.weights.random_source import random_params
+
+_OPEN = """
+async (name) => {
+  const { Session } = await import(new URL('scripts/session.js', document.baseURI));
+  const read = async (file) => fetch(new URL(`../${name}/${file}`, document.baseURI));
+  const description = await (await read('model.json')).json();
+  return new Session(description, await (await read('model.bin')).arrayBuffer());
+}
+"""
+_LOGITS = """
+async ([name, ids, prompt]) => {
+  const session = await (OPEN)(name), rows = [];
+  for (let length = prompt; length <= ids.length; length++) {
+    for (const _ of session.see(ids, length));
+    rows.push([...session.model.nextLogits()]);
+  }
+  return rows;
+}
+"""
+_GENERATE = """
+async ([name, ids, sampling]) => {
+  const session = await (OPEN)(name), pieces = [];
+  for (const piece of session.generate(ids, sampling)) if (piece) pieces.push(piece);
+  return pieces;
+}
+"""
+_BRANCHES = """
+async ([name, branches, attended]) => {
+  const session = await (OPEN)(name), found = [];
+  const logits = (model, ids) => {
+    for (const _ of model.see(ids, ids.length));
+    return [...model.model.nextLogits()];
+  };
+  for (const ids of branches) {
+    found.push([logits(session, ids), logits(await (OPEN)(name), ids)]);
+    session.attention(ids, attended);
+  }
+  return found;
+}
+"""
+_TOKENIZER = """
+async ([name, texts]) => {
+  const { tokenizer } = await (OPEN)(name);
+  return texts.map((text) => {
+    const ids = tokenizer.encode(text);
+    const stream = tokenizer.stream(), parts = ids.map((id) => stream.push(id));
+    return { ids, text: tokenizer.decode(ids), streamed: [...parts, stream.flush()].join('') };
+  });
+}
+"""
+_ADJUST = """
+async ([name, logits, ids, sampling]) => {
+  const { adjust } = await import(new URL('scripts/sampling.js', document.baseURI));
+  return [...adjust(logits, ids, sampling)].map((each) => (each === -Infinity ? null : each));
+}
+"""
+_DRAW = """
+async ([name, logits, count, sampling]) => {
+  const { chooseNext } = await import(new URL('scripts/sampling.js', document.baseURI));
+  return Array.from({ length: count }, (_, i) => chooseNext(logits, Array(i).fill(0), sampling));
+}
+"""
+_ATTENTION = """
+async ([name, ids, positions]) => {
+  const session = await (OPEN)(name);
+  return positions.map((position) => {
+    const found = session.attention(ids, position);
+    return { ...found, weights: [...found.weights] };
+  });
+}
+"""
+DEFAULTS = {'temperature': 0.0, 'top_k': 0, 'top_p': 1.0, 'min_p': 0.0}
+DEFAULTS |= {'repetition_penalty': 1.0, 'seed': 0, 'stop': [], 'max_new_tokens': 40}
+
+
+class Sessions:
+    """A page of the browser, with the exports in the folders beside that of the page."""
+
+    def __init__(self, visit, folder):
+        self.folder = folder
+        self._visit, self._page = visit, None
+
+    def export(self, name, model, tokenizer=None, params=None, **options):
+        """Exports a model under a name; returns its parameters."""
+        params = random_params(model) if params is None else params
+        options = {'dtype': 'float32'} | options
+        export_web(self.folder / name, model, params, tokenizer or ByteTokenizer(), **options)
+        return params
+
+    def logits(self, name, ids, *, prompt):
+        """Returns the logits after the first `prompt` ids, which go in at once, and each more."""
+        return np.array(self._run(_LOGITS, name, [*map(int, ids)], prompt))
+
+    def generate(self, name, ids, **sampling):
+        """Returns the pieces after some ids; greedy unless `sampling` says otherwise."""
+        return self._run(_GENERATE, name, ids, DEFAULTS | sampling)
+
+    def tokenize(self, name, texts):
+        """Returns the ids of each text, and the texts of these ids, at once and streamed."""
+        return self._run(_TOKENIZER, name, texts)
+
+    def attention(self, name, ids, positions):
+        """Returns the attention of tokens."""
+        return self._run(_ATTENTION, name, [*map(int, ids)], positions)
+
+    def adjust(self, name, logits, ids, **sampling):
+        """Returns logits after penalty, temperature and filters."""
+        found = self._run(_ADJUST, name, logits, ids, DEFAULTS | sampling)
+        return np.array([-np.inf if each is None else each for each in found])
+
+    def draw(self, name, logits, count, **sampling):
+        """Returns ids drawn from the same logits, with other numbers of tokens before them."""
+        return self._run(_DRAW, name, logits, count, DEFAULTS | sampling)
+
+    def branches(self, name, branches, *, attended):
+        """Returns the logits after each text in one session, and in a new one each.
+
+        After each, the attention of the token `attended` is asked for.
+        """
+        return self._run(_BRANCHES, name, branches, attended)
+
+    def _run(self, code, name, *values):
+        if self._page is None:
+            self._page = self._visit(self.folder, path=f'{name}/')
+        return self._page.evaluate(code.replace('OPEN', _OPEN), [name, *values])
