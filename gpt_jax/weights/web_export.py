@@ -25,7 +25,7 @@ from gpt_jax.weights.web_tokenizer import describe_tokenizer
 MODEL, WEIGHTS = 'model.json', 'model.bin'
 _ALIGNMENT = 16  # of tensors in the file, in bytes
 _SAMPLING = ('prompt', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p')
-_SAMPLING += ('repetition_penalty', 'stop', 'seed')
+_SAMPLING += ('repetition_penalty', 'presence_penalty', 'frequency_penalty', 'stop', 'seed')
 
 
 def export_web(

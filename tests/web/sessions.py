@@ -56,15 +56,15 @@ async ([name, texts]) => {
 }
 """
 _ADJUST = """
-async ([name, logits, ids, sampling]) => {
+async ([name, logits, ids, drawnFrom, sampling]) => {
   const { adjust } = await import(new URL('scripts/sampling.js', document.baseURI));
-  return [...adjust(logits, ids, sampling)].map((each) => (each === -Infinity ? null : each));
+  return [...adjust(logits, ids, sampling, drawnFrom)].map((each) => (each === -Infinity ? null : each));
 }
 """
 _DRAW = """
 async ([name, logits, count, sampling]) => {
   const { chooseNext } = await import(new URL('scripts/sampling.js', document.baseURI));
-  return Array.from({ length: count }, (_, i) => chooseNext(logits, Array(i).fill(0), sampling));
+  return Array.from({ length: count }, (_, i) => chooseNext(logits, Array(i).fill(0), sampling, 0));
 }
 """
 _ATTENTION = """
@@ -77,6 +77,7 @@ async ([name, ids, positions]) => {
 }
 """
 DEFAULTS = {'temperature': 0.0, 'top_k': 0, 'top_p': 1.0, 'min_p': 0.0}
+DEFAULTS |= {'presence_penalty': 0.0, 'frequency_penalty': 0.0}
 DEFAULTS |= {'repetition_penalty': 1.0, 'seed': 0, 'stop': [], 'max_new_tokens': 40}
 
 
@@ -110,9 +111,9 @@ class Sessions:
         """Returns the attention of tokens."""
         return self._run(_ATTENTION, name, [*map(int, ids)], positions)
 
-    def adjust(self, name, logits, ids, **sampling):
-        """Returns logits after penalty, temperature and filters."""
-        found = self._run(_ADJUST, name, logits, ids, DEFAULTS | sampling)
+    def adjust(self, name, logits, ids, drawn_from, **sampling):
+        """Returns logits after penalties, temperature and filters."""
+        found = self._run(_ADJUST, name, logits, ids, drawn_from, DEFAULTS | sampling)
         return np.array([-np.inf if each is None else each for each in found])
 
     def draw(self, name, logits, count, **sampling):

@@ -179,7 +179,8 @@ def test_a_stopped_worker_rests(opened_page):
       const { BrowserBackend } = await import(script);
       const backend = new BrowserBackend(document.baseURI), aborter = new AbortController();
       const { sampling } = await backend.describe(() => {});
-      const rest = { top_k: 0, top_p: 1, min_p: 0, repetition_penalty: 1, stop: [], seed: 0 };
+      const rest = { top_k: 0, top_p: 1, min_p: 0, repetition_penalty: 1, stop: [], seed: 0,
+        presence_penalty: 0, frequency_penalty: 0 };
       const request = { ids: [65], sampling: { ...rest, ...sampling, max_new_tokens: 1e6 } };
       const counts = [], { signal } = aborter;
       for await (const _ of backend.generate({ ...request, signal })) {

@@ -1,8 +1,8 @@
 // The choice of the next token, by the rules of gpt_jax/inference/sampling.py.
 
 /** Returns the id of the token after `ids`; a draw depends on the seed and their number only. */
-export function chooseNext(logits, ids, sampling) {
-  const scores = adjust(logits, ids, sampling);
+export function chooseNext(logits, ids, sampling, drawnFrom) {
+  const scores = adjust(logits, ids, sampling, drawnFrom);
   if (sampling.temperature === 0) return likeliest(scores);
   const weights = softmax(scores);
   let left = uniform(sampling.seed, ids.length);
@@ -13,11 +13,17 @@ export function chooseNext(logits, ids, sampling) {
   return likeliest(scores);
 }
 
-/** Applies penalty, temperature and filters; excluded tokens get -Infinity. */
-export function adjust(logits, ids, sampling) {
+/** Applies penalties, temperature and filters; excluded tokens get -Infinity. Those of `ids` from `drawnFrom` on were drawn. */
+export function adjust(logits, ids, sampling, drawnFrom) {
   const { temperature, repetition_penalty: penalty } = sampling, scores = Float32Array.from(logits);
   if (penalty !== 1) {
     for (const id of new Set(ids)) scores[id] = scores[id] > 0 ? scores[id] / penalty : scores[id] * penalty;
+  }
+  const { presence_penalty: presence, frequency_penalty: frequency } = sampling;
+  if (presence !== 0 || frequency !== 0) {
+    const drawn = ids.slice(drawnFrom);
+    for (const id of new Set(drawn)) scores[id] -= presence;
+    for (const id of drawn) scores[id] -= frequency;
   }
   if (temperature === 0) return scores;
   for (let id = 0; id < scores.length; id++) scores[id] /= temperature;

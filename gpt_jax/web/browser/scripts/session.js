@@ -56,7 +56,7 @@ export class Session {
     for (let drawn = 0; drawn < sampling.max_new_tokens; drawn++) {
       for (const _ of this.see(ids, ids.length)) yield null;
       const logits = this.model.nextLogits().subarray(0, tokenizer.size);
-      const id = chooseNext(logits, ids, sampling);
+      const id = chooseNext(logits, ids, sampling, prompt.length);
       const piece = this.describe(id, logits);
       ids.push(id);
       if (ends.has(id)) return void (yield { ...piece, text: stream.flush(), ended: 'end_of_text' });

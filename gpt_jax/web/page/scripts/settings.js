@@ -10,7 +10,8 @@ const FIELDS = [
   ['seed', 'Seed', { min: 0, max: 2 ** 32 - 1, step: 1 }, 'the same seed gives the same text'],
 ];
 const DEFAULTS = {
-  temperature: 0.8, top_k: 0, top_p: 1, max_new_tokens: 200, seed: 0, min_p: 0, repetition_penalty: 1, stop: [],
+  temperature: 0.8, top_k: 0, top_p: 1, max_new_tokens: 200, seed: 0, min_p: 0,
+  repetition_penalty: 1, presence_penalty: 0, frequency_penalty: 0, stop: [],
 };
 
 export class Settings {
