@@ -160,7 +160,7 @@ class Server:
             print(line, end='')
             if match := re.match(r'http://127\.0\.0\.1:(\d+): loading', line):
                 self.port = int(match[1])
-            if line.startswith('ready'):
+            if line.startswith('ready: '):
                 return
         raise SystemExit('the server did not start')
 

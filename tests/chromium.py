@@ -62,13 +62,12 @@ def serve(folder):
 
 
 @pytest.fixture(scope='module')
-def visit(browser):
-    """Opens folders through a server; at the end, no page had an error or asked anyone else."""
+def browse(browser):
+    """Opens addresses; at the end, no page had an error or asked anyone else."""
     complaints = []
     with contextlib.ExitStack() as stack:
 
-        def open_page(folder, *, path='', **options):
-            address = stack.enter_context(serve(folder))
+        def open_page(address, *, path='', **options):
             context = stack.enter_context(contextlib.closing(browser.new_context(**options)))
 
             def look(request):
@@ -84,3 +83,10 @@ def visit(browser):
 
         yield open_page
     assert not complaints, complaints
+
+
+@pytest.fixture(scope='module')
+def visit(browse):
+    """Opens folders through a server; see `browse`."""
+    with contextlib.ExitStack() as stack:
+        yield lambda folder, **options: browse(stack.enter_context(serve(folder)), **options)

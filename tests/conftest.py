@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from tests.chromium import browser, opened, visit  # noqa: F401
+from tests.chromium import browse, browser, opened, visit  # noqa: F401
 from tests.object_stores import bucket, gs, gs_environment, s3, s3_environment  # noqa: F401
 
 ROOT = pathlib.Path(__file__).parents[1]

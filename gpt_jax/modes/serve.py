@@ -10,9 +10,13 @@ from gpt_jax import object_store
 from gpt_jax import run as runs
 from gpt_jax.config import RunConfig
 from gpt_jax.errors import UserError
+from gpt_jax.inspector.inspector import Inspector
+from gpt_jax.inspector.token_attention import TokenAttention
+from gpt_jax.model.gpt import count_params
 from gpt_jax.modes import saved_weights
 from gpt_jax.modes.command import Command
 from gpt_jax.serve.engine import Engine
+from gpt_jax.weights.web_export import PAGE_SAMPLING
 
 if TYPE_CHECKING:
     from gpt_jax.serve.http.served import ServedModel
@@ -29,6 +33,12 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     )
     absl_flags.DEFINE_string(
         'api_key_file', '', 'keys, one per line; a request must have one', flag_values=flags
+    )
+    absl_flags.DEFINE_boolean(
+        'inspect',
+        True,
+        'show attention on the page; keeps a second copy of the weights',
+        flag_values=flags,
     )
     absl_flags.DEFINE_multi_string(
         'also', [], "another run's workdir to serve beside; may be repeated", flag_values=flags
@@ -73,7 +83,7 @@ def run(command: Command) -> int:
     def announce(models: ServedModels) -> None:
         for model in models:
             print(f'{model.name}: step {model.step}, {model.engine}')
-        print(f'ready at {url}/v1; Ctrl-C stops after the texts that have begun', flush=True)
+        print(f'ready: the page at {url}, the API at {url}/v1; Ctrl-C stops it', flush=True)
 
     config = opened[0].config.serve
     server.HttpServer(listener, config, keys=keys, origins=flags.cors).run(load, announce)
@@ -84,7 +94,7 @@ def _load(
     opened: runs.Run, flags: absl_flags.FlagValues, overrides: Mapping[str, Any]
 ) -> 'ServedModel':
     """Returns a run's model, with all its programs compiled."""
-    from gpt_jax.serve.http.served import ServedModel
+    from gpt_jax.serve.http.served import ModelCard, ServedModel
 
     step, params = runs.restore_weights(
         opened,
@@ -93,6 +103,14 @@ def _load(
         abstract=saved_weights.split_weights(opened.config, overrides),
     )
     config: RunConfig = opened.config
+    inspector = Inspector(config.model, params, opened.tokenizer)
+    attention = None
+    if flags.inspect and TokenAttention.has_weights(inspector):
+        attention = TokenAttention(inspector)
+    about = (
+        f'{count_params(config.model):,} parameters in {config.model.num_layers} layers, '
+        f'step {step}; context of {config.model.max_seq_len} tokens'
+    )
     return ServedModel(
         step=step,
         name=pathlib.PurePath(opened.workdir).name,
@@ -101,4 +119,11 @@ def _load(
         context=config.model.max_seq_len,
         created=int((opened.workdir / runs.CONFIG).stat().st_mtime),
         fingerprint=runs.weights_hash(opened, step)[:16],
+        card=ModelCard(
+            about=about,
+            layers=config.model.num_layers,
+            heads=config.model.num_heads,
+            sampling={name: getattr(config.sample, name) for name in PAGE_SAMPLING},
+        ),
+        attention=attention,
     )

@@ -24,8 +24,8 @@ from gpt_jax.weights.web_tokenizer import describe_tokenizer
 
 MODEL, WEIGHTS = 'model.json', 'model.bin'
 _ALIGNMENT = 16  # of tensors in the file, in bytes
-_SAMPLING = ('prompt', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p')
-_SAMPLING += ('repetition_penalty', 'presence_penalty', 'frequency_penalty', 'stop', 'seed')
+PAGE_SAMPLING = ('prompt', 'max_new_tokens', 'temperature', 'top_k', 'top_p', 'min_p')
+PAGE_SAMPLING += ('repetition_penalty', 'presence_penalty', 'frequency_penalty', 'stop', 'seed')
 
 
 def export_web(
@@ -59,7 +59,7 @@ def export_web(
         files.write_text(folder / name, text)
     card = model_card(model, tokenizer, architecture='gpt_jax', library='web', credits=credits)
     files.write_text(folder / README, card)
-    stated = {name: sampling[name] for name in _SAMPLING if name in sampling}
+    stated = {name: sampling[name] for name in PAGE_SAMPLING if name in sampling}
     whole = {
         'name': credits.name or 'A language model',
         'about': _describe(model, dtype),

@@ -23,7 +23,7 @@ def workdir(tmp_path_factory):
 
 def start(workdir, *arguments) -> tuple[Command, Client]:
     command = Command('--workdir', str(workdir), '--mode', 'serve', '--port', '0', *arguments)
-    until(lambda: re.search('^ready at', command.output(), re.MULTILINE), seconds=120)
+    until(lambda: re.search('^ready: ', command.output(), re.MULTILINE), seconds=120)
     port = re.search(r'^http://127\.0\.0\.1:(\d+): loading', command.output(), re.MULTILINE)[1]
     return command, Client(int(port))
 
@@ -64,7 +64,7 @@ def test_two_runs_are_served(workdir, tmp_path):
     command, client = start(workdir, '--also', str(other))
     with command:
         texts = {
-            name: client.ask('/v1/completions', model=name, prompt='Alice', seed=1)
+            name: client.ask('/v1/completions', model=name, prompt='Alice', logprobs=1)
             for name in ('tiny', 'other')
         }
         assert texts['tiny']['choices'] != texts['other']['choices']

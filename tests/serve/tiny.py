@@ -9,6 +9,7 @@ from http.client import HTTPConnection
 
 from gpt_jax import GPT
 from gpt_jax.inference.generate import Generator
+from gpt_jax.inspector.token_attention import TokenAttention
 from gpt_jax.model.attention import Latent
 from gpt_jax.serve.config import ServeConfig
 from gpt_jax.serve.engine import Engine
@@ -87,10 +88,11 @@ class Client:
 @contextlib.contextmanager
 def serving(gpt=None, *, keys=(), origins=(), names=('tiny',), **serve):
     """Runs a server in this process; yields a client of it."""
-    from gpt_jax.serve.http.served import ServedModel, ServedModels
+    from gpt_jax.serve.http.served import ModelCard, ServedModel, ServedModels
     from gpt_jax.serve.http.server import HttpServer, listen
 
     gpt = gpt or fit()
+    sampling = {'prompt': 'Alice', 'temperature': 0.0, 'max_new_tokens': 20}
     config = ServeConfig(**{'rows': 3, 'prefill_chunk': 32} | serve)
 
     def load() -> ServedModels:
@@ -104,6 +106,8 @@ def serving(gpt=None, *, keys=(), origins=(), names=('tiny',), **serve):
                     context=gpt.config.model.max_seq_len,
                     created=1,
                     fingerprint='f',
+                    card=ModelCard(about='tiny', layers=2, heads=2, sampling=sampling),
+                    attention=TokenAttention(gpt.inspector),
                 )
                 for name in names
             ]

@@ -58,7 +58,8 @@ async ([name, texts]) => {
 _ADJUST = """
 async ([name, logits, ids, drawnFrom, sampling]) => {
   const { adjust } = await import(new URL('scripts/sampling.js', document.baseURI));
-  return [...adjust(logits, ids, sampling, drawnFrom)].map((each) => (each === -Infinity ? null : each));
+  const scores = adjust(logits, ids, sampling, drawnFrom);
+  return [...scores].map((each) => (each === -Infinity ? null : each));
 }
 """
 _DRAW = """

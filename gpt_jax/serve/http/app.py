@@ -1,5 +1,8 @@
 """The routes of the server."""
 
+import asyncio
+import mimetypes
+import pathlib
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -11,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from gpt_jax.inference.generate import encode_prompt
 from gpt_jax.serve.config import ServeConfig
 from gpt_jax.serve.http import bodies
 from gpt_jax.serve.http.chat import Chat
@@ -21,6 +25,8 @@ from gpt_jax.serve.http.events import EventStream, answer
 from gpt_jax.serve.http.guard import Guard
 from gpt_jax.serve.http.metrics import Metrics
 from gpt_jax.serve.http.served import ServedModel, ServedModels
+from gpt_jax.tokenizer import Tokenizer
+from gpt_jax.web import page_files
 
 LOOPBACK = ('localhost', '127.0.0.1', '[::1]')
 PATIENCE = 60.0  # seconds that a stream waits for a client to take a part
@@ -46,6 +52,8 @@ class Api:
             '/v1/chat/completions': self.chat,
             '/v1/embeddings': self.embeddings,
             '/tokenize': self.tokenize,
+            '/detokenize': self.detokenize,
+            '/inspect/attention': self.attention,
         }
         gets = {
             '/v1/models': self.list_models,
@@ -60,6 +68,7 @@ class Api:
                 for path, route in posts.items()
             ),
             *(Route(path, route, methods=['GET']) for path, route in gets.items()),
+            *(Route(path, _file(name, text)) for path, (name, text) in page().items()),
         ]
 
     def _measured(self, path: str, route: Callable[[Request], Awaitable[Response]]) -> Any:
@@ -131,7 +140,8 @@ class Api:
         if body.messages is not None:
             ids = model.encode_chat(body.messages)
         else:
-            ids = model.tokenizer.encode(body.prompt)
+            begins = body.add_special_tokens
+            ids = (encode_prompt if begins else _encode)(model.tokenizer, body.prompt)
         return JSONResponse(
             {
                 'count': len(ids),
@@ -140,6 +150,23 @@ class Api:
                 'token_strs': [model.token_text(token) for token in ids],
             }
         )
+
+    async def detokenize(self, request: Request) -> Response:
+        """Answers `/detokenize`: the text of ids."""
+        body, model = await self._read(request, bodies.DetokenizeBody)
+        return JSONResponse({'prompt': model.tokenizer.decode(body.tokens)})
+
+    async def attention(self, request: Request) -> Response:
+        """Answers `/inspect/attention`: how much a token attends to itself and those before."""
+        body, model = await self._read(request, bodies.AttentionBody)
+        if model.attention is None:
+            raise ApiError(400, 'the attention of this model is not shown', code='not_inspected')
+        model.tokenizer.decode(body.tokens)  # refuses ids that are not in the vocabulary
+        start, weights = await asyncio.to_thread(model.attention, body.tokens, body.position)
+        layers, heads, _ = weights.shape
+        values = weights.astype(float).ravel().tolist()
+        found = {'start': start, 'layers': layers, 'heads': heads, 'weights': values}
+        return JSONResponse(found)
 
     async def list_models(self, request: Request) -> Response:
         """Answers `/v1/models`."""
@@ -165,6 +192,28 @@ class Api:
         """Answers `/metrics`."""
         content, kind = self.metrics.render()
         return Response(content, media_type=kind)
+
+
+def page() -> dict[str, tuple[str, str]]:
+    """Returns the names and texts of the page's files, by path."""
+    found = page_files(pathlib.Path(__file__).parents[1] / 'page')
+    paths = {'/' if name == 'index.html' else f'/{name}': name for name in found}
+    return {path: (name, found[name]) for path, name in paths.items()}
+
+
+def _file(name: str, text: str) -> Callable[[Request], Awaitable[Response]]:
+    """Returns a route that answers with a file of the page."""
+    headers = {'Cache-Control': 'no-cache', 'X-Content-Type-Options': 'nosniff'}
+    kind = mimetypes.guess_type(name)[0]
+
+    async def route(request: Request) -> Response:
+        return Response(text, headers=headers, media_type=kind)
+
+    return route
+
+
+def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    return tokenizer.encode(text)
 
 
 class _Application:
@@ -197,7 +246,14 @@ def make_app(api: Api, config: ServeConfig, *, keys: list[str], origins: list[st
     async def explained(request: Request, error: Exception) -> Response:
         return explain(error).response()
 
-    middleware = [Middleware(Guard, keys=keys, hosts=LOOPBACK, max_body=config.max_body_bytes)]
+    guard = Middleware(
+        Guard,
+        keys=keys,
+        hosts=LOOPBACK,
+        max_body=config.max_body_bytes,
+        open_paths=['/healthz', '/readyz', *page()],
+    )
+    middleware = [guard]
     if origins:
         cors = Middleware(
             CORSMiddleware,

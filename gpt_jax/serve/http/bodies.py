@@ -106,6 +106,7 @@ class CompletionBody(SamplingBody):
     echo: bool | None = None
     best_of: int | None = None
     suffix: None = None
+    return_token_ids: bool | None = None  # the ids, too, and why a text ended; not in OpenAI's API
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -119,6 +120,8 @@ class CompletionBody(SamplingBody):
     def _check(self) -> 'CompletionBody':
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise ValueError('best_of must equal n: texts are not ranked here')
+        if self.return_token_ids and self.logprobs is None:
+            raise ValueError('return_token_ids needs logprobs')
         if not self.prompts:
             raise ValueError('prompt: give at least one')
         if len(self.prompts) * (self.n or 1) > MOST_TEXTS:
@@ -190,11 +193,31 @@ class EmbeddingBody(Body):
         return self
 
 
+class DetokenizeBody(Body):
+    """The body of `/detokenize`."""
+
+    tokens: Ids
+
+
+class AttentionBody(Body):
+    """The body of `/inspect/attention`."""
+
+    tokens: Ids
+    position: int = Field(ge=0)
+
+    @pydantic.model_validator(mode='after')
+    def _check(self) -> 'AttentionBody':
+        if self.position >= len(self.tokens):
+            raise ValueError('position: there are fewer tokens')
+        return self
+
+
 class TokenizeBody(Body):
     """The body of `/tokenize`: a text, or a conversation."""
 
     prompt: str | None = None
     messages: list[Message] | None = Field(None, min_length=1, max_length=10_000)
+    add_special_tokens: bool = True  # the token that a prompt begins with, if there is one
 
     @pydantic.model_validator(mode='after')
     def _check(self) -> 'TokenizeBody':

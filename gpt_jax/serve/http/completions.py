@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from gpt_jax.serve.http.bodies import CompletionBody
@@ -57,7 +57,7 @@ class Completions:
                 writer = _Logprobs(self._model, text) if self._body.logprobs is not None else None
                 beginning = self._beginning(text, writer)
                 pieces = [beginning, *pieces] if beginning else pieces
-                choices.append(self._choice(index, pieces, writer, text.finish_reason))
+                choices.append(self._choice(index, text, pieces, writer, is_last=True))
             return {**self._head, 'choices': choices, 'usage': usage(texts, count=self._count)}
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
@@ -77,10 +77,10 @@ class Completions:
                 if not begun[index]:
                     begun[index] = True
                     beginning = self._beginning(text, writer)
-                    choice = self._choice(index, [beginning], writer, None)
+                    choice = self._choice(index, text, [beginning], writer, is_last=False)
                     yield {**self._head, 'choices': [choice], **more}
-                pieces, reason = ([], text.finish_reason) if piece is None else ([piece], None)
-                choice = self._choice(index, pieces, writer, reason)
+                pieces = [] if piece is None else [piece]
+                choice = self._choice(index, text, pieces, writer, is_last=piece is None)
                 yield {**self._head, 'choices': [choice], **more}
             if with_usage:
                 yield {**self._head, 'choices': [], 'usage': usage(texts, count=self._count)}
@@ -96,16 +96,21 @@ class Completions:
     def _choice(
         self,
         index: int,
+        text: Text,
         pieces: Sequence[Piece],
         writer: '_Logprobs | None',
-        reason: str | None,
+        *,
+        is_last: bool,
     ) -> dict[str, Any]:
-        return {
+        choice = {
             'index': index,
             'text': ''.join(piece.text for piece in pieces),
-            'logprobs': writer and writer.write(pieces, is_echo=bool(self._body.echo)),
-            'finish_reason': reason,
+            'logprobs': writer and writer.write(pieces, self._body),
+            'finish_reason': text.finish_reason if is_last else None,
         }
+        if self._body.return_token_ids:
+            choice['ended'] = text.request.generation.ended if is_last else None
+        return choice
 
 
 class _Logprobs:
@@ -117,24 +122,39 @@ class _Logprobs:
         self._prompt = text.request.prompt
         self._offset: int | None = None  # characters before the next token
 
-    def write(self, pieces: Sequence[Piece], *, is_echo: bool) -> dict[str, list]:
-        """Returns the arrays of OpenAI's `logprobs` for these pieces."""
+    def write(self, pieces: Sequence[Piece], body: CompletionBody) -> dict[str, list]:
+        """Returns the arrays of OpenAI's `logprobs` for these pieces.
+
+        With `return_token_ids` there is also `content`, with an entry for each token.
+        """
         if self._offset is None:
             # Offsets count the prompt, whether it is repeated or not.
-            self._offset = 0 if is_echo else len(self._stream.push(self._prompt))
+            self._offset = 0 if body.echo else len(self._stream.push(self._prompt))
         tokens = list(itertools.chain.from_iterable(piece.tokens for piece in pieces))
         scores = list(itertools.chain.from_iterable(piece.scores for piece in pieces))
-        return {
+        texts = [self._stream.push([token]) for token in tokens]
+        ends = list(itertools.accumulate(map(len, texts), initial=self._offset))
+        self._offset = ends.pop()
+        found = {
             'tokens': [self._model.token_text(token) for token in tokens],
             'token_logprobs': [_number(score.logprob) for score in scores],
             'top_logprobs': [self._best(score) for score in scores],
-            'text_offset': list(self._offsets(tokens)),
+            'text_offset': ends,
         }
+        if body.return_token_ids:
+            found['content'] = [
+                {
+                    **self._entry(token, score.logprob),
+                    'text': text,
+                    'alternatives': [self._entry(*each) for each in score.best],
+                }
+                for token, score, text in zip(tokens, scores, texts, strict=True)
+            ]
+        return found
 
-    def _offsets(self, tokens: Sequence[int]) -> Iterator[int]:
-        for token in tokens:
-            yield self._offset
-            self._offset += len(self._stream.push([token]))
+    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
+        label = self._model.token_text(token)
+        return {'id': token, 'label': label, 'logprob': _number(logprob)}
 
     def _best(self, score: Score) -> dict[str, float] | None:
         if score.logprob != score.logprob:  # the first token of a prompt

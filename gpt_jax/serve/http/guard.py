@@ -9,7 +9,6 @@ from starlette.datastructures import Headers
 
 from gpt_jax.serve.http.errors import ApiError
 
-OPEN = ('/healthz', '/readyz')  # without a key
 HEADER_BYTES = 16384
 BODY_SECONDS = 30.0  # in which a body must arrive
 
@@ -24,12 +23,24 @@ class Guard:
     what a form could, which excludes JSON, and may have a name that resolves to this machine.
     """
 
-    def __init__(self, app: App, *, keys: Sequence[str], hosts: Sequence[str], max_body: int):
-        """Takes the keys, of which one must be given; no keys: `hosts` may be addressed."""
+    def __init__(
+        self,
+        app: App,
+        *,
+        keys: Sequence[str],
+        hosts: Sequence[str],
+        max_body: int,
+        open_paths: Sequence[str],
+    ):
+        """Takes the keys, of which one must be given; no keys: `hosts` may be addressed.
+
+        `open_paths` need neither.
+        """
         self._app = app
         self._keys = [key.encode() for key in keys]
         self._hosts = hosts
         self._max_body = max_body
+        self._open_paths = frozenset(open_paths)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Passes a request on, or answers it with an error."""
@@ -50,7 +61,7 @@ class Guard:
         headers = Headers(scope=scope)
         if sum(len(name) + len(value) for name, value in headers.raw) > HEADER_BYTES:
             raise ApiError(431, f'the headers are larger than {HEADER_BYTES:,} bytes')
-        if scope['path'] not in OPEN:
+        if scope['path'] not in self._open_paths:
             self._authenticate(headers)
         if scope['method'] == 'POST':
             kind = headers.get('content-type', '').partition(';')[0].strip().lower()

@@ -2,11 +2,25 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from gpt_jax.serve.engine import Engine
 from gpt_jax.serve.http.bodies import Body, Message
 from gpt_jax.serve.http.errors import ApiError
 from gpt_jax.tokenizer import Tokenizer, chat_template
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What the page shows of a model."""
+
+    about: str
+    layers: int
+    heads: int
+    sampling: Mapping[str, Any]  # defaults, by the names of `SampleConfig`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,6 +34,10 @@ class ServedModel:
     context: int  # most tokens that the model sees
     created: int  # seconds since 1970, of its checkpoint
     fingerprint: str  # of its weights
+    card: ModelCard
+    # Of ids and a position: the weights `[layers, heads, tokens]` with which it attends to the
+    # tokens from the returned number on. None: the model is not inspected.
+    attention: Callable[[Sequence[int], int], tuple[int, np.ndarray]] | None = None
 
     def describe(self) -> dict[str, object]:
         """Returns the entry of `/v1/models`."""
@@ -29,6 +47,11 @@ class ServedModel:
             'created': self.created,
             'owned_by': 'gpt_jax',
             'max_model_len': self.context,
+            'gpt_jax': {
+                **dataclasses.asdict(self.card),
+                'vocab_size': self.tokenizer.vocab_size,
+                'inspects': self.attention is not None,
+            },
         }
 
     def encode_chat(self, messages: list[Message]) -> list[int]:

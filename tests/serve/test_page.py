@@ -1,0 +1,145 @@
+"""The page of a server in Chromium: it writes the server's texts and shows their origin."""
+
+import re
+
+import numpy as np
+import pytest
+
+from gpt_jax.inference.config import SampleConfig
+from tests.serve.tiny import alone, fit, serving, until
+
+pytest.importorskip('uvicorn', reason='needs the extra serve')
+
+KEY = 'k' * 20
+
+
+@pytest.fixture(scope='module')
+def client():
+    with serving() as client:
+        yield client
+
+
+@pytest.fixture
+def page(browse, client):
+    return open_page(browse, client)
+
+
+def open_page(browse, client):
+    page = browse(f'http://127.0.0.1:{client.port}/')
+    page.get_by_role('button', name='Generate', exact=True).wait_for()
+    return page
+
+
+def text_of(page):
+    page.get_by_role('button', name='Continue', disabled=False).wait_for()
+    return page.locator('[aria-live=polite]').text_content()
+
+
+def write(page, *, tokens=20):
+    page.get_by_role('spinbutton', name='Tokens').fill(str(tokens))
+    page.get_by_role('button', name='Generate', exact=True).click()
+    return text_of(page)
+
+
+def pieces_of(page):
+    return page.get_by_role('listbox').get_by_role('option')
+
+
+def panel_of(page):
+    return page.get_by_role('region', name='Token', exact=True)
+
+
+def greedy(prompt, tokens):
+    [found] = alone(fit(), prompt, SampleConfig(temperature=0.0, max_new_tokens=tokens))
+    return found
+
+
+def test_the_text_is_that_of_generate(page):
+    assert write(page) == 'Alice' + greedy('Alice', 20).text
+    page.get_by_role('button', name='Continue').click()
+    assert text_of(page) == 'Alice' + greedy('Alice', 40).text
+    page.get_by_role('textbox', name='Prompt').fill('<img src=x onerror=a> é')
+    assert write(page).startswith('<img src=x onerror=a> é')
+    assert page.locator('img').count() == 0
+    page.get_by_role('textbox', name='Prompt').fill('')
+    assert write(page), 'after the end-of-text token'
+
+
+def test_another_token_can_be_gone_on_with(page):
+    write(page)
+    at = len(fit().tokenizer.encode('Alice')) + 3
+    pieces_of(page).nth(at).click()
+    panel = panel_of(page)
+    shares = [float(share) for share in re.findall(r'([\d.]+)%', panel.inner_text())]
+    assert len(shares) == 11 and shares[1:] == sorted(shares[1:], reverse=True)
+    panel.get_by_role('button').nth(1).click()
+    text = text_of(page)
+    pieces_of(page).nth(at).hover()
+    chosen = int(re.search(r'id (\d+)', panel.inner_text())[1])
+    tokenizer = fit().tokenizer
+    ids = [*tokenizer.encode('Alice'), *greedy('Alice', 3).tokens, chosen]
+    assert chosen != greedy('Alice', 4).tokens[3]
+    assert text == tokenizer.decode([*ids, *greedy(ids, 20).tokens])
+
+
+def test_attention_is_that_of_the_inspector(page):
+    write(page)
+    page.get_by_text('attention', exact=True).click()
+    page.get_by_role('combobox', name='Layer').select_option('layer 1')
+    page.get_by_role('combobox', name='Head').select_option('head 0')
+    pieces_of(page).nth(12).click()
+    page.get_by_text('layer 1, head 0').wait_for()
+    ids, found = page.evaluate(
+        """async () => {
+      const script = new URL('scripts/server_backend.js', document.baseURI);
+      const { ServerBackend } = await import(script);
+      const backend = new ServerBackend(document.baseURI, '');
+      await backend.connect();
+      const tokens = await backend.tokenize('Alice was beginning to get very tired');
+      const found = await backend.attention(tokens.map(({ id }) => id), 9);
+      return [tokens.map(({ id }) => id), { ...found, weights: [...found.weights] }];
+    }"""
+    )
+    seen = fit().inspector.inspect(ids, points=['attention.weights'])['attention.weights']
+    weights = np.reshape(found['weights'], (2, 2, 10))
+    np.testing.assert_allclose(weights, seen.values[:, :, 9, :10], atol=1e-5)
+    assert found['start'] == 0
+
+
+def test_stop_frees_the_row(page, client):
+    page.get_by_role('spinbutton', name='Tokens').fill('1000000')
+    page.get_by_role('button', name='Generate', exact=True).click()
+    until(lambda: pieces_of(page).count() > 20)
+    page.get_by_role('button', name='Stop').click()
+    text_of(page)
+    until(lambda: client.metric('running') == 0)
+
+
+def test_a_text_longer_than_the_context_is_continued(page):
+    assert write(page, tokens=145)
+    page.get_by_role('button', name='Continue').click()
+    text_of(page)
+    assert '145 tokens' in page.get_by_role('status').inner_text()
+
+
+def test_a_server_with_keys_asks_for_one(browser):
+    with serving(keys=[KEY]) as client, browser.new_context() as context:
+        page = context.new_page()
+        page.goto(f'http://127.0.0.1:{client.port}/')
+        page.get_by_label('The key of this server').fill('wrong')
+        page.get_by_role('button', name='Open').click()
+        page.get_by_label('That is not a key').fill(KEY)
+        page.get_by_role('button', name='Open').click()
+        assert write(page) == 'Alice' + greedy('Alice', 20).text
+        page.reload()
+        assert write(page), 'the key is kept in this tab'
+
+
+def test_a_server_that_ends_is_said(browser):
+    with browser.new_context() as context:
+        with serving() as client:
+            page = context.new_page()
+            page.goto(f'http://127.0.0.1:{client.port}/')
+            write(page)
+        page.get_by_role('button', name='Generate', exact=True).click()
+        page.get_by_text('the server does not answer').wait_for()
