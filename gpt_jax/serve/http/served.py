@@ -15,7 +15,7 @@ from gpt_jax.tokenizer import Tokenizer, chat_template
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What the page shows of a model."""
+    """Description of a model for the page."""
 
     about: str
     layers: int
