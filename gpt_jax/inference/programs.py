@@ -260,8 +260,8 @@ def draw_tokens(
     """Draws tokens into the next slots of `text_BS` until each row has `limit_B`, or has ended.
 
     Each pass of the model takes the next drawn token and `drafts` guesses of the tokens after it.
-    Correct guesses are accepted. Rows that are done do not change. Scores are kept of drawn tokens
-    but not of accepted guesses; with `ranks` also those of the likeliest tokens.
+    Correct guesses are accepted. Rows that are done do not change. Where the state has scores,
+    those of the tokens are kept, with `ranks` also those of the likeliest ones.
     """
     model = GPT(settings.model, kernels=settings.kernels)
     B, V = state.logits_BV.shape
@@ -316,6 +316,15 @@ def draw_tokens(
             drawn_BC = draw(state, logits_BCV[:, :-1], seen, 1)
             accepted_B = count_accepted(tokens_BC[:, 1:], drawn_BC, ended_BC[:, :-1])
             accepted_B = jnp.clip(accepted_B, 0, limit_B - state.drawn_B - 1)
+            if scores is not None:
+                is_new_BC = active_B[:, None] & (jnp.arange(drafts)[None] < accepted_B[:, None])
+                scores = scores.put(
+                    jnp.where(drawable_1V, logits_BCV[:, :-1], -jnp.inf),
+                    tokens_BC[:, 1:],
+                    row_B1,
+                    jnp.where(is_new_BC, slots_BC, S),
+                    ranks=ranks,
+                )
         new_B = jnp.where(active_B, 1 + accepted_B, 0)
 
         def last(x_BCV: jax.Array, old_BV: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ class ServeConfig:
     prefill_chunk: int = whole(128, low=16)  # tokens of a prompt between two of other texts
     drain_seconds: float = positive(30.0)  # that texts have to end when the server stops
     max_body_bytes: int = whole(4 * 2**20, low=1024, high=2**30)  # of a request over HTTP
+    draft_tokens: int = whole(0, high=32)  # guessed from repetitions, for all texts; 0: off
     best: int = whole(20, low=1, high=100)  # likeliest tokens a request may ask for, per token
 
 

@@ -24,7 +24,7 @@ from gpt_jax.errors import UserError
 from gpt_jax.inference.config import SampleConfig, finalize_sample
 from gpt_jax.inference.decode import Decoder
 from gpt_jax.inference.generate import Prompt, TextRow, make_decoder
-from gpt_jax.inference.programs import row_key_data
+from gpt_jax.inference.programs import DecodeState, row_key_data
 from gpt_jax.inference.sampling import SamplingRule, make_rule
 from gpt_jax.model.cache import cache_bytes_per_token
 from gpt_jax.model.config import ModelConfig
@@ -88,7 +88,8 @@ class Engine:
         self._vocab_size = tokenizer.vocab_size
         count = max(self.config.rows, self._decoder.least_rows)
         self._rows = [Row(number) for number in range(count)]
-        self._rungs = rungs_to(config.max_seq_len + NARROW)
+        self._drafts = self.config.draft_tokens
+        self._rungs = rungs_to(config.max_seq_len + max(NARROW, self._drafts + 1))
         self.cache_bytes = (
             cache_bytes_per_token(self._decoder.executed_config) * count * self._rungs[-1]
         )
@@ -209,7 +210,7 @@ class Engine:
             limit = np.zeros(rows, np.int32)
             for is_full in (False, True):
                 rule = self._rule(is_full)
-                state = self._decoder.draw(state, self._keys, rule, limit, ranks=is_full)
+                state = self._draw_state(state, rule, limit, ranks=is_full)
                 count += 1
         for slots in self._rungs[-2::-1]:
             state = self._decoder.resize(state, slots=slots)
@@ -342,7 +343,9 @@ class Engine:
         """Returns the slots that a text needs until its end."""
         if row.request.options.scores_prompt:
             return self._rungs[-1]
-        length = len(row.request.prompt) + row.request.sampling.max_new_tokens + NARROW
+        length = (
+            len(row.request.prompt) + row.request.sampling.max_new_tokens + NARROW + self._drafts
+        )
         return min(length, self._rungs[-1])
 
     def _fill(self, row: Row) -> int:
@@ -400,17 +403,15 @@ class Engine:
                 most,
                 context + 1 - len(row.tokens),
             )
-        self._make_room(max(len(row.tokens) for row in rows) + most)
+        self._make_room(max(len(row.tokens) for row in rows) + most + self._drafts)
         is_full = any(needs_full(row.request) for row in rows)
         rule = self._rule(is_full)
         jax.block_until_ready(self._state)
         began = time.monotonic()
-        self._state = state = self._decoder.draw(
-            self._state, self._keys, rule, limit, ranks=is_full
-        )
+        self._state = state = self._draw_state(self._state, rule, limit, ranks=is_full)
         drawn, text, scores = jax.device_get((state.drawn_B, state.text_BS, state.scores))
-        passes = max(int(drawn[row.number]) - row.drawn for row in rows)
-        per_token = (time.monotonic() - began) / passes
+        most_drawn = max(int(drawn[row.number]) - row.drawn for row in rows)
+        per_token = (time.monotonic() - began) / most_drawn
         self._per_turn = int(min(max(1, TURN_SECONDS / per_token), MOST_PER_TURN))
         for row in rows:
             new = range(len(row.tokens), len(row.tokens) + int(drawn[row.number]) - row.drawn)
@@ -428,6 +429,11 @@ class Engine:
             elif len(row.tokens) > context:  # the text goes on from its last part
                 row.waiting, row.tokens = row.tokens[-max(1, context // 2) :], []
                 row.outgrew = True
+
+    def _draw_state(
+        self, state: DecodeState, rule: SamplingRule, limit: np.ndarray, *, ranks: bool
+    ) -> DecodeState:
+        return self._decoder.draw(state, self._keys, rule, limit, drafts=self._drafts, ranks=ranks)
 
     def _free(self, row: Row, error: ServeError | None = None) -> None:
         """Takes the row back; its tokens stay in the cache."""

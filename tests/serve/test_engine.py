@@ -271,6 +271,34 @@ def test_scores_are_those_of_the_model(best):
                 assert not request.prompt_scores
 
 
+def test_drafts_change_passes_and_nothing_else():
+    gpt = fit()
+    prompts = make_prompts(gpt, (30, 9, 140, 64))  # one outgrows the context
+    samplings = [
+        SampleConfig(temperature=0.0, max_new_tokens=60),
+        SampleConfig(temperature=0.9, max_new_tokens=50, seed=4),
+        SampleConfig(temperature=0.0, max_new_tokens=70, repetition_penalty=1.05),
+        SampleConfig(temperature=0.5, max_new_tokens=33, frequency_penalty=0.1, top_k=30),
+    ]
+    with start(gpt, rows=2, draft_tokens=5) as engine:
+        before = np.asarray(engine._state.passes_B)
+        requests = [
+            engine.submit(*each, RequestOptions(best=3))
+            for each in zip(prompts, samplings, strict=True)
+        ]
+        for prompt, sampling, request in zip(prompts, samplings, requests, strict=True):
+            pieces = list(request)
+            tokens = sum((piece.tokens for piece in pieces), [])
+            assert tokens == alone(gpt, prompt, sampling)[0].tokens
+            if len(prompt) + len(tokens) <= 150:
+                scores = sum((piece.scores for piece in pieces), [])
+                expected = logprobs_of(gpt, prompt + tokens)[len(prompt) - 1 : -1]
+                check_scores(scores, tokens, expected, 3)
+        passes = np.asarray(engine._state.passes_B) - before
+    # Of the two texts that used the rows last; a text begins its count anew.
+    assert 0 < passes.sum() < 70 + 33 - 10, 'some guesses were accepted'
+
+
 def test_a_prompt_alone_is_scored():
     """Beside another text, which it must not change; after it the row is free."""
     gpt = fit()
