@@ -95,12 +95,12 @@ def test_a_task(model, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, 'HF_DATASETS_CACHE', tmp_path / 'cache')
     monkeypatch.setattr(datasets.config, 'HF_DATASETS_OFFLINE', True)
     choices = [' to get very tired', ' qqqq', ' 7%']
-    rows = [{'question': 'Alice was beginning', 'choices': choices, 'answer': i} for i in range(3)]
+    best = int(np.argmax([log_likelihood('Alice was beginning', each)[0] for each in choices]))
+    row = {'question': 'Alice was beginning', 'choices': choices}
+    rows = [row | {'answer': answer} for answer in (best, best, (best + 1) % 3)]
     data = tmp_path / 'rows.jsonl'
     data.write_text('\n'.join(map(json.dumps, rows)))
     (tmp_path / 'rabbits.yaml').write_text(TASK.replace('ROWS', str(data)))
     manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
     found = lm_eval.simple_evaluate(model, tasks=['rabbits'], task_manager=manager)
-    best = np.argmax([log_likelihood('Alice was beginning', choice)[0] for choice in choices])
-    assert best == 0
-    assert found['results']['rabbits']['acc,none'] == pytest.approx(1 / 3)
+    assert found['results']['rabbits']['acc,none'] == pytest.approx(2 / 3)
