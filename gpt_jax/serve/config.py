@@ -13,7 +13,8 @@ class ServeConfig:
     queue: int = count(64)  # requests that may wait for a row
     queue_seconds: float = positive(60.0)  # a request that waits longer fails
     request_seconds: float = positive(600.0)  # a text that takes longer, waiting included, fails
-    prefill_chunk: int = whole(128, low=16)  # tokens of a prompt between two of other texts
+    prefill_chunk: int = whole(128, low=16)  # tokens of a prompt that are read at once
+    stall_seconds: float = positive(0.25)  # that prompts may hold up other texts, per token
     drain_seconds: float = positive(30.0)  # that texts have to end when the server stops
     max_body_bytes: int = whole(4 * 2**20, low=1024, high=2**30)  # of a request over HTTP
     draft_tokens: int = whole(0, high=32)  # guessed from repetitions, for all texts; 0: off

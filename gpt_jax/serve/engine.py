@@ -12,6 +12,7 @@ prompt, and only puts the rest into the cache.
 import collections
 import dataclasses
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -216,7 +217,20 @@ class Engine:
             state = self._decoder.resize(state, slots=slots)
             count += 1
         self._state = jax.block_until_ready(state)
+        self._seconds = {
+            width: self._time_chunk(width) for width in self._widths(0, self._rungs[0])
+        }
         return count
+
+    def _time_chunk(self, width: int) -> float:
+        """Returns the seconds that a chunk of a prompt takes; the better of two times."""
+        times = []
+        for _ in range(2):
+            began = time.monotonic()
+            self._state, _ = self._decoder.extend(self._state, [0], row=0, start=0, width=width)
+            jax.block_until_ready(self._state)
+            times.append(time.monotonic() - began)
+        return min(times)
 
     @property
     def _slots(self) -> int:
@@ -274,9 +288,13 @@ class Engine:
         self._turn += 1
         self._drop()
         self._admit()
-        room = self.config.prefill_chunk
-        while room > 0 and (filling := [row for row in self._rows if row.waiting]):
-            room -= self._fill(min(filling, key=lambda row: row.request.started))
+        spent = 0.0
+        while filling := [row for row in self._rows if row.waiting]:
+            others_wait = any(row.request and not row.waiting for row in self._rows)
+            left = self.config.stall_seconds - spent if others_wait else math.inf
+            if spent and left <= 0:
+                break
+            spent += self._fill(min(filling, key=lambda row: row.request.started), left)
         drawing = [row for row in self._rows if row.request and not row.waiting]
         if drawing:
             self._draw(drawing)
@@ -348,12 +366,15 @@ class Engine:
         )
         return min(length, self._rungs[-1])
 
-    def _fill(self, row: Row) -> int:
-        """Puts the next chunk of a row's tokens into the cache, and returns its width."""
+    def _fill(self, row: Row, seconds: float) -> float:
+        """Puts the next chunk of a row's tokens into the cache; returns about how long it takes.
+
+        That is no more than `seconds`, or the narrowest chunk.
+        """
         start, count = len(row.tokens), len(row.waiting)
-        widths = self._widths(start, self._rungs[-1])
-        wide = len(widths) > 1 and count > widths[-1] // 2
-        width = widths[-1] if wide else widths[0]
+        narrow, *wider = self._widths(start, self._rungs[-1])
+        fits = [width for width in wider if self._seconds[width] <= seconds and count > width // 2]
+        width = fits[-1] if fits else narrow
         scores = row.request.options.scores_prompt and not row.outgrew
         # Scoring is compiled for the largest cache only.
         self._make_room(self._rungs[-1] if scores else start + width)
@@ -369,13 +390,13 @@ class Engine:
         )
         row.tokens, row.waiting = row.tokens + chunk, row.waiting[width:]
         if scores:
-            row.hidden = row.hidden + hidden
+            row.hidden = row.hidden + np.asarray(hidden)
             if not row.waiting:
                 self._hand_scores(row)
         if not row.waiting and not row.request.options.draws:
             row.request.push([], [], is_last=True)
             self._free(row)
-        return width
+        return self._seconds[width]
 
     def _hand_scores(self, row: Row) -> None:
         """Gives a request the scores of its prompt, all of which is in the cache."""

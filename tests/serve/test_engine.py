@@ -133,6 +133,8 @@ def test_nothing_is_compiled_after_the_start(caplog, tmp_path, loaded):
                     zip(make_prompts(gpt, LENGTHS), SAMPLINGS * 2, strict=False)
                 )
             ]
+            options = RequestOptions(best=3, scores_prompt=True, bias={5: 1.0})
+            requests.append(engine.submit('Alice', SampleConfig(max_new_tokens=5), options))
             for request in requests:
                 request.result()
         found = re.findall(r'Compiling [^ ]+', caplog.text)
@@ -335,6 +337,28 @@ def test_a_bias_forbids_and_forces_tokens():
             engine.submit('Alice', greedy, RequestOptions(best=21))
 
 
+def test_prompts_hold_up_other_texts_for_a_stated_time():
+    gpt = fit()
+    short, long = make_prompts(gpt, (5, 140))
+    with start(gpt, rows=2, prefill_chunk=64, stall_seconds=0.3) as engine:
+        engine._seconds = {16: 0.2, 64: 0.5}  # as if the model were large
+        widths, extend = [], engine._decoder.extend
+
+        def note(*arguments, width, **options):
+            widths.append(width)
+            return extend(*arguments, width=width, **options)
+
+        engine._decoder.extend = note
+        engine.submit(long, SampleConfig(max_new_tokens=1)).result()
+        assert widths == [64, 64, 16], 'nobody was held up'
+        running = engine.submit(short, ENDLESS)
+        next(iter(running))
+        widths.clear()
+        engine.submit(long[::-1], SampleConfig(max_new_tokens=1)).result()
+        assert set(widths) == {16}
+        running.cancel()
+
+
 def test_who_polls_is_notified():
     calls = []
     with start() as engine:
@@ -390,6 +414,9 @@ def test_many_threads_submit():
         ('queue_seconds', dict(queue_seconds=0.0)),
         ('request_seconds', dict(request_seconds=-1.0)),
         ('prefill_chunk', dict(prefill_chunk=15)),
+        ('stall_seconds', dict(stall_seconds=0.0)),
+        ('draft_tokens', dict(draft_tokens=33)),
+        ('best', dict(best=0)),
     ],
 )
 def test_impossible_settings_are_named(key, serve):
