@@ -1,9 +1,11 @@
 """OpenAI's API over HTTP: its texts are generate's, also for the official client."""
 
+import asyncio
 import base64
 import json
 import math
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -229,6 +231,35 @@ def test_a_client_that_hangs_up_frees_its_row(client):
             connection.close()
         until(lambda: client.metric('running') == 0)
     assert complete(client, prompt='Alice')['choices']
+
+
+def test_texts_that_are_submitted_after_their_client_left_are_cancelled():
+    from gpt_jax.serve.http.texts import submitted
+
+    class Slow:
+        """An engine that takes a while to encode."""
+
+        def __init__(self):
+            self.requests = []
+
+        def submit(self, *_, **__):
+            time.sleep(0.1)
+            self.requests.append(SimpleNamespace(cancel=lambda at=len(self.requests): gone.add(at)))
+            return self.requests[-1]
+
+    async def ask():
+        async with submitted(SimpleNamespace(engine=engine), ['a'] * 5, None):
+            pass
+
+    async def leave():
+        task = asyncio.ensure_future(ask())
+        await asyncio.sleep(0.25)
+        task.cancel()
+        await asyncio.wait([task])
+
+    engine, gone = Slow(), set()
+    asyncio.run(leave())  # waits for the thread
+    assert gone == set(range(5))
 
 
 def test_a_full_queue_gets_429():

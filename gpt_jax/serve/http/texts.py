@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -71,6 +72,7 @@ async def submitted(
         UserError, ServeError: one of them cannot be generated; then none is.
     """
     texts = [Text(asyncio.get_running_loop()) for _ in range(len(prompts) * count)]
+    is_left = threading.Event()
 
     def submit() -> None:
         for index, text in enumerate(texts):
@@ -80,11 +82,14 @@ async def submitted(
                 RequestOptions(sample=index % count, **options),
                 notify=text.notify,
             )
+            if is_left.is_set():  # the client is gone, and nobody waits for this thread
+                text.request.cancel()
 
     try:
         await asyncio.to_thread(submit)  # long prompts take a while to encode
         yield texts
     finally:
+        is_left.set()
         for text in texts:
             if text.request is not None:
                 text.request.cancel()
