@@ -244,7 +244,8 @@ def test_texts_that_are_submitted_after_their_client_left_are_cancelled():
 
         def submit(self, *_, **__):
             time.sleep(0.1)
-            self.requests.append(SimpleNamespace(cancel=lambda at=len(self.requests): gone.add(at)))
+            at = len(self.requests)
+            self.requests.append(SimpleNamespace(cancel=lambda: gone.add(at)))
             return self.requests[-1]
 
     async def ask():
