@@ -203,6 +203,7 @@ def test_late_requests_fail():
         running, waiting = (engine.submit('Alice', ENDLESS) for _ in range(2))
         with pytest.raises(RequestTimeoutError, match='queue_seconds'):
             waiting.result()
+        assert 0.2 < waiting.ended - waiting.submitted < 1.4
         with pytest.raises(RequestTimeoutError, match='request_seconds'):
             running.result()
         assert running.generation.text
