@@ -168,6 +168,21 @@ def test_bodies_that_do_not_come_hold_nothing_up(client):
         connection.close()
 
 
+def test_a_fault_of_the_server_is_no_leak(monkeypatch):
+    from gpt_jax.serve.engine import Engine
+
+    def fail(*_, **__):
+        raise RuntimeError('a secret')
+
+    with serving() as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(Engine, 'submit', fail)
+            status, _, content = client.request(COMPLETE, {'prompt': 'a'})
+        assert status == 500 and b'secret' not in content
+        assert json.loads(content)['error']['type'] == 'server_error'
+        assert client.ask(COMPLETE, prompt='a', max_tokens=2)['choices']
+
+
 def test_after_all_that_the_server_answers(client):
     """The last test of this file: nothing is left behind."""
     until(lambda: client.metric('running') == 0)

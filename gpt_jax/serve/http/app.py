@@ -25,7 +25,6 @@ from gpt_jax.serve.http.events import EventStream, answer
 from gpt_jax.serve.http.guard import Guard
 from gpt_jax.serve.http.metrics import Metrics
 from gpt_jax.serve.http.served import ServedModel, ServedModels
-from gpt_jax.tokenizer import Tokenizer
 from gpt_jax.web import page_files
 
 LOOPBACK = ('localhost', '127.0.0.1', '[::1]')
@@ -118,7 +117,8 @@ class Api:
     async def chat(self, request: Request) -> Response:
         """Answers `/v1/chat/completions`."""
         body, model = await self._read(request, bodies.ChatBody)
-        return await self._respond(request, body, Chat(body, model))
+        found = await asyncio.to_thread(Chat, body, model)  # long conversations take a while
+        return await self._respond(request, body, found)
 
     async def _respond(
         self, request: Request, body: bodies.SamplingBody, found: Completions | Chat
@@ -137,11 +137,7 @@ class Api:
     async def tokenize(self, request: Request) -> Response:
         """Answers `/tokenize`: the ids of a text or a conversation, and the text of each."""
         body, model = await self._read(request, bodies.TokenizeBody)
-        if body.messages is not None:
-            ids = model.encode_chat(body.messages)
-        else:
-            begins = body.add_special_tokens
-            ids = (encode_prompt if begins else _encode)(model.tokenizer, body.prompt)
+        ids = await asyncio.to_thread(_encode, body, model)
         return JSONResponse(
             {
                 'count': len(ids),
@@ -212,8 +208,12 @@ def _file(name: str, text: str) -> Callable[[Request], Awaitable[Response]]:
     return route
 
 
-def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    return tokenizer.encode(text)
+def _encode(body: bodies.TokenizeBody, model: ServedModel) -> list[int]:
+    if body.messages is not None:
+        return model.encode_chat(body.messages)
+    if body.add_special_tokens:
+        return encode_prompt(model.tokenizer, body.prompt)
+    return model.tokenizer.encode(body.prompt)
 
 
 class _Application:
@@ -246,6 +246,9 @@ def make_app(api: Api, config: ServeConfig, *, keys: list[str], origins: list[st
     async def explained(request: Request, error: Exception) -> Response:
         return explain(error).response()
 
+    async def failed(request: Request, error: Exception) -> Response:
+        return ApiError(500, 'the server failed; its log has the reason').response()
+
     guard = Middleware(
         Guard,
         keys=keys,
@@ -265,5 +268,5 @@ def make_app(api: Api, config: ServeConfig, *, keys: list[str], origins: list[st
     return Starlette(
         routes=api.routes(),
         middleware=middleware,
-        exception_handlers={404: refuse, 405: refuse, ApiError: explained},
+        exception_handlers={404: refuse, 405: refuse, ApiError: explained, Exception: failed},
     )
