@@ -313,7 +313,9 @@ def test_a_prompt_alone_is_scored():
         assert list(request) == [] and not request.generation.tokens
         check_scores(request.prompt_scores, prompt[1:], logprobs_of(gpt, prompt)[:-1], 0)
         assert beside.result() == alone(gpt, 'Alice', greedy)[0]
-        assert engine.submit(prompt, greedy, RequestOptions(scores_prompt=True)).reused == 0
+        again = engine.submit(prompt, greedy, RequestOptions(scores_prompt=True))
+        assert again.result().tokens and again.reused == 0
+        check_scores(again.prompt_scores, prompt[1:], logprobs_of(gpt, prompt)[:-1], 0)
     config = gpt.config.model
     executed = to_executed(gpt.params, config, scan=False)
     hidden, _ = Network(config).apply({'params': executed}, jnp.array([prompt]), method='hidden')
