@@ -387,6 +387,10 @@ def test_the_cache_grows_and_shrinks_and_has_the_bytes_that_are_stated():
                 arrays = jax.tree.leaves(engine._state.cache.layers)
                 assert engine.cache_bytes == sum(array.nbytes for array in arrays)
         assert slots == [128, 128, 616, 128]
+        # A row of the small cache has lost its later tokens.
+        again = engine.submit(long, few)
+        assert again.result() == alone(gpt, long, few)[0]
+        assert again.reused == 128
         assert '2 rows of up to 616 slots' in str(engine)
 
 
