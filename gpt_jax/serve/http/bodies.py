@@ -97,6 +97,13 @@ class SamplingBody(Body):
         return SampleConfig(max_new_tokens=max(1, max_tokens), seed=seed, stop=stop, **given)
 
 
+def _separate(given: str | list) -> list[str | list[int]]:
+    """Returns one or several texts, each as text or ids, as a list."""
+    if isinstance(given, str) or (given and isinstance(given[0], int)):
+        return [given]
+    return [*given]
+
+
 class CompletionBody(SamplingBody):
     """The body of `/v1/completions`."""
 
@@ -111,10 +118,7 @@ class CompletionBody(SamplingBody):
     @property
     def prompts(self) -> list[str | list[int]]:
         """The prompts, each a text or ids."""
-        given = self.prompt
-        if isinstance(given, str) or (given and isinstance(given[0], int)):
-            return [given]
-        return [*given]
+        return _separate(self.prompt)
 
     @pydantic.model_validator(mode='after')
     def _check(self) -> 'CompletionBody':
@@ -181,10 +185,7 @@ class EmbeddingBody(Body):
     @property
     def inputs(self) -> list[str | list[int]]:
         """The texts, each as text or ids."""
-        given = self.input
-        if isinstance(given, str) or (given and isinstance(given[0], int)):
-            return [given]
-        return [*given]
+        return _separate(self.input)
 
     @pydantic.model_validator(mode='after')
     def _check(self) -> 'EmbeddingBody':
