@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gpt_jax.inference.config import SampleConfig
+from tests.serve.pages import open_page, panel_of, pieces_of, text_of, write
 from tests.serve.tiny import alone, fit, serving, until
 
 pytest.importorskip('uvicorn', reason='needs the extra serve')
@@ -22,31 +23,6 @@ def client():
 @pytest.fixture
 def page(browse, client):
     return open_page(browse, client)
-
-
-def open_page(browse, client):
-    page = browse(f'http://127.0.0.1:{client.port}/')
-    page.get_by_role('button', name='Generate', exact=True).wait_for()
-    return page
-
-
-def text_of(page):
-    page.get_by_role('button', name='Continue', disabled=False).wait_for()
-    return page.locator('[aria-live=polite]').text_content()
-
-
-def write(page, *, tokens=20):
-    page.get_by_role('spinbutton', name='Tokens').fill(str(tokens))
-    page.get_by_role('button', name='Generate', exact=True).click()
-    return text_of(page)
-
-
-def pieces_of(page):
-    return page.get_by_role('listbox').get_by_role('option')
-
-
-def panel_of(page):
-    return page.get_by_role('region', name='Token', exact=True)
 
 
 def greedy(prompt, tokens):

@@ -35,7 +35,7 @@ export class ServerBackend {
       layers: known.layers,
       heads: known.heads,
       sampling: known.sampling,
-      can: { attention: known.inspects },
+      can: { attention: known.inspects, inspect: known.explains },
     };
   }
 
@@ -51,6 +51,10 @@ export class ServerBackend {
   async attention(ids, position) {
     const { start, layers, heads, weights } = await this.post('inspect/attention', { tokens: ids, position });
     return { start, layers, heads, weights: Float32Array.from(weights) };
+  }
+
+  explain(ids, position, analysis) {
+    return this.post('inspect/token', { tokens: ids, position, analyses: [analysis] }).then((found) => found[analysis]);
   }
 
   async *generate({ ids, sampling, signal }) {

@@ -2,7 +2,8 @@
 //
 //   describe(progress) -> {name, about, context, vocabularySize, layers, heads, sampling, can};
 //     `progress` gets the share that is loaded; `sampling` has defaults by the names of
-//     config.sample; `can.attention` says that there is `attention`
+//     config.sample; `can.attention` says that there is `attention`, `can.inspect` that there is
+//     `explain`
 //   tokenize(text) -> [{id, label}] of a prompt, at least one token
 //   decode(ids) -> their text
 //   generate({ids, sampling, signal}) -> async iterator of the tokens that follow, each
@@ -11,11 +12,14 @@
 //     tokens in its place, itself among them if it is one (or none), `ended` null before the last
 //   attention(ids, position) -> {start, layers, heads, weights}: how much the token at a position
 //     attends to those from `start` to itself, a Float32Array [layers, heads, tokens]
+//   explain(ids, position, analysis) -> what an analysis, one of 'lens', 'attribution' and
+//     'ablation', says about the token at a position (`explanation.js`), or {obstacle}
 //
 // All but `generate` return promises; errors have a message for the reader.
 
 import { AttentionColours } from './attention_colours.js';
 import { h } from './dom.js';
+import { Explanation } from './explanation.js';
 import { Settings } from './settings.js';
 import { followTheme, themeButton, toggleTheme } from './theme.js';
 import { TokenPanel } from './token_panel.js';
@@ -44,7 +48,11 @@ function drawPage(backend, model) {
   prompt.value = model.sampling.prompt ?? '';
   const text = new TokenText(), status = h('p', { class: 'hint', role: 'status' });
   const writer = new Writer(backend, text, status);
-  const panel = new TokenPanel(text, (position, alternative) => start(() => writer.branch(position, alternative, settings.read())));
+  const explanation = model.can.inspect ? new Explanation(backend, text) : null;
+  const panel = new TokenPanel(text, {
+    pick: (position, alternative) => start(() => writer.branch(position, alternative, settings.read())),
+    explain: explanation && ((position) => explanation.show(position)),
+  });
   const colours = model.can.attention ? new AttentionColours(backend, model, text) : null;
   const write = h('button', { class: 'main', type: 'submit', title: 'Ctrl Enter' }, 'Generate');
   const more = h('button', { type: 'button', onclick: () => start(() => writer.more(settings.read())) }, 'Continue');
@@ -86,10 +94,12 @@ function drawPage(backend, model) {
     h('header', {},
       h('div', {}, h('h1', {}, model.name), h('p', { class: 'model' }, model.about)),
       h('div', { class: 'buttons' }, themeButton())),
-    h('main', { class: 'writing' },
+    h('main', {},
       form,
-      h('section', { class: 'panel result', 'aria-label': 'Text' }, colours?.element, text.element),
-      h('section', { class: 'panel side', 'aria-label': 'Token' }, panel.element)));
+      h('div', { class: 'writing' },
+        h('section', { class: 'panel result', 'aria-label': 'Text' }, colours?.element, text.element),
+        h('section', { class: 'panel side', 'aria-label': 'Token' }, panel.element)),
+      explanation?.element ?? null));
   followTheme(() => text.draw());
   document.addEventListener('keydown', (event) => {
     if (event.key === 'Escape') writer.stop();
