@@ -58,6 +58,33 @@ def test_another_token_can_be_gone_on_with(page):
     assert text == tokenizer.decode([*ids, *greedy(ids, 20).tokens])
 
 
+def test_settings_show_what_they_do_to_a_token(page):
+    write(page)
+    pieces_of(page).nth(12).click()
+    page.mouse.move(5, 5)
+    page.get_by_text('What these settings do').click()
+    rows = page.locator('.before-after tbody tr')
+    rows.first.wait_for()
+    columns = lambda at: [row.locator('td').nth(at).inner_text() for row in rows.all()]  # noqa: E731
+    assert columns(3) == ['100%', *['–'] * 9], 'greedy'
+    shown = [
+        each.split('\n')[-1] for each in panel_of(page).get_by_role('listitem').all_inner_texts()
+    ]
+    assert columns(2) == shown
+    page.get_by_role('spinbutton', name='Temperature').fill('2')
+    before, after = ([float(x[:-1]) / 100 for x in columns(at)] for at in (2, 3))
+    flat = np.sqrt(before)
+    np.testing.assert_allclose(after, flat / flat.sum(), atol=0.012)
+    page.get_by_role('spinbutton', name='Top-k').fill('2')
+    np.testing.assert_allclose(float(columns(3)[0][:-1]), 100 * flat[0] / flat[:2].sum(), atol=1.5)
+    assert columns(3)[2:] == ['–'] * 8
+    page.get_by_role('spinbutton', name='Top-k').fill('0')
+    page.get_by_role('spinbutton', name='Top-p').fill('0.0001')
+    assert columns(3) == ['100%', *['–'] * 9]
+    page.get_by_role('spinbutton', name='Top-p').fill('3')
+    assert rows.count() == 0 and page.get_by_text('Top-p: ').count() == 1
+
+
 def test_attention_is_that_of_the_inspector(page):
     write(page)
     page.get_by_text('attention', exact=True).click()

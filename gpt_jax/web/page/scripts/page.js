@@ -18,6 +18,7 @@
 // All but `generate` return promises; errors have a message for the reader.
 
 import { AttentionColours } from './attention_colours.js';
+import { Distribution } from './distribution.js';
 import { h } from './dom.js';
 import { Explanation } from './explanation.js';
 import { Settings } from './settings.js';
@@ -54,6 +55,7 @@ function drawPage(backend, model) {
     explain: explanation && ((position) => explanation.show(position)),
   });
   const colours = model.can.attention ? new AttentionColours(backend, model, text) : null;
+  const distribution = new Distribution(text, settings);
   const write = h('button', { class: 'main', type: 'submit', title: 'Ctrl Enter' }, 'Generate');
   const more = h('button', { type: 'button', onclick: () => start(() => writer.more(settings.read())) }, 'Continue');
   const stop = h('button', { type: 'button', title: 'Esc', onclick: () => writer.stop() }, 'Stop');
@@ -70,6 +72,7 @@ function drawPage(backend, model) {
   const showButtons = () => {
     write.disabled = writer.busy;
     stop.disabled = !writer.busy;
+    if (!writer.busy) distribution.draw();
     more.disabled = writer.busy || !text.tokens.length;
     if (copy) copy.disabled = writer.busy || !text.tokens.length;
   };
@@ -84,7 +87,7 @@ function drawPage(backend, model) {
     },
   },
   h('label', { for: 'prompt' }, 'Prompt'), prompt,
-  h('div', { class: 'row' }, write, stop, more, copy ?? null), settings.element, status);
+  h('div', { class: 'row' }, write, stop, more, copy ?? null), settings.element, distribution.element, status);
   prompt.addEventListener('keydown', (event) => {
     if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) form.requestSubmit();
   });
