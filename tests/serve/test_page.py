@@ -1,5 +1,7 @@
 """The page of a server in Chromium: it writes the server's texts and shows their origin."""
 
+import json
+import pathlib
 import re
 
 import numpy as np
@@ -146,3 +148,37 @@ def test_a_server_that_ends_is_said(browser):
             write(page)
         page.get_by_role('button', name='Generate', exact=True).click()
         page.get_by_text('the server does not answer').wait_for()
+
+
+def test_a_link_has_it_all(browse, client, page):
+    page.get_by_role('spinbutton', name='Seed').fill('7')
+    page.get_by_role('textbox', name='Prompt').fill('Alice & <b>é</b>\n#x')
+    text = write(page)
+    look = lambda page: [each.get_attribute('style') for each in pieces_of(page).all()]  # noqa: E731
+    styles = look(page)
+    page.get_by_role('button', name='Copy link').click()
+    page.get_by_text('the link is').wait_for()
+    other = open_page(browse, client, path='#' + page.url.partition('#')[2])
+    assert text_of(other) == text and '<b>é</b>' in text
+    assert look(other) == styles and not styles[0] and styles[-1]
+    assert other.get_by_role('textbox', name='Prompt').input_value() == 'Alice & <b>é</b>\n#x'
+    assert other.get_by_role('spinbutton', name='Seed').input_value() == '7'
+    other.get_by_role('button', name='Continue').click()
+    page.get_by_role('button', name='Continue').click()
+    assert text_of(other) == text_of(page) != text
+    other.evaluate("location.hash = 'prompt=x&temperature=9&ids=1.99999'")
+    other.get_by_text('the link has tokens that this model does not have').wait_for()
+
+
+def test_the_saved_file_has_tokens_and_probabilities(page):
+    text = write(page)
+    with page.expect_download() as download:
+        page.get_by_role('button', name='Save').click()
+    found = json.loads(pathlib.Path(download.value.path()).read_text())
+    prompt = len(fit().tokenizer.encode('Alice'))
+    assert found['text'] == text and found['prompt'] == 'Alice' and found['model'] == 'tiny'
+    assert [each['id'] for each in found['tokens'][prompt:]] == greedy('Alice', 20).tokens
+    assert all(each['logprob'] is None for each in found['tokens'][:prompt])
+    for token in found['tokens'][prompt:]:
+        assert token['probability'] == pytest.approx(np.exp(token['logprob']))
+        assert token['alternatives'][0]['id'] == token['id'] and len(token['alternatives']) == 10

@@ -266,3 +266,14 @@ def test_probability_of_the_panel_is_that_of_the_colour(opened_page):
         shares[float(shown)] = red + green + blue
     ordered = [shares[share] for share in sorted(shares)]
     assert ordered == sorted(ordered) and len(set(ordered)) > 2
+
+
+def test_a_link_shows_the_text_with_its_colours(visit, folder):
+    page = Page(visit(folder))
+    text = page.write()
+    styles = [piece.get_attribute('style') for piece in page.pieces.all()]
+    page.press('Copy link')
+    page.page.get_by_text('the link is').wait_for()
+    other = Page(visit(folder, path='#' + page.page.url.partition('#')[2]))
+    assert other.finished() == text
+    assert [piece.get_attribute('style') for piece in other.pieces.all()] == styles

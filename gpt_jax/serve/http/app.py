@@ -156,9 +156,14 @@ class Api:
         )
 
     async def detokenize(self, request: Request) -> Response:
-        """Answers `/detokenize`: the text of ids."""
+        """Answers `/detokenize`: the text of ids, and that of each."""
         body, model = await self._read(request, bodies.DetokenizeBody)
-        return JSONResponse({'prompt': model.tokenizer.decode(body.tokens)})
+        return JSONResponse(
+            {
+                'prompt': model.tokenizer.decode(body.tokens),
+                'token_strs': [model.token_text(token) for token in body.tokens],
+            }
+        )
 
     async def attention(self, request: Request) -> Response:
         """Answers `/inspect/attention`: how much a token attends to itself and those before."""

@@ -48,6 +48,17 @@ export class ServerBackend {
     return (await this.post('detokenize', { tokens: ids })).prompt;
   }
 
+  async score(ids, given) {
+    const seen = ids.slice(-this.model.max_model_len), [{ logprobs }] = (await this.post('v1/completions', {
+      prompt: seen, max_tokens: 0, echo: true, logprobs: ALTERNATIVES, return_token_ids: true,
+    })).choices;
+    const { token_strs: labels } = await this.post('detokenize', { tokens: ids });
+    return ids.map((id, i) => {
+      const token = logprobs.content[i - (ids.length - seen.length)];
+      return i < given || token?.logprob == null ? { id, label: labels[i] } : token;
+    });
+  }
+
   async attention(ids, position) {
     const { start, layers, heads, weights } = await this.post('inspect/attention', { tokens: ids, position });
     return { start, layers, heads, weights: Float32Array.from(weights) };

@@ -6,6 +6,8 @@
 //     `explain`
 //   tokenize(text) -> [{id, label}] of a prompt, at least one token
 //   decode(ids) -> their text
+//   score(ids, given) -> [{id, label, logprob, alternatives}] of a text; the first `given` tokens
+//     have an id and a label only
 //   generate({ids, sampling, signal}) -> async iterator of the tokens that follow, each
 //     {id, label, text, logprob, alternatives: [{id, label, logprob}], ended}: `label` is the text
 //     of the token alone, `text` what it adds to the text so far, `alternatives` the likeliest
@@ -22,6 +24,7 @@ import { Distribution } from './distribution.js';
 import { h } from './dom.js';
 import { Explanation } from './explanation.js';
 import { Settings } from './settings.js';
+import { linkTo, readLink, save } from './share.js';
 import { followTheme, themeButton, toggleTheme } from './theme.js';
 import { TokenPanel } from './token_panel.js';
 import { TokenText } from './token_text.js';
@@ -61,6 +64,27 @@ function drawPage(backend, model) {
   const stop = h('button', { type: 'button', title: 'Esc', onclick: () => writer.stop() }, 'Stop');
   const copy = navigator.clipboard && // browsers have none for other machines' pages without TLS
     h('button', { type: 'button', onclick: () => navigator.clipboard.writeText(text.plain) }, 'Copy text');
+  const link = h('button', { type: 'button', onclick: () => start(copyLink) }, 'Copy link');
+  const keep = h('button', { type: 'button', title: 'the tokens and their probabilities, as JSON', onclick: () => save(taken()) }, 'Save');
+
+  const taken = () => ({
+    model: model.name, prompt: prompt.value, settings: settings.shown(), text: text.plain, tokens: text.tokens,
+  });
+  async function copyLink() {
+    const address = linkTo(taken());
+    history.replaceState(null, '', address);
+    await navigator.clipboard?.writeText(address);
+    status.textContent = navigator.clipboard ? 'the link is copied' : 'the link is in the address bar';
+  }
+  async function openLink() {
+    const found = readLink(model.vocabularySize);
+    if (!found) return;
+    prompt.value = found.prompt;
+    settings.fill(found.settings);
+    writer.stop();
+    await writer.finished;
+    if (found.ids.length) await writer.show(found.ids, found.given);
+  }
 
   async function start(action) {
     try {
@@ -74,7 +98,8 @@ function drawPage(backend, model) {
     stop.disabled = !writer.busy;
     if (!writer.busy) distribution.draw();
     more.disabled = writer.busy || !text.tokens.length;
-    if (copy) copy.disabled = writer.busy || !text.tokens.length;
+    for (const each of [copy, keep]) if (each) each.disabled = writer.busy || !text.tokens.length;
+    link.disabled = writer.busy;
   };
   writer.onchange = showButtons;
   showButtons();
@@ -87,7 +112,7 @@ function drawPage(backend, model) {
     },
   },
   h('label', { for: 'prompt' }, 'Prompt'), prompt,
-  h('div', { class: 'row' }, write, stop, more, copy ?? null), settings.element, distribution.element, status);
+  h('div', { class: 'row' }, write, stop, more, copy ?? null, link, keep), settings.element, distribution.element, status);
   prompt.addEventListener('keydown', (event) => {
     if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) form.requestSubmit();
   });
@@ -104,6 +129,8 @@ function drawPage(backend, model) {
         h('section', { class: 'panel side', 'aria-label': 'Token' }, panel.element)),
       explanation?.element ?? null));
   followTheme(() => text.draw());
+  window.addEventListener('hashchange', () => start(openLink));
+  start(openLink);
   document.addEventListener('keydown', (event) => {
     if (event.key === 'Escape') writer.stop();
     if (event.key !== 't' || event.ctrlKey || event.metaKey || event.altKey) return;

@@ -34,6 +34,17 @@ export class Settings {
     for (const listener of this.listeners) listener();
   }
 
+  /** Returns the fields by name, and as they are: out of bounds, too. */
+  shown() {
+    return Object.fromEntries([...this.inputs].map(([name, input]) => [name, input.value]));
+  }
+
+  /** Fills fields by name; other names have no effect. */
+  fill(values) {
+    for (const [name, input] of this.inputs) if (name in values) input.value = values[name];
+    this.tell();
+  }
+
   /** Returns the settings. Throws an error that names a field out of its bounds. */
   read() {
     for (const [name, input] of this.inputs) {
