@@ -14,6 +14,7 @@ from gpt_jax.inspector.analyses.lens import Lens
 from gpt_jax.inspector.edits import zero
 from gpt_jax.inspector.token_explanation import TokenExplanation
 from gpt_jax.model.config import NormPlacement
+from tests.accessible import LOOKS, check_accessible
 from tests.serve.pages import open_page, panel_of, pieces_of, write
 from tests.serve.tiny import fit, serving
 
@@ -144,3 +145,18 @@ def test_the_page_explains_a_token(browse, client):
     assert region.get_by_text('MLP', exact=False).count() >= 4
     pieces_of(page).nth(0).click()
     assert panel_of(page).get_by_role('button', name='Explain').count() == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('look', LOOKS)
+def test_the_page_is_accessible(browse, client, look):
+    page = open_page(browse, client, **look)
+    page.get_by_role('spinbutton', name='Temperature').fill('1.5')
+    write(page)
+    pieces_of(page).nth(AT).click()
+    page.get_by_text('What these settings do').click()
+    panel_of(page).get_by_role('button', name='Explain this token').click()
+    page.get_by_text('answered in').wait_for()
+    page.get_by_text('attention', exact=True).click()
+    page.get_by_text('mean of its heads').wait_for()
+    check_accessible(page)
