@@ -182,3 +182,33 @@ def test_the_saved_file_has_tokens_and_probabilities(page):
     for token in found['tokens'][prompt:]:
         assert token['probability'] == pytest.approx(np.exp(token['logprob']))
         assert token['alternatives'][0]['id'] == token['id'] and len(token['alternatives']) == 10
+
+
+def test_two_models_side_by_side(browse):
+    with serving(names=('tiny', 'other')) as client:
+        page = open_page(browse, client, viewport={'width': 1200, 'height': 900})
+        page.get_by_role('combobox', name='Compare with').select_option('other')
+        asked = []
+        page.on('request', lambda request: asked.append(request.post_data_json or {}))
+        page.get_by_role('button', name='Generate', exact=True).click()
+        page.get_by_role('button', name='Continue', disabled=False).wait_for()
+        assert page.locator('.unseen').all_inner_texts() == ['Alice' + greedy('Alice', 20).text] * 2
+        generated = [each for each in asked if 'max_tokens' in each]
+        assert [each.pop('model') for each in generated] == ['tiny', 'other']
+        assert generated[0] == generated[1]
+        columns = [page.get_by_role('listbox').nth(at) for at in (0, 1)]
+        boxes = [page.locator('.result').nth(at).bounding_box() for at in (0, 1)]
+        assert boxes[0]['y'] == boxes[1]['y'] and boxes[0]['x'] + boxes[0]['width'] < boxes[1]['x']
+        columns[1].get_by_role('option').nth(10).click()
+        page.mouse.move(5, 5)
+        assert panel_of(page).get_by_role('heading', name='other').is_visible()
+        panel_of(page).get_by_role('button').nth(1).click()
+        page.get_by_role('button', name='Continue', disabled=False).wait_for()
+        first, second = page.locator('.unseen').all_inner_texts()
+        assert first == 'Alice' + greedy('Alice', 20).text and second != first
+        page.get_by_role('combobox', name='Compare with').select_option('none')
+        assert page.get_by_role('listbox').count() == 1
+
+
+def test_one_model_has_nothing_to_compare_with(page):
+    assert page.get_by_role('combobox', name='Compare with').count() == 0

@@ -16,6 +16,7 @@ export class ServerBackend {
       const response = await this.fetch('v1/models');
       if (response.ok) {
         const wanted = new URL(this.address).searchParams.get('model'), { data } = await response.json();
+        this.models = data;
         this.model = data.find(({ id }) => id === wanted) ?? data[0];
         return;
       }
@@ -36,7 +37,13 @@ export class ServerBackend {
       heads: known.heads,
       sampling: known.sampling,
       can: { attention: known.inspects, inspect: known.explains },
+      others: this.models.map((each) => each.id).filter((each) => each !== id),
     };
+  }
+
+  of(name) {
+    const other = new ServerBackend(this.address, this.key);
+    return Object.assign(other, { models: this.models, model: this.models.find(({ id }) => id === name) });
   }
 
   async tokenize(text) {

@@ -1,9 +1,10 @@
 // The page that generates text. It talks to a backend, an object with:
 //
-//   describe(progress) -> {name, about, context, vocabularySize, layers, heads, sampling, can};
+//   describe(progress) -> {name, about, context, vocabularySize, layers, heads, sampling, can, others};
 //     `progress` gets the share that is loaded; `sampling` has defaults by the names of
 //     config.sample; `can.attention` says that there is `attention`, `can.inspect` that there is
-//     `explain`
+//     `explain`; `others`, which may be missing, are the names of further models
+//   of(name) -> the backend of another model
 //   tokenize(text) -> [{id, label}] of a prompt, at least one token
 //   decode(ids) -> their text
 //   score(ids, given) -> [{id, label, logprob, alternatives}] of a text; the first `given` tokens
@@ -17,9 +18,10 @@
 //   explain(ids, position, analysis) -> what an analysis, one of 'lens', 'attribution' and
 //     'ablation', says about the token at a position (`explanation.js`), or {obstacle}
 //
-// All but `generate` return promises; errors have a message for the reader.
+// All but `of` and `generate` return promises; errors have a message for the reader.
 
 import { AttentionColours } from './attention_colours.js';
+import { Comparison } from './comparison.js';
 import { Distribution } from './distribution.js';
 import { h } from './dom.js';
 import { Explanation } from './explanation.js';
@@ -60,12 +62,17 @@ function drawPage(backend, model) {
   const colours = model.can.attention ? new AttentionColours(backend, model, text) : null;
   const distribution = new Distribution(text, settings);
   const write = h('button', { class: 'main', type: 'submit', title: 'Ctrl Enter' }, 'Generate');
-  const more = h('button', { type: 'button', onclick: () => start(() => writer.more(settings.read())) }, 'Continue');
-  const stop = h('button', { type: 'button', title: 'Esc', onclick: () => writer.stop() }, 'Stop');
+  const goOn = h('button', { type: 'button', onclick: () => start(more) }, 'Continue');
+  const stop = h('button', { type: 'button', title: 'Esc', onclick: () => halt() }, 'Stop');
   const copy = navigator.clipboard && // browsers have none for other machines' pages without TLS
     h('button', { type: 'button', onclick: () => navigator.clipboard.writeText(text.plain) }, 'Copy text');
   const link = h('button', { type: 'button', onclick: () => start(copyLink) }, 'Copy link');
   const keep = h('button', { type: 'button', title: 'the tokens and their probabilities, as JSON', onclick: () => save(taken()) }, 'Save');
+
+  const comparison = model.others?.length
+    ? new Comparison(backend, model.others, { settings, start, onchange: () => showButtons() }) : null;
+  const more = () => Promise.all([writer.more(settings.read()), comparison?.more()]);
+  const halt = () => [writer, comparison].forEach((each) => each?.stop());
 
   const taken = () => ({
     model: model.name, prompt: prompt.value, settings: settings.shown(), text: text.plain, tokens: text.tokens,
@@ -81,7 +88,7 @@ function drawPage(backend, model) {
     if (!found) return;
     prompt.value = found.prompt;
     settings.fill(found.settings);
-    writer.stop();
+    halt();
     await writer.finished;
     if (found.ids.length) await writer.show(found.ids, found.given);
   }
@@ -94,13 +101,14 @@ function drawPage(backend, model) {
     }
   }
   const showButtons = () => {
-    write.disabled = writer.busy;
-    stop.disabled = !writer.busy;
-    if (!writer.busy) distribution.draw();
-    more.disabled = writer.busy || !text.tokens.length;
-    for (const each of [copy, keep]) if (each) each.disabled = writer.busy || !text.tokens.length;
-    link.disabled = writer.busy;
+    const busy = writer.busy || Boolean(comparison?.busy);
+    write.disabled = link.disabled = busy;
+    stop.disabled = !busy;
+    for (const each of [goOn, copy, keep]) if (each) each.disabled = busy || !text.tokens.length;
+    if (!busy) distribution.draw();
+    if (comparison) heading.hidden = comparison.column.hidden;
   };
+  const heading = h('h2', { hidden: true }, model.name);
   writer.onchange = showButtons;
   showButtons();
 
@@ -108,11 +116,11 @@ function drawPage(backend, model) {
     class: 'panel', novalidate: true,
     onsubmit: (event) => {
       event.preventDefault();
-      start(() => writer.write(prompt.value, settings.read()));
+      start(() => Promise.all([writer.write(prompt.value, settings.read()), comparison?.write(prompt.value)]));
     },
   },
   h('label', { for: 'prompt' }, 'Prompt'), prompt,
-  h('div', { class: 'row' }, write, stop, more, copy ?? null, link, keep), settings.element, distribution.element, status);
+  h('div', { class: 'row' }, write, stop, goOn, copy ?? null, link, keep, comparison?.menu), settings.element, distribution.element, status);
   prompt.addEventListener('keydown', (event) => {
     if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) form.requestSubmit();
   });
@@ -125,14 +133,24 @@ function drawPage(backend, model) {
     h('main', {},
       form,
       h('div', { class: 'writing' },
-        h('section', { class: 'panel result', 'aria-label': 'Text' }, colours?.element, text.element),
-        h('section', { class: 'panel side', 'aria-label': 'Token' }, panel.element)),
+        h('section', { class: 'panel result', 'aria-label': 'Text' }, heading, colours?.element, text.element),
+        comparison?.column,
+        h('section', { class: 'panel side', 'aria-label': 'Token' }, panel.element, comparison?.side)),
       explanation?.element ?? null));
-  followTheme(() => text.draw());
+  comparison?.listen((chosen) => showSide(chosen !== null));
+  if (comparison) text.listen((chosen) => chosen !== null && showSide(false));
+  function showSide(other) {
+    comparison.side.hidden = !other;
+    panel.element.hidden = other;
+  }
+  followTheme(() => {
+    text.draw();
+    comparison?.draw();
+  });
   window.addEventListener('hashchange', () => start(openLink));
   start(openLink);
   document.addEventListener('keydown', (event) => {
-    if (event.key === 'Escape') writer.stop();
+    if (event.key === 'Escape') halt();
     if (event.key !== 't' || event.ctrlKey || event.metaKey || event.altKey) return;
     if (!/INPUT|SELECT|TEXTAREA/.test(event.target.tagName)) toggleTheme();
   });
