@@ -160,3 +160,8 @@ def test_the_page_is_accessible(browse, client, look):
     page.get_by_text('attention', exact=True).click()
     page.get_by_text('mean of its heads').wait_for()
     check_accessible(page)
+    page.get_by_role('button', name='Chat', exact=True).click()
+    page.get_by_role('textbox', name='Message').fill('Why?')
+    page.get_by_role('button', name='Send').click()
+    page.get_by_role('list', name='Messages').get_by_role('listitem').nth(1).wait_for()
+    check_accessible(page)

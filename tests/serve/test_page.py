@@ -206,9 +206,56 @@ def test_two_models_side_by_side(browse):
         page.get_by_role('button', name='Continue', disabled=False).wait_for()
         first, second = page.locator('.unseen').all_inner_texts()
         assert first == 'Alice' + greedy('Alice', 20).text and second != first
-        page.get_by_role('combobox', name='Compare with').select_option('none')
+        page.get_by_role('button', name='Chat', exact=True).click()
         assert page.get_by_role('listbox').count() == 1
+        assert page.get_by_role('combobox', name='Compare with').count() == 0
 
 
 def test_one_model_has_nothing_to_compare_with(page):
     assert page.get_by_role('combobox', name='Compare with').count() == 0
+
+
+def test_a_conversation(page, client):
+    page.get_by_role('button', name='Chat', exact=True).click()
+    message = page.get_by_role('textbox', name='Message')
+    page.get_by_role('spinbutton', name='Tokens').fill('15')
+    messages = page.get_by_role('list', name='Messages').get_by_role('listitem')
+
+    def answer(asked):
+        ids = client.ask('/tokenize', messages=asked)['tokens']
+        [found] = alone(fit(), ids, SampleConfig(temperature=0.0, max_new_tokens=15))
+        return found.text
+
+    def send(text):
+        message.fill(text)
+        page.get_by_role('button', name='Send').click()
+        text_of(page)
+
+    send('Why <b>?')
+    asked = [{'role': 'user', 'content': 'Why <b>?'}]
+    first = answer(asked)
+    messages.nth(1).wait_for()
+    assert messages.all_text_contents() == ['YouWhy <b>?', f'Model{first}']
+    assert message.input_value() == ''
+    asked += [{'role': 'assistant', 'content': first}, {'role': 'user', 'content': 'And?'}]
+    send('And?')
+    messages.nth(3).wait_for()
+    assert messages.nth(3).text_content() == f'Model{answer(asked)}'
+    assert len([1 for each in pieces_of(page).all() if each.get_attribute('style')]) == 15
+
+    page.get_by_role('spinbutton', name='Temperature').fill('1.5')
+    page.get_by_role('button', name='Regenerate').click()
+    text_of(page)
+    until(lambda: messages.count() == 4)
+    other = messages.nth(3).text_content()
+    assert other != f'Model{answer(asked)}'
+    assert text_of(page).endswith(other.removeprefix('Model'))
+    assert page.get_by_role('spinbutton', name='Seed').input_value() == '1'
+    page.get_by_role('button', name='Continue').click()
+    until(lambda: len(messages.nth(3).text_content()) > len(other))
+    page.get_by_role('button', name='New conversation').click()
+    assert messages.count() == 0 and pieces_of(page).count() == 0
+    page.get_by_role('button', name='Send').click()
+    page.get_by_text('write a message first').wait_for()
+    page.get_by_role('button', name='Complete').click()
+    assert page.get_by_role('textbox', name='Prompt').input_value() == 'Alice'

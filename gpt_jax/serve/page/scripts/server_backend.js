@@ -36,7 +36,7 @@ export class ServerBackend {
       layers: known.layers,
       heads: known.heads,
       sampling: known.sampling,
-      can: { attention: known.inspects, inspect: known.explains },
+      can: { attention: known.inspects, inspect: known.explains, chat: true },
       others: this.models.map((each) => each.id).filter((each) => each !== id),
     };
   }
@@ -48,6 +48,11 @@ export class ServerBackend {
 
   async tokenize(text) {
     const { tokens, token_strs: labels } = await this.post('tokenize', { prompt: text });
+    return tokens.map((id, i) => ({ id, label: labels[i] }));
+  }
+
+  async tokenizeChat(messages) {
+    const { tokens, token_strs: labels } = await this.post('tokenize', { messages });
     return tokens.map((id, i) => ({ id, label: labels[i] }));
   }
 

@@ -34,6 +34,11 @@ export class Comparison {
     this.onchange();
   }
 
+  close() {
+    this.menu.querySelector('select').value = 0;
+    this.pick(undefined);
+  }
+
   fill(name) {
     const text = new TokenText(), status = h('p', { class: 'hint', role: 'status', 'aria-label': `Progress of ${name}` });
     const writer = new Writer(this.backend.of(name), text, status);

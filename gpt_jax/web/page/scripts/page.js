@@ -3,9 +3,10 @@
 //   describe(progress) -> {name, about, context, vocabularySize, layers, heads, sampling, can, others};
 //     `progress` gets the share that is loaded; `sampling` has defaults by the names of
 //     config.sample; `can.attention` says that there is `attention`, `can.inspect` that there is
-//     `explain`; `others`, which may be missing, are the names of further models
+//     `explain`, `can.chat` that there is `tokenizeChat`; `others`, which may be missing, are the names of further models
 //   of(name) -> the backend of another model
 //   tokenize(text) -> [{id, label}] of a prompt, at least one token
+//   tokenizeChat(messages) -> the same of a conversation [{role, content}] up to its next answer
 //   decode(ids) -> their text
 //   score(ids, given) -> [{id, label, logprob, alternatives}] of a text; the first `given` tokens
 //     have an id and a label only
@@ -22,6 +23,8 @@
 
 import { AttentionColours } from './attention_colours.js';
 import { Comparison } from './comparison.js';
+import { choice } from './controls.js';
+import { Conversation } from './conversation.js';
 import { Distribution } from './distribution.js';
 import { h } from './dom.js';
 import { Explanation } from './explanation.js';
@@ -56,7 +59,10 @@ function drawPage(backend, model) {
   const writer = new Writer(backend, text, status);
   const explanation = model.can.inspect ? new Explanation(backend, text) : null;
   const panel = new TokenPanel(text, {
-    pick: (position, alternative) => start(() => writer.branch(position, alternative, settings.read())),
+    pick: (position, alternative) => start(async () => {
+      await writer.branch(position, alternative, settings.read());
+      if (conversation?.on) await conversation.take();
+    }),
     explain: explanation && ((position) => explanation.show(position)),
   });
   const colours = model.can.attention ? new AttentionColours(backend, model, text) : null;
@@ -71,7 +77,35 @@ function drawPage(backend, model) {
 
   const comparison = model.others?.length
     ? new Comparison(backend, model.others, { settings, start, onchange: () => showButtons() }) : null;
-  const more = () => Promise.all([writer.more(settings.read()), comparison?.more()]);
+  const conversation = model.can.chat ? new Conversation(backend, text, writer, { again: () => start(answerAgain) }) : null;
+  async function more() {
+    await Promise.all([writer.more(settings.read()), comparison?.more()]);
+    if (conversation?.on) await conversation.take();
+  }
+  function answerAgain() {
+    settings.fill({ seed: (Number(settings.shown().seed) + 1) % 2 ** 32 });
+    return conversation.answerAgain(settings.read());
+  }
+  async function submit() {
+    const sampling = settings.read(), content = prompt.value;
+    if (!conversation?.on) return Promise.all([writer.write(content, sampling), comparison?.write(content)]);
+    if (!content.trim()) throw new Error('write a message first');
+    prompt.value = '';
+    await conversation.send(content, sampling).catch((error) => {
+      prompt.value ||= content;
+      throw error;
+    });
+  }
+  function setMode(mode) {
+    const isChat = mode === 'chat';
+    halt();
+    conversation.element.hidden = !isChat;
+    label.textContent = isChat ? 'Message' : 'Prompt';
+    write.textContent = isChat ? 'Send' : 'Generate';
+    prompt.value = isChat ? '' : model.sampling.prompt ?? '';
+    if (comparison) comparison.menu.hidden = isChat;
+    if (isChat) comparison?.close();
+  }
   const halt = () => [writer, comparison].forEach((each) => each?.stop());
 
   const taken = () => ({
@@ -106,9 +140,10 @@ function drawPage(backend, model) {
     stop.disabled = !busy;
     for (const each of [goOn, copy, keep]) if (each) each.disabled = busy || !text.tokens.length;
     if (!busy) distribution.draw();
+    conversation?.draw();
     if (comparison) heading.hidden = comparison.column.hidden;
   };
-  const heading = h('h2', { hidden: true }, model.name);
+  const label = h('label', { for: 'prompt' }, 'Prompt'), heading = h('h2', { hidden: true }, model.name);
   writer.onchange = showButtons;
   showButtons();
 
@@ -116,10 +151,11 @@ function drawPage(backend, model) {
     class: 'panel', novalidate: true,
     onsubmit: (event) => {
       event.preventDefault();
-      start(() => Promise.all([writer.write(prompt.value, settings.read()), comparison?.write(prompt.value)]));
+      if (!write.disabled) start(submit);
     },
   },
-  h('label', { for: 'prompt' }, 'Prompt'), prompt,
+  conversation && choice('Mode', [['complete', 'Complete'], ['chat', 'Chat']], 'complete', setMode), conversation?.element,
+  label, prompt,
   h('div', { class: 'row' }, write, stop, goOn, copy ?? null, link, keep, comparison?.menu), settings.element, distribution.element, status);
   prompt.addEventListener('keydown', (event) => {
     if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) form.requestSubmit();

@@ -17,7 +17,12 @@ export class Writer {
 
   /** Writes a new text. */
   write(prompt, sampling) {
-    return this.extend(async () => this.text.set(await this.backend.tokenize(prompt)), sampling);
+    return this.writeAfter(() => this.backend.tokenize(prompt), sampling);
+  }
+
+  /** Writes a new text after the tokens that a function returns. */
+  writeAfter(read, sampling) {
+    return this.extend(async () => this.text.set(await read()), sampling);
   }
 
   /** Goes on with another token in place of the one at a position. */
