@@ -250,6 +250,8 @@ def test_a_conversation(page, client):
     other = messages.nth(3).text_content()
     assert other != f'Model{answer(asked)}'
     assert text_of(page).endswith(other.removeprefix('Model'))
+    given = client.ask('/tokenize', messages=asked)['tokens']
+    assert page.locator('.piece.given').count() == len(given), 'without the answer before'
     assert page.get_by_role('spinbutton', name='Seed').input_value() == '1'
     page.get_by_role('button', name='Continue').click()
     until(lambda: len(messages.nth(3).text_content()) > len(other))
