@@ -166,6 +166,10 @@ def test_a_link_has_it_all(browse, client, page):
     other.get_by_role('button', name='Continue').click()
     page.get_by_role('button', name='Continue').click()
     assert text_of(other) == text_of(page) != text
+    other.get_by_role('button', name='Chat', exact=True).click()
+    other.evaluate("location.hash = 'prompt=y&temperature=1'")
+    other.get_by_role('textbox', name='Prompt').wait_for()
+    assert other.get_by_role('textbox', name='Prompt').input_value() == 'y'
     other.evaluate("location.hash = 'prompt=x&temperature=9&ids=1.99999'")
     other.get_by_text('the link has tokens that this model does not have').wait_for()
 

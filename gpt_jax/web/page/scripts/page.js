@@ -96,6 +96,7 @@ function drawPage(backend, model) {
       throw error;
     });
   }
+  const modes = conversation && choice('Mode', [['complete', 'Complete'], ['chat', 'Chat']], 'complete', setMode);
   function setMode(mode) {
     const isChat = mode === 'chat';
     halt();
@@ -120,6 +121,7 @@ function drawPage(backend, model) {
   async function openLink() {
     const found = readLink(model.vocabularySize);
     if (!found) return;
+    if (conversation?.on) modes.querySelector('button').click(); // links are of texts
     prompt.value = found.prompt;
     settings.fill(found.settings);
     halt();
@@ -154,7 +156,7 @@ function drawPage(backend, model) {
       if (!write.disabled) start(submit);
     },
   },
-  conversation && choice('Mode', [['complete', 'Complete'], ['chat', 'Chat']], 'complete', setMode), conversation?.element,
+  modes, conversation?.element,
   label, prompt,
   h('div', { class: 'row' }, write, stop, goOn, copy ?? null, link, keep, comparison?.menu), settings.element, distribution.element, status);
   prompt.addEventListener('keydown', (event) => {
