@@ -42,9 +42,14 @@ class TokenAttention:
         with self._lock:
             if self._tokens[: len(seen)] != seen:
                 whole = list(tokens[start : start + context])
-                size = min(context, max(LEAST, 1 << (len(whole) - 1).bit_length()))
-                padded = whole + [0] * (size - len(whole))
+                padded = pad_text(whole, context)
                 found = self._inspector.inspect(padded, points=['attention.weights'])
                 self._weights = np.asarray(found['attention.weights'].values, np.float32)
                 self._tokens = whole
             return start, self._weights[:, :, len(seen) - 1, : len(seen)]
+
+
+def pad_text(tokens: Sequence[int], context: int) -> list[int]:
+    """Returns tokens, padded at their end to a power of two or to the context."""
+    size = min(context, max(LEAST, 1 << (len(tokens) - 1).bit_length()))
+    return [*tokens, *[0] * (size - len(tokens))]

@@ -12,6 +12,7 @@ from gpt_jax.config import RunConfig
 from gpt_jax.errors import UserError
 from gpt_jax.inspector.inspector import Inspector
 from gpt_jax.inspector.token_attention import TokenAttention
+from gpt_jax.inspector.token_explanation import TokenExplanation
 from gpt_jax.model.gpt import count_params
 from gpt_jax.modes import saved_weights
 from gpt_jax.modes.command import Command
@@ -37,7 +38,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_boolean(
         'inspect',
         True,
-        'show attention on the page; keeps a second copy of the weights',
+        'show attention and explain tokens on the page; keeps a second copy of the weights',
         flag_values=flags,
     )
     absl_flags.DEFINE_multi_string(
@@ -126,4 +127,5 @@ def _load(
             sampling={name: getattr(config.sample, name) for name in PAGE_SAMPLING},
         ),
         attention=attention,
+        explanation=TokenExplanation(inspector) if flags.inspect else None,
     )

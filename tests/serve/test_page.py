@@ -1,11 +1,14 @@
 """The page of a server in Chromium: it writes the server's texts and shows their origin."""
 
+import json
+import pathlib
 import re
 
 import numpy as np
 import pytest
 
 from gpt_jax.inference.config import SampleConfig
+from tests.serve.pages import open_page, panel_of, pieces_of, text_of, write
 from tests.serve.tiny import alone, fit, serving, until
 
 pytest.importorskip('uvicorn', reason='needs the extra serve')
@@ -22,31 +25,6 @@ def client():
 @pytest.fixture
 def page(browse, client):
     return open_page(browse, client)
-
-
-def open_page(browse, client):
-    page = browse(f'http://127.0.0.1:{client.port}/')
-    page.get_by_role('button', name='Generate', exact=True).wait_for()
-    return page
-
-
-def text_of(page):
-    page.get_by_role('button', name='Continue', disabled=False).wait_for()
-    return page.locator('[aria-live=polite]').text_content()
-
-
-def write(page, *, tokens=20):
-    page.get_by_role('spinbutton', name='Tokens').fill(str(tokens))
-    page.get_by_role('button', name='Generate', exact=True).click()
-    return text_of(page)
-
-
-def pieces_of(page):
-    return page.get_by_role('listbox').get_by_role('option')
-
-
-def panel_of(page):
-    return page.get_by_role('region', name='Token', exact=True)
 
 
 def greedy(prompt, tokens):
@@ -80,6 +58,33 @@ def test_another_token_can_be_gone_on_with(page):
     ids = [*tokenizer.encode('Alice'), *greedy('Alice', 3).tokens, chosen]
     assert chosen != greedy('Alice', 4).tokens[3]
     assert text == tokenizer.decode([*ids, *greedy(ids, 20).tokens])
+
+
+def test_settings_show_what_they_do_to_a_token(page):
+    write(page)
+    pieces_of(page).nth(12).click()
+    page.mouse.move(5, 5)
+    page.get_by_text('What these settings do').click()
+    rows = page.locator('.before-after tbody tr')
+    rows.first.wait_for()
+    columns = lambda at: [row.locator('td').nth(at).inner_text() for row in rows.all()]  # noqa: E731
+    assert columns(3) == ['100%', *['–'] * 9], 'greedy'
+    shown = [
+        each.split('\n')[-1] for each in panel_of(page).get_by_role('listitem').all_inner_texts()
+    ]
+    assert columns(2) == shown
+    page.get_by_role('spinbutton', name='Temperature').fill('2')
+    before, after = ([float(x[:-1]) / 100 for x in columns(at)] for at in (2, 3))
+    flat = np.sqrt(before)
+    np.testing.assert_allclose(after, flat / flat.sum(), atol=0.012)
+    page.get_by_role('spinbutton', name='Top-k').fill('2')
+    np.testing.assert_allclose(float(columns(3)[0][:-1]), 100 * flat[0] / flat[:2].sum(), atol=1.5)
+    assert columns(3)[2:] == ['–'] * 8
+    page.get_by_role('spinbutton', name='Top-k').fill('0')
+    page.get_by_role('spinbutton', name='Top-p').fill('0.0001')
+    assert columns(3) == ['100%', *['–'] * 9]
+    page.get_by_role('spinbutton', name='Top-p').fill('3')
+    assert rows.count() == 0 and page.get_by_text('Top-p: ').count() == 1
 
 
 def test_attention_is_that_of_the_inspector(page):
@@ -143,3 +148,120 @@ def test_a_server_that_ends_is_said(browser):
             write(page)
         page.get_by_role('button', name='Generate', exact=True).click()
         page.get_by_text('the server does not answer').wait_for()
+
+
+def test_a_link_has_it_all(browse, client, page):
+    page.get_by_role('spinbutton', name='Seed').fill('7')
+    page.get_by_role('textbox', name='Prompt').fill('Alice & <b>é</b>\n#x')
+    text = write(page)
+    look = lambda page: [each.get_attribute('style') for each in pieces_of(page).all()]  # noqa: E731
+    styles = look(page)
+    page.get_by_role('button', name='Copy link').click()
+    page.get_by_text('the link is').wait_for()
+    other = open_page(browse, client, path='#' + page.url.partition('#')[2])
+    assert text_of(other) == text and '<b>é</b>' in text
+    assert look(other) == styles and not styles[0] and styles[-1]
+    assert other.get_by_role('textbox', name='Prompt').input_value() == 'Alice & <b>é</b>\n#x'
+    assert other.get_by_role('spinbutton', name='Seed').input_value() == '7'
+    other.get_by_role('button', name='Continue').click()
+    page.get_by_role('button', name='Continue').click()
+    assert text_of(other) == text_of(page) != text
+    other.get_by_role('button', name='Chat', exact=True).click()
+    other.evaluate("location.hash = 'prompt=y&temperature=1'")
+    other.get_by_role('textbox', name='Prompt').wait_for()
+    assert other.get_by_role('textbox', name='Prompt').input_value() == 'y'
+    other.evaluate("location.hash = 'prompt=x&temperature=9&ids=1.99999'")
+    other.get_by_text('the link has tokens that this model does not have').wait_for()
+
+
+def test_the_saved_file_has_tokens_and_probabilities(page):
+    text = write(page)
+    with page.expect_download() as download:
+        page.get_by_role('button', name='Save').click()
+    found = json.loads(pathlib.Path(download.value.path()).read_text())
+    prompt = len(fit().tokenizer.encode('Alice'))
+    assert found['text'] == text and found['prompt'] == 'Alice' and found['model'] == 'tiny'
+    assert [each['id'] for each in found['tokens'][prompt:]] == greedy('Alice', 20).tokens
+    assert all(each['logprob'] is None for each in found['tokens'][:prompt])
+    for token in found['tokens'][prompt:]:
+        assert token['probability'] == pytest.approx(np.exp(token['logprob']))
+        assert token['alternatives'][0]['id'] == token['id'] and len(token['alternatives']) == 10
+
+
+def test_two_models_side_by_side(browse):
+    with serving(names=('tiny', 'other')) as client:
+        page = open_page(browse, client, viewport={'width': 1200, 'height': 900})
+        page.get_by_role('combobox', name='Compare with').select_option('other')
+        asked = []
+        page.on('request', lambda request: asked.append(request.post_data_json or {}))
+        page.get_by_role('button', name='Generate', exact=True).click()
+        page.get_by_role('button', name='Continue', disabled=False).wait_for()
+        assert page.locator('.unseen').all_inner_texts() == ['Alice' + greedy('Alice', 20).text] * 2
+        generated = [each for each in asked if 'max_tokens' in each]
+        assert [each.pop('model') for each in generated] == ['tiny', 'other']
+        assert generated[0] == generated[1]
+        columns = [page.get_by_role('listbox').nth(at) for at in (0, 1)]
+        boxes = [page.locator('.result').nth(at).bounding_box() for at in (0, 1)]
+        assert boxes[0]['y'] == boxes[1]['y'] and boxes[0]['x'] + boxes[0]['width'] < boxes[1]['x']
+        columns[1].get_by_role('option').nth(10).click()
+        page.mouse.move(5, 5)
+        assert panel_of(page).get_by_role('heading', name='other').is_visible()
+        panel_of(page).get_by_role('button').nth(1).click()
+        page.get_by_role('button', name='Continue', disabled=False).wait_for()
+        first, second = page.locator('.unseen').all_inner_texts()
+        assert first == 'Alice' + greedy('Alice', 20).text and second != first
+        page.get_by_role('button', name='Chat', exact=True).click()
+        assert page.get_by_role('listbox').count() == 1
+        assert page.get_by_role('combobox', name='Compare with').count() == 0
+
+
+def test_one_model_has_nothing_to_compare_with(page):
+    assert page.get_by_role('combobox', name='Compare with').count() == 0
+
+
+def test_a_conversation(page, client):
+    page.get_by_role('button', name='Chat', exact=True).click()
+    message = page.get_by_role('textbox', name='Message')
+    page.get_by_role('spinbutton', name='Tokens').fill('15')
+    messages = page.get_by_role('list', name='Messages').get_by_role('listitem')
+
+    def answer(asked):
+        ids = client.ask('/tokenize', messages=asked)['tokens']
+        [found] = alone(fit(), ids, SampleConfig(temperature=0.0, max_new_tokens=15))
+        return found.text
+
+    def send(text):
+        message.fill(text)
+        page.get_by_role('button', name='Send').click()
+        text_of(page)
+
+    send('Why <b>?')
+    asked = [{'role': 'user', 'content': 'Why <b>?'}]
+    first = answer(asked)
+    messages.nth(1).wait_for()
+    assert messages.all_text_contents() == ['YouWhy <b>?', f'Model{first}']
+    assert message.input_value() == ''
+    asked += [{'role': 'assistant', 'content': first}, {'role': 'user', 'content': 'And?'}]
+    send('And?')
+    messages.nth(3).wait_for()
+    assert messages.nth(3).text_content() == f'Model{answer(asked)}'
+    assert len([1 for each in pieces_of(page).all() if each.get_attribute('style')]) == 15
+
+    page.get_by_role('spinbutton', name='Temperature').fill('1.5')
+    page.get_by_role('button', name='Regenerate').click()
+    text_of(page)
+    until(lambda: messages.count() == 4)
+    other = messages.nth(3).text_content()
+    assert other != f'Model{answer(asked)}'
+    assert text_of(page).endswith(other.removeprefix('Model'))
+    given = client.ask('/tokenize', messages=asked)['tokens']
+    assert page.locator('.piece.given').count() == len(given), 'without the answer before'
+    assert page.get_by_role('spinbutton', name='Seed').input_value() == '1'
+    page.get_by_role('button', name='Continue').click()
+    until(lambda: len(messages.nth(3).text_content()) > len(other))
+    page.get_by_role('button', name='New conversation').click()
+    assert messages.count() == 0 and pieces_of(page).count() == 0
+    page.get_by_role('button', name='Send').click()
+    page.get_by_text('write a message first').wait_for()
+    page.get_by_role('button', name='Complete').click()
+    assert page.get_by_role('textbox', name='Prompt').input_value() == 'Alice'

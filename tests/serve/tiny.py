@@ -10,6 +10,7 @@ from http.client import HTTPConnection
 from gpt_jax import GPT
 from gpt_jax.inference.generate import Generator
 from gpt_jax.inspector.token_attention import TokenAttention
+from gpt_jax.inspector.token_explanation import TokenExplanation
 from gpt_jax.model.attention import Latent
 from gpt_jax.serve.config import ServeConfig
 from gpt_jax.serve.engine import Engine
@@ -108,6 +109,7 @@ def serving(gpt=None, *, keys=(), origins=(), names=('tiny',), **serve):
                     fingerprint='f',
                     card=ModelCard(about='tiny', layers=2, heads=2, sampling=sampling),
                     attention=TokenAttention(gpt.inspector),
+                    explanation=TokenExplanation(gpt.inspector),
                 )
                 for name in names
             ]

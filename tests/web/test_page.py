@@ -8,6 +8,7 @@ import pytest
 from gpt_jax.inference.config import SampleConfig
 from gpt_jax.inference.generate import Generator
 from gpt_jax.weights.web_export import export_web
+from tests.accessible import LOOKS, check_accessible
 from tests.chromium import serve
 from tests.weights.random_source import LLAMA, bpe_tokenizer, make_model, random_params
 
@@ -266,3 +267,25 @@ def test_probability_of_the_panel_is_that_of_the_colour(opened_page):
         shares[float(shown)] = red + green + blue
     ordered = [shares[share] for share in sorted(shares)]
     assert ordered == sorted(ordered) and len(set(ordered)) > 2
+
+
+def test_a_link_shows_the_text_with_its_colours(visit, folder):
+    page = Page(visit(folder))
+    text = page.write()
+    styles = [piece.get_attribute('style') for piece in page.pieces.all()]
+    page.press('Copy link')
+    page.page.get_by_text('the link is').wait_for()
+    other = Page(visit(folder, path='#' + page.page.url.partition('#')[2]))
+    assert other.finished() == text
+    assert [piece.get_attribute('style') for piece in other.pieces.all()] == styles
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('look', LOOKS)
+def test_the_page_is_accessible(opened_page, look):
+    page = opened_page(**look)
+    page.set('Temperature', 1.5)
+    page.write()
+    page.pieces.nth(6).click()
+    page.page.get_by_text('What these settings do').click()
+    check_accessible(page.page)

@@ -5,7 +5,7 @@ import { h } from './dom.js';
 /** Returns buttons of which one is chosen. */
 export function choice(label, options, value, pick) {
   const buttons = options.map(([key, text]) => h('button', {
-    'aria-pressed': String(key === value),
+    type: 'button', 'aria-pressed': String(key === value),
     onclick: () => {
       buttons.forEach((each, index) => each.setAttribute('aria-pressed', String(options[index][0] === key)));
       pick(key);

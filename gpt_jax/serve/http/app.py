@@ -1,6 +1,7 @@
 """The routes of the server."""
 
 import asyncio
+import functools
 import mimetypes
 import pathlib
 import time
@@ -23,6 +24,7 @@ from gpt_jax.serve.http.embeddings import embed
 from gpt_jax.serve.http.errors import ApiError, explain
 from gpt_jax.serve.http.events import EventStream, answer
 from gpt_jax.serve.http.guard import Guard
+from gpt_jax.serve.http.latest_next import LatestNext
 from gpt_jax.serve.http.metrics import Metrics
 from gpt_jax.serve.http.served import ServedModel, ServedModels
 from gpt_jax.web import page_files
@@ -38,6 +40,7 @@ class Api:
     def __init__(self):
         self.models: ServedModels | None = None  # None: not ready
         self.metrics = Metrics()
+        self._explaining = LatestNext()
 
     def ready(self, models: ServedModels) -> None:
         """Makes the models available; until then every request for them gets 503."""
@@ -53,6 +56,7 @@ class Api:
             '/tokenize': self.tokenize,
             '/detokenize': self.detokenize,
             '/inspect/attention': self.attention,
+            '/inspect/token': self.explain_token,
         }
         gets = {
             '/v1/models': self.list_models,
@@ -148,13 +152,18 @@ class Api:
         )
 
     async def detokenize(self, request: Request) -> Response:
-        """Answers `/detokenize`: the text of ids."""
+        """Answers `/detokenize`: the text of ids, and that of each."""
         body, model = await self._read(request, bodies.DetokenizeBody)
-        return JSONResponse({'prompt': model.tokenizer.decode(body.tokens)})
+        return JSONResponse(
+            {
+                'prompt': model.tokenizer.decode(body.tokens),
+                'token_strs': [model.token_text(token) for token in body.tokens],
+            }
+        )
 
     async def attention(self, request: Request) -> Response:
         """Answers `/inspect/attention`: how much a token attends to itself and those before."""
-        body, model = await self._read(request, bodies.AttentionBody)
+        body, model = await self._read(request, bodies.PositionBody)
         if model.attention is None:
             raise ApiError(400, 'the attention of this model is not shown', code='not_inspected')
         model.tokenizer.decode(body.tokens)  # refuses ids that are not in the vocabulary
@@ -163,6 +172,15 @@ class Api:
         values = weights.astype(float).ravel().tolist()
         found = {'start': start, 'layers': layers, 'heads': heads, 'weights': values}
         return JSONResponse(found)
+
+    async def explain_token(self, request: Request) -> Response:
+        """Answers `/inspect/token`: what analyses say about the prediction of a token."""
+        body, model = await self._read(request, bodies.ExplanationBody)
+        if model.explanation is None:
+            raise ApiError(400, 'tokens of this model are not explained', code='not_inspected')
+        model.tokenizer.decode(body.tokens)  # refuses ids that are not in the vocabulary
+        work = functools.partial(model.explanation, body.tokens, body.position, body.analyses)
+        return await answer(request, self._explaining.run(work))
 
     async def list_models(self, request: Request) -> Response:
         """Answers `/v1/models`."""

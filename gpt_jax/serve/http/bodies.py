@@ -200,17 +200,25 @@ class DetokenizeBody(Body):
     tokens: Ids
 
 
-class AttentionBody(Body):
-    """The body of `/inspect/attention`."""
+class PositionBody(Body):
+    """The body of `/inspect/attention`: a token in a text."""
 
     tokens: Ids
     position: int = Field(ge=0)
 
     @pydantic.model_validator(mode='after')
-    def _check(self) -> 'AttentionBody':
+    def _check(self) -> 'PositionBody':
         if self.position >= len(self.tokens):
             raise ValueError('position: there are fewer tokens')
         return self
+
+
+class ExplanationBody(PositionBody):
+    """The body of `/inspect/token`."""
+
+    analyses: list[Literal['lens', 'attribution', 'ablation']] = Field(
+        ['lens', 'attribution', 'ablation'], min_length=1, max_length=3
+    )
 
 
 class TokenizeBody(Body):

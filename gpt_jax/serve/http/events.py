@@ -81,4 +81,7 @@ class EventStream(Response):
 
     async def _send(self, send: Send, text: str) -> None:
         event = {'type': 'http.response.body', 'body': text.encode(), 'more_body': True}
-        await asyncio.wait_for(send(event), self._patience)
+        async with asyncio.timeout(
+            self._patience
+        ):  # wait_for of Python 3.11 can lose a cancellation
+            await send(event)

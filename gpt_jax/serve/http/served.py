@@ -38,6 +38,8 @@ class ServedModel:
     # Of ids and a position: the weights `[layers, heads, tokens]` with which it attends to the
     # tokens from the returned number on. None: the model is not inspected.
     attention: Callable[[Sequence[int], int], tuple[int, np.ndarray]] | None = None
+    # Of ids, a position and names of analyses: what these say about the token there, as JSON.
+    explanation: Callable[[Sequence[int], int, Sequence[str]], dict[str, Any]] | None = None
 
     def describe(self) -> dict[str, object]:
         """Returns the entry of `/v1/models`."""
@@ -51,6 +53,7 @@ class ServedModel:
                 **dataclasses.asdict(self.card),
                 'vocab_size': self.tokenizer.vocab_size,
                 'inspects': self.attention is not None,
+                'explains': self.explanation is not None,
             },
         }
 

@@ -16,6 +16,7 @@ export class ServerBackend {
       const response = await this.fetch('v1/models');
       if (response.ok) {
         const wanted = new URL(this.address).searchParams.get('model'), { data } = await response.json();
+        this.models = data;
         this.model = data.find(({ id }) => id === wanted) ?? data[0];
         return;
       }
@@ -35,8 +36,14 @@ export class ServerBackend {
       layers: known.layers,
       heads: known.heads,
       sampling: known.sampling,
-      can: { attention: known.inspects },
+      can: { attention: known.inspects, inspect: known.explains, chat: true },
+      others: this.models.map((each) => each.id).filter((each) => each !== id),
     };
+  }
+
+  of(name) {
+    const other = new ServerBackend(this.address, this.key);
+    return Object.assign(other, { models: this.models, model: this.models.find(({ id }) => id === name) });
   }
 
   async tokenize(text) {
@@ -44,13 +51,33 @@ export class ServerBackend {
     return tokens.map((id, i) => ({ id, label: labels[i] }));
   }
 
+  async tokenizeChat(messages) {
+    const { tokens, token_strs: labels } = await this.post('tokenize', { messages });
+    return tokens.map((id, i) => ({ id, label: labels[i] }));
+  }
+
   async decode(ids) {
     return (await this.post('detokenize', { tokens: ids })).prompt;
+  }
+
+  async score(ids, given) {
+    const seen = ids.slice(-this.model.max_model_len), [{ logprobs }] = (await this.post('v1/completions', {
+      prompt: seen, max_tokens: 0, echo: true, logprobs: ALTERNATIVES, return_token_ids: true,
+    })).choices;
+    const { token_strs: labels } = await this.post('detokenize', { tokens: ids });
+    return ids.map((id, i) => {
+      const token = logprobs.content[i - (ids.length - seen.length)];
+      return i < given || token?.logprob == null ? { id, label: labels[i] } : token;
+    });
   }
 
   async attention(ids, position) {
     const { start, layers, heads, weights } = await this.post('inspect/attention', { tokens: ids, position });
     return { start, layers, heads, weights: Float32Array.from(weights) };
+  }
+
+  explain(ids, position, analysis) {
+    return this.post('inspect/token', { tokens: ids, position, analyses: [analysis] }).then((found) => found[analysis]);
   }
 
   async *generate({ ids, sampling, signal }) {

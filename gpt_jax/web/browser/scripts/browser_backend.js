@@ -27,6 +27,10 @@ export class BrowserBackend {
     return this.ask('decode', { ids });
   }
 
+  score(ids, given) {
+    return this.ask('score', { ids, given });
+  }
+
   attention(ids, position) {
     return this.ask('attention', { ids, position });
   }

@@ -70,6 +70,14 @@ export class Session {
     }
   }
 
+  /** Yields each token of a text from `given` on as `describe` does, and null in between. */
+  *score(ids, given) {
+    for (let at = given; at < ids.length; at++) {
+      for (const _ of this.see(ids, at)) yield null;
+      yield this.describe(ids[at], this.model.nextLogits().subarray(0, this.tokenizer.size));
+    }
+  }
+
   /** Returns a token with its probability and the likeliest ones in its place. */
   describe(id, logits) {
     const weights = softmax(logits);

@@ -33,6 +33,15 @@ const METHODS = {
     return session.tokenizer.decode(ids);
   },
 
+  async score({ ids, given }) {
+    const tokens = ids.slice(0, given).map((id) => ({ id, label: session.tokenizer.label(id) }));
+    for (const token of session.score(ids, given)) {
+      if (token) tokens.push(token);
+      await pause();
+    }
+    return tokens;
+  },
+
   async generate({ ids, sampling }, send, request) {
     for (const piece of session.generate(ids, sampling)) {
       if (piece) send(piece);

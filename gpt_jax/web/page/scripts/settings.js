@@ -20,8 +20,29 @@ export class Settings {
     this.inputs = new Map(FIELDS.map(([name, label, bounds, title]) => [name, h('input', {
       type: 'number', name, title, required: true, 'aria-label': label, value: this.values[name], ...bounds,
     })]));
-    this.element = h('div', { class: 'settings' }, FIELDS.map(([name, label, , title]) =>
+    this.listeners = [];
+    this.element = h('div', { class: 'settings', oninput: () => this.tell() }, FIELDS.map(([name, label, , title]) =>
       h('label', { title }, h('span', {}, label), this.inputs.get(name))));
+  }
+
+  /** Calls a function after each change of a field. */
+  listen(listener) {
+    this.listeners.push(listener);
+  }
+
+  tell() {
+    for (const listener of this.listeners) listener();
+  }
+
+  /** Returns the fields by name, and as they are: out of bounds, too. */
+  shown() {
+    return Object.fromEntries([...this.inputs].map(([name, input]) => [name, input.value]));
+  }
+
+  /** Fills fields by name; other names have no effect. */
+  fill(values) {
+    for (const [name, input] of this.inputs) if (name in values) input.value = values[name];
+    this.tell();
   }
 
   /** Returns the settings. Throws an error that names a field out of its bounds. */

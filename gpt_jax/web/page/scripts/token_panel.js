@@ -3,8 +3,9 @@
 import { h, percent, visible } from './dom.js';
 
 export class TokenPanel {
-  constructor(text, pick) {
-    Object.assign(this, { text, pick });
+  /** `explain(position)` answers the button that asks for the reasons; null: there is no button. */
+  constructor(text, { pick, explain = null }) {
+    Object.assign(this, { text, pick, explain });
     this.element = h('div', {});
     text.listen(() => this.draw());
     this.draw();
@@ -21,7 +22,9 @@ export class TokenPanel {
   parts(token, position) {
     const name = h('p', {}, h('span', { class: 'token' }, visible(token.label)),
       h('span', { class: 'hint' }, ` token ${position}, id ${token.id}`));
-    if (token.logprob === undefined) return [name, h('p', { class: 'hint' }, 'of the prompt')];
+    const why = this.explain && position > 0 ? [h('p', { class: 'why' },
+      h('button', { type: 'button', onclick: () => this.explain(position) }, 'Explain this token'))] : [];
+    if (token.logprob === undefined) return [name, h('p', { class: 'hint' }, 'of the prompt'), ...why];
     const { alternatives } = token, rank = alternatives.findIndex((each) => each.id === token.id) + 1;
     const place = rank ? `, rank ${rank}` : alternatives.length ? `, rank above ${alternatives.length}` : '';
     return [
@@ -29,6 +32,7 @@ export class TokenPanel {
       h('p', {}, `probability ${percent(Math.exp(token.logprob))}${place}`),
       ...(alternatives.length ? [h('h3', {}, 'Go on with')] : []),
       h('ol', { class: 'choices' }, alternatives.map((each) => this.alternative(each, each.id === token.id, position))),
+      ...why,
     ];
   }
 

@@ -17,7 +17,12 @@ export class Writer {
 
   /** Writes a new text. */
   write(prompt, sampling) {
-    return this.run(async () => this.text.set(await this.backend.tokenize(prompt)), sampling);
+    return this.writeAfter(() => this.backend.tokenize(prompt), sampling);
+  }
+
+  /** Writes a new text after the tokens that a function returns. */
+  writeAfter(read, sampling) {
+    return this.extend(async () => this.text.set(await read()), sampling);
   }
 
   /** Goes on with another token in place of the one at a position. */
@@ -25,7 +30,7 @@ export class Writer {
     const before = this.text.tokens.slice(0, position), { alternatives } = this.text.tokens[position];
     this.stop();
     await this.finished;
-    return this.run(() => {
+    return this.extend(() => {
       this.text.set([...before, { ...alternative, alternatives }]);
       this.text.focus(position);
     }, sampling);
@@ -33,15 +38,29 @@ export class Writer {
 
   /** Goes on from the end. */
   more(sampling) {
-    return this.run(() => {}, sampling);
+    return this.extend(() => {}, sampling);
+  }
+
+  /** Shows a text that is known, of which the first `given` tokens were not drawn. */
+  show(ids, given) {
+    return this.run(async () => {
+      this.status.textContent = 'reading the text of the link';
+      this.text.set(await this.backend.score(ids, given));
+      this.text.finish(await this.backend.decode(ids));
+      this.status.textContent = `${ids.length} tokens from a link`;
+    });
   }
 
   /** Prepares the text, then adds tokens to it; nothing if this is being done. */
-  run(prepare, sampling) {
+  extend(prepare, sampling) {
+    return this.run((signal) => this.add(prepare, sampling, signal));
+  }
+
+  run(work) {
     if (this.busy) return this.finished;
     this.aborter = new AbortController();
     this.onchange();
-    const done = this.add(prepare, sampling, this.aborter.signal).finally(() => {
+    const done = work(this.aborter.signal).finally(() => {
       this.aborter = null;
       this.onchange();
     });
