@@ -81,7 +81,6 @@ class EventStream(Response):
 
     async def _send(self, send: Send, text: str) -> None:
         event = {'type': 'http.response.body', 'body': text.encode(), 'more_body': True}
-        async with asyncio.timeout(
-            self._patience
-        ):  # wait_for of Python 3.11 can lose a cancellation
+        # Not wait_for, which can lose a cancellation on Python 3.11.
+        async with asyncio.timeout(self._patience):
             await send(event)
