@@ -13,12 +13,13 @@ pytest.importorskip('uvicorn', reason='needs the extra serve')
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason='once, on Python 3.11')
 def test_a_server_under_load(tmp_path):
     workdir = tmp_path / 'tiny'
     run('--config', TINY, '--workdir', str(workdir), '--config.model.max_seq_len=128')
     script = [sys.executable, 'benchmarks/serving.py', '--workdir', str(workdir)]
     done = subprocess.run(
-        [*script, '--seconds', '20', '--clients', '64'],
+        [*script, '--seconds', '12', '--clients', '64'],
         cwd=ROOT,
         capture_output=True,
         text=True,
