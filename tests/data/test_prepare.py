@@ -217,7 +217,8 @@ def test_two_processes_prepare_the_same_folder(corpus, whole):
     folder = pathlib.Path(corpus.cache_dir) / whole.name
     assert contents(folder) == contents(whole)
     renames = sorted(int(out.split()[-1]) for out, _ in outputs)
-    assert renames[0] == renames[1] == 0 < renames[2]  # one made it, the others waited
+    # One made it. Who comes as it is done may note, once for each split, that it is whole.
+    assert renames[0] == 0 and renames[1] in (0, 2) and renames[2] > 2
 
 
 def test_a_waiting_process_takes_over_from_a_killed_one(corpus, whole):
