@@ -63,9 +63,10 @@ class Command:
 
     def output(self) -> str:
         """Returns the output so far."""
-        for file in self._files:
-            file.seek(0)
-        return ''.join(file.read() for file in self._files)
+        # The command writes where the shared position of the file is, so reading must not move it.
+        sizes = {file.fileno(): os.fstat(file.fileno()).st_size for file in self._files}
+        content = b''.join(os.pread(number, size, 0) for number, size in sizes.items())
+        return content.decode(errors='replace').replace('\r\n', '\n').replace('\r', '\n')
 
     def poll(self) -> int | None:
         """The exit status, negative for a signal; None while it runs."""
