@@ -191,8 +191,9 @@ class Decoder:
         """Puts tokens into a row from slot `start` on, in place of those that were there.
 
         They are padded to `width`, which must fit. A new text begins, whose number of drawn tokens
-        is 0, unless a text that `outgrew` the context goes on from its last part. Returns the state
-        and the sum `[D]` of the tokens' last hidden states; with `scores`, keeps the tokens' own.
+        is 0, unless a text that `outgrew` the context continues from its last part. With `scores`,
+        the log-probabilities of the tokens are kept. Returns the state and the sum `[D]` of the
+        tokens' last hidden states.
         """
         padded = np.zeros(width, np.int32)
         padded[: len(tokens)] = tokens

@@ -13,11 +13,10 @@ from gpt_jax.errors import UserError
 from gpt_jax.inspector.inspector import Inspector
 from gpt_jax.inspector.token_attention import TokenAttention
 from gpt_jax.inspector.token_explanation import TokenExplanation
-from gpt_jax.model.gpt import count_params
 from gpt_jax.modes import saved_weights
 from gpt_jax.modes.command import Command
 from gpt_jax.serve.engine import Engine
-from gpt_jax.weights.web_export import PAGE_SAMPLING
+from gpt_jax.weights.web_export import PAGE_SAMPLING, describe_size
 
 if TYPE_CHECKING:
     from gpt_jax.serve.http.served import ServedModel
@@ -108,10 +107,6 @@ def _load(
     attention = None
     if flags.inspect and TokenAttention.has_weights(inspector):
         attention = TokenAttention(inspector)
-    about = (
-        f'{count_params(config.model):,} parameters in {config.model.num_layers} layers, '
-        f'step {step}; context of {config.model.max_seq_len} tokens'
-    )
     return ServedModel(
         step=step,
         name=pathlib.PurePath(opened.workdir).name,
@@ -121,7 +116,7 @@ def _load(
         created=int((opened.workdir / runs.CONFIG).stat().st_mtime),
         fingerprint=runs.weights_hash(opened, step)[:16],
         card=ModelCard(
-            about=about,
+            about=describe_size(config.model, f'step {step}'),
             layers=config.model.num_layers,
             heads=config.model.num_heads,
             sampling={name: getattr(config.sample, name) for name in PAGE_SAMPLING},

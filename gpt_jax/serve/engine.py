@@ -430,7 +430,10 @@ class Engine:
         jax.block_until_ready(self._state)
         began = time.monotonic()
         self._state = state = self._draw_state(self._state, rule, limit, ranks=is_full)
-        drawn, text, scores = jax.device_get((state.drawn_B, state.text_BS, state.scores))
+        scores = state.scores
+        if not is_full:  # nobody wants the likeliest tokens, so they stay on the device
+            scores = scores.replace(best_BSK=None, best_ids_BSK=None)
+        drawn, text, scores = jax.device_get((state.drawn_B, state.text_BS, scores))
         most_drawn = max(int(drawn[row.number]) - row.drawn for row in rows)
         per_token = (time.monotonic() - began) / most_drawn
         self._per_turn = int(min(max(1, TURN_SECONDS / per_token), MOST_PER_TURN))

@@ -19,7 +19,7 @@ class Row:
     waiting: list[int] = dataclasses.field(default_factory=list)  # not yet in the cache
     drawn: int = 0
     hidden: Any = 0.0  # sum of the prompt's last hidden states so far
-    outgrew: bool = False  # the text goes on from its last part
+    outgrew: bool = False  # the text exceeded the context and continues from its last part
     freed: int = 0  # turn in which its last text ended
 
 
@@ -48,11 +48,12 @@ def needs_full(request: Request) -> bool:
 
 def scores_of(scores: TokenScores, row: int, slots: range, *, best: int) -> list[Score]:
     """Returns the scores of the tokens in some slots of a row, with those of the `best` ones."""
+    token_S = scores.token_BS[row, slots].tolist()
+    if not best:
+        return [Score(logprob, []) for logprob in token_S]
     ids_SK = scores.best_ids_BSK[row, slots, :best].tolist()
     best_SK = scores.best_BSK[row, slots, :best].tolist()
     return [
         Score(logprob, list(zip(ids, logprobs, strict=True)))
-        for logprob, ids, logprobs in zip(
-            scores.token_BS[row, slots].tolist(), ids_SK, best_SK, strict=True
-        )
+        for logprob, ids, logprobs in zip(token_S, ids_SK, best_SK, strict=True)
     ]

@@ -62,7 +62,7 @@ def export_web(
     stated = {name: sampling[name] for name in PAGE_SAMPLING if name in sampling}
     whole = {
         'name': credits.name or 'A language model',
-        'about': _describe(model, dtype),
+        'about': describe_size(model, f'as {dtype}'),
         'model': described,
         'tokenizer': encoding,
         'sampling': stated,
@@ -121,8 +121,9 @@ def _write_weights(
     return index
 
 
-def _describe(model: ModelConfig, dtype: str) -> str:
+def describe_size(model: ModelConfig, detail: str) -> str:
+    """Returns the line below the name of a model on its page."""
     return (
-        f'{count_params(model):,} parameters in {model.num_layers} layers, as {dtype}; '
+        f'{count_params(model):,} parameters in {model.num_layers} layers, {detail}; '
         f'context of {model.max_seq_len} tokens'
     )

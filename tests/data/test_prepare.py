@@ -217,7 +217,7 @@ def test_two_processes_prepare_the_same_folder(corpus, whole):
     folder = pathlib.Path(corpus.cache_dir) / whole.name
     assert contents(folder) == contents(whole)
     renames = sorted(int(out.split()[-1]) for out, _ in outputs)
-    # One made it. Who comes as it is done may note, once for each split, that it is whole.
+    # One made it. A process that arrives at the end may record each split as verified.
     assert renames[0] == 0 and renames[1] in (0, 2) and renames[2] > 2
 
 

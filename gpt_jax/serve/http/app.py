@@ -111,7 +111,7 @@ class Api:
 
     async def _read(self, request: Request, kind: type[T]) -> tuple[T, ServedModel]:
         body = kind.model_validate_json(await request.body())
-        return body, self._models().of(body)
+        return body, self._models().named(body.model)
 
     async def completions(self, request: Request) -> Response:
         """Answers `/v1/completions`."""

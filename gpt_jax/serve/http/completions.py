@@ -54,7 +54,7 @@ class Completions:
             choices = []
             for index, text in enumerate(texts):
                 pieces = await text.result()
-                writer = _Logprobs(self._model, text) if self._body.logprobs is not None else None
+                writer = self._writer(text)
                 beginning = self._beginning(text, writer)
                 pieces = [beginning, *pieces] if beginning else pieces
                 choices.append(self._choice(index, text, pieces, writer, is_last=True))
@@ -67,10 +67,7 @@ class Completions:
         more = {'usage': None} if with_usage else {}
         async with self._submitted() as texts:
             yield {}  # submitted: errors until here have a status of their own
-            writers = [
-                _Logprobs(self._model, text) if self._body.logprobs is not None else None
-                for text in texts
-            ]
+            writers = [self._writer(text) for text in texts]
             begun = [not self._body.echo] * len(texts)
             async for index, piece in merged([text.pieces() for text in texts]):
                 text, writer = texts[index], writers[index]
@@ -84,6 +81,9 @@ class Completions:
                 yield {**self._head, 'choices': [choice], **more}
             if with_usage:
                 yield {**self._head, 'choices': [], 'usage': usage(texts, count=self._count)}
+
+    def _writer(self, text: Text) -> '_Logprobs | None':
+        return None if self._body.logprobs is None else _Logprobs(self._model, text)
 
     def _beginning(self, text: Text, writer: '_Logprobs | None') -> Piece | None:
         """Returns the prompt as a first piece, if it is to be repeated."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpt_jax.serve.engine import Engine
-from gpt_jax.serve.http.bodies import Body, Message
+from gpt_jax.serve.http.bodies import Message
 from gpt_jax.serve.http.errors import ApiError
 from gpt_jax.tokenizer import Tokenizer, chat_template
 
@@ -109,7 +109,3 @@ class ServedModels:
                 code='model_not_found',
             )
         return self._models[name]
-
-    def of(self, body: Body) -> ServedModel:
-        """Returns the model that a body names."""
-        return self.named(body.model)

@@ -46,13 +46,16 @@ export class ServerBackend {
     return Object.assign(other, { models: this.models, model: this.models.find(({ id }) => id === name) });
   }
 
-  async tokenize(text) {
-    const { tokens, token_strs: labels } = await this.post('tokenize', { prompt: text });
-    return tokens.map((id, i) => ({ id, label: labels[i] }));
+  tokenize(text) {
+    return this.encode({ prompt: text });
   }
 
-  async tokenizeChat(messages) {
-    const { tokens, token_strs: labels } = await this.post('tokenize', { messages });
+  tokenizeChat(messages) {
+    return this.encode({ messages });
+  }
+
+  async encode(given) {
+    const { tokens, token_strs: labels } = await this.post('tokenize', given);
     return tokens.map((id, i) => ({ id, label: labels[i] }));
   }
 
