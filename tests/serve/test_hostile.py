@@ -109,6 +109,7 @@ def test_a_bad_request_gets_its_status_and_one_line(client, case):
     assert part == error['param'] or part in error['message'], error
     assert '\n' not in error['message'] and 0 < len(error['message']) < 300
     assert error['type'] != 'server_error'
+    assert not (error['param'] or '').endswith('.str')
 
 
 def send(client, data: bytes, *, seconds=20) -> bytes:

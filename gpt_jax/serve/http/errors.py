@@ -77,8 +77,9 @@ def explain(error: Exception) -> ApiError:
 def _of_body(error: pydantic.ValidationError) -> ApiError:
     """Returns the first thing that is wrong with a body."""
     first = error.errors(include_url=False, include_input=False)[0]
-    # A part in capitals or with brackets names a type among several, not a field.
-    param = '.'.join(str(part) for part in first['loc'] if re.fullmatch(r'\w+', str(part)))
+    # 'str', and parts with brackets, name a type among several, not a field.
+    parts = [str(part) for part in first['loc'] if part != 'str']
+    param = '.'.join(part for part in parts if re.fullmatch(r'\w+', part))
     if first['type'] == 'json_invalid':
         return ApiError(400, f'the body is not JSON: {first["ctx"]["error"]}')
     if first['type'] == 'extra_forbidden':
