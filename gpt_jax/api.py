@@ -439,8 +439,10 @@ class GPT:
 
     def _generate(self, prompts: Sequence[Prompt], config: SampleConfig) -> list[Generation]:
         finalize_sample(config)
-        if self._generator is None:
-            self._generator = Generator(self.config.model, self.params, self.tokenizer)
+        if self._generator is None or self._generator.weight_dtype != config.weight_dtype:
+            self._generator = Generator(
+                self.config.model, self.params, self.tokenizer, weight_dtype=config.weight_dtype
+            )
         return self._generator.generate(prompts, config)
 
     def _sampling(self, where: str, max_new_tokens: int, given: dict[str, Any]) -> SampleConfig:

@@ -16,7 +16,10 @@ from gpt_jax import run as runs
 from gpt_jax.checkpoint import disk
 from gpt_jax.checkpoint.manifest import list_steps
 from gpt_jax.errors import UserError
+from gpt_jax.inference.config import SampleConfig
+from gpt_jax.inference.generate import Generator
 from gpt_jax.main import main
+from gpt_jax.model.weight_rounding import round_weights
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.tokenizer import TokenizerConfig, TokenizerKind, make_tokenizer
 from gpt_jax.train.program import Program
@@ -162,11 +165,25 @@ def test_own_tokenizer():
     assert gpt.tokenizer is tokenizer
 
 
+def test_weights_as_integers(fitted):
+    """A call with other weights converts them anew; the next one converts them back."""
+    options = dict(max_new_tokens=30, seed=1)
+    exact = fitted.generate('Alice', **options)
+    rounded = round_weights(fitted.params, fitted.config.model, 'int8')
+    generator = Generator(fitted.config.model, rounded, fitted.tokenizer)
+    [expected] = generator.generate(['Alice'], SampleConfig(**options))
+    text = fitted.generate('Alice', weight_dtype='int8', **options)
+    assert text == 'Alice' + expected.text
+    assert fitted.generate('Alice', **options) == exact
+
+
 def test_wrong_arguments(fitted):
     with pytest.raises(UserError, match='did you mean num_layers'):
         GPT(num_layer=2)
     with pytest.raises(UserError, match='did you mean temperature'):
         fitted.generate('Alice', temperatur=1.0)
+    with pytest.raises(UserError, match="weight_dtype='int4' is not one of compute, int8"):
+        fitted.generate('Alice', weight_dtype='int4')
     with pytest.raises(UserError, match='vocab_size=100 is smaller than the tokenizer'):
         GPT(vocab_size=100)
     with pytest.raises(UserError, match='d_model=33 is not divisible'):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpt_jax.config_tree import freeze
-from gpt_jax.inference.config import SampleConfig
+from gpt_jax.inference.config import SampleConfig, WeightType
 from gpt_jax.inference.decode import Decoder
 from gpt_jax.model.attention import GroupedQuery
 from gpt_jax.model.cache import cache_bytes_per_token, grouped_query_cache_bytes_per_token
@@ -73,6 +73,7 @@ def measure_decoding(
     prompt_tokens: int,
     new_tokens: int,
     repeats: int,
+    weight_dtype: WeightType = WeightType.COMPUTE,
 ) -> list[dict[str, float]]:
     """Times greedy generation by the real Decoder; returns one row of results per batch size.
 
@@ -83,6 +84,7 @@ def measure_decoding(
       prompt_tokens: length of each prompt of random ids.
       new_tokens: tokens to generate after each prompt, at least 2.
       repeats: runs per measurement; results are medians and exclude compilation.
+      weight_dtype: of the matrices.
 
     Returns:
       Dicts of `batch_size`, `compile_seconds` (with the first run), `prefill_tokens_per_second`,
@@ -96,7 +98,11 @@ def measure_decoding(
         raise ValueError(f'new_tokens={new_tokens} must be at least 2: the first is the prefill')
     # An end-of-text id outside the vocabulary: no text ends early.
     decoder = Decoder(
-        freeze(config), params, vocab_size=config.vocab_size, eot_id=config.vocab_size
+        freeze(config),
+        params,
+        vocab_size=config.vocab_size,
+        eot_id=config.vocab_size,
+        weight_dtype=weight_dtype,
     )
     bandwidth = read_bandwidth()
     cache = {'cache_bytes_per_token': cache_bytes_per_token(decoder.executed_config)}

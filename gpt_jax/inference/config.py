@@ -1,9 +1,25 @@
 """The config of generation."""
 
 import dataclasses
+import enum
 
-from gpt_jax.config_tree import check_domains, count, fraction, real, seed32, whole
+from gpt_jax.config_tree import (
+    check_domains,
+    count,
+    fraction,
+    from_json_value,
+    real,
+    seed32,
+    whole,
+)
 from gpt_jax.errors import UserError
+
+
+class WeightType(enum.StrEnum):
+    """The types of the matrices while a model generates."""
+
+    COMPUTE = 'compute'  # that of the activations
+    INT8 = 'int8'  # 8-bit integers with a scale for each output: model/weight_rounding.py
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -26,6 +42,7 @@ class SampleConfig:
     seed: int = seed32(0)  # of the sampling; the same seed gives the same text
     chunk: int = count(16)  # tokens per update of streamed text and per check for stop strings
     draft_tokens: int = whole(0, high=32)  # guessed from repetitions, checked in one pass; 0: off
+    weight_dtype: WeightType = WeightType.COMPUTE  # of matrices; int8: less memory, rounded
 
 
 def finalize_sample(config: SampleConfig) -> None:
@@ -35,5 +52,7 @@ def finalize_sample(config: SampleConfig) -> None:
         UserError: a value cannot work; the message names its key.
     """
     check_domains(config, 'config.sample')
+    key = 'config.sample.weight_dtype'
+    config.weight_dtype = from_json_value(config.weight_dtype, WeightType, key)
     if not all(config.stop):
         raise UserError(f'config.sample.stop={config.stop} must not hold an empty text')

@@ -9,17 +9,15 @@ text. With replicated weights, each process generates on one of its own devices.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from gpt_jax.errors import UserError
-from gpt_jax.inference.config import SampleConfig
+from gpt_jax.inference.config import SampleConfig, WeightType
 from gpt_jax.inference.programs import (
     DecodeSettings,
     DecodeState,
@@ -31,9 +29,9 @@ from gpt_jax.inference.programs import (
     row_key_data,
 )
 from gpt_jax.inference.sampling import SamplingRule, SeenTokens, make_rule
+from gpt_jax.inference.weights import prepare_weights
 from gpt_jax.kernels.experts import choose_expert_kernel
 from gpt_jax.model.config import DType, ExpertKernel, Kernels, MatmulPrecision, ModelConfig
-from gpt_jax.model.layer_stack import to_executed
 from gpt_jax.parallel.rules import decoding_rules, on_mesh
 
 LEAST_PROMPT = 32  # smallest length that prompts are padded to
@@ -42,7 +40,6 @@ LEAST_CAPACITY = 128  # smallest number of cache slots
 LEAST_ROWS = {'gpu': 8}
 # XLA on CPUs multiplies few bfloat16 rows at a twentieth of the memory bandwidth.
 COMPUTE_DTYPES = {'cpu': DType.FLOAT32}
-MATRICES = ('kernel', 'table')  # parameters used only in products, in the compute dtype
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,9 +72,19 @@ class Decoder:
       statistics: of the latest call of `generate`, updated after each piece.
     """
 
-    def __init__(self, config: ModelConfig, params: Any, *, vocab_size: int, eot_id: int):
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: Any,
+        *,
+        vocab_size: int,
+        eot_id: int,
+        weight_dtype: WeightType = WeightType.COMPUTE,
+        consume: bool = False,
+    ):
         """Takes parameters in the stored layout; ids >= `vocab_size` are never drawn.
 
+        With `consume`, `params` is empty afterwards, and not all weights are in memory twice.
         With weights sharded over processes, this and `generate` are collective.
         """
         backend = jax.default_backend()
@@ -97,9 +104,10 @@ class Decoder:
         )
         self.least_rows = LEAST_ROWS.get(backend, 1)
         self._mesh = _mesh_of(params)
-        if self._mesh is None:
-            params = jax.tree.map(_own_copy, params)
-        self.params = self._call(_prepare, params, config=model)
+        own = params if self._mesh else jax.tree.map(_own_copy, params)
+        if consume and own is not params:
+            params.clear()
+        self.params = prepare_weights(own, model, weight_dtype, consume=consume, call=self._call)
         self.statistics = DecodeStatistics(drawn=0, passes=0, draft_tokens=0)
 
     @property
@@ -301,19 +309,6 @@ def _go_on(before: SeenTokens | None, fresh: SeenTokens | None) -> SeenTokens | 
 def _own_copy(leaf: Any) -> Any:
     """Returns one local device's copy of a replicated array; other leaves as they are."""
     return leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
-
-
-@functools.partial(jax.jit, static_argnames='config')
-def _prepare(params: Any, *, config: ModelConfig) -> Any:
-    """Converts stored parameters for decoding: layers unrolled, matrices in the compute dtype."""
-
-    def cast(path: tuple, leaf: jax.Array) -> jax.Array:
-        return (
-            leaf.astype(jnp.dtype(config.precision.compute)) if path[-1].key in MATRICES else leaf
-        )
-
-    executed = to_executed(params, config, scan=False)
-    return jax.tree_util.tree_map_with_path(cast, executed)
 
 
 def _next_power(count: int) -> int:

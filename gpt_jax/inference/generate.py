@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gpt_jax.errors import UserError
-from gpt_jax.inference.config import SampleConfig
+from gpt_jax.inference.config import SampleConfig, WeightType
 from gpt_jax.inference.decode import Decoder, DecodeStatistics
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.tokenizer import Tokenizer
@@ -35,9 +35,21 @@ class Generation:
 class Generator:
     """A text generator, made of a model's parameters (stored layout) and its tokenizer."""
 
-    def __init__(self, config: ModelConfig, params: Any, tokenizer: Tokenizer):
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: Any,
+        tokenizer: Tokenizer,
+        *,
+        weight_dtype: WeightType = WeightType.COMPUTE,
+        consume: bool = False,
+    ):
+        """Takes parameters in the stored layout; with `consume`, `params` is empty afterwards."""
+        self.weight_dtype = weight_dtype
         self._tokenizer = tokenizer
-        self._decoder = make_decoder(config, params, tokenizer)
+        self._decoder = make_decoder(
+            config, params, tokenizer, weight_dtype=weight_dtype, consume=consume
+        )
 
     @property
     def statistics(self) -> DecodeStatistics:
@@ -91,11 +103,11 @@ class Generator:
                 return
 
 
-def make_decoder(config: ModelConfig, params: Any, tokenizer: Tokenizer) -> Decoder:
-    """Returns a decoder that draws the ids of the tokenizer."""
+def make_decoder(config: ModelConfig, params: Any, tokenizer: Tokenizer, **options: Any) -> Decoder:
+    """Returns a decoder that draws the ids of the tokenizer; `options` are those of `Decoder`."""
     never = tokenizer.vocab_size  # an id that is never drawn
     eot_id = never if tokenizer.eot_id is None else tokenizer.eot_id
-    return Decoder(config, params, vocab_size=tokenizer.vocab_size, eot_id=eot_id)
+    return Decoder(config, params, vocab_size=tokenizer.vocab_size, eot_id=eot_id, **options)
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:

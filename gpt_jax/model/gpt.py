@@ -13,13 +13,14 @@ from jaxtyping import Array, Float, Int, Key
 
 from gpt_jax.config_tree import freeze
 from gpt_jax.kernels.dropout import dropout
+from gpt_jax.kernels.matmul_int8 import Int8Matrix, multiply
 from gpt_jax.kernels.scores import AttentionMask
 from gpt_jax.model.attention import AttentionContext
 from gpt_jax.model.block import Block, activation_axes
 from gpt_jax.model.cache import KVCache
 from gpt_jax.model.config import Kernels, ModelConfig, Remat
 from gpt_jax.model.layer_stack import layer_stacks, layers_per_period
-from gpt_jax.model.linear import look_up
+from gpt_jax.model.linear import look_up, matrix
 from gpt_jax.model.norm import NORMS
 from gpt_jax.model.parametrization import (
     base_model,
@@ -54,7 +55,9 @@ class Period(nn.Module):
         """Runs layers `first_layer` … in order; the dropout key of layer i is fold_in(key, i)."""
         c = self.config
         block_class = Block
-        if c.execution.remat != Remat.NONE:
+        if cache is not None:
+            block_class = nn.jit(Block)  # layers that are alike are traced once
+        elif c.execution.remat != Remat.NONE:
             policy = remat_policy(c.execution.remat)
             block_class = nn.remat(Block, policy=policy, prevent_cse=self.layers > 1)
         new_layers = []
@@ -173,12 +176,15 @@ class GPT(Tapped):
         table = (self.embedding if c.tie_embeddings else self.output).table
         if (multiplier := output_multiplier(c)) != 1:
             x *= jnp.asarray(multiplier, x.dtype)
-        logits = jax.lax.dot_general(
-            x,
-            table.astype(x.dtype),
-            (((x.ndim - 1,), (1,)), ((), ())),
-            preferred_element_type=jnp.float32,
-        )
+        if isinstance(table, Int8Matrix):
+            logits = multiply(x, table, jnp.float32)
+        else:
+            logits = jax.lax.dot_general(
+                x,
+                table.astype(x.dtype),
+                (((x.ndim - 1,), (1,)), ((), ())),
+                preferred_element_type=jnp.float32,
+            )
         if c.output_soft_cap:  # Gemma Team 2024, https://arxiv.org/abs/2408.00118
             logits = c.output_soft_cap * jnp.tanh(logits / c.output_soft_cap)
         return self.tap('logits', logits[..., : c.vocab_size], 'BLV')
@@ -195,7 +201,7 @@ class Table(nn.Module):
         axes = ('vocab', 'embed')
         init = declare(c.init.std, axes, role=Role.EMBEDDING, in_product=self.in_product)
         shape = (c.padded_vocab_size, c.d_model)
-        self.table = self.param('table', init, shape, jnp.dtype(c.precision.params))
+        self.table = matrix(self, 'table', init, shape, jnp.dtype(c.precision.params))
 
     def __call__(self, ids: Int[Array, '...']) -> Float[Array, '... D']:
         """Returns the rows of `ids`."""

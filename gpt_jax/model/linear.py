@@ -1,13 +1,16 @@
 """The learned linear map and the lookup in a learned table."""
 
 import math
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from gpt_jax.kernels.matmul_cpu import matmul
+from gpt_jax.kernels.matmul_int8 import Int8Matrix, multiply
 from gpt_jax.model.options import CommonConfig, MatmulPrecision
 from gpt_jax.model.remat import PRODUCT
 from gpt_jax.parameter import Role, declare
@@ -36,7 +39,7 @@ class Linear(nn.Module):
             std /= math.sqrt(2 * c.num_layers)
         split, dtype = len(self.inputs), jnp.dtype(c.precision.params)
         init = declare(std, self.axes, role=Role.HIDDEN, inputs=split)
-        self.kernel = self.param('kernel', init, self.inputs + self.outputs, dtype)
+        self.kernel = matrix(self, 'kernel', init, self.inputs + self.outputs, dtype)
         self.bias = None
         if c.use_bias if self.use_bias is None else self.use_bias:
             init = declare(nn.initializers.zeros_init(), self.axes[split:], role=Role.VECTOR)
@@ -44,17 +47,28 @@ class Linear(nn.Module):
 
     def __call__(self, x: Float[Array, '... I']) -> Float[Array, '... O']:
         """Maps `[..., prod(inputs)]` to `[..., prod(outputs)]`."""
-        kernel_IO = self.kernel.reshape(math.prod(self.inputs), -1).astype(x.dtype)
-        y = matmul(x, kernel_IO, OPERANDS[self.config.precision.matmul])
+        if isinstance(self.kernel, Int8Matrix):
+            y = multiply(x, self.kernel)
+        else:
+            kernel_IO = self.kernel.reshape(math.prod(self.inputs), -1).astype(x.dtype)
+            y = matmul(x, kernel_IO, OPERANDS[self.config.precision.matmul])
         if self.bias is not None:
             y = y + jnp.broadcast_to(self.bias.reshape(-1).astype(x.dtype), y.shape)
         return checkpoint_name(y, PRODUCT)
 
 
+def matrix(module: nn.Module, name: str, *declaration: Any) -> jax.Array | Int8Matrix:
+    """Declares a parameter as `module.param` does; a decoder may have put an `Int8Matrix` there."""
+    given = module.get_variable('params', name)
+    return given if isinstance(given, Int8Matrix) else module.param(name, *declaration)
+
+
 def look_up(
-    table_ND: Float[Array, 'N D'], ids: Int[Array, '...'], axis: str
+    table_ND: Float[Array, 'N D'] | Int8Matrix, ids: Int[Array, '...'], axis: str
 ) -> Float[Array, '... D']:
     """Returns the rows `ids` of a table whose first dimension has the logical name `axis`."""
+    if isinstance(table_ND, Int8Matrix):
+        return table_ND.rows(ids)
     # Rows may be sharded along D: this gathers the table, not the activations.
     table_ND = nn.with_logical_constraint(table_ND, (axis, 'activation'))
     return jnp.take(table_ND, ids, axis=0)

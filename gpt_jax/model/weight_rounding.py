@@ -1,21 +1,24 @@
 """Rounding of trained weights to narrower types, for export and for decoding.
 
 int8 is symmetric, with one scale for each output of a matrix and each row of a table of tokens.
-The scale multiplies the product of the integers with the activations, not the weights. Vectors and
-learned positions stay float32.
+The scale multiplies the product of the integers with the activations, not the weights. Vectors,
+learned positions, experts and their routers keep their type, and so does the up-projection of
+latent attention, of which decoding uses parts.
 """
 
 import enum
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from gpt_jax.kernels.matmul_int8 import LARGEST, Int8Matrix
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.model.gpt import parameter_groups
-from gpt_jax.parameter import Parameter, Role, map_with_path
+from gpt_jax.parameter import EXPERTS, Parameter, Role, map_with_path
 
-_LARGEST = 127  # of int8; -128 is not used
+_FLOAT = ('router/kernel', 'kv_up/kernel')  # ends of the paths of matrices that stay float
 
 
 class RoundedType(enum.StrEnum):
@@ -42,14 +45,23 @@ def quantize(matrix: Any, axes: tuple[int, ...]) -> Quantized:
       axes: the axes that the product with the matrix sums over.
     """
     matrix = jnp.asarray(matrix, jnp.float32)
-    scale = jnp.max(jnp.abs(matrix), axes, keepdims=True) / _LARGEST
+    scale = jnp.max(jnp.abs(matrix), axes, keepdims=True) / LARGEST
     values = jnp.round(matrix / jnp.where(scale == 0, 1, scale))
     return Quantized(values.astype(jnp.int8), scale)
 
 
-def has_int8_form(parameter: Parameter) -> bool:
+def has_int8_form(path: str, parameter: Parameter) -> bool:
     """Returns whether `quantize` is for this parameter: a hidden matrix or a table of tokens."""
-    return parameter.role is Role.HIDDEN or 'vocab' in parameter.names
+    is_matrix = parameter.role is Role.HIDDEN or 'vocab' in parameter.names
+    return is_matrix and EXPERTS not in parameter.names and not path.endswith(_FLOAT)
+
+
+def to_int8_matrix(matrix: jax.Array, *, inputs: int) -> Int8Matrix:
+    """Rounds a kernel, whose first `inputs` axes are summed over, or with 0 a table of rows."""
+    values, scale = quantize(matrix, tuple(range(inputs)) or (1,))
+    size = math.prod(matrix.shape[:inputs])
+    values_OI = values.reshape(size, -1).T if inputs else values
+    return Int8Matrix(values_OI, scale.reshape(-1))
 
 
 def round_weights(params: Any, model: ModelConfig, dtype: str) -> Any:
@@ -63,7 +75,7 @@ def round_weights(params: Any, model: ModelConfig, dtype: str) -> Any:
         if dtype != RoundedType.INT8:
             return leaf.astype(jnp.dtype(str(dtype))).astype(leaf.dtype)
         parameter = groups.declared[path]
-        if not has_int8_form(parameter):
+        if not has_int8_form(path, parameter):
             return leaf
         inputs, _ = groups.matrix_axes(path, leaf.ndim)
         values, scale = quantize(leaf, inputs or (leaf.ndim - 1,))

@@ -148,6 +148,7 @@ def _measure_decoding(
         prompt_tokens=prompt_tokens,
         new_tokens=new_tokens,
         repeats=flags.benchmark_groups,
+        weight_dtype=config.sample.weight_dtype,
     )
     table = {
         f'batch {row["batch_size"]}': f'{row["decode_tokens_per_second"]:,.0f} tokens/s, '

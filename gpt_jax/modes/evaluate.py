@@ -20,8 +20,9 @@ from gpt_jax.evaluate import task_runs
 from gpt_jax.evaluate.task import Metric, Result
 from gpt_jax.evaluate.tasks import TASKS, check_names
 from gpt_jax.fingerprint import fingerprint_leaves
-from gpt_jax.inference.config import SampleConfig, finalize_sample
+from gpt_jax.inference.config import SampleConfig, WeightType, finalize_sample
 from gpt_jax.inference.generate import Generator
+from gpt_jax.model.weight_rounding import RoundedType, round_weights
 from gpt_jax.modes import saved_weights
 from gpt_jax.modes.command import Command
 from gpt_jax.parallel import peers
@@ -92,6 +93,9 @@ def run(command: Command) -> int:
         abstract=program.abstract_params,
     )
     name = f'{step}-ema' if flags.weights == 'ema' else f'{step}'
+    if opened.config.sample.weight_dtype == WeightType.INT8:
+        params = round_weights(params, opened.config.model, RoundedType.INT8)
+        name += '-int8'
     folder = workdir / RESULTS / name
     title = f'{workdir}, step {name}'
     if tasks:
@@ -124,11 +128,17 @@ def run(command: Command) -> int:
                 advance=progress.update,
             )
         rows = {name: f'{value:,.6g}' for name, value in result.row().items()}
-        print(format_table(f'{workdir}, step {step}, {source}', rows))
+        print(format_table(f'{title}, {source}', rows))
         if peers.is_primary():
             files.write_json(
                 workdir / 'eval.json',
-                {**result.row(), 'step': step, 'weights': flags.weights, 'source': source},
+                {
+                    **result.row(),
+                    'step': step,
+                    'weights': flags.weights,
+                    'weight_dtype': opened.config.sample.weight_dtype,
+                    'source': source,
+                },
             )
     return 0
 

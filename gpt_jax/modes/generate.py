@@ -69,8 +69,14 @@ def run(command: Command) -> int:
     )
     if flags.chat:
         prompts = [_ask(prompt, opened.tokenizer) for prompt in prompts]
-    generator = Generator(opened.config.model, params, opened.tokenizer)
     sampling = opened.config.sample
+    generator = Generator(
+        opened.config.model,
+        params,
+        opened.tokenizer,
+        weight_dtype=sampling.weight_dtype,
+        consume=True,
+    )
     if len(prompts) * sampling.num_samples == 1:
         _print_streaming(generator, prompts, sampling, echo=not flags.chat)
     else:

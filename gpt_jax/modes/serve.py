@@ -10,9 +10,11 @@ from gpt_jax import object_store
 from gpt_jax import run as runs
 from gpt_jax.config import RunConfig
 from gpt_jax.errors import UserError
+from gpt_jax.inference.config import WeightType
 from gpt_jax.inspector.inspector import Inspector
 from gpt_jax.inspector.token_attention import TokenAttention
 from gpt_jax.inspector.token_explanation import TokenExplanation
+from gpt_jax.model.weight_rounding import RoundedType, round_weights
 from gpt_jax.modes import saved_weights
 from gpt_jax.modes.command import Command
 from gpt_jax.serve.engine import Engine
@@ -103,6 +105,9 @@ def _load(
         abstract=saved_weights.split_weights(opened.config, overrides),
     )
     config: RunConfig = opened.config
+    weight_dtype = config.sample.weight_dtype
+    if weight_dtype == WeightType.INT8:  # what the page explains is what is served
+        params = round_weights(params, config.model, RoundedType.INT8)
     inspector = Inspector(config.model, params, opened.tokenizer)
     attention = None
     if flags.inspect and TokenAttention.has_weights(inspector):
@@ -110,7 +115,9 @@ def _load(
     return ServedModel(
         step=step,
         name=pathlib.PurePath(opened.workdir).name,
-        engine=Engine(config.model, params, opened.tokenizer, config.serve),
+        engine=Engine(
+            config.model, params, opened.tokenizer, config.serve, weight_dtype=weight_dtype
+        ),
         tokenizer=opened.tokenizer,
         context=config.model.max_seq_len,
         created=int((opened.workdir / runs.CONFIG).stat().st_mtime),

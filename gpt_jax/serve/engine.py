@@ -74,8 +74,9 @@ class Engine:
         params: Any,
         tokenizer: Tokenizer,
         serve: ServeConfig | None = None,
+        **options: Any,
     ):
-        """Compiles every program, and starts the worker.
+        """Compiles every program, and starts the worker; `options` are those of `Decoder`.
 
         Raises:
             UserError: a setting cannot work, or the run has several processes.
@@ -85,7 +86,7 @@ class Engine:
         if jax.process_count() > 1:
             raise UserError('serving runs in one process; start it on one machine')
         self._tokenizer = tokenizer
-        self._decoder: Decoder = make_decoder(config, params, tokenizer)
+        self._decoder: Decoder = make_decoder(config, params, tokenizer, **options)
         self._vocab_size = tokenizer.vocab_size
         count = max(self.config.rows, self._decoder.least_rows)
         self._rows = [Row(number) for number in range(count)]

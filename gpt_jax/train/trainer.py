@@ -203,8 +203,11 @@ class Trainer:
         """Generates a text from the moving average, or else the weights; all processes call it."""
         trained = state.params if state.ema is None else state.ema
         params = self.program.join(trained, state.base)
-        generator = Generator(self.config.model, params, self.tokenizer)
-        texts = generator.generate([self.config.sample.prompt], self.config.sample)
+        config = self.config.sample
+        generator = Generator(
+            self.config.model, params, self.tokenizer, weight_dtype=config.weight_dtype
+        )
+        texts = generator.generate([config.prompt], config)
         return '\n\n'.join(text.prompt + text.text for text in texts)
 
     def throughput(self, tokens_per_second: float) -> dict[str, float]:

@@ -79,7 +79,8 @@ def _rounded(
     """Yields the arrays of each tensor: its values and, for int8, its scales. Collective."""
     groups = parameter_groups(model)
     for entry in entries:
-        has_scales = dtype == RoundedType.INT8 and has_int8_form(groups.declared[entry.paths[0]])
+        path = entry.paths[0]
+        has_scales = dtype == RoundedType.INT8 and has_int8_form(path, groups.declared[path])
         for name, tensor in named_tensors(model, params, [entry], np.float32):
             if has_scales:
                 values, scale = quantize(tensor, (tensor.ndim - 1,))

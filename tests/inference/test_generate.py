@@ -28,7 +28,7 @@ def write(monkeypatch):
         length = max(map(len, rows))
 
         class Decoder:
-            def __init__(self, config, params, *, vocab_size, eot_id):
+            def __init__(self, config, params, *, vocab_size, eot_id, **_):
                 assert (vocab_size, eot_id) == (257, EOT)
 
             def generate(self, prompts, sampling, **asked):

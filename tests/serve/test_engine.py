@@ -30,10 +30,11 @@ from tests.tiny_config import TEXT
 ENDLESS = SampleConfig(temperature=0.0, max_new_tokens=1_000_000)  # it repeats itself
 
 
-def start(gpt=None, **serve) -> Engine:
+def start(gpt=None, weight_dtype='compute', **serve) -> Engine:
     gpt = gpt or fit()
     serve = ServeConfig(**{'rows': 3, 'prefill_chunk': 32} | serve)
-    return Engine(gpt.config.model, gpt.params, gpt.tokenizer, serve)
+    model = gpt.config.model
+    return Engine(model, gpt.params, gpt.tokenizer, serve, weight_dtype=weight_dtype)
 
 
 def make_prompts(gpt, lengths):
@@ -60,6 +61,16 @@ def test_greedy_texts_are_those_of_the_prompts_alone(name):
     for prompt, sampling, text in zip(prompts, samplings, texts, strict=True):
         assert text == alone(gpt, prompt, sampling)[0]
     assert len({text.text for text in texts}) == 10
+
+
+def test_weights_as_integers():
+    gpt = fit()
+    prompts = make_prompts(gpt, (20, 3, 70))
+    sampling = SampleConfig(temperature=1.0, max_new_tokens=40, seed=3)
+    expected = [alone(gpt, prompt, sampling, weight_dtype='int8')[0] for prompt in prompts]
+    with start(gpt, weight_dtype='int8') as engine:
+        requests = [engine.submit(prompt, sampling) for prompt in prompts]
+        assert [request.result() for request in requests] == expected
 
 
 SAMPLINGS = [

@@ -33,9 +33,9 @@ def fit(name='learned') -> GPT:
     return gpt
 
 
-def alone(gpt, prompt, sampling):
+def alone(gpt, prompt, sampling, **options):
     """The texts that `--mode generate` writes."""
-    model = Generator(gpt.config.model, gpt.params, gpt.tokenizer)
+    model = Generator(gpt.config.model, gpt.params, gpt.tokenizer, **options)
     return model.generate([prompt], sampling)
 
 
