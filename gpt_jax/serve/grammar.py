@@ -17,7 +17,7 @@ from gpt_jax.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import llguidance
 
-NEEDED = b'{}[]":,-0123456789aeflnrstu'  # bytes without which a text that began may not end
+NEEDED = b'{}[]":,-0123456789aeflnrstu'  # without one of them, a text may not reach its end
 # Without a bound, a small model may write blanks for ever.
 WHITESPACE = r' |\n {0,16}'
 # Words in errors of the library.
@@ -26,6 +26,7 @@ PLAIN = {
     '<non-verbose/>': '',
     'NoExtensionBias': 'no token can come next',
 }
+MOST_OF_SCHEMA = 100_000  # characters; some bytes of memory each, for every text
 MOST_OF_ERROR = 150  # characters
 
 
@@ -45,11 +46,14 @@ class JsonGrammars:
 
         if 'x-guidance' in schema:
             raise UserError('response_format=json_schema: leave x-guidance out of the schema')
-        options = {'whitespace_pattern': WHITESPACE}
+        rule = json.dumps({**schema, 'x-guidance': {'whitespace_pattern': WHITESPACE}})
+        if len(rule) > MOST_OF_SCHEMA:
+            raise UserError(
+                f'response_format=json_schema: the schema has more than {MOST_OF_SCHEMA:,} '
+                f'characters; shorten it'
+            )
         # Forced tokens would need the tokenizer's own ids of parts of texts.
-        grammar = '%llguidance {"no_forcing": true}\nstart: %json ' + json.dumps(
-            {**schema, 'x-guidance': options}
-        )
+        grammar = f'%llguidance {{"no_forcing": true}}\nstart: %json {rule}'
         limits = llguidance.LLParserLimits(verbose_errors=False)
         matcher = llguidance.LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits)
         text = JsonText(matcher, vocab_size=self._tokenizer.vocab_size)
