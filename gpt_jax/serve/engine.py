@@ -134,7 +134,7 @@ class Engine:
 
         Raises:
             UserError: a setting cannot work, or the prompt is empty, has an id that is not in the
-                vocabulary, or is longer than the context, or the text cannot be the JSON.
+                vocabulary, or is longer than the context, or the schema cannot be followed.
             QueueFullError: as many requests wait as may wait.
             EngineStoppedError: the engine is closed, or its worker failed.
         """
@@ -411,7 +411,7 @@ class Engine:
         """Draws the next tokens of the rows, and hands them to their requests.
 
         That is one token while prompts wait, so that rows do not stay empty for long, and while a
-        text must be JSON, because the host knows which tokens can come after the last one.
+        text must be JSON, because only the host knows which tokens can come after the last one.
         """
         is_filling = any(row.waiting for row in self._rows)
         most = 1 if is_filling or any(row.request.json for row in rows) else self._per_turn

@@ -17,8 +17,8 @@ from gpt_jax.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import llguidance
 
-NEEDED = b'{}[]":,-0123456789aeflnrstu'  # without one of them, a text may not reach its end
-# Without a bound, a small model may write blanks for ever.
+NEEDED = b'{}[]":,-0123456789aeflnrstu'  # without one of them, a text may reach a dead end
+# At most once in each place; without a bound, a small model may write blanks for ever.
 WHITESPACE = r' |\n {0,16}'
 # Words in errors of the library.
 PLAIN = {
@@ -26,12 +26,12 @@ PLAIN = {
     '<non-verbose/>': '',
     'NoExtensionBias': 'no token can come next',
 }
-MOST_OF_SCHEMA = 100_000  # characters; some bytes of memory each, for every text
+MOST_OF_SCHEMA = 100_000  # characters; each takes about 20 bytes of memory per text
 MOST_OF_ERROR = 150  # characters
 
 
 class JsonGrammars:
-    """Makes grammars for one tokenizer; the table of its tokens is built at the first."""
+    """The grammars of one tokenizer; the table of its tokens is built at the first use."""
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
@@ -92,7 +92,7 @@ class _Vocabulary:
 
 
 class JsonText:
-    """The part of a text that must be JSON that has been drawn so far.
+    """A text that must be JSON, as far as it is drawn.
 
     Attributes:
       bias_V: 0 for each token that may come next, -inf for all others.
