@@ -140,8 +140,11 @@ class TextRow:
         self._stop = stop
         self._held = ''  # decoded, but possibly the start of a stop string
 
-    def push(self, tokens: list[int], last: bool) -> str:
-        """Adds drawn ids and returns the text that is now final. `last`: no more ids follow."""
+    def push(self, tokens: list[int], last: bool, ended: Ended = Ended.LENGTH) -> str:
+        """Adds drawn ids and returns the text that is now final.
+
+        `last`: no more ids follow, for the reason `ended`.
+        """
         result = self.generation
         shown = len(result.text)
         for token in tokens:  # one by one, so that the result does not depend on the chunks
@@ -155,7 +158,7 @@ class TextRow:
                 self._held += self._decoder.push([token])
                 self._release()
         if last and not result.ended:
-            self._release(Ended.LENGTH)
+            self._release(ended)
         return result.text[shown:]
 
     def _release(self, ended: Ended | None = None) -> None:

@@ -31,7 +31,7 @@ class SamplingRule:
 
     greedy_B: Bool[Array, 'B'] | Bool[np.ndarray, 'B']  # always the likeliest token
     temperature_B: Floats
-    top_k_B: Floats  # the vocabulary's size: off
+    top_k_B: Floats  # infinity: off
     top_p_B: Floats  # infinity: off, because sums of probabilities may round to 1 early
     min_p_B: Floats
     repetition_penalty_B: Floats
@@ -49,7 +49,7 @@ def make_rule(configs: Sequence[SampleConfig], *, vocab_size: int) -> SamplingRu
     def values(read: Callable[[SampleConfig], float]) -> np.ndarray:
         return np.array([read(config) for config in configs], np.float32)
 
-    top_k_B = values(lambda config: min(config.top_k or vocab_size, vocab_size))
+    top_k_B = values(lambda config: min(config.top_k, vocab_size) if config.top_k else np.inf)
     top_p_B = values(lambda config: config.top_p if config.top_p < 1 else np.inf)
     greedy_B = np.array([config.temperature == 0 for config in configs])
     return SamplingRule(
@@ -96,11 +96,17 @@ def filter_logits(
         return logits_BV
     logits_BV = logits_BV / rule.temperature_B[:, None]
     if rule.truncates:
-        logits_BV = _keep_likeliest(logits_BV, jnp.ones_like(logits_BV), rule.top_k_B)
-        logits_BV = _keep_likeliest(logits_BV, jax.nn.softmax(logits_BV, axis=-1), rule.top_p_B)
+        # Each filter passes 32 times over the vocabulary, which other rows need not wait for.
+        is_on = (jnp.minimum(rule.top_k_B, rule.top_p_B) < jnp.inf).any()
+        logits_BV = jax.lax.cond(is_on, _truncate, lambda logits_BV, _: logits_BV, logits_BV, rule)
     likeliest_B1 = logits_BV.max(axis=-1, keepdims=True)
     least_B1 = likeliest_B1 + jnp.log(rule.min_p_B)[:, None]
     return jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
+
+
+def _truncate(logits_BV: Float[Array, 'B V'], rule: SamplingRule) -> Float[Array, 'B V']:
+    logits_BV = _keep_likeliest(logits_BV, jnp.ones_like(logits_BV), rule.top_k_B)
+    return _keep_likeliest(logits_BV, jax.nn.softmax(logits_BV, axis=-1), rule.top_p_B)
 
 
 def _keep_likeliest(

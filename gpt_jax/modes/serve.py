@@ -53,6 +53,8 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 def run(command: Command) -> int:
     """Listens, loads the models, and serves until it is interrupted."""
     try:
+        import llguidance  # noqa: F401  # or the first text that must be JSON would miss it
+
         from gpt_jax.serve.http import server
         from gpt_jax.serve.http.served import ServedModels
     except ImportError as error:

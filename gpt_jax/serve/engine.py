@@ -30,15 +30,17 @@ from gpt_jax.inference.sampling import SamplingRule, make_rule
 from gpt_jax.model.cache import cache_bytes_per_token
 from gpt_jax.model.config import ModelConfig
 from gpt_jax.serve.config import ServeConfig, finalize_serve
+from gpt_jax.serve.grammar import JsonGrammars
 from gpt_jax.serve.request import (
     EngineStoppedError,
+    GrammarError,
     QueueFullError,
     Request,
     RequestOptions,
     RequestTimeoutError,
     ServeError,
 )
-from gpt_jax.serve.rows import Row, needs_full, reusable, rungs_to, scores_of
+from gpt_jax.serve.rows import Row, biases_of, needs_full, reusable, rungs_to, scores_of
 from gpt_jax.tokenizer import Tokenizer
 
 NARROW = 16  # tokens of the smaller chunk of a prompt
@@ -88,6 +90,7 @@ class Engine:
         self._tokenizer = tokenizer
         self._decoder: Decoder = make_decoder(config, params, tokenizer, **options)
         self._vocab_size = tokenizer.vocab_size
+        self._grammars = JsonGrammars(tokenizer)
         count = max(self.config.rows, self._decoder.least_rows)
         self._rows = [Row(number) for number in range(count)]
         self._drafts = self.config.draft_tokens
@@ -132,7 +135,7 @@ class Engine:
 
         Raises:
             UserError: a setting cannot work, or the prompt is empty, has an id that is not in the
-                vocabulary, or is longer than the context.
+                vocabulary, or is longer than the context, or the schema cannot be followed.
             QueueFullError: as many requests wait as may wait.
             EngineStoppedError: the engine is closed, or its worker failed.
         """
@@ -144,7 +147,8 @@ class Engine:
                 f'{self.config.best} allows fewer'
             )
         row = TextRow(prompt, self._tokenizer, sampling.stop)
-        request = Request(row, sampling, options, notify=notify)
+        json = None if options.schema is None else self._grammars.start(options.schema)
+        request = Request(row, sampling, options, json=json, notify=notify)
         self._decoder.check_prompt(request.prompt)
         for token in options.bias:
             self._tokenizer.id_to_bytes(token)  # refuses ids that are not in the vocabulary
@@ -243,11 +247,7 @@ class Engine:
         rule = make_rule(configs, vocab_size=self._vocab_size)
         bias_BV = None
         if is_full:
-            bias_BV = np.zeros((len(self._rows), self._decoder.config.vocab_size), np.float32)
-            for row in self._rows:
-                if row.request and row.request.options.bias:
-                    ids, values = zip(*row.request.options.bias.items(), strict=True)
-                    bias_BV[row.number, list(ids)] = values
+            bias_BV = biases_of(self._rows, vocab_size=self._decoder.config.vocab_size)
         return rule.replace(draws=True, truncates=is_full, penalises=is_full, bias_BV=bias_BV)
 
     def _widths(self, start: int, slots: int) -> list[int]:
@@ -411,10 +411,11 @@ class Engine:
     def _draw(self, rows: list[Row]) -> None:
         """Draws the next tokens of the rows, and hands them to their requests.
 
-        That is one token while prompts wait, so that rows do not stay empty for long.
+        That is one token while prompts wait, so that rows do not stay empty for long, and while a
+        text must be JSON, because only the host knows which tokens can come after the last one.
         """
         is_filling = any(row.waiting for row in self._rows)
-        most = 1 if is_filling else self._per_turn
+        most = 1 if is_filling or any(row.request.json for row in rows) else self._per_turn
         # The turn ends with the first text, whose row another may take.
         remaining = [row.request.sampling.max_new_tokens - row.drawn for row in rows]
         most = min(most, *remaining)
@@ -432,7 +433,7 @@ class Engine:
         began = time.monotonic()
         self._state = state = self._draw_state(self._state, rule, limit, ranks=is_full)
         scores = state.scores
-        if not is_full:  # nobody wants the likeliest tokens, so they stay on the device
+        if not any(row.request.options.best for row in rows):  # they stay on the device
             scores = scores.replace(best_BSK=None, best_ids_BSK=None)
         drawn, text, scores = jax.device_get((state.drawn_B, state.text_BS, scores))
         most_drawn = max(int(drawn[row.number]) - row.drawn for row in rows)
@@ -451,6 +452,8 @@ class Engine:
             )
             if row.request.generation.ended:
                 self._free(row)
+            elif row.request.json and row.request.json.error:
+                self._free(row, GrammarError(f'the JSON cannot go on: {row.request.json.error}'))
             elif len(row.tokens) > context:  # the text goes on from its last part
                 row.waiting, row.tokens = row.tokens[-max(1, context // 2) :], []
                 row.outgrew = True

@@ -4,12 +4,13 @@ import dataclasses
 import queue
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpt_jax.inference.config import SampleConfig
-from gpt_jax.inference.generate import Generation, TextRow
+from gpt_jax.inference.generate import Ended, Generation, TextRow
+from gpt_jax.serve.grammar import JsonText
 
 
 class ServeError(Exception):
@@ -30,6 +31,10 @@ class RequestTimeoutError(ServeError):
 
 class EngineStoppedError(ServeError):
     """The engine is closed, or its worker failed."""
+
+
+class GrammarError(ServeError):
+    """A text cannot go on as the JSON that was asked for."""
 
 
 class Score(NamedTuple):
@@ -53,6 +58,7 @@ class RequestOptions:
 
     sample: int = 0  # number of the text among those of its prompt; others draw other tokens
     bias: Mapping[int, float] = dataclasses.field(default_factory=dict)  # added to logits, by id
+    schema: Mapping[str, Any] | None = None  # JSON schema that the text must follow; None: none
     best: int = 0  # likeliest tokens in each score
     scores_prompt: bool = False  # also score the prompt's tokens; it is not looked up in the cache
     draws: bool = True  # False: the request ends after its prompt
@@ -65,6 +71,7 @@ class Request:
       prompt: its ids.
       sampling: how its tokens are drawn, and when it ends.
       options: see `RequestOptions`.
+      json: the text as JSON, if it must be; None: any text.
       prompt_scores: of the prompt's tokens but the first, if they were asked for.
       hidden: mean `[D]` of the last hidden states of the prompt, if its scores were asked for.
       reused: tokens of the prompt that an earlier text had left in the cache.
@@ -78,11 +85,13 @@ class Request:
         sampling: SampleConfig,
         options: RequestOptions,
         *,
+        json: JsonText | None,
         notify: Callable[[], None],
     ):
         self.prompt = list(row.prompt_tokens)
         self.sampling = sampling
         self.options = options
+        self.json = json
         self.prompt_scores: list[Score] = []
         self.hidden: np.ndarray | None = None
         self.reused = 0
@@ -151,7 +160,9 @@ class Request:
     def push(self, tokens: list[int], scores: list[Score], *, is_last: bool) -> None:
         """Adds drawn ids; called by the engine only."""
         before = len(self.generation.tokens)
-        text = self._row.push(tokens, is_last)
+        is_whole = self.json is not None and self.json.push(tokens)
+        ended = Ended.END_OF_TEXT if is_whole else Ended.LENGTH
+        text = self._row.push(tokens, is_last or is_whole, ended)
         kept = self.generation.tokens[before:]
         if text or kept:
             self._pieces.put(Piece(text, kept, scores[: len(kept)]))

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from gpt_jax.inference.decode import LEAST_CAPACITY
 from gpt_jax.inference.programs import TokenScores
 from gpt_jax.inference.sampling import make_rule
@@ -43,7 +45,20 @@ def needs_full(request: Request) -> bool:
     """Returns whether a request needs more than temperature and min-p."""
     rule = make_rule([request.sampling], vocab_size=request.sampling.top_k + 1)
     options = request.options
-    return bool(rule.truncates or rule.penalises or options.bias or options.best)
+    return bool(rule.truncates or rule.penalises or options.bias or options.best or request.json)
+
+
+def biases_of(rows: list[Row], *, vocab_size: int) -> np.ndarray:
+    """Returns what is added to the logits `[B, V]` of the rows; -inf forbids a token."""
+    bias_BV = np.zeros((len(rows), vocab_size), np.float32)
+    for row in rows:
+        if row.request and row.request.options.bias:
+            ids, values = zip(*row.request.options.bias.items(), strict=True)
+            bias_BV[row.number, list(ids)] = values
+        if row.request and row.request.json:
+            bias_V = row.request.json.bias_V
+            bias_BV[row.number, : len(bias_V)] += bias_V
+    return bias_BV
 
 
 def scores_of(scores: TokenScores, row: int, slots: range, *, best: int) -> list[Score]:

@@ -35,12 +35,30 @@ class StreamOptions(pydantic.BaseModel):
     include_obfuscation: bool = False  # accepted; there is none
 
 
-class ResponseFormat(pydantic.BaseModel):
-    """The form of the answer; only text, because nothing here forces another."""
+class JsonSchema(pydantic.BaseModel):
+    """A schema that the text must follow; its name and description have no effect."""
 
     model_config = pydantic.ConfigDict(extra='forbid', strict=True)
 
-    type: Literal['text'] = 'text'
+    name: str = Field(min_length=1, max_length=64)
+    description: str | None = None
+    content: dict[str, Any] = Field(alias='schema')
+    strict: bool | None = None  # accepted; the text follows the schema in any case
+
+
+class ResponseFormat(pydantic.BaseModel):
+    """The form of the text."""
+
+    model_config = pydantic.ConfigDict(extra='forbid', strict=True)
+
+    type: Literal['text', 'json_object', 'json_schema'] = 'text'
+    json_schema: JsonSchema | None = None
+
+    @pydantic.model_validator(mode='after')
+    def _check(self) -> 'ResponseFormat':
+        if (self.type == 'json_schema') != (self.json_schema is not None):
+            raise ValueError('give json_schema with type json_schema, and only there')
+        return self
 
 
 class SamplingBody(Body):
@@ -57,6 +75,7 @@ class SamplingBody(Body):
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    response_format: ResponseFormat | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     metadata: dict[str, Any] | None = None
@@ -74,6 +93,14 @@ class SamplingBody(Body):
     def bias(self) -> dict[int, float]:
         """The values that are added to logits, by id."""
         return {int(token): value for token, value in (self.logit_bias or {}).items()}
+
+    @property
+    def text_schema(self) -> dict[str, Any] | None:
+        """The JSON schema that the text must follow; None: it may be any text."""
+        form = self.response_format
+        if form is None or form.type == 'text':
+            return None
+        return form.json_schema.content if form.json_schema else {'type': 'object'}
 
     def sampling(self, *, max_tokens: int) -> SampleConfig:
         """Returns how tokens are drawn; a request without a seed gets a random one."""
@@ -167,7 +194,6 @@ class ChatBody(SamplingBody):
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0)
-    response_format: ResponseFormat | None = None
 
     @pydantic.model_validator(mode='after')
     def _check(self) -> 'ChatBody':

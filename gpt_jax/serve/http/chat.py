@@ -43,6 +43,7 @@ class Chat:
             body.sampling(max_tokens=body.max_completion_tokens or body.max_tokens or room),
             count=self._count,
             bias=body.bias,
+            schema=body.text_schema,
             best=body.top_logprobs or 0,
         )
 

@@ -43,6 +43,7 @@ class Completions:
             body.sampling(max_tokens=self._max_tokens),
             count=self._count,
             bias=body.bias,
+            schema=body.text_schema,
             best=body.logprobs or 0,
             scores_prompt=bool(body.echo) and body.logprobs is not None,
             draws=self._max_tokens > 0,

@@ -9,7 +9,12 @@ import pydantic
 from starlette.responses import Response
 
 from gpt_jax.errors import UserError
-from gpt_jax.serve.request import QueueFullError, RequestTimeoutError, ServeError
+from gpt_jax.serve.request import (
+    GrammarError,
+    QueueFullError,
+    RequestTimeoutError,
+    ServeError,
+)
 
 TYPES = {
     400: 'invalid_request_error',
@@ -67,6 +72,8 @@ def explain(error: Exception) -> ApiError:
         return ApiError(429, str(error), code='queue_full', headers={'Retry-After': wait})
     if isinstance(error, RequestTimeoutError):
         return ApiError(503, str(error), code='timeout')
+    if isinstance(error, GrammarError):
+        return ApiError(400, str(error), param='response_format')
     if isinstance(error, ServeError):
         return ApiError(503, str(error), code='engine_stopped')
     if isinstance(error, UserError):
