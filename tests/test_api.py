@@ -16,10 +16,7 @@ from gpt_jax import run as runs
 from gpt_jax.checkpoint import disk
 from gpt_jax.checkpoint.manifest import list_steps
 from gpt_jax.errors import UserError
-from gpt_jax.inference.config import SampleConfig
-from gpt_jax.inference.generate import Generator
 from gpt_jax.main import main
-from gpt_jax.model.weight_rounding import round_weights
 from gpt_jax.telemetry.progress import Progress
 from gpt_jax.tokenizer import TokenizerConfig, TokenizerKind, make_tokenizer
 from gpt_jax.train.program import Program
@@ -163,18 +160,6 @@ def test_own_tokenizer():
     assert gpt.config.model.vocab_size == tokenizer.vocab_size
     gpt.fit(text, steps=2, batch_size=8, quiet=True)
     assert gpt.tokenizer is tokenizer
-
-
-def test_weights_as_integers(fitted):
-    """A call with other weights converts them anew; the next one converts them back."""
-    options = dict(max_new_tokens=30, seed=1)
-    exact = fitted.generate('Alice', **options)
-    rounded = round_weights(fitted.params, fitted.config.model, 'int8')
-    generator = Generator(fitted.config.model, rounded, fitted.tokenizer)
-    [expected] = generator.generate(['Alice'], SampleConfig(**options))
-    text = fitted.generate('Alice', weight_dtype='int8', **options)
-    assert text == 'Alice' + expected.text
-    assert fitted.generate('Alice', **options) == exact
 
 
 def test_wrong_arguments(fitted):

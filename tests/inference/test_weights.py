@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from gpt_jax.inference.config import WeightType
+from gpt_jax import GPT
+from gpt_jax.inference.config import SampleConfig, WeightType
 from gpt_jax.inference.decode import Decoder
+from gpt_jax.inference.generate import Generator
 from gpt_jax.inference.weights import prepare_weights
 from gpt_jax.kernels.matmul_int8 import Int8Matrix
 from gpt_jax.model.attention import Latent
@@ -82,3 +84,16 @@ def test_the_weights_take_a_quarter():
     small = prepare_weights(params, config, WeightType.INT8)
     assert sum(leaf.nbytes for leaf in jax.tree.leaves(small)) < 0.28 * size
     assert np.isfinite(np.asarray(small['blocks']['layer_0']['mlp']['up']['kernel'].scale_O)).all()
+
+
+def test_calls_with_other_weights():
+    """A call converts them anew; the next one converts them back."""
+    gpt = GPT(num_layers=1, num_heads=2, d_model=16, max_seq_len=32)
+    options = dict(max_new_tokens=20, seed=1, temperature=1.0)
+    exact = gpt.generate('Alice', **options)
+    rounded = round_weights(gpt.params, gpt.config.model, 'int8')
+    [expected] = Generator(gpt.config.model, rounded, gpt.tokenizer).generate(
+        ['Alice'], SampleConfig(**options)
+    )
+    assert gpt.generate('Alice', weight_dtype='int8', **options) == 'Alice' + expected.text
+    assert gpt.generate('Alice', **options) == exact

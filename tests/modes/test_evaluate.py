@@ -174,3 +174,16 @@ def test_another_context_than_the_trained_one(position, tmp_path, capsys):
     assert found == expected
     assert found['tokens'] == shorter['tokens']
     assert found['loss'] != shorter['loss']
+
+
+def test_what_8_bit_weights_cost(trained, capsys):
+    perplexities = []
+    for flags in ([], ['--config.sample.weight_dtype=int8']):
+        capsys.readouterr()
+        assert main(['--mode=evaluate', f'--workdir={trained}', *flags]) == 0
+        title = 'step 8-int8, validation' if flags else 'step 8, validation'
+        assert title in capsys.readouterr().out
+        perplexities.append(json.loads((trained / 'eval.json').read_text())['perplexity'])
+    exact, rounded = perplexities
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=5e-3)
