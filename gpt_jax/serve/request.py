@@ -45,6 +45,7 @@ class Piece(NamedTuple):
     text: str  # never ends inside a character, nor with a possible start of a stop string
     tokens: list[int]  # without end of text
     scores: list[Score]  # of `tokens`
+    seconds: float | None = None  # that each token took; None: they are of the prompt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,7 @@ class RequestOptions:
     best: int = 0  # likeliest tokens in each score
     scores_prompt: bool = False  # also score the prompt's tokens; it is not looked up in the cache
     draws: bool = True  # False: the request ends after its prompt
+    use_cache: bool = True  # False: the model reads the whole text again for each token
 
 
 class Request:
@@ -148,13 +150,20 @@ class Request:
             pass
         return self.generation
 
-    def push(self, tokens: list[int], scores: list[Score], *, is_last: bool) -> None:
-        """Adds drawn ids; called by the engine only."""
+    def push(
+        self,
+        tokens: list[int],
+        scores: list[Score],
+        *,
+        is_last: bool,
+        seconds: float | None = None,
+    ) -> None:
+        """Adds drawn ids, each of which took `seconds`; called by the engine only."""
         before = len(self.generation.tokens)
         text = self._row.push(tokens, is_last)
         kept = self.generation.tokens[before:]
         if text or kept:
-            self._pieces.put(Piece(text, kept, scores[: len(kept)]))
+            self._pieces.put(Piece(text, kept, scores[: len(kept)], seconds))
             self._notify()
 
     def end(self, error: ServeError | None = None) -> None:

@@ -31,6 +31,18 @@ async ([name, ids, sampling]) => {
   return pieces;
 }
 """
+_READ = """
+async ([name, ids, sampling]) => {
+  const session = await (OPEN)(name), { model } = session, read = [];
+  const forward = model.forward.bind(model);
+  model.forward = (chunk, ...rest) => {
+    read.push(chunk.length);
+    return forward(chunk, ...rest);
+  };
+  for (const _ of session.generate(ids, sampling));
+  return read;
+}
+"""
 _BRANCHES = """
 async ([name, branches, attended]) => {
   const session = await (OPEN)(name), found = [];
@@ -103,6 +115,10 @@ class Sessions:
     def generate(self, name, ids, **sampling):
         """Returns the pieces after some ids; greedy unless `sampling` says otherwise."""
         return self._run(_GENERATE, name, ids, DEFAULTS | sampling)
+
+    def read(self, name, ids, **sampling):
+        """Returns the numbers of tokens that each call of the network reads in `generate`."""
+        return self._run(_READ, name, ids, DEFAULTS | sampling)
 
     def tokenize(self, name, texts):
         """Returns the ids of each text, and the texts of these ids, at once and streamed."""

@@ -54,10 +54,12 @@ export class Session {
     for (const id of ids) stream.push(id);
     let text = '', shown = 0;
     for (let drawn = 0; drawn < sampling.max_new_tokens; drawn++) {
+      const began = performance.now();
+      if (sampling.use_cache === false) this.cached = { start: 0, ids: [] };
       for (const _ of this.see(ids, ids.length)) yield null;
       const logits = this.model.nextLogits().subarray(0, tokenizer.size);
       const id = chooseNext(logits, ids, sampling, prompt.length);
-      const piece = this.describe(id, logits);
+      const piece = { ...this.describe(id, logits), seconds: (performance.now() - began) / 1e3 };
       ids.push(id);
       if (ends.has(id)) return void (yield { ...piece, text: stream.flush(), ended: 'end_of_text' });
       text += stream.push(id);
