@@ -225,6 +225,33 @@ def test_a_stopped_worker_rests(opened_page):
     assert counts == [5, 0]
 
 
+def test_questions_about_attention_do_not_change_the_text(opened_page):
+    plain, asked = opened_page().page.evaluate(
+        """async () => {
+      const script = new URL('scripts/browser_backend.js', document.baseURI);
+      const { BrowserBackend } = await import(script);
+      const backend = new BrowserBackend(document.baseURI), ids = [65, 66, 67, 68];
+      const { sampling } = await backend.describe(() => {});
+      const rest = { top_k: 0, top_p: 1, min_p: 0, repetition_penalty: 1, stop: [], seed: 0,
+        presence_penalty: 0, frequency_penalty: 0 };
+      const request = { ids, sampling: { ...rest, ...sampling, max_new_tokens: 60 } };
+      const write = async () => {
+        const found = [];
+        for await (const { id, logprob } of backend.generate(request)) found.push([id, logprob]);
+        return found;
+      };
+      const plain = await write();
+      let writes = true;
+      const questions = (async () => { while (writes) await backend.attention(ids, 2); })();
+      const asked = await write();
+      writes = false;
+      await questions;
+      return [plain, asked];
+    }"""
+    )
+    assert asked == plain and len(plain) > 20
+
+
 def test_the_keyboard_does_it_all(opened_page):
     page = opened_page()
     press = page.page.keyboard.press
