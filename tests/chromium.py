@@ -12,13 +12,20 @@ import pytest
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
 
 
-@pytest.fixture(scope='module')
-def browser():
+@contextlib.contextmanager
+def launch(*flags):
+    """Starts Chromium; skips the test without one."""
     library = pytest.importorskip('playwright.sync_api', reason='playwright is not installed')
     if CHROMIUM is None:
         pytest.skip('chromium is not installed')
     with library.sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
+        yield playwright.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox', *flags])
+
+
+@pytest.fixture(scope='module')
+def browser():
+    with launch() as browser:
+        yield browser
 
 
 @pytest.fixture

@@ -347,7 +347,8 @@ class Engine:
     def _lend(self, row: Row, request: Request) -> None:
         request.started = time.monotonic()
         request.reused = reusable(row.tokens, request)
-        row.request, row.drawn, row.outgrew, row.hidden = request, 0, False, 0.0
+        row.request, row.drawn, row.refills, row.hidden = request, 0, False, 0.0
+        row.since = request.started
         row.tokens, row.waiting = (
             request.prompt[: request.reused],
             request.prompt[request.reused :],
@@ -376,7 +377,7 @@ class Engine:
         narrow, *wider = self._widths(start, self._rungs[-1])
         fits = [width for width in wider if self._seconds[width] <= seconds and count > width // 2]
         width = fits[-1] if fits else narrow
-        scores = row.request.options.scores_prompt and not row.outgrew
+        scores = row.request.options.scores_prompt and not row.refills
         # Scoring is compiled for the largest cache only.
         self._make_room(self._rungs[-1] if scores else start + width)
         chunk = row.waiting[:width]
@@ -386,7 +387,7 @@ class Engine:
             row=row.number,
             start=start,
             width=width,
-            outgrew=row.outgrew,
+            outgrew=row.refills,
             scores=scores,
         )
         row.tokens, row.waiting = row.tokens + chunk, row.waiting[width:]
@@ -422,22 +423,24 @@ class Engine:
         context = self._decoder.config.max_seq_len
         limit = np.array([row.drawn for row in self._rows], np.int32)
         for row in rows:
-            limit[row.number] += min(
-                most,
-                context + 1 - len(row.tokens),
-            )
+            room = context + 1 - len(row.tokens)
+            limit[row.number] += min(most, room) if row.request.options.use_cache else 1
         self._make_room(max(len(row.tokens) for row in rows) + most + self._drafts)
         is_full = any(needs_full(row.request) for row in rows)
         rule = self._rule(is_full)
         jax.block_until_ready(self._state)
         began = time.monotonic()
+        for row in rows:
+            if not row.drawn and row.request.options.use_cache:
+                row.since = began  # reading the prompt is not the time of a token
         self._state = state = self._draw_state(self._state, rule, limit, ranks=is_full)
         scores = state.scores
         if not any(row.request.options.best for row in rows):  # they stay on the device
             scores = scores.replace(best_BSK=None, best_ids_BSK=None)
         drawn, text, scores = jax.device_get((state.drawn_B, state.text_BS, scores))
         most_drawn = max(int(drawn[row.number]) - row.drawn for row in rows)
-        per_token = (time.monotonic() - began) / most_drawn
+        now = time.monotonic()
+        per_token = (now - began) / most_drawn
         self._per_turn = int(min(max(1, TURN_SECONDS / per_token), MOST_PER_TURN))
         for row in rows:
             new = range(len(row.tokens), len(row.tokens) + int(drawn[row.number]) - row.drawn)
@@ -449,14 +452,18 @@ class Engine:
                 tokens,
                 scores_of(scores, row.number, new, best=row.request.options.best),
                 is_last=row.drawn >= row.request.sampling.max_new_tokens,
+                seconds=(now - row.since) / max(1, len(tokens)),
             )
+            row.since = now
             if row.request.generation.ended:
                 self._free(row)
             elif row.request.json and row.request.json.error:
                 self._free(row, GrammarError(f'the JSON cannot go on: {row.request.json.error}'))
             elif len(row.tokens) > context:  # the text goes on from its last part
                 row.waiting, row.tokens = row.tokens[-max(1, context // 2) :], []
-                row.outgrew = True
+                row.refills = True
+            elif not row.request.options.use_cache:
+                row.waiting, row.tokens, row.refills = row.tokens, [], True
 
     def _draw_state(
         self, state: DecodeState, rule: SamplingRule, limit: np.ndarray, *, ranks: bool

@@ -50,6 +50,7 @@ class Piece(NamedTuple):
     text: str  # never ends inside a character, nor with a possible start of a stop string
     tokens: list[int]  # without end of text
     scores: list[Score]  # of `tokens`
+    seconds: float | None = None  # that each token took; None: they are of the prompt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,7 @@ class RequestOptions:
     best: int = 0  # likeliest tokens in each score
     scores_prompt: bool = False  # also score the prompt's tokens; it is not looked up in the cache
     draws: bool = True  # False: the request ends after its prompt
+    use_cache: bool = True  # False: the model reads the whole text again for each token
 
 
 class Request:
@@ -157,15 +159,22 @@ class Request:
             pass
         return self.generation
 
-    def push(self, tokens: list[int], scores: list[Score], *, is_last: bool) -> None:
-        """Adds drawn ids; called by the engine only."""
+    def push(
+        self,
+        tokens: list[int],
+        scores: list[Score],
+        *,
+        is_last: bool,
+        seconds: float | None = None,
+    ) -> None:
+        """Adds drawn ids, each of which took `seconds`; called by the engine only."""
         before = len(self.generation.tokens)
         is_whole = self.json is not None and self.json.push(tokens)
         ended = Ended.END_OF_TEXT if is_whole else Ended.LENGTH
         text = self._row.push(tokens, is_last or is_whole, ended)
         kept = self.generation.tokens[before:]
         if text or kept:
-            self._pieces.put(Piece(text, kept, scores[: len(kept)]))
+            self._pieces.put(Piece(text, kept, scores[: len(kept)], seconds))
             self._notify()
 
     def end(self, error: ServeError | None = None) -> None:

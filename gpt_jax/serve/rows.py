@@ -21,7 +21,8 @@ class Row:
     waiting: list[int] = dataclasses.field(default_factory=list)  # not yet in the cache
     drawn: int = 0
     hidden: Any = 0.0  # sum of the prompt's last hidden states so far
-    outgrew: bool = False  # the text exceeded the context and continues from its last part
+    refills: bool = False  # the text has begun, and its cache is filled again
+    since: float = 0.0  # time of `time.monotonic` from which its next tokens are timed
     freed: int = 0  # turn in which its last text ended
 
 
@@ -35,7 +36,7 @@ def rungs_to(most: int) -> list[int]:
 
 def reusable(tokens: list[int], request: Request) -> int:
     """Returns how many tokens of the prompt need no pass; the last one does, for its logits."""
-    if request.options.scores_prompt:
+    if request.options.scores_prompt or not request.options.use_cache:
         return 0
     most = min(len(tokens), len(request.prompt) - 1)
     return next((i for i in range(most) if tokens[i] != request.prompt[i]), most)

@@ -9,7 +9,7 @@ def open_page(browse, client, *, path='', **options):
 
 def text_of(page):
     page.get_by_role('button', name='Continue', disabled=False).wait_for()
-    return page.locator('.unseen[aria-live=polite]').text_content()
+    return page.locator('p.unseen').text_content()
 
 
 def write(page, *, tokens=20):

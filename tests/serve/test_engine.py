@@ -13,6 +13,7 @@ import pytest
 from gpt_jax import GPT
 from gpt_jax.errors import UserError
 from gpt_jax.inference.config import SampleConfig
+from gpt_jax.inference.decode import Decoder
 from gpt_jax.inference.generate import Ended
 from gpt_jax.model.gpt import GPT as Network
 from gpt_jax.model.layer_stack import to_executed
@@ -174,6 +175,35 @@ def test_the_beginning_of_a_prompt_is_reused():
     assert texts == [alone(gpt, prompt, greedy)[0] for prompt in (dialog, other)]
     assert (status.prompt_tokens, status.reused_tokens) == (60 + 50 + 77 + 50 + 80, 70 + 49 + 30)
     assert (status.finished, status.drawn_tokens) == (5, 50)
+
+
+def test_without_the_cache_texts_are_the_same_and_read_again_for_each_token(monkeypatch):
+    """Among other texts; some outgrow the context, and penalties know what was drawn."""
+    gpt, read = fit(), []
+    extend = Decoder.extend
+
+    def counting_extend(self, state, tokens, **options):
+        read.append(len(tokens))
+        return extend(self, state, tokens, **options)
+
+    prompts = make_prompts(gpt, (20, 3, 70, 41, 140, 120))
+    samplings = [
+        SampleConfig(max_new_tokens=20, seed=50 + i, **values) for i, values in enumerate(SAMPLINGS)
+    ]
+    samplings[3] = dataclasses.replace(samplings[3], presence_penalty=1.5)
+    expected = [alone(gpt, *pair)[0].text for pair in zip(prompts, samplings, strict=True)]
+    options = [RequestOptions(use_cache=i == 2) for i in range(6)]
+    with start(gpt) as engine:
+        requests = [engine.submit(*each) for each in zip(prompts, samplings, options, strict=True)]
+        assert [request.result().text for request in requests] == expected
+        monkeypatch.setattr(Decoder, 'extend', counting_extend)
+        greedy = SampleConfig(temperature=0.0, max_new_tokens=10)
+        for use_cache in (False, True):
+            request = engine.submit(prompts[0], greedy, RequestOptions(use_cache=use_cache))
+            seconds = [piece.seconds for piece in request]
+            assert request.reused == (19 if use_cache else 0)
+            assert min(seconds) > 0 and len(seconds) <= 10
+    assert sum(read) == sum(range(20, 30)) + 1
 
 
 def test_a_cancelled_text_leaves_its_row():

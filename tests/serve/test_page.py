@@ -196,7 +196,9 @@ def test_two_models_side_by_side(browse):
         page.on('request', lambda request: asked.append(request.post_data_json or {}))
         page.get_by_role('button', name='Generate', exact=True).click()
         page.get_by_role('button', name='Continue', disabled=False).wait_for()
-        assert page.locator('.unseen').all_inner_texts() == ['Alice' + greedy('Alice', 20).text] * 2
+        assert (
+            page.locator('p.unseen').all_inner_texts() == ['Alice' + greedy('Alice', 20).text] * 2
+        )
         generated = [each for each in asked if 'max_tokens' in each]
         assert [each.pop('model') for each in generated] == ['tiny', 'other']
         assert generated[0] == generated[1]
@@ -208,7 +210,7 @@ def test_two_models_side_by_side(browse):
         assert panel_of(page).get_by_role('heading', name='other').is_visible()
         panel_of(page).get_by_role('button').nth(1).click()
         page.get_by_role('button', name='Continue', disabled=False).wait_for()
-        first, second = page.locator('.unseen').all_inner_texts()
+        first, second = page.locator('p.unseen').all_inner_texts()
         assert first == 'Alice' + greedy('Alice', 20).text and second != first
         page.get_by_role('button', name='Chat', exact=True).click()
         assert page.get_by_role('listbox').count() == 1
@@ -265,3 +267,17 @@ def test_a_conversation(page, client):
     page.get_by_text('write a message first').wait_for()
     page.get_by_role('button', name='Complete').click()
     assert page.get_by_role('textbox', name='Prompt').input_value() == 'Alice'
+
+
+def test_the_text_is_written_again_without_the_cache(page, client):
+    page.get_by_role('spinbutton', name='Temperature').fill('1')
+    text = write(page, tokens=60)
+    reused = client.metric('reused_tokens_total')
+    page.get_by_role('button', name='off').click()
+    assert text_of(page) == text
+    said = page.get_by_text('ms without it: ').inner_text()
+    assert said.endswith('The text is the same.')
+    cached, fresh = (float(each) for each in re.findall(r'([\d.]+) ms', said))
+    assert fresh > cached > 0
+    assert client.metric('reused_tokens_total') == reused
+    assert page.locator('.canvas g.series-0, .canvas g.series-1').count() == 2

@@ -8,10 +8,13 @@ from tests.weights.random_source import random_params
 
 _OPEN = """
 async (name) => {
-  const { Session } = await import(new URL('scripts/session.js', document.baseURI));
+  const load = (script) => import(new URL(`scripts/${script}.js`, document.baseURI));
+  const [{ Session }, { chooseModel }, { Weights }] = await Promise.all(
+    ['session', 'choose_model', 'weights'].map(load));
   const read = async (file) => fetch(new URL(`../${name}/${file}`, document.baseURI));
   const description = await (await read('model.json')).json();
-  return new Session(description, await (await read('model.bin')).arrayBuffer());
+  const weights = new Weights(description.tensors, await (await read('model.bin')).arrayBuffer());
+  return new Session(description, (await chooseModel(description.model, weights, 'BACKEND')).model);
 }
 """
 _LOGITS = """
@@ -19,7 +22,7 @@ async ([name, ids, prompt]) => {
   const session = await (OPEN)(name), rows = [];
   for (let length = prompt; length <= ids.length; length++) {
     for (const _ of session.see(ids, length));
-    rows.push([...session.model.nextLogits()]);
+    rows.push([...await session.model.nextLogits()]);
   }
   return rows;
 }
@@ -27,20 +30,32 @@ async ([name, ids, prompt]) => {
 _GENERATE = """
 async ([name, ids, sampling]) => {
   const session = await (OPEN)(name), pieces = [];
-  for (const piece of session.generate(ids, sampling)) if (piece) pieces.push(piece);
+  for await (const piece of session.generate(ids, sampling)) if (piece) pieces.push(piece);
   return pieces;
+}
+"""
+_READ = """
+async ([name, ids, sampling]) => {
+  const session = await (OPEN)(name), { model } = session, read = [];
+  const forward = model.forward.bind(model);
+  model.forward = (chunk, ...rest) => {
+    read.push(chunk.length);
+    return forward(chunk, ...rest);
+  };
+  for await (const _ of session.generate(ids, sampling));
+  return read;
 }
 """
 _BRANCHES = """
 async ([name, branches, attended]) => {
   const session = await (OPEN)(name), found = [];
-  const logits = (model, ids) => {
+  const logits = async (model, ids) => {
     for (const _ of model.see(ids, ids.length));
-    return [...model.model.nextLogits()];
+    return [...await model.model.nextLogits()];
   };
   for (const ids of branches) {
-    found.push([logits(session, ids), logits(await (OPEN)(name), ids)]);
-    session.attention(ids, attended);
+    found.push([await logits(session, ids), await logits(await (OPEN)(name), ids)]);
+    await session.attention(ids, attended);
   }
   return found;
 }
@@ -68,13 +83,22 @@ async ([name, logits, count, sampling]) => {
   return Array.from({ length: count }, (_, i) => chooseNext(logits, Array(i).fill(0), sampling, 0));
 }
 """
+_LOSE = """
+async ([name]) => {
+  const { model } = await (OPEN)(name);
+  model.close();
+  await new Promise((resolve) => setTimeout(resolve, 100));
+  return model.nextLogits().catch((error) => error.message);
+}
+"""
 _ATTENTION = """
 async ([name, ids, positions]) => {
-  const session = await (OPEN)(name);
-  return positions.map((position) => {
-    const found = session.attention(ids, position);
-    return { ...found, weights: [...found.weights] };
-  });
+  const session = await (OPEN)(name), all = [];
+  for (const position of positions) {
+    const found = await session.attention(ids, position);
+    all.push({ ...found, weights: [...found.weights] });
+  }
+  return all;
 }
 """
 DEFAULTS = {'temperature': 0.0, 'top_k': 0, 'top_p': 1.0, 'min_p': 0.0}
@@ -85,8 +109,9 @@ DEFAULTS |= {'repetition_penalty': 1.0, 'seed': 0, 'stop': [], 'max_new_tokens':
 class Sessions:
     """A page of the browser, with the exports in the folders beside that of the page."""
 
-    def __init__(self, visit, folder):
+    def __init__(self, visit, folder, *, backend='cpu'):
         self.folder = folder
+        self._backend = backend
         self._visit, self._page = visit, None
 
     def export(self, name, model, tokenizer=None, params=None, **options):
@@ -103,6 +128,10 @@ class Sessions:
     def generate(self, name, ids, **sampling):
         """Returns the pieces after some ids; greedy unless `sampling` says otherwise."""
         return self._run(_GENERATE, name, ids, DEFAULTS | sampling)
+
+    def read(self, name, ids, **sampling):
+        """Returns the numbers of tokens that each call of the network reads in `generate`."""
+        return self._run(_READ, name, ids, DEFAULTS | sampling)
 
     def tokenize(self, name, texts):
         """Returns the ids of each text, and the texts of these ids, at once and streamed."""
@@ -128,7 +157,12 @@ class Sessions:
         """
         return self._run(_BRANCHES, name, branches, attended)
 
+    def lose(self, name):
+        """Returns the error after the GPU of a model is gone."""
+        return self._run(_LOSE, name)
+
     def _run(self, code, name, *values):
         if self._page is None:
             self._page = self._visit(self.folder, path=f'{name}/')
-        return self._page.evaluate(code.replace('OPEN', _OPEN), [name, *values])
+        code = code.replace('OPEN', _OPEN).replace('BACKEND', self._backend)
+        return self._page.evaluate(code, [name, *values])

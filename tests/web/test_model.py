@@ -159,3 +159,15 @@ def test_what_is_cached_changes_nothing(sessions):
     branches = [ids[:30], ids[:31], other, ids[:25], ids, ids[:12], ids[:12]]
     for reused, fresh in sessions.branches('cached', branches, attended=3):
         np.testing.assert_allclose(reused, fresh, atol=1e-5)
+
+
+def test_without_the_cache_all_is_read_again_for_each_token(sessions):
+    sessions.export('read', make_model(**GPT2 | dict(vocab_size=257)))
+    ids = [*b'The quick']
+    assert sessions.read('read', ids, max_new_tokens=4, use_cache=True) == [9, 1, 1, 1]
+    assert sessions.read('read', ids, max_new_tokens=4, use_cache=False) == [9, 10, 11, 12]
+    texts = [
+        [each['id'] for each in sessions.generate('read', ids, use_cache=use_cache)]
+        for use_cache in (True, False)
+    ]
+    assert texts[0] == texts[1] and len(texts[0]) == 40

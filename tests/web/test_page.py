@@ -57,7 +57,7 @@ class Page:
     def finished(self):
         """Waits for the end; returns the text."""
         self.page.get_by_role('button', name='Continue', disabled=False).wait_for()
-        return self.page.locator('[aria-live=polite]').text_content()
+        return self.page.locator('p.unseen').text_content()
 
     def write(self):
         self.press('Generate')
@@ -138,6 +138,34 @@ def test_attention_colours_the_tokens_that_are_read(opened_page):
     assert page.pieces.last.get_attribute('style') and not page.pieces.first.get_attribute('style')
 
 
+def test_the_text_is_written_again_without_the_cache(opened_page, generator):
+    page = opened_page()
+    page.set('Temperature', 1.5)
+    page.set('Tokens', 24)
+    text = page.write()
+    page.page.get_by_text(re.compile(r'^[\d.]+ ms per token with the KV cache; switch')).wait_for()
+    assert not page.page.locator('.canvas').is_visible()
+    page.press('off')
+    assert page.finished() == text
+    said = page.page.get_by_text(re.compile(r'[\d.]+ ms without it: ')).inner_text()
+    assert said.endswith('The text is the same.')
+    assert all(float(each) > 0 for each in re.findall(r'([\d.]+) ms', said))
+    timed = page.pieces.count() - len(TOKENIZER.encode(PROMPT)) - 1
+    for line in ('.series-0', '.series-1'):
+        page.page.locator(f'.canvas {line} circle').nth(timed - 1).wait_for()
+        assert page.page.locator(f'.canvas {line} circle').count() == timed > 9
+    page.set('Seed', 3)
+    assert page.write() != text
+    page.page.get_by_text(re.compile(r'^[\d.]+ ms per token without the KV cache.$')).wait_for()
+    page.press('on')
+    page.finished()
+    page.page.get_by_text('The text is the same.').wait_for()
+    page.set('Temperature', 0)
+    page.press('off')
+    page.set('Tokens', 40)
+    assert page.write() == python_text(generator, PROMPT, 40)
+
+
 def test_seeds_repeat_texts_and_settings_are_checked(opened_page):
     page = opened_page()
     page.set('Temperature', 1.5)
@@ -195,6 +223,33 @@ def test_a_stopped_worker_rests(opened_page):
     }"""
     )
     assert counts == [5, 0]
+
+
+def test_questions_about_attention_do_not_change_the_text(opened_page):
+    plain, asked = opened_page().page.evaluate(
+        """async () => {
+      const script = new URL('scripts/browser_backend.js', document.baseURI);
+      const { BrowserBackend } = await import(script);
+      const backend = new BrowserBackend(document.baseURI), ids = [65, 66, 67, 68];
+      const { sampling } = await backend.describe(() => {});
+      const rest = { top_k: 0, top_p: 1, min_p: 0, repetition_penalty: 1, stop: [], seed: 0,
+        presence_penalty: 0, frequency_penalty: 0 };
+      const request = { ids, sampling: { ...rest, ...sampling, max_new_tokens: 60 } };
+      const write = async () => {
+        const found = [];
+        for await (const { id, logprob } of backend.generate(request)) found.push([id, logprob]);
+        return found;
+      };
+      const plain = await write();
+      let writes = true;
+      const questions = (async () => { while (writes) await backend.attention(ids, 2); })();
+      const asked = await write();
+      writes = false;
+      await questions;
+      return [plain, asked];
+    }"""
+    )
+    assert asked == plain and len(plain) > 20
 
 
 def test_the_keyboard_does_it_all(opened_page):
@@ -288,4 +343,7 @@ def test_the_page_is_accessible(opened_page, look):
     page.write()
     page.pieces.nth(6).click()
     page.page.get_by_text('What these settings do').click()
+    page.press('off')
+    page.finished()
+    page.page.locator('.canvas').wait_for()
     check_accessible(page.page)

@@ -140,7 +140,9 @@ class CompletionBody(SamplingBody):
     echo: bool | None = None
     best_of: int | None = None
     suffix: None = None
-    return_token_ids: bool | None = None  # the ids, too, and why a text ended; not in OpenAI's API
+    # Not in OpenAI's API:
+    return_token_ids: bool | None = None  # the ids and times, too, and why a text ended
+    use_cache: bool | None = None  # false: the whole text is read again for each token
 
     @property
     def prompts(self) -> list[str | list[int]]:

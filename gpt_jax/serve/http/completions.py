@@ -47,6 +47,7 @@ class Completions:
             best=body.logprobs or 0,
             scores_prompt=bool(body.echo) and body.logprobs is not None,
             draws=self._max_tokens > 0,
+            use_cache=body.use_cache is not False,
         )
 
     async def whole(self) -> dict[str, Any]:
@@ -133,6 +134,7 @@ class _Logprobs:
             self._offset = 0 if body.echo else len(self._stream.push(self._prompt))
         tokens = list(itertools.chain.from_iterable(piece.tokens for piece in pieces))
         scores = list(itertools.chain.from_iterable(piece.scores for piece in pieces))
+        seconds = [piece.seconds for piece in pieces for _ in piece.tokens]
         texts = [self._stream.push([token]) for token in tokens]
         ends = list(itertools.accumulate(map(len, texts), initial=self._offset))
         self._offset = ends.pop()
@@ -148,8 +150,9 @@ class _Logprobs:
                     **self._entry(token, score.logprob),
                     'text': text,
                     'alternatives': [self._entry(*each) for each in score.best],
+                    'seconds': took,
                 }
-                for token, score, text in zip(tokens, scores, texts, strict=True)
+                for token, score, text, took in zip(tokens, scores, texts, seconds, strict=True)
             ]
         return found
 

@@ -3,4 +3,5 @@
 import { BrowserBackend } from './browser_backend.js';
 import { showPage } from './page.js';
 
-showPage(new BrowserBackend(new URL('.', document.baseURI).href));
+const { searchParams } = new URL(document.baseURI);
+showPage(new BrowserBackend(new URL('.', document.baseURI).href, searchParams.get('backend')));

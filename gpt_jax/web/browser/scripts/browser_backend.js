@@ -1,10 +1,11 @@
 // The backend that runs the model in a worker of the browser: the interface of page.js.
 
 export class BrowserBackend {
-  constructor(folder) {
+  /** `backend` is 'cpu', 'webgpu', or null for the faster one. */
+  constructor(folder, backend = null) {
     this.requests = new Map();
     this.count = 0;
-    this.folder = folder;
+    Object.assign(this, { folder, backend });
     this.worker = new Worker(new URL('./worker.js', import.meta.url), { type: 'module' });
     this.worker.onmessage = ({ data }) => this.requests.get(data.request)?.(data);
     this.worker.onerror = (event) => {
@@ -15,7 +16,7 @@ export class BrowserBackend {
   }
 
   async describe(progress) {
-    const found = await this.ask('load', { folder: this.folder }, ({ loaded }) => progress(loaded));
+    const found = await this.ask('load', { folder: this.folder, backend: this.backend }, ({ loaded }) => progress(loaded));
     return { ...found, can: { attention: true } };
   }
 

@@ -1,6 +1,7 @@
 // The network: embeddings, blocks with a cache of keys and values, logits.
 
-import { ACTIVATIONS, addWaves, makeNorm, rotate, soften } from './parts.js';
+import { Embedding } from './embedding.js';
+import { ACTIVATIONS, makeNorm, rotate, soften } from './parts.js';
 import { multiply } from './products.js';
 
 export const CHUNK = 32; // tokens that go through the network together
@@ -10,9 +11,8 @@ export class Model {
     this.config = config;
     const norm = (kind, name) => makeNorm(kind, weights.vector(`${name}.scale`),
       weights.has(`${name}.bias`) ? weights.vector(`${name}.bias`) : null, config);
-    this.embedding = weights.matrix('embedding.table');
-    this.output = config.tied ? this.embedding : weights.matrix('output.table');
-    this.positions = config.position === 'learned' ? weights.matrix('position.table') : null;
+    this.embedding = new Embedding(config, weights);
+    this.output = config.tied ? this.embedding.table : weights.matrix('output.table');
     this.finalNorm = config.finalNorm && norm(config.finalNorm, 'final_norm');
     this.layers = config.layers.map((layer, i) => new Layer(config, layer, weights, `layers.${i}`, norm));
     this.x = new Float32Array(CHUNK * config.width);
@@ -27,26 +27,12 @@ export class Model {
    * `attend(layer, head, weights)`, if given, gets the attention of the last of them.
    */
   forward(ids, start, attend = null) {
-    const { config, x } = this, { width } = config, count = ids.length;
-    for (let t = 0; t < count; t++) {
-      this.embedding.copyRow(ids[t], x, t * width);
-      if (config.embeddingScale !== 1) {
-        for (let i = t * width; i < (t + 1) * width; i++) x[i] *= config.embeddingScale;
-      }
-      this.addPosition(t * width, start + t);
-    }
+    const { config: { width }, x } = this, count = ids.length;
+    this.embedding.write(ids, start, x);
     for (const [i, layer] of this.layers.entries()) {
       layer.forward(x, count, start, this.scratch, attend && ((head, weights) => attend(i, head, weights)));
     }
     this.last.set(x.subarray((count - 1) * width, count * width));
-  }
-
-  addPosition(at, position) {
-    const { config: { width, context, position: kind, positionOffset }, positions, x } = this;
-    if (kind === 'sinusoidal') addWaves(x, at, width, position);
-    if (kind !== 'learned') return;
-    const row = (Math.min(position, context - 1) + positionOffset) * width;
-    for (let i = 0; i < width; i++) x[at + i] += positions.values[row + i];
   }
 
   /** Returns the logits after the last token; the next call overwrites them. */

@@ -1,16 +1,16 @@
 // A text on a model: what is cached of it, its next tokens, and where they look.
 
-import { CHUNK, Model } from './model.js';
+import { CHUNK } from './model.js';
 import { best, chooseNext, softmax } from './sampling.js';
 import { Tokenizer } from './tokenizer.js';
-import { Weights } from './weights.js';
 
 const ALTERNATIVES = 10;
 
 export class Session {
-  constructor(description, buffer) {
+  /** `model` is one of model.js, or of gpu_model.js. */
+  constructor(description, model) {
     this.config = description.model;
-    this.model = new Model(description.model, new Weights(description.tensors, buffer));
+    this.model = model;
     this.tokenizer = new Tokenizer(description.tokenizer);
     this.cached = { start: 0, ids: [] };
   }
@@ -26,7 +26,7 @@ export class Session {
   }
 
   /**
-   * Runs the model up to the last of the first `length` tokens of a text; yields after each chunk.
+   * Runs the model up to the last of the first `length` tokens of a text; yields what each chunk returns.
    *
    * What is cached of the text is not run again, but for the last token: its output is asked for.
    */
@@ -40,24 +40,26 @@ export class Session {
     at = Math.min(at, wanted.length - 1);
     while (at < wanted.length) {
       const chunk = wanted.slice(at, at + CHUNK), end = at + chunk.length;
-      this.model.forward(chunk, at, end === wanted.length ? attend : null);
+      const done = this.model.forward(chunk, at, end === wanted.length ? attend : null);
       if (end > known.length) known.push(...wanted.slice(known.length, end));
       at = end;
-      yield;
+      yield done;
     }
   }
 
-  /** Yields each next token, and null where other work may run in between. */
-  *generate(prompt, sampling) {
+  /** Yields each next token, and null where messages may come in. */
+  async *generate(prompt, sampling) {
     const { tokenizer } = this, ids = [...prompt], ends = new Set(tokenizer.ends);
     const stream = tokenizer.stream();
     for (const id of ids) stream.push(id);
     let text = '', shown = 0;
     for (let drawn = 0; drawn < sampling.max_new_tokens; drawn++) {
+      const began = performance.now();
+      if (sampling.use_cache === false) this.cached = { start: 0, ids: [] };
       for (const _ of this.see(ids, ids.length)) yield null;
-      const logits = this.model.nextLogits().subarray(0, tokenizer.size);
+      const logits = await this.nextLogits();
       const id = chooseNext(logits, ids, sampling, prompt.length);
-      const piece = this.describe(id, logits);
+      const piece = { ...this.describe(id, logits), seconds: (performance.now() - began) / 1e3 };
       ids.push(id);
       if (ends.has(id)) return void (yield { ...piece, text: stream.flush(), ended: 'end_of_text' });
       text += stream.push(id);
@@ -71,11 +73,15 @@ export class Session {
   }
 
   /** Yields each token of a text from `given` on as `describe` does, and null in between. */
-  *score(ids, given) {
+  async *score(ids, given) {
     for (let at = given; at < ids.length; at++) {
       for (const _ of this.see(ids, at)) yield null;
-      yield this.describe(ids[at], this.model.nextLogits().subarray(0, this.tokenizer.size));
+      yield this.describe(ids[at], await this.nextLogits());
     }
+  }
+
+  async nextLogits() {
+    return (await this.model.nextLogits()).subarray(0, this.tokenizer.size); // models have rows of padding
   }
 
   /** Returns a token with its probability and the likeliest ones in its place. */
@@ -86,11 +92,11 @@ export class Session {
   }
 
   /** Returns how much the token at a position attends to those up to it: `[layers, heads, tokens]`. */
-  attention(ids, position) {
+  async attention(ids, position) {
     const { heads, layers } = this.config, start = this.windowStart(position + 1), size = position + 1 - start;
     const weights = new Float32Array(layers.length * heads * size);
     const keep = (layer, head, row) => weights.set(row, (layer * heads + head) * size);
-    for (const _ of this.see(ids, position + 1, keep));
+    for (const done of this.see(ids, position + 1, keep)) await done;
     return { start, layers: layers.length, heads, weights };
   }
 }

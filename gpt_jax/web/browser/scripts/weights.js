@@ -2,7 +2,7 @@
 
 import { Matrix } from './products.js';
 
-/** Reads tensors by name; `take` forgets none, `has` says which there are. */
+/** Reads tensors by name; `has` says which there are. */
 export class Weights {
   constructor(index, buffer) {
     Object.assign(this, { index, buffer });
@@ -18,6 +18,18 @@ export class Weights {
     return READERS[type](this.buffer, offset, shape.reduce((a, b) => a * b, 1));
   }
 
+  /** Returns a matrix as the file has it: its type, and its bytes; `scales` of its rows, or null. */
+  stored(name) {
+    const { type, offset, shape: [rows, columns], scales } = this.index[name];
+    const bytes = new Uint8Array(this.buffer, offset, rows * columns * BYTES[type]);
+    return { type, rows, columns, bytes, scales: scales == null ? null : READERS.float32(this.buffer, scales, rows) };
+  }
+
+  /** Returns the number of parameters. */
+  get count() {
+    return Object.values(this.index).reduce((sum, { shape }) => sum + shape.reduce((a, b) => a * b, 1), 0);
+  }
+
   /** Returns a matrix: integers keep their type, with a scale of each row. */
   matrix(name, bias = '') {
     const { shape: [rows, columns], scales } = this.index[name];
@@ -27,6 +39,7 @@ export class Weights {
   }
 }
 
+const BYTES = { float32: 4, float16: 2, bfloat16: 2, int8: 1 };
 const READERS = {
   float32: (buffer, offset, size) => new Float32Array(buffer, offset, size),
   int8: (buffer, offset, size) => new Int8Array(buffer, offset, size),

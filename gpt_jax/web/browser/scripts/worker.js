@@ -1,6 +1,8 @@
 // The worker: loads a model, and answers the page by messages.
 
+import { chooseModel } from './choose_model.js';
 import { Session } from './session.js';
+import { Weights } from './weights.js';
 
 let session = null;
 const stopped = new Set();
@@ -13,14 +15,41 @@ const pause = () => new Promise((resolve) => {
   channel.port2.postMessage(null);
 });
 
+let turn = Promise.resolve();
+
+/** Runs work after all that came before: sessions do one thing at a time. */
+const alone = (work) => {
+  turn = turn.then(work, work);
+  return turn;
+};
+
+/** Takes all values of an iterator but null; other work runs after each, and messages come in at null. */
+async function take(iterator, receive, isStopped = () => false) {
+  for (;;) {
+    const ended = await alone(async () => {
+      for (;;) {
+        const { done, value } = await iterator.next();
+        if (done) return 'done';
+        if (value) receive(value);
+        await pause();
+        if (isStopped()) return 'stopped';
+        if (value) return '';
+      }
+    });
+    if (ended) return ended;
+  }
+}
+
 const METHODS = {
-  async load({ folder }, send) {
+  async load({ folder, backend: wanted }, send) {
     const description = await (await read(new URL('model.json', folder))).json();
     const buffer = await readBytes(await read(new URL('model.bin', folder)), send);
-    session = new Session(description, buffer);
+    const weights = new Weights(description.tensors, buffer);
+    const { model: made, backend } = await chooseModel(description.model, weights, wanted);
+    session = new Session(description, made);
     const { name, about, sampling, model } = description;
     return {
-      name, about, sampling, context: model.context, vocabularySize: session.tokenizer.size,
+      name, about: `${about}; runs on ${backend}`, sampling, context: model.context, vocabularySize: session.tokenizer.size,
       layers: model.layers.length, heads: model.heads,
     };
   },
@@ -35,24 +64,16 @@ const METHODS = {
 
   async score({ ids, given }) {
     const tokens = ids.slice(0, given).map((id) => ({ id, label: session.tokenizer.label(id) }));
-    for (const token of session.score(ids, given)) {
-      if (token) tokens.push(token);
-      await pause();
-    }
+    await take(session.score(ids, given), (token) => tokens.push(token));
     return tokens;
   },
 
-  async generate({ ids, sampling }, send, request) {
-    for (const piece of session.generate(ids, sampling)) {
-      if (piece) send(piece);
-      await pause();
-      if (stopped.delete(request)) return 'stopped';
-    }
-    return 'done';
+  generate({ ids, sampling }, send, request) {
+    return take(session.generate(ids, sampling), send, () => stopped.delete(request));
   },
 
   attention({ ids, position }) {
-    return session.attention(ids, position);
+    return alone(() => session.attention(ids, position));
   },
 
   stop({ request }) {

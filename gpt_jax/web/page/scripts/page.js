@@ -11,9 +11,11 @@
 //   score(ids, given) -> [{id, label, logprob, alternatives}] of a text; the first `given` tokens
 //     have an id and a label only
 //   generate({ids, sampling, signal}) -> async iterator of the tokens that follow, each
-//     {id, label, text, logprob, alternatives: [{id, label, logprob}], ended}: `label` is the text
-//     of the token alone, `text` what it adds to the text so far, `alternatives` the likeliest
-//     tokens in its place, itself among them if it is one (or none), `ended` null before the last
+//     {id, label, text, logprob, alternatives: [{id, label, logprob}], seconds, ended}: `label` is
+//     the text of the token alone, `text` what it adds to the text so far, `alternatives` the
+//     likeliest tokens in its place, itself among them if it is one (or none), `seconds` the time
+//     that the model took, `ended` null before the last; without `sampling.use_cache` the model
+//     reads the whole text again for each token
 //   attention(ids, position) -> {start, layers, heads, weights}: how much the token at a position
 //     attends to those from `start` to itself, a Float32Array [layers, heads, tokens]
 //   explain(ids, position, analysis) -> what an analysis, one of 'lens', 'attribution' and
@@ -22,6 +24,7 @@
 // All but `of` and `generate` return promises; errors have a message for the reader.
 
 import { AttentionColours } from './attention_colours.js';
+import { CacheTiming } from './cache_timing.js';
 import { Comparison } from './comparison.js';
 import { choice } from './controls.js';
 import { Conversation } from './conversation.js';
@@ -67,6 +70,7 @@ function drawPage(backend, model) {
   });
   const colours = model.can.attention ? new AttentionColours(backend, model, text) : null;
   const distribution = new Distribution(text, settings);
+  const timing = new CacheTiming(settings, { rewrite: () => start(rewrite) });
   const write = h('button', { class: 'main', type: 'submit', title: 'Ctrl Enter' }, 'Generate');
   const goOn = h('button', { type: 'button', onclick: () => start(more) }, 'Continue');
   const stop = h('button', { type: 'button', title: 'Esc', onclick: () => halt() }, 'Stop');
@@ -80,6 +84,13 @@ function drawPage(backend, model) {
   const conversation = model.can.chat ? new Conversation(backend, text, writer, { again: () => start(answerAgain) }) : null;
   async function more() {
     await Promise.all([writer.more(settings.read()), comparison?.more()]);
+    if (conversation?.on) await conversation.take();
+  }
+  async function rewrite() {
+    const { use_cache } = settings.values;
+    halt();
+    await writer.finished;
+    await writer.again({ use_cache });
     if (conversation?.on) await conversation.take();
   }
   function answerAgain() {
@@ -147,6 +158,7 @@ function drawPage(backend, model) {
   };
   const label = h('label', { for: 'prompt' }, 'Prompt'), heading = h('h2', { hidden: true }, model.name);
   writer.onchange = showButtons;
+  writer.onrun = (run) => timing.take(run);
   showButtons();
 
   const form = h('form', {
@@ -171,7 +183,8 @@ function drawPage(backend, model) {
     h('main', {},
       form,
       h('div', { class: 'writing' },
-        h('section', { class: 'panel result', 'aria-label': 'Text' }, heading, colours?.element, text.element),
+        h('section', { class: 'panel result', 'aria-label': 'Text' }, heading,
+          h('div', { class: 'row' }, colours?.element, timing.choice), text.element, timing.element),
         comparison?.column,
         h('section', { class: 'panel side', 'aria-label': 'Token' }, panel.element, comparison?.side)),
       explanation?.element ?? null));

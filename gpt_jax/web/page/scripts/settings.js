@@ -11,7 +11,7 @@ const FIELDS = [
 ];
 const DEFAULTS = {
   temperature: 0.8, top_k: 0, top_p: 1, max_new_tokens: 200, seed: 0, min_p: 0,
-  repetition_penalty: 1, presence_penalty: 0, frequency_penalty: 0, stop: [],
+  repetition_penalty: 1, presence_penalty: 0, frequency_penalty: 0, stop: [], use_cache: true,
 };
 
 export class Settings {

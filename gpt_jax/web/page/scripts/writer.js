@@ -4,7 +4,7 @@ import { number } from './dom.js';
 
 export class Writer {
   constructor(backend, text, status) {
-    Object.assign(this, { backend, text, status, aborter: null, onchange: () => {} });
+    Object.assign(this, { backend, text, status, aborter: null, last: null, onchange: () => {}, onrun: () => {} });
   }
 
   get busy() {
@@ -41,6 +41,15 @@ export class Writer {
     return this.extend(() => {}, sampling);
   }
 
+  /** Writes what was written last once more, with other settings; nothing if the text is another by now. */
+  again(settings) {
+    const { last, text } = this, written = last && [...last.given, ...last.tokens];
+    if (written?.length !== text.tokens.length || written.some((token, i) => token !== text.tokens[i])) return this.finished;
+    const sampling = { ...last.sampling, ...settings };
+    if (!last.tokens.at(-1).ended) sampling.max_new_tokens = last.tokens.length; // it was stopped
+    return this.extend(() => text.set(text.tokens.slice(0, last.given.length)), sampling);
+  }
+
   /** Shows a text that is known, of which the first `given` tokens were not drawn. */
   show(ids, given) {
     return this.run(async () => {
@@ -72,12 +81,15 @@ export class Writer {
     const { text, status, backend } = this, began = performance.now();
     status.textContent = 'reading the prompt';
     await prepare();
-    const ids = text.tokens.map(({ id }) => id);
+    const ids = text.tokens.map(({ id }) => id), run = { given: text.tokens.slice(), tokens: [], sampling };
     let count = 0, first = 0;
     for await (const piece of backend.generate({ ids, sampling, signal })) {
       if (!count++) first = performance.now() - began;
       ids.push(piece.id);
       text.add(piece);
+      run.tokens.push(piece);
+      this.last = run;
+      this.onrun(run);
       const rate = count > 1 ? `, ${number((count - 1) / (performance.now() - began - first) * 1e3)} per second` : '';
       status.textContent = `${count} tokens${rate}; the first after ${number(Math.round(first))} ms`;
       if (piece.ended === 'end_of_text') status.textContent += '; end of text';
