@@ -1,9 +1,14 @@
 """The cache of rows with lengths of their own."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from gpt_jax.kernels.scores import AttentionMask, ScoreOptions
+from gpt_jax.model.attention.attend import attend
 from gpt_jax.model.attention.layer_cache import LayerCache
 from gpt_jax.model.cache import KVCache
 
@@ -26,3 +31,25 @@ def test_rows_keep_what_fits_another_size():
     np.testing.assert_array_equal(large.layers[0].arrays['key'][:, :, :6], arrays)
     assert large.layers[0].arrays['key'].shape == (2, 1, 9, 1)
     assert large.length_B.tolist() == [2, 6]
+
+
+@pytest.mark.parametrize('rows', [1, 3])
+def test_a_loop_of_tokens_does_not_copy_the_cache(rows):
+    """Each array is copied once, before the loop, because it is not donated here."""
+    G, S, K = 2, 256, 32
+
+    def step(number, carry):
+        x_B1GK, cache = carry
+        slot_B = jnp.full(rows, number)
+        cache = cache.write(slot_B, key=x_B1GK, value=2 * x_B1GK)
+        options = ScoreOptions(mask=AttentionMask(first_query_slot_B=slot_B))
+        return attend(x_B1GK, cache.read('key'), cache.read('value'), options), cache
+
+    def run(x_B1GK, zeros):
+        cache = LayerCache({'key': zeros, 'value': zeros + 1})
+        x_B1GK, cache = jax.lax.fori_loop(0, 100, step, (x_B1GK, cache))
+        return x_B1GK, cache.arrays
+
+    program = jax.jit(run).lower(jnp.ones((rows, 1, G, K)), jnp.zeros((rows, G, S, K))).compile()
+    copies = re.findall(rf'= f32\[[\d,]*{S},{K}\]\S* copy\(', program.as_text())
+    assert len(copies) <= 2

@@ -34,10 +34,12 @@ def attend(
     """
     B, L, H, K = q_BLHK.shape
     G = k_BSGK.shape[2]
-    q_BLGRK = q_BLHK.reshape(B, L, G, H // G, K)
-    scores_BGRLS = jnp.einsum(
-        'BLGRK,BSGK->BGRLS', q_BLGRK, k_BSGK, preferred_element_type=jnp.float32
-    )
+    R, S = H // G, k_BSGK.shape[1]
+    # Products over [B, G, rows, columns], as the cache is laid out: XLA copies nothing.
+    q_BGQK = q_BLHK.reshape(B, L, G, R, K).transpose(0, 2, 3, 1, 4).reshape(B, G, R * L, K)
+    k_BGSK, v_BGSV = k_BSGK.swapaxes(1, 2), v_BSGV.swapaxes(1, 2)
+    scores_BGQS = jnp.einsum('BGQK,BGSK->BGQS', q_BGQK, k_BGSK, preferred_element_type=jnp.float32)
+    scores_BGRLS = scores_BGQS.reshape(B, G, R, L, S)
     scores_BGRLS = soften(scores_BGRLS * K**-0.5, options.soft_cap)
     scores_BGRLS = hide_masked(
         scores_BGRLS, mask=options.mask, window=options.window, slopes_H=options.slopes_H
@@ -46,7 +48,9 @@ def attend(
     weights_BGRLS = jax.nn.softmax(scores_BGRLS, axis=-1).astype(v_BSGV.dtype)
     weights_BGRLS = tap('weights', weights_BGRLS, 'BGRLS')
     weights_BGRLS = dropout(weights_BGRLS, options.dropout_rate, options.dropout_key)
-    out_BLGRV = jnp.einsum('BGRLS,BSGV->BLGRV', weights_BGRLS, v_BSGV)
+    weights_BGQS = weights_BGRLS.reshape(B, G, R * L, S)
+    out_BGQV = jnp.einsum('BGQS,BGSV->BGQV', weights_BGQS, v_BGSV)
+    out_BLGRV = out_BGQV.reshape(B, G, R, L, -1).transpose(0, 3, 1, 2, 4)
     return checkpoint_name(out_BLGRV.reshape(B, L, H, -1), ATTENTION)
 
 

@@ -2,6 +2,7 @@
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
@@ -33,17 +34,20 @@ class LayerCache:
 def _write(
     old_BGSK: Float[Array, 'B G S K'], slot_B: Int[Array, 'B'], new_BGLK: Float[Array, 'B G L K']
 ) -> Float[Array, 'B G S K']:
-    """Writes the window of each row at its slot, in place if XLA may reuse the array."""
+    """Writes the window of each row at its slot, in place if XLA may reuse the array.
+
+    Each head has a window of its own: for a single one, XLA's CPU compiler would copy the cache.
+    """
     return jax.lax.scatter(
         old_BGSK,
-        slot_B[:, None],
+        jnp.broadcast_to(slot_B[:, None, None], (*new_BGLK.shape[:2], 1)),
         new_BGLK,
         jax.lax.ScatterDimensionNumbers(
-            update_window_dims=(1, 2, 3),
+            update_window_dims=(2, 3),
             inserted_window_dims=(),
             scatter_dims_to_operand_dims=(2,),
-            operand_batching_dims=(0,),
-            scatter_indices_batching_dims=(0,),
+            operand_batching_dims=(0, 1),
+            scatter_indices_batching_dims=(0, 1),
         ),
         indices_are_sorted=True,
         unique_indices=True,
