@@ -73,15 +73,15 @@ def points(curve: Mapping[str, float | None]) -> tuple[np.ndarray, np.ndarray]:
     return np.array(steps, np.float64), np.array(heights, np.float64)
 
 
-def reach(record: Record, target: float) -> tuple[float, float]:
+def reach(record: Record, target: float) -> tuple[float, float] | None:
     """Returns the step and the seconds of training at which the curve first is at `target`.
 
-    Straight lines join the evaluations; NaN if the target is never reached.
+    Straight lines join the evaluations; None if the target is never reached.
     """
     steps, heights = points(record['curve'])
     below = np.flatnonzero(heights <= target)
     if not len(below):
-        return math.nan, math.nan
+        return None
     index = int(below[0])
     step = steps[index]
     if index:

@@ -109,8 +109,13 @@ def answer(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
         'finding': 'last loss minus that of AdamW: '
         + ', '.join(f'{name} {each}' for name, each in differences.items()),
         'target': target,
-        'steps_to_target': {name: [step for step, _ in each] for name, each in reached.items()},
-        'seconds_to_target': {name: [took for _, took in each] for name, each in reached.items()},
+        # None where the target is never reached.
+        'steps_to_target': {
+            name: [found and found[0] for found in each] for name, each in reached.items()
+        },
+        'seconds_to_target': {
+            name: [found and found[1] for found in each] for name, each in reached.items()
+        },
         'best_rate': {name: LOWEST[name] * factor for name, factor in chosen.items()},
         'best_is_at_the_edge': [name for name in LOWEST if chosen[name] in (STEPS[0], STEPS[-1])],
         'minutes': answers.minutes(results),
