@@ -40,7 +40,7 @@ from gpt_jax.serve.request import (
     RequestTimeoutError,
     ServeError,
 )
-from gpt_jax.serve.rows import Row, biases_of, needs_full, reusable, rungs_to, scores_of
+from gpt_jax.serve.rows import Row, biases_of, reusable, rungs_to, scores_of, wants_more
 from gpt_jax.tokenizer import Tokenizer
 
 NARROW = 16  # tokens of the smaller chunk of a prompt
@@ -241,10 +241,15 @@ class Engine:
     def _slots(self) -> int:
         return self._state.text_BS.shape[1]
 
-    def _rule(self, is_full: bool) -> SamplingRule:
-        """Returns the rules of the rows, in one of two variants that are compiled."""
+    def _rule(self, is_full: bool = False) -> SamplingRule:
+        """Returns the rules of the rows, in one of two variants that are compiled.
+
+        The full one truncates, which it is told by; it is taken if a row needs more than
+        temperature and min-p.
+        """
         configs = [row.request.sampling if row.request else GREEDY for row in self._rows]
         rule = make_rule(configs, vocab_size=self._vocab_size)
+        is_full |= rule.truncates or rule.penalises or any(map(wants_more, self._rows))
         bias_BV = None
         if is_full:
             bias_BV = biases_of(self._rows, vocab_size=self._decoder.config.vocab_size)
@@ -426,14 +431,13 @@ class Engine:
             room = context + 1 - len(row.tokens)
             limit[row.number] += min(most, room) if row.request.options.use_cache else 1
         self._make_room(max(len(row.tokens) for row in rows) + most + self._drafts)
-        is_full = any(needs_full(row.request) for row in rows)
-        rule = self._rule(is_full)
+        rule = self._rule()
         jax.block_until_ready(self._state)
         began = time.monotonic()
         for row in rows:
             if not row.drawn and row.request.options.use_cache:
                 row.since = began  # reading the prompt is not the time of a token
-        self._state = state = self._draw_state(self._state, rule, limit, ranks=is_full)
+        self._state = state = self._draw_state(self._state, rule, limit, ranks=rule.truncates)
         scores = state.scores
         if not any(row.request.options.best for row in rows):  # they stay on the device
             scores = scores.replace(best_BSK=None, best_ids_BSK=None)

@@ -7,7 +7,6 @@ import numpy as np
 
 from gpt_jax.inference.decode import LEAST_CAPACITY
 from gpt_jax.inference.programs import TokenScores
-from gpt_jax.inference.sampling import make_rule
 from gpt_jax.serve.request import Request, Score
 
 
@@ -42,11 +41,12 @@ def reusable(tokens: list[int], request: Request) -> int:
     return next((i for i in range(most) if tokens[i] != request.prompt[i]), most)
 
 
-def needs_full(request: Request) -> bool:
-    """Returns whether a request needs more than temperature and min-p."""
-    rule = make_rule([request.sampling], vocab_size=request.sampling.top_k + 1)
-    options = request.options
-    return bool(rule.truncates or rule.penalises or options.bias or options.best or request.json)
+def wants_more(row: Row) -> bool:
+    """Returns whether the row's request has biases, which JSON makes too, or wants alternatives."""
+    request = row.request
+    return request is not None and bool(
+        request.options.bias or request.options.best or request.json
+    )
 
 
 def biases_of(rows: list[Row], *, vocab_size: int) -> np.ndarray:
