@@ -52,7 +52,6 @@ def finalize_sample(config: SampleConfig) -> None:
         UserError: a value cannot work; the message names its key.
     """
     check_domains(config, 'config.sample')
-    key = 'config.sample.weight_dtype'
-    config.weight_dtype = from_json_value(config.weight_dtype, WeightType, key)
+    from_json_value(config.weight_dtype, WeightType, 'config.sample.weight_dtype')  # or raises
     if not all(config.stop):
         raise UserError(f'config.sample.stop={config.stop} must not hold an empty text')
