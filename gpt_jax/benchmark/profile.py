@@ -37,6 +37,7 @@ GROUPS: tuple[tuple[str, str], ...] = (
         r'|mem(cpy|set)|(^| )(wrapped_)?(copy|transpose|slice|concatenate|broadcast|bitcast)'
         r'(_fusion)?([._]\d+)?( |$)',
     ),
+    ('reductions', r'reduce.window'),  # parts of long sums, whose operation XLA's CPU forgets
 )
 OTHER, GAPS = 'other', 'gaps'
 
