@@ -1,7 +1,7 @@
 """The weights as decoding reads them."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,39 +31,27 @@ def prepare_weights(
       params: in the stored layout.
       config: of the model, with the dtype that decoding computes in.
       weight_dtype: of the matrices.
-      consume: take the parameters out of `params`, which is empty afterwards, one at a time, so
-        that not all are in memory twice.
+      consume: empty `params`, and free each parameter when it is converted, so that not all are in
+        memory twice.
       call: runs a compiled program on its arguments.
     """
     declared = parameter_groups(config).declared
     compute = str(config.precision.compute)
-    converted = {}
-    for path, leaf in _leaves(params, consume=consume):
+    leaves, converted = traverse_util.flatten_dict(params), {}
+    if consume:
+        params.clear()
+    for path in sorted(leaves):
         name = '/'.join(path)
         rounds = weight_dtype == WeightType.INT8 and has_int8_form(name, declared[name])
-        part = traverse_util.unflatten_dict({path: leaf})
-        del leaf
         part = call(
             _convert,
-            part,
+            traverse_util.unflatten_dict({path: leaves.pop(path)}),
             config=config,
             dtype=compute if path[-1] in MATRICES else '',
             inputs=declared[name].inputs if rounds else None,
         )
         converted |= traverse_util.flatten_dict(part)
     return traverse_util.unflatten_dict(converted)
-
-
-def _leaves(
-    tree: dict[str, Any], *, consume: bool, path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yields each leaf of nested dicts with its path."""
-    for key in sorted(tree):
-        value = tree.pop(key) if consume else tree[key]
-        if isinstance(value, dict):
-            yield from _leaves(value, consume=consume, path=(*path, key))
-        else:
-            yield (*path, key), value
 
 
 @functools.partial(jax.jit, static_argnames=('config', 'dtype', 'inputs'))

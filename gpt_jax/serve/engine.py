@@ -244,8 +244,7 @@ class Engine:
     def _rule(self, is_full: bool = False) -> SamplingRule:
         """Returns the rules of the rows, in one of two variants that are compiled.
 
-        The full one truncates, which it is told by; it is taken if a row needs more than
-        temperature and min-p.
+        The full one has `truncates`; it is taken if a row needs more than temperature and min-p.
         """
         configs = [row.request.sampling if row.request else GREEDY for row in self._rows]
         rule = make_rule(configs, vocab_size=self._vocab_size)

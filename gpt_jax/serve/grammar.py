@@ -92,7 +92,7 @@ class _Vocabulary:
 
 
 class JsonText:
-    """A text that must be JSON, as far as it is drawn.
+    """The drawn part of a text that must be JSON, and the tokens that may follow it.
 
     Attributes:
       bias_V: 0 for each token that may come next, -inf for all others.

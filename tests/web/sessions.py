@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from gpt_jax import GPT
 from gpt_jax.tokenizer.byte import ByteTokenizer
 from gpt_jax.weights.web_export import export_web
 from tests.weights.random_source import random_params
@@ -166,3 +167,15 @@ class Sessions:
             self._page = self._visit(self.folder, path=f'{name}/')
         code = code.replace('OPEN', _OPEN).replace('BACKEND', self._backend)
         return self._page.evaluate(code, [name, *values])
+
+
+def check_attention(sessions: Sessions, name: str, **options) -> None:
+    """Compares the attention of some tokens of a random model with that of Python."""
+    gpt = GPT(vocab_size=257, num_layers=2, num_heads=4, d_model=16, max_seq_len=16, **options)
+    gpt.export(sessions.folder / name, format='web')
+    ids = [*b'the quick fox']
+    expected = gpt.inspect(ids, points=['attention.weights'])['attention.weights'].values
+    for position, found in zip([12, 0, 5], sessions.attention(name, ids, [12, 0, 5]), strict=True):
+        assert found['start'] == 0
+        weights = np.array(found['weights']).reshape(2, 4, position + 1)
+        np.testing.assert_allclose(weights, expected[:, :, position, : position + 1], atol=1e-5)

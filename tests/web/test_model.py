@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gpt_jax import GPT as Door
 from gpt_jax.errors import UserError
 from gpt_jax.inference.config import SampleConfig
 from gpt_jax.inference.generate import Generator
@@ -17,7 +16,7 @@ from gpt_jax.model.layer_stack import to_executed
 from gpt_jax.model.weight_rounding import RoundedType, round_weights
 from gpt_jax.tokenizer.byte import ByteTokenizer
 from tests.model_configs import SINGLE, make_config
-from tests.web.sessions import Sessions
+from tests.web.sessions import Sessions, check_attention
 from tests.weights.random_source import GPT2, LLAMA, bpe_tokenizer, make_model
 
 REFUSED = {
@@ -140,15 +139,7 @@ def check_probabilities(pieces, logits):
 
 @pytest.mark.parametrize('options', [{}, dict(num_kv_heads=2, window_pattern=(4,))])
 def test_attention(sessions, options):
-    gpt = Door(vocab_size=257, num_layers=2, num_heads=4, d_model=16, max_seq_len=16, **options)
-    name = f'attention {len(options)}'
-    gpt.export(sessions.folder / name, format='web')
-    ids = [*b'the quick fox']
-    expected = gpt.inspect(ids, points=['attention.weights'])['attention.weights'].values
-    for position, found in zip([12, 0, 5], sessions.attention(name, ids, [12, 0, 5]), strict=True):
-        assert found['start'] == 0
-        weights = np.array(found['weights']).reshape(2, 4, position + 1)
-        np.testing.assert_allclose(weights, expected[:, :, position, : position + 1], atol=1e-5)
+    check_attention(sessions, f'attention {len(options)}', **options)
 
 
 def test_what_is_cached_changes_nothing(sessions):

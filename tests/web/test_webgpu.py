@@ -9,7 +9,6 @@ import re
 import numpy as np
 import pytest
 
-from gpt_jax import GPT as Door
 from gpt_jax.inference.config import SampleConfig
 from gpt_jax.inference.generate import Generator
 from gpt_jax.model.config import PrecisionConfig
@@ -17,7 +16,7 @@ from gpt_jax.model.weight_rounding import RoundedType, round_weights
 from gpt_jax.tokenizer.byte import ByteTokenizer
 from tests.chromium import launch
 from tests.model_configs import make_config
-from tests.web.sessions import Sessions
+from tests.web.sessions import Sessions, check_attention
 from tests.web.test_model import QUICK, REFUSED, TABLE, expected_logits
 from tests.weights.random_source import GPT2, load, make_model
 
@@ -98,16 +97,7 @@ def test_greedy_text_of_each_type(sessions):
 
 
 def test_attention(sessions):
-    options = dict(num_kv_heads=2, window_pattern=(4,))
-    gpt = Door(vocab_size=257, num_layers=2, num_heads=4, d_model=16, max_seq_len=16, **options)
-    gpt.export(sessions.folder / 'attention', format='web')
-    ids = [*b'the quick fox']
-    expected = gpt.inspect(ids, points=['attention.weights'])['attention.weights'].values
-    for position, found in zip(
-        [12, 0, 5], sessions.attention('attention', ids, [12, 0, 5]), strict=True
-    ):
-        weights = np.array(found['weights']).reshape(2, 4, position + 1)
-        np.testing.assert_allclose(weights, expected[:, :, position, : position + 1], atol=1e-5)
+    check_attention(sessions, 'attention', num_kv_heads=2, window_pattern=(4,))
 
 
 def test_what_is_cached_changes_nothing(sessions):
