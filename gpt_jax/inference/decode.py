@@ -68,6 +68,7 @@ class Decoder:
 
     Attributes:
       params: the weights in the layout that the programs read.
+      vocab_size: ids from here on are never drawn.
       least_rows: smallest batch; padding a smaller one to it costs no time.
       statistics: of the latest call of `generate`, updated after each piece.
     """
@@ -88,7 +89,7 @@ class Decoder:
         With weights sharded over processes, this and `generate` are collective.
         """
         backend = jax.default_backend()
-        self.config = config
+        self.config, self.vocab_size = config, vocab_size
         dtype = COMPUTE_DTYPES.get(backend, config.precision.compute)
         # The default products: rounding the weights again for each token costs more than it saves.
         precision = dataclasses.replace(
@@ -133,7 +134,7 @@ class Decoder:
         B, drafts = len(prompts), sampling.draft_tokens
         rows = [list(prompt) for prompt in prompts]
         padded = max(self.least_rows, _next_power(B))
-        rule = make_rule([sampling] * padded, vocab_size=self._settings.vocab_size)
+        rule = make_rule([sampling] * padded, vocab_size=self.vocab_size)
         key_data = row_key_data(sampling.seed, np.arange(padded))
         visible = np.ones(padded, int)  # tokens of each row that the model sees
         visible[:B] = [len(row) for row in rows]

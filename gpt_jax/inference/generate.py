@@ -140,6 +140,10 @@ class TextRow:
         self._stop = stop
         self._held = ''  # decoded, but possibly the start of a stop string
 
+    def ends_at(self, tokens: list[int]) -> bool:
+        """Returns whether one of the ids ends the text; a stop string may end it before."""
+        return not (self._ends | self._stop_ids).isdisjoint(tokens)
+
     def push(self, tokens: list[int], last: bool, ended: Ended = Ended.LENGTH) -> str:
         """Adds drawn ids and returns the text that is now final.
 

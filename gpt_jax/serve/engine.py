@@ -5,12 +5,14 @@ to waiting requests, puts a part of their prompts into the cache, and draws a fe
 other texts. The programs are those of `gpt_jax.inference.programs`, so a text is the one that
 `--mode generate` writes, up to rounding, whoever shares the batch.
 
-A free row keeps its tokens. A request takes the free row that has most of the beginning of its
-prompt, and only puts the rest into the cache.
+New tokens become texts while the device draws the next ones. A free row keeps its tokens: a request
+takes the free row that has most of the beginning of its prompt, and only puts the rest into the
+cache.
 """
 
 import collections
 import dataclasses
+import functools
 import logging
 import math
 import threading
@@ -25,10 +27,8 @@ from gpt_jax.errors import UserError
 from gpt_jax.inference.config import SampleConfig, finalize_sample
 from gpt_jax.inference.decode import Decoder
 from gpt_jax.inference.generate import Prompt, TextRow, make_decoder
-from gpt_jax.inference.programs import DecodeState, row_key_data
-from gpt_jax.inference.sampling import SamplingRule, make_rule
-from gpt_jax.model.cache import cache_bytes_per_token
 from gpt_jax.model.config import ModelConfig
+from gpt_jax.serve.batch import NARROW, Batch
 from gpt_jax.serve.config import ServeConfig, finalize_serve
 from gpt_jax.serve.grammar import JsonGrammars
 from gpt_jax.serve.request import (
@@ -40,13 +40,13 @@ from gpt_jax.serve.request import (
     RequestTimeoutError,
     ServeError,
 )
-from gpt_jax.serve.rows import Row, biases_of, reusable, rungs_to, scores_of, wants_more
+from gpt_jax.serve.rows import Row, reusable, rule_of, scores_of
 from gpt_jax.tokenizer import Tokenizer
 
-NARROW = 16  # tokens of the smaller chunk of a prompt
 TURN_SECONDS = 0.05  # of drawing tokens before the host looks at requests again
 MOST_PER_TURN = 32  # tokens per text and turn
-GREEDY = SampleConfig(temperature=0.0)
+RECENT = 2  # turns since the end of a text in which its user may ask again, and is soon served
+FEW_PER_TURN = 4  # tokens per text in such turns
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,30 +89,31 @@ class Engine:
             raise UserError('serving runs in one process; start it on one machine')
         self._tokenizer = tokenizer
         self._decoder: Decoder = make_decoder(config, params, tokenizer, **options)
-        self._vocab_size = tokenizer.vocab_size
         self._grammars = JsonGrammars(tokenizer)
         count = max(self.config.rows, self._decoder.least_rows)
         self._rows = [Row(number) for number in range(count)]
-        self._drafts = self.config.draft_tokens
-        self._rungs = rungs_to(config.max_seq_len + max(NARROW, self._drafts + 1))
-        self.cache_bytes = (
-            cache_bytes_per_token(self._decoder.executed_config) * count * self._rungs[-1]
+        self._batch = Batch(
+            self._decoder,
+            rows=count,
+            best=self.config.best,
+            chunk=self.config.prefill_chunk,
+            drafts=self.config.draft_tokens,
         )
-        self._keys = np.repeat(row_key_data(0, np.zeros(1, int)), count, axis=0)
+        self.programs, self.cache_bytes = self._batch.programs, self._batch.cache_bytes
         self._per_turn = 1  # tokens of each text
         self._turn = 0
         self._counts = collections.Counter[str]()
         self._queue = collections.deque[Request]()
         self._took = collections.deque[float](maxlen=16)  # seconds of the latest requests
+        self._later: list[Callable[[], None]] = []  # what requests are to be told
         self._wakes = threading.Condition()
         self._error: ServeError | None = None
-        self.programs = self._warm_up()
         self._thread = threading.Thread(target=self._work, name='engine', daemon=True)
         self._thread.start()
 
     def __str__(self) -> str:
         return (
-            f'{len(self._rows)} rows of up to {self._rungs[-1]:,} slots: a cache of at most '
+            f'{len(self._rows)} rows of up to {self._batch.most_slots:,} slots: a cache of at most '
             f'{self.cache_bytes / 1e6:,.1f} MB; {self.programs} programs compiled'
         )
 
@@ -170,7 +171,7 @@ class Engine:
             return EngineStatus(
                 running=sum(row.request is not None for row in self._rows),
                 waiting=len(self._queue),
-                slots=self._slots,
+                slots=self._batch.slots,
                 finished=self._counts['finished'],
                 prompt_tokens=self._counts['prompt_tokens'],
                 reused_tokens=self._counts['reused_tokens'],
@@ -198,68 +199,6 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _warm_up(self) -> int:
-        """Runs every program once on empty rows; returns their number, and sets the state."""
-        rows, slots = len(self._rows), self._rungs[0]
-        state = self._decoder.empty(rows=rows, slots=slots, best=self.config.best)
-        count = 1
-        for slots in self._rungs:
-            if slots > state.text_BS.shape[1]:
-                state = self._decoder.resize(state, slots=slots)
-                count += 1
-            for width in self._widths(0, slots):
-                for scores in {False, slots == self._rungs[-1]}:
-                    state, _ = self._decoder.extend(
-                        state, [0], row=0, start=0, width=width, scores=scores
-                    )
-                    count += 1
-            limit = np.zeros(rows, np.int32)
-            for is_full in (False, True):
-                rule = self._rule(is_full)
-                state = self._draw_state(state, rule, limit, ranks=is_full)
-                count += 1
-        for slots in self._rungs[-2::-1]:
-            state = self._decoder.resize(state, slots=slots)
-            count += 1
-        self._state = jax.block_until_ready(state)
-        self._seconds = {
-            width: self._time_chunk(width) for width in self._widths(0, self._rungs[0])
-        }
-        return count
-
-    def _time_chunk(self, width: int) -> float:
-        """Returns the seconds that a chunk of a prompt takes; the better of two times."""
-        times = []
-        for _ in range(2):
-            began = time.monotonic()
-            self._state, _ = self._decoder.extend(self._state, [0], row=0, start=0, width=width)
-            jax.block_until_ready(self._state)
-            times.append(time.monotonic() - began)
-        return min(times)
-
-    @property
-    def _slots(self) -> int:
-        return self._state.text_BS.shape[1]
-
-    def _rule(self, is_full: bool = False) -> SamplingRule:
-        """Returns the rules of the rows, in one of two variants that are compiled.
-
-        The full one has `truncates`; it is taken if a row needs more than temperature and min-p.
-        """
-        configs = [row.request.sampling if row.request else GREEDY for row in self._rows]
-        rule = make_rule(configs, vocab_size=self._vocab_size)
-        is_full |= rule.truncates or rule.penalises or any(map(wants_more, self._rows))
-        bias_BV = None
-        if is_full:
-            bias_BV = biases_of(self._rows, vocab_size=self._decoder.config.vocab_size)
-        return rule.replace(draws=True, truncates=is_full, penalises=is_full, bias_BV=bias_BV)
-
-    def _widths(self, start: int, slots: int) -> list[int]:
-        """Returns the widths of chunks that fit into `slots` from `start` on."""
-        return [
-            width for width in sorted({NARROW, self.config.prefill_chunk}) if start + width <= slots
-        ]
-
     def _stop(self, error: ServeError) -> None:
         with self._wakes:
             self._error = self._error or error
@@ -275,6 +214,7 @@ class Engine:
             failure = EngineStoppedError(f'the engine failed: {error}')
             failure.__cause__ = error
             self._stop(failure)
+        self._tell()
         with self._wakes:
             requests = [row.request for row in self._rows if row.request] + list(self._queue)
             self._queue.clear()
@@ -300,9 +240,21 @@ class Engine:
             if spent and left <= 0:
                 break
             spent += self._fill(min(filling, key=lambda row: row.request.started), left)
+            self._tell()
         drawing = [row for row in self._rows if row.request and not row.waiting]
         if drawing:
             self._draw(drawing)
+        if not any(row.request for row in self._rows):
+            self._tell()
+
+    def _tell(self) -> None:
+        """Hands requests their new tokens, and ends them.
+
+        It is called when the device has work, because turning tokens into texts takes a while.
+        """
+        actions, self._later = self._later, []
+        for action in actions:
+            action()
 
     def _drop(self) -> None:
         """Ends requests that are cancelled or late."""
@@ -344,9 +296,9 @@ class Engine:
                 free.remove(row)
                 self._lend(row, request)
         most = max((self._needs(row) for row in self._rows if row.request), default=0)
-        smaller = [slots for slots in self._rungs if 4 * slots <= self._slots and slots >= most]
-        if smaller:
-            self._resize(smaller[0])
+        if self._batch.give_room(most):
+            for row in self._rows:
+                row.tokens = row.tokens[: self._batch.slots]
 
     def _lend(self, row: Row, request: Request) -> None:
         request.started = time.monotonic()
@@ -357,20 +309,16 @@ class Engine:
             request.prompt[: request.reused],
             request.prompt[request.reused :],
         )
-        self._keys[row.number] = row_key_data(
-            request.sampling.seed, np.array([request.options.sample])
-        )[0]
+        self._batch.key_data[row.number] = request.key_data
         self._counts['prompt_tokens'] += len(request.prompt)
         self._counts['reused_tokens'] += request.reused
 
     def _needs(self, row: Row) -> int:
         """Returns the slots that a text needs until its end."""
         if row.request.options.scores_prompt:
-            return self._rungs[-1]
-        length = (
-            len(row.request.prompt) + row.request.sampling.max_new_tokens + NARROW + self._drafts
-        )
-        return min(length, self._rungs[-1])
+            return self._batch.most_slots
+        text = len(row.request.prompt) + row.request.sampling.max_new_tokens
+        return min(text + NARROW + self.config.draft_tokens, self._batch.most_slots)
 
     def _fill(self, row: Row, seconds: float) -> float:
         """Puts the next chunk of a row's tokens into the cache; returns about how long it takes.
@@ -378,21 +326,15 @@ class Engine:
         That is no more than `seconds`, or the narrowest chunk.
         """
         start, count = len(row.tokens), len(row.waiting)
-        narrow, *wider = self._widths(start, self._rungs[-1])
-        fits = [width for width in wider if self._seconds[width] <= seconds and count > width // 2]
+        batch = self._batch
+        narrow, *wider = batch.widths(start, batch.most_slots)
+        fits = [width for width in wider if batch.seconds[width] <= seconds and count > width // 2]
         width = fits[-1] if fits else narrow
         scores = row.request.options.scores_prompt and not row.refills
-        # Scoring is compiled for the largest cache only.
-        self._make_room(self._rungs[-1] if scores else start + width)
+        batch.make_room(batch.most_slots if scores else start + width)
         chunk = row.waiting[:width]
-        self._state, hidden = self._decoder.extend(
-            self._state,
-            chunk,
-            row=row.number,
-            start=start,
-            width=width,
-            outgrew=row.refills,
-            scores=scores,
+        hidden = batch.extend(
+            chunk, row=row.number, start=start, width=width, outgrew=row.refills, scores=scores
         )
         row.tokens, row.waiting = row.tokens + chunk, row.waiting[width:]
         if scores:
@@ -400,14 +342,14 @@ class Engine:
             if not row.waiting:
                 self._hand_scores(row)
         if not row.waiting and not row.request.options.draws:
-            row.request.push([], [], is_last=True)
+            self._later.append(functools.partial(row.request.push, [], [], is_last=True))
             self._free(row)
-        return self._seconds[width]
+        return batch.seconds[width]
 
     def _hand_scores(self, row: Row) -> None:
         """Gives a request the scores of its prompt, all of which is in the cache."""
         request = row.request
-        scores = jax.device_get(self._state.scores)
+        scores = jax.device_get(self._batch.state.scores)
         request.hidden = np.asarray(row.hidden) / len(row.tokens)
         request.prompt_scores = scores_of(
             scores, row.number, range(1, len(row.tokens)), best=request.options.best
@@ -421,6 +363,8 @@ class Engine:
         """
         is_filling = any(row.waiting for row in self._rows)
         most = 1 if is_filling or any(row.request.json for row in rows) else self._per_turn
+        if any(not row.request and self._turn - row.freed <= RECENT for row in self._rows):
+            most = min(most, FEW_PER_TURN)
         # The turn ends with the first text, whose row another may take.
         remaining = [row.request.sampling.max_new_tokens - row.drawn for row in rows]
         most = min(most, *remaining)
@@ -429,14 +373,18 @@ class Engine:
         for row in rows:
             room = context + 1 - len(row.tokens)
             limit[row.number] += min(most, room) if row.request.options.use_cache else 1
-        self._make_room(max(len(row.tokens) for row in rows) + most + self._drafts)
-        rule = self._rule()
-        jax.block_until_ready(self._state)
+        self._batch.make_room(
+            max(len(row.tokens) for row in rows) + most + self.config.draft_tokens
+        )
+        rule = rule_of(self._rows, self._decoder)
+        jax.block_until_ready(self._batch.state)
         began = time.monotonic()
         for row in rows:
             if not row.drawn and row.request.options.use_cache:
                 row.since = began  # reading the prompt is not the time of a token
-        self._state = state = self._draw_state(self._state, rule, limit, ranks=rule.truncates)
+        self._batch.draw(rule, limit)
+        self._tell()
+        state = self._batch.state
         scores = state.scores
         if not any(row.request.options.best for row in rows):  # they stay on the device
             scores = scores.replace(best_BSK=None, best_ids_BSK=None)
@@ -446,32 +394,34 @@ class Engine:
         per_token = (now - began) / most_drawn
         self._per_turn = int(min(max(1, TURN_SECONDS / per_token), MOST_PER_TURN))
         for row in rows:
+            request = row.request
             new = range(len(row.tokens), len(row.tokens) + int(drawn[row.number]) - row.drawn)
-            tokens = text[row.number, new].tolist()
+            tokens = text[row.number, new.start : new.stop].tolist()
             row.tokens = row.tokens + tokens
             row.drawn += len(tokens)
             self._counts['drawn_tokens'] += len(tokens)
-            row.request.push(
-                tokens,
-                scores_of(scores, row.number, new, best=row.request.options.best),
-                is_last=row.drawn >= row.request.sampling.max_new_tokens,
-                seconds=(now - row.since) / max(1, len(tokens)),
+            is_last = row.drawn >= request.sampling.max_new_tokens
+            self._later.append(
+                functools.partial(
+                    request.push,
+                    tokens,
+                    scores_of(scores, row.number, new, best=request.options.best),
+                    is_last=is_last,
+                    seconds=(now - row.since) / max(1, len(tokens)),
+                )
             )
             row.since = now
-            if row.request.generation.ended:
+            if request.may_end_before():
+                self._tell()
+            if is_last or request.ends_at(tokens) or request.generation.ended:
                 self._free(row)
-            elif row.request.json and row.request.json.error:
-                self._free(row, GrammarError(f'the JSON cannot go on: {row.request.json.error}'))
+            elif request.json and request.json.error:
+                self._free(row, GrammarError(f'the JSON cannot go on: {request.json.error}'))
             elif len(row.tokens) > context:  # the text goes on from its last part
                 row.waiting, row.tokens = row.tokens[-max(1, context // 2) :], []
                 row.refills = True
             elif not row.request.options.use_cache:
                 row.waiting, row.tokens, row.refills = row.tokens, [], True
-
-    def _draw_state(
-        self, state: DecodeState, rule: SamplingRule, limit: np.ndarray, *, ranks: bool
-    ) -> DecodeState:
-        return self._decoder.draw(state, self._keys, rule, limit, drafts=self._drafts, ranks=ranks)
 
     def _free(self, row: Row, error: ServeError | None = None) -> None:
         """Takes the row back; its tokens stay in the cache."""
@@ -482,17 +432,4 @@ class Engine:
         self._counts['finished'] += 1
         if request.started is not None:
             self._took.append(time.monotonic() - request.started)
-        request.end(error)
-
-    def _make_room(self, slots: int) -> None:
-        if min(slots, self._rungs[-1]) > self._slots:
-            self._resize(next(rung for rung in self._rungs if rung >= min(slots, self._rungs[-1])))
-
-    def _resize(self, slots: int) -> None:
-        """Takes the cache to a rung, by way of those between, for which there are programs."""
-        at, to = self._rungs.index(self._slots), self._rungs.index(slots)
-        step = 1 if to > at else -1
-        for rung in self._rungs[at + step : to + step if to + step >= 0 else None : step]:
-            self._state = self._decoder.resize(self._state, slots=rung)
-        for row in self._rows:
-            row.tokens = row.tokens[:slots]
+        self._later.append(functools.partial(request.end, error))

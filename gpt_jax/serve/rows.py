@@ -5,9 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from gpt_jax.inference.decode import LEAST_CAPACITY
+from gpt_jax.inference.config import SampleConfig
+from gpt_jax.inference.decode import Decoder
 from gpt_jax.inference.programs import TokenScores
+from gpt_jax.inference.sampling import SamplingRule, make_rule
 from gpt_jax.serve.request import Request, Score
+
+GREEDY = SampleConfig(temperature=0.0)  # of rows without a request
 
 
 @dataclasses.dataclass(eq=False)
@@ -25,20 +29,24 @@ class Row:
     freed: int = 0  # turn in which its last text ended
 
 
-def rungs_to(most: int) -> list[int]:
-    """Returns the sizes of the cache: powers of two from the least capacity on, and `most`."""
-    rungs = [LEAST_CAPACITY]
-    while rungs[-1] * 2 < most:
-        rungs.append(rungs[-1] * 2)
-    return [*rungs, most] if rungs[-1] < most else [most]
-
-
 def reusable(tokens: list[int], request: Request) -> int:
     """Returns how many tokens of the prompt need no pass; the last one does, for its logits."""
     if request.options.scores_prompt or not request.options.use_cache:
         return 0
     most = min(len(tokens), len(request.prompt) - 1)
     return next((i for i in range(most) if tokens[i] != request.prompt[i]), most)
+
+
+def rule_of(rows: list[Row], decoder: Decoder, *, is_full: bool = False) -> SamplingRule:
+    """Returns the rules of the rows, in one of two variants that are compiled.
+
+    The full one has `truncates`; it is taken if a row needs more than temperature and min-p.
+    """
+    configs = [row.request.sampling if row.request else GREEDY for row in rows]
+    rule = make_rule(configs, vocab_size=decoder.vocab_size)
+    is_full |= rule.truncates or rule.penalises or any(map(wants_more, rows))
+    bias_BV = biases_of(rows, vocab_size=decoder.config.vocab_size) if is_full else None
+    return rule.replace(draws=True, truncates=is_full, penalises=is_full, bias_BV=bias_BV)
 
 
 def wants_more(row: Row) -> bool:
@@ -64,6 +72,7 @@ def biases_of(rows: list[Row], *, vocab_size: int) -> np.ndarray:
 
 def scores_of(scores: TokenScores, row: int, slots: range, *, best: int) -> list[Score]:
     """Returns the scores of the tokens in some slots of a row, with those of the `best` ones."""
+    slots = slice(slots.start, slots.stop)  # of a copy, a range would be an index for each token
     token_S = scores.token_BS[row, slots].tolist()
     if not best:
         return [Score(logprob, []) for logprob in token_S]

@@ -325,7 +325,7 @@ def test_drafts_change_passes_and_nothing_else():
         SampleConfig(temperature=0.5, max_new_tokens=33, frequency_penalty=0.1, top_k=30),
     ]
     with start(gpt, rows=2, draft_tokens=5) as engine:
-        before = np.asarray(engine._state.passes_B)
+        before = np.asarray(engine._batch.state.passes_B)
         requests = [
             engine.submit(*each, RequestOptions(best=3))
             for each in zip(prompts, samplings, strict=True)
@@ -338,7 +338,7 @@ def test_drafts_change_passes_and_nothing_else():
                 scores = sum((piece.scores for piece in pieces), [])
                 expected = logprobs_of(gpt, prompt + tokens)[len(prompt) - 1 : -1]
                 check_scores(scores, tokens, expected, 3)
-        passes = np.asarray(engine._state.passes_B) - before
+        passes = np.asarray(engine._batch.state.passes_B) - before
     # Of the two texts that used the rows last; a text begins its count anew.
     assert 0 < passes.sum() < 70 + 33 - 10, 'some guesses were accepted'
 
@@ -385,7 +385,7 @@ def test_prompts_hold_up_other_texts_for_a_stated_time():
     gpt = fit()
     short, long = make_prompts(gpt, (5, 140))
     with start(gpt, rows=2, prefill_chunk=64, stall_seconds=0.3) as engine:
-        engine._seconds = {16: 0.2, 64: 0.5}  # as if the model were large
+        engine._batch.seconds = {16: 0.2, 64: 0.5}  # as if the model were large
         widths, extend = [], engine._decoder.extend
 
         def note(*arguments, width, **options):
@@ -425,7 +425,7 @@ def test_the_cache_grows_and_shrinks_and_has_the_bytes_that_are_stated():
             assert engine.submit(prompt, few).result() == alone(gpt, prompt, few)[0]
             slots.append(engine.status().slots)
             if prompt is long:
-                arrays = jax.tree.leaves(engine._state.cache.layers)
+                arrays = jax.tree.leaves(engine._batch.state.cache.layers)
                 assert engine.cache_bytes == sum(array.nbytes for array in arrays)
         assert slots == [128, 128, 616, 128]
         # A row of the small cache has lost its later tokens.

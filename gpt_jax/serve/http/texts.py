@@ -21,9 +21,12 @@ class Text:
         self.request: Request | None = None  # until it is submitted
         self._loop = loop
         self._wakes = asyncio.Event()
+        self._awaits_end = False  # and no single piece
 
     def notify(self) -> None:
         """Wakes who awaits pieces; called by the worker of the engine."""
+        if self._awaits_end and self.request.ended is None:
+            return
         with contextlib.suppress(RuntimeError):  # the loop is closed: the server stops
             self._loop.call_soon_threadsafe(self._wakes.set)
 
@@ -46,6 +49,7 @@ class Text:
 
     async def result(self) -> list[Piece]:
         """Waits for the end; returns all pieces."""
+        self._awaits_end = True
         return [piece async for piece in self.pieces()]
 
     @property
