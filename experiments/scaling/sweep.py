@@ -24,7 +24,6 @@ from gpt_jax.model.gpt import count_multiplied_params
 from gpt_jax.sweep.definition import Sweep, Trial
 
 CONFIG = 'experiments/small.py'
-HEAD = 16
 BYTES = {
     'tokenizer.kind': 'byte',
     'tokenizer.vocab_size': 0,
@@ -33,18 +32,27 @@ BYTES = {
     'train.batch_size': 8,
     'model.parametrization': 'mup',
     'model.base.d_model': 64,
-    'model.base.num_heads': 4,
+    'model.base.num_heads': 8,
     'eval.batches': 0,
     'optimizer.learning_rate': 4e-3,
 }
-SIZES = [(32, 2), (48, 2), (64, 2), (64, 4), (96, 3), (128, 3), (128, 5), (160, 5), (192, 6)]
-# The sizes of each IsoFLOP curve; smaller ones would need more bytes than there are.
-CURVES = {1e12: SIZES[0:7], 2e12: SIZES[0:7], 5e12: SIZES[2:9], 1e13: SIZES[3:9]}
-PREDICTED = 2.5e13  # FLOPs of the run outside of the fit
+# Width and layers.
+SIZES = [(width, 2) for width in (16, 24, 32, 40, 48, 64)] + [(64, 3), (64, 4), (96, 3), (128, 3)]
+# The sizes of each IsoFLOP curve. Smaller ones would see more bytes than there are, 10.5 million.
+CURVES = {
+    2.5e11: SIZES[0:7],
+    5e11: SIZES[0:7],
+    1e12: SIZES[0:8],
+    2e12: SIZES[1:9],
+    4e12: SIZES[3:10],
+}
+# The run outside of the fit: more compute, and the smallest size for which there are bytes.
+PREDICTED, PREDICTED_SIZE = 1e13, (72, 2)
 LARGE = BYTES | {
     'tokenizer.kind': 'bpe',
     'tokenizer.vocab_size': 16384,
     'model.max_seq_len': 1024,
+    'model.base.num_heads': 1,
     'train.batch_size': 128,
     'model.precision.compute': 'bfloat16',
 }
@@ -58,7 +66,7 @@ def knobs_of(common: Mapping[str, Any], width: int, layers: int, flops: float) -
     knobs = {
         **common,
         'model.d_model': width,
-        'model.num_heads': width // HEAD,
+        'model.num_heads': width * common['model.base.num_heads'] // common['model.base.d_model'],
         'model.num_layers': layers,
     }
     steps = steps_within(finalized(CONFIG, knobs), flops)
@@ -83,7 +91,7 @@ def make(
 ) -> Sweep:
     """Returns the sweep over the sizes of each curve, by its FLOPs."""
     runs = {
-        f'{width}x{layers} for {budget:.0e}': (width, layers, budget)
+        f'{width}x{layers} for {budget:g}': (width, layers, budget)
         for budget, sizes in curves.items()
         for width, layers in sizes
     }
@@ -146,12 +154,41 @@ def bootstrap(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return best, np.array(samples)
 
 
-def optimum(rows: np.ndarray, budget: float) -> float:
-    """Returns the size at the lowest point of a parabola through an IsoFLOP curve."""
-    own = rows[rows[:, 0] == budget]
-    curve = np.polynomial.Polynomial.fit(np.log(own[:, 1]), own[:, 3], 2).convert()
-    _, slope, bend = curve.coef
-    return float(np.exp(-slope / (2 * bend))) if bend > 0 else float('nan')
+def isoflops(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Fits a parabola through each IsoFLOP curve.
+
+    Returns the logarithm of the size at its lowest point, NaN if it has none, for each budget in
+    ascending order, and the losses on the parabolas for each row.
+    """
+    lowest, expected = [], np.empty(len(rows))
+    for budget in sorted(set(rows[:, 0])):
+        own = rows[:, 0] == budget
+        sizes = np.log(rows[own, 1])
+        parabola = np.polynomial.Polynomial.fit(sizes, rows[own, 3], 2)
+        expected[own] = parabola(sizes)
+        _, slope, bend = parabola.convert().coef
+        lowest.append(-slope / (2 * bend) if bend > 0 else np.nan)
+    return np.array(lowest), expected
+
+
+def line_through(budgets: Sequence[float], log_sizes: np.ndarray) -> tuple[float, float]:
+    """Returns slope and height of the line of best sizes on logarithmic axes."""
+    known = np.isfinite(log_sizes)
+    slope, height = np.polyfit(np.log(np.array(budgets)[known]), log_sizes[known], 1)
+    return float(slope), float(height)
+
+
+def bootstrap_slopes(rows: np.ndarray) -> list[float]:
+    """Returns the slopes of `line_through` for resampled residuals of the parabolas."""
+    budgets = sorted(set(rows[:, 0]))
+    _, expected = isoflops(rows)
+    residuals = rows[:, 3] - expected
+    generator, slopes = np.random.default_rng(0), []
+    for _ in range(SAMPLES):
+        drawn = rows.copy()
+        drawn[:, 3] = expected + generator.choice(residuals, len(rows))
+        slopes.append(line_through(budgets, isoflops(drawn)[0])[0])
+    return slopes
 
 
 def band(samples: Any) -> list[float]:
@@ -164,34 +201,31 @@ def answer(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     rows = parse(results)
     budgets = sorted(set(rows[:, 0]))
     best, samples = bootstrap(rows)
-    exponents = {
-        'size': np.exp(samples[:, 4]) / (np.exp(samples[:, 2]) + np.exp(samples[:, 4])),
-    }
+    exponents = np.exp(samples[:, 4]) / (np.exp(samples[:, 2]) + np.exp(samples[:, 4]))
     exponent = float(np.exp(best[4]) / (np.exp(best[2]) + np.exp(best[4])))
     figure, plots = answers.panels(2)
     for budget in budgets:
         own = rows[rows[:, 0] == budget]
-        line = plots[0].plot(own[:, 1], own[:, 3], 'o', label=f'{budget:.0e} FLOPs')[0]
+        line = plots[0].plot(own[:, 1], own[:, 3], 'o', label=f'{budget:g} FLOPs')[0]
         sizes = np.geomspace(own[:, 1].min(), own[:, 1].max(), 50)
         tokens = np.interp(np.log(sizes), np.log(own[:, 1]), own[:, 2])
         plots[0].plot(sizes, loss(best, sizes, tokens), color=line.get_color(), linewidth=1)
     plots[0].set(xscale='log', xlabel='parameters', ylabel='last validation loss (nats per byte)')
     plots[0].legend(frameon=False)
-    optima = np.array([optimum(rows, budget) for budget in budgets])
+    log_sizes, _ = isoflops(rows)
+    optima = np.exp(log_sizes)
     plots[1].plot(budgets, optima, 'o', color='tab:blue', label='lowest point of each curve')
-    known = np.isfinite(optima)
-    slope, height = np.polyfit(np.log(np.array(budgets)[known]), np.log(optima[known]), 1)
+    slope, height = line_through(budgets, log_sizes)
     line = np.array([budgets[0], PREDICTED])
     plots[1].plot(line, np.exp(height) * line**slope, color='tab:blue', linewidth=1)
     plots[1].set(xscale='log', yscale='log', xlabel='FLOPs', ylabel='best number of parameters')
     plots[1].legend(frameon=False)
     answers.save(figure, folder / 'figure.png')
-    wanted = float(np.exp(height) * PREDICTED**slope)
-    width, layers = min(SIZES, key=lambda size: abs(np.log(count(*size) / wanted)))
-    knobs = knobs_of(BYTES, width, layers, PREDICTED)
+    knobs = knobs_of(BYTES, *PREDICTED_SIZE, PREDICTED)
     tokens = knobs['train.num_steps'] * tokens_per_step(finalized(CONFIG, knobs))
-    size = count(width, layers)
-    low, high = band(exponents['size'])
+    size = count(*PREDICTED_SIZE)
+    low, high = band(exponents)
+    low_slope, high_slope = band(bootstrap_slopes(rows))
     verdict = answers.UNDECIDED
     if low <= 0.5 <= high:
         verdict = answers.AGREES
@@ -200,12 +234,12 @@ def answer(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     return {
         'verdict': verdict,
         'finding': f'the best size grows with compute to the power {exponent:.2f} '
-        f'({low:.2f} to {high:.2f}) by the fit of all runs, {slope:.2f} by the IsoFLOP curves',
+        f'({low:.2f} to {high:.2f}) by the fit of all runs, {slope:.2f} ({low_slope:.2f} to '
+        f'{high_slope:.2f}) by the IsoFLOP curves',
         'fit': dict(zip(('E', 'A', 'alpha', 'B', 'beta'), np.exp(best).tolist(), strict=True)),
         'best_sizes': dict(zip(map(str, budgets), optima.tolist(), strict=True)),
         'prediction': {
-            'd_model': width,
-            'num_layers': layers,
+            'best_size': float(np.exp(height) * PREDICTED**slope),
             'parameters': size,
             'tokens': tokens,
             'loss': float(loss(best, size, tokens)),
@@ -216,22 +250,15 @@ def answer(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
 
 
 def suggest_prediction(trial: optuna.trial.Trial) -> Trial:
-    """Returns the run that the first sweep predicted."""
-    predicted = read_prediction()
+    """Returns the run whose loss the first sweep predicted."""
     seed = trial.suggest_categorical('seed', [0, 1])
-    width, layers = predicted['d_model'], predicted['num_layers']
-    return Trial(overrides={**knobs_of(BYTES, width, layers, PREDICTED), 'seed': seed})
-
-
-def read_prediction() -> dict[str, Any]:
-    """Reads the prediction from the results of the first sweep."""
-    path = pathlib.Path(__file__).with_name('results.json')
-    return json.loads(path.read_text(encoding='utf-8'))['answer']['prediction']
+    return Trial(overrides={**knobs_of(BYTES, *PREDICTED_SIZE, PREDICTED), 'seed': seed})
 
 
 def check_prediction(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     """Compares the loss of the predicted run with the prediction."""
-    predicted = read_prediction()
+    path = pathlib.Path(__file__).with_name('results.json')
+    predicted = json.loads(path.read_text(encoding='utf-8'))['answer']['prediction']
     losses = [record['value'] for record in results['trials']]
     low, high = predicted['interval']
     inside = all(low <= each <= high for each in losses)
