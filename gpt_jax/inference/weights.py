@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 
 from gpt_jax.inference.config import WeightType
@@ -43,33 +44,40 @@ def prepare_weights(
     for path in sorted(leaves):
         name = '/'.join(path)
         rounds = weight_dtype == WeightType.INT8 and has_int8_form(name, declared[name])
-        part = call(
-            _convert,
-            traverse_util.unflatten_dict({path: leaves.pop(path)}),
-            config=config,
-            dtype=compute if path[-1] in MATRICES else '',
-            inputs=declared[name].inputs if rounds else None,
-        )
-        converted |= traverse_util.flatten_dict(part)
+        leaf = leaves.pop(path)
+        for own, index in _places(path, leaf, config).items():
+            converted[own] = call(
+                _convert,
+                leaf,
+                index,
+                dtype=compute if path[-1] in MATRICES else '',
+                inputs=declared[name].inputs if rounds else None,
+            )
     return traverse_util.unflatten_dict(converted)
 
 
-@functools.partial(jax.jit, static_argnames=('config', 'dtype', 'inputs'))
-def _convert(
-    part: dict[str, Any], *, config: ModelConfig, dtype: str, inputs: int | None
-) -> dict[str, Any]:
-    """Converts a stored parameter, in its place in the tree.
+def _places(
+    path: tuple[str, ...], leaf: jax.Array, config: ModelConfig
+) -> dict[tuple[str, ...], int | None]:
+    """Returns the paths of a stored parameter's layers and their indices; None: it is whole."""
+    indices = np.arange(leaf.shape[0] if leaf.ndim else 1)
+    parts = to_executed(traverse_util.unflatten_dict({path: indices}), config, scan=False)
+    places = traverse_util.flatten_dict(parts)
+    return {own: None if np.ndim(index) else int(index) for own, index in places.items()}
+
+
+@functools.partial(jax.jit, static_argnames=('dtype', 'inputs'))
+def _convert(leaf: jax.Array, index: Any, *, dtype: str, inputs: int | None) -> Any:
+    """Converts a stored parameter, or one layer of it.
 
     Args:
-      part: a tree with the parameter alone.
-      config: of the model.
+      leaf: the parameter, of all layers if it is stacked.
+      index: of the layer, as an argument, so that there is one program for all; None: all of it.
       dtype: of the result; '': unchanged.
       inputs: the axes that a matrix of integers sums over; None: no integers.
     """
-
-    def convert(leaf: jax.Array) -> Any:
-        if inputs is not None:
-            return to_int8_matrix(leaf, inputs=inputs)
-        return leaf.astype(jnp.dtype(dtype or leaf.dtype))
-
-    return jax.tree.map(convert, to_executed(part, config, scan=False))
+    if index is not None:
+        leaf = leaf[index]
+    if inputs is not None:
+        return to_int8_matrix(leaf, inputs=inputs)
+    return leaf.astype(jnp.dtype(dtype or leaf.dtype))
