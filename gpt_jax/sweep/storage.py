@@ -77,7 +77,10 @@ class FileStorage:
 
     def fail_lost(self, study: optuna.Study) -> None:
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if _is_free(self._locks / str(trial.number)):
+            if not _is_free(self._locks / str(trial.number)):
+                continue
+            # Its process may have ended it meanwhile, before it let go of the lock.
+            if study.get_trials(deepcopy=False)[trial.number].state is TrialState.RUNNING:
                 study.tell(trial.number, state=TrialState.FAIL)
 
 

@@ -6,6 +6,7 @@ import pytest
 pytest.importorskip('optuna')
 
 from gpt_jax.errors import UserError
+from gpt_jax.sweep import storage as storages
 from gpt_jax.sweep.attempts import original_number
 from gpt_jax.sweep.storage import without_password
 from tests.sweep.fake_runs import FakeRuns
@@ -41,6 +42,26 @@ def test_a_trial_is_taken_over_when_its_process_is_gone(runs, sqlite):
         assert take(first, held) is None
     [attempts] = first.attempts()
     assert attempts.number == 0 and len(attempts.tries) == 2
+
+
+def test_a_trial_that_ends_while_others_look_for_lost_ones_keeps_its_value(runs, monkeypatch):
+    first, other = runs.share(), runs.share()
+    with first.locked():
+        trial = first.next_trial(1)
+        held = contextlib.ExitStack()
+        held.enter_context(first.hold(trial))
+    is_free = storages._is_free
+
+    def ends_first(path):
+        first.study.tell(trial, 0.5)
+        held.close()
+        return is_free(path)
+
+    monkeypatch.setattr(storages, '_is_free', ends_first)
+    with other.locked():
+        assert other.next_trial(1) is None
+    [attempts] = other.attempts()
+    assert attempts.last.value == 0.5
 
 
 @pytest.mark.parametrize('storage', ['', 'journal.log'])
