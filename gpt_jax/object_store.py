@@ -192,6 +192,14 @@ def list_names(folder: pathlib.Path) -> list[str]:
     return []
 
 
+def written_at(path: pathlib.Path) -> float:
+    """Returns when a file or an object was last written, in seconds since 1970."""
+    if not is_remote(path):
+        return path.stat().st_mtime
+    with naming_failures(path):
+        return _client(path).modified(os.fspath(path)).timestamp()
+
+
 def remove(path: pathlib.Path) -> None:
     """Deletes an object if it exists. Raises UserError."""
     with naming_failures(path), contextlib.suppress(FileNotFoundError):

@@ -1,6 +1,7 @@
 import os
 import sys
 import threading
+import time
 
 import pytest
 
@@ -23,6 +24,7 @@ def test_an_object_is_whole_or_not_there(bucket):
         file.write('half')
         raise ZeroDivisionError
     assert files.read_json(path) == {'ü': 1}
+    assert abs(object_store.written_at(path) - time.time()) < 60
     with pytest.raises(UserError, match='cannot read .*/missing.json'):
         files.read_json(path.parent / 'missing.json')
 

@@ -122,7 +122,7 @@ def _load(
         ),
         tokenizer=opened.tokenizer,
         context=config.model.max_seq_len,
-        created=int((opened.workdir / runs.CONFIG).stat().st_mtime),
+        created=int(object_store.written_at(opened.workdir / runs.CONFIG)),
         fingerprint=runs.weights_hash(opened, step)[:16],
         card=ModelCard(
             about=describe_size(config.model, f'step {step}'),

@@ -13,6 +13,7 @@ from gpt_jax.checkpoint.manifest import list_steps, read_document
 from gpt_jax.main import main
 from tests.command_line import TIMED, Command, rows, run
 from tests.pod import ARGUMENTS, Pod
+from tests.serve.tiny import Client, until
 
 pytestmark = pytest.mark.slow
 
@@ -112,6 +113,12 @@ def test_google_cloud_storage(gs, local):
     assert leaves(root, STEPS) == leaves(local, STEPS)
     losses = [row for row in remote_rows(workdir) if 'train/loss' in row]
     assert losses == [row for row in rows(local) if 'train/loss' in row]
+    pytest.importorskip('uvicorn', reason='needs the extra serve')
+    with Command(f'--workdir={workdir}', '--mode=serve', '--port=0', '--noinspect') as server:
+        until(lambda: re.search('^ready: ', server.output(), re.MULTILINE), seconds=120)
+        port = int(re.search(r'127\.0\.0\.1:(\d+): loading', server.output())[1])
+        [model] = json.loads(Client(port).request('/v1/models')[2])['data']
+        assert model['id'] == 'a' and time.time() - 600 < model['created'] <= time.time() + 1
 
 
 def test_two_processes_that_share_no_disk(s3, local, tmp_path):

@@ -67,40 +67,12 @@ class Api:
         }
         return [
             *(
-                Route(path, self._measured(path, route), methods=['POST'])
+                Route(path, _Measured(path, route, self.metrics), methods=['POST'])
                 for path, route in posts.items()
             ),
             *(Route(path, route, methods=['GET']) for path, route in gets.items()),
             *(Route(path, _file(name, text)) for path, (name, text) in page().items()),
         ]
-
-    def _measured(self, path: str, route: Callable[[Request], Awaitable[Response]]) -> Any:
-        """Returns an ASGI application that counts and times what a route does."""
-        metrics = self.metrics
-
-        async def application(scope: Any, receive: Any, send: Any) -> None:
-            began, status, first = time.monotonic(), 500, None
-
-            async def watched(message: dict) -> None:
-                nonlocal status, first
-                if message['type'] == 'http.response.start':
-                    status = message['status']
-                elif first is None and message.get('body'):
-                    first = time.monotonic() - began
-                    metrics.first.labels(path).observe(first)
-                await send(message)
-
-            try:
-                try:
-                    response = await route(Request(scope, receive))
-                except Exception as error:
-                    response = explain(error).response()
-                await response(scope, receive, watched)
-            finally:
-                metrics.responses.labels(path, str(status)).inc()
-                metrics.seconds.labels(path).observe(time.monotonic() - began)
-
-        return _Application(application)
 
     def _models(self) -> ServedModels:
         if self.models is None:
@@ -234,15 +206,37 @@ def _encode(body: bodies.TokenizeBody, model: ServedModel) -> list[int]:
     return model.tokenizer.encode(body.prompt)
 
 
-class _Application:
-    """An ASGI application; Starlette takes functions for handlers of requests."""
+class _Measured:
+    """An ASGI application that answers by a route, and counts and times what it does."""
 
-    def __init__(self, application: Callable[[Any, Any, Any], Awaitable[None]]):
-        self._application = application
+    def __init__(
+        self, path: str, route: Callable[[Request], Awaitable[Response]], metrics: Metrics
+    ):
+        self._path, self._route, self._metrics = path, route, metrics
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answers a request."""
-        await self._application(scope, receive, send)
+        """Answers a request; errors become responses."""
+        path, metrics = self._path, self._metrics
+        began, status, first = time.monotonic(), 500, None
+
+        async def watched(message: dict) -> None:
+            nonlocal status, first
+            if message['type'] == 'http.response.start':
+                status = message['status']
+            elif first is None and message.get('body'):
+                first = time.monotonic() - began
+                metrics.first.labels(path).observe(first)
+            await send(message)
+
+        try:
+            try:
+                response = await self._route(Request(scope, receive))
+            except Exception as error:
+                response = explain(error).response()
+            await response(scope, receive, watched)
+        finally:
+            metrics.responses.labels(path, str(status)).inc()
+            metrics.seconds.labels(path).observe(time.monotonic() - began)
 
 
 def make_app(api: Api, config: ServeConfig, *, keys: list[str], origins: list[str]) -> Starlette:
