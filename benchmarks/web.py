@@ -19,7 +19,7 @@ import time
 
 from playwright.sync_api import Page, sync_playwright
 
-SIZE = {'width': 1160, 'height': 720}
+SIZE = {'width': 1160, 'height': 900}
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):

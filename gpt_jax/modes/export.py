@@ -1,5 +1,7 @@
 """Write a trained run's weights for other tools: transformers, llama.cpp, llama2.c, a browser."""
 
+import re
+
 from absl import flags as absl_flags
 
 from gpt_jax import object_store
@@ -58,5 +60,7 @@ def run(command: Command) -> int:
         credits=runs.read_credits(opened, step),
         sampling=to_json(opened.config.sample),
     )
-    print(f'{out} ({workdir}, {flags.weights} weights of step {step}): {", ".join(names)}')
+    # A page has many scripts: of a folder, its name is enough.
+    written = dict.fromkeys(re.sub('/.*', '/', name) for name in names)
+    print(f'{out} ({workdir}, {flags.weights} weights of step {step}): {", ".join(written)}')
     return 0

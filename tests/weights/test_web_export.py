@@ -107,7 +107,8 @@ def test_quickstart_from_the_command_line(quickstart, visit, tmp_path):
         out = tmp_path / dtype
         flags = ('--mode=export', f'--workdir={quickstart}', '--format=web', f'--out={out}')
         output = run(*flags, f'--dtype={dtype}')
-        assert f'{out} ({quickstart}, raw weights of step 2): model.bin, index.html' in output
+        files = 'model.bin, index.html, style.css, scripts/, README.md, model.json'
+        assert f'{out} ({quickstart}, raw weights of step 2): {files}' in output
         weights = round_weights(gpt.params, gpt.config.model, dtype)
         generator = Generator(gpt.config.model, weights, gpt.tokenizer)
         [expected] = generator.generate(['def '], sampling)
