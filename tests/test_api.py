@@ -391,8 +391,8 @@ def test_weights_from_elsewhere_get_the_rate_of_fine_tuning(tiny, tmp_path, caps
     assert rates == [0.5, 1e-3]
 
 
-@pytest.mark.parametrize('by', ['signal', 'error'])
-def test_an_interrupted_fit_keeps_what_it_trained(by, tiny, monkeypatch):
+@pytest.mark.parametrize('by', ['signal', 'a signal that the caller handles', 'error'])
+def test_an_interrupted_fit_keeps_what_it_trained(by, tiny, monkeypatch, request):
     taken = record_batches(monkeypatch)
     update = Progress.update
 
@@ -403,6 +403,9 @@ def test_an_interrupted_fit_keeps_what_it_trained(by, tiny, monkeypatch):
                 raise KeyboardInterrupt
             signal.raise_signal(signal.SIGINT)
 
+    if 'handles' in by:
+        handler = signal.signal(signal.SIGINT, lambda *_: None)
+        request.addfinalizer(lambda: signal.signal(signal.SIGINT, handler))
     monkeypatch.setattr(Progress, 'update', interrupt)
     before = jax.tree.map(np.asarray, tiny.params)
     with pytest.raises(KeyboardInterrupt):

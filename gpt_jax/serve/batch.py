@@ -7,6 +7,7 @@ sampling rule.
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,8 +27,8 @@ class Batch:
     Attributes:
       state: at present.
       key_data: of the random key of each row, `[B, X]`.
-      most_slots: of the cache when it is largest.
-      cache_bytes: of the cache when it is largest.
+      most_slots: slots of the cache, of each row, when it is largest.
+      cache_bytes: bytes of the cache then.
       programs: number of programs that were compiled; no more are.
       seconds: that a chunk of a prompt takes, by its width.
     """
@@ -90,24 +91,13 @@ class Batch:
         """Returns the widths of chunks that fit into `slots` from `start` on, ascending."""
         return [width for width in self._chunks if start + width <= slots]
 
-    def extend(
-        self,
-        tokens: Sequence[int],
-        *,
-        row: int,
-        start: int,
-        width: int,
-        outgrew: bool = False,
-        scores: bool = False,
-    ) -> jax.Array:
-        """Puts a chunk of tokens into a row; see `Decoder.extend`.
+    def extend(self, tokens: Sequence[int], **place: Any) -> jax.Array:
+        """Puts a chunk of tokens into a row; `place` are the options of `Decoder.extend`.
 
         Returns the sum `[D]` of the tokens' last hidden states. Scoring is compiled for the largest
         cache only.
         """
-        self.state, hidden = self._decoder.extend(
-            self.state, tokens, row=row, start=start, width=width, outgrew=outgrew, scores=scores
-        )
+        self.state, hidden = self._decoder.extend(self.state, tokens, **place)
         return hidden
 
     def draw(self, rule: SamplingRule, limit: np.ndarray) -> None:

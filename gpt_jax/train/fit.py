@@ -76,6 +76,7 @@ def fit(
             keep(trainer.state)
     if signals.received is not None:
         signal.raise_signal(signals.received)
+        raise KeyboardInterrupt  # the caller's handler of the signal has returned
     return results['eval']
 
 
