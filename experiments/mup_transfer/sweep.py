@@ -16,14 +16,16 @@ from experiments import answers
 from experiments.small import LONGER
 from gpt_jax.sweep.definition import Sweep, Trial
 
-BASE = 32  # width at which both parametrizations are the same
 HEAD = 16
 RATES = [2.0**power for power in range(-11, -3)]
 UNTRAINED = 7.0  # nats; stands for a run that diverged
 
 
-def make(widths: Sequence[int], common: Mapping[str, Any], **fields) -> Sweep:
-    """Returns the sweep over parametrizations, widths and rates with three seeds."""
+def make(widths: Sequence[int], base: int, common: Mapping[str, Any], **fields) -> Sweep:
+    """Returns the sweep over parametrizations, widths and rates with three seeds.
+
+    At the width `base` both parametrizations are the same.
+    """
     grid = {
         'seed': [0, 1, 2],
         'parametrization': ['standard', 'mup'],
@@ -41,7 +43,7 @@ def make(widths: Sequence[int], common: Mapping[str, Any], **fields) -> Sweep:
                 'model.d_model': width,
                 'model.num_heads': width // HEAD,
                 'model.parametrization': parametrization,
-                'model.base.d_model': widths[0],
+                'model.base.d_model': base,
                 'optimizer.learning_rate': rate,
                 'seed': seed,
             }
@@ -123,5 +125,5 @@ def answer(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     }
 
 
-sweep = make([32, 64, 128, 256], {})
-large = make([128, 256, 512, 1024, 2048], LONGER)
+sweep = make([32, 64, 128, 256], 128, {})
+large = make([128, 256, 512, 1024, 2048], 512, LONGER)

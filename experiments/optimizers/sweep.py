@@ -17,7 +17,7 @@ from experiments import answers
 from gpt_jax.sweep.definition import Sweep, Trial
 
 # Five rates, each twice the one before; the middle is near the best of a first trial.
-LOWEST = {'adamw': 1e-3, 'lion': 2e-4, 'adafactor': 4e-3, 'muon': 1e-2, 'sgd': 0.1}
+LOWEST = {'adamw': 1e-3, 'lion': 2e-4, 'adafactor': 1.6e-2, 'muon': 1e-2, 'sgd': 0.025}
 STEPS = [1, 2, 4, 8, 16]
 CHOOSING, MEASURING = [0, 1], [2, 3, 4]
 UNTRAINED = 7.0  # nats; stands for a run that diverged
