@@ -105,7 +105,8 @@ class Engine:
         self._counts = collections.Counter[str]()
         self._queue = collections.deque[Request]()
         self._took = collections.deque[float](maxlen=16)  # seconds of the latest requests
-        self._later: list[Callable[[], None]] = []  # what requests are to be told
+        # What requests are to be told: methods of theirs, ready to be called.
+        self._later = collections.deque[tuple[Request, Callable[[], None]]]()
         self._wakes = threading.Condition()
         self._error: ServeError | None = None
         self._thread = threading.Thread(target=self._work, name='engine', daemon=True)
@@ -209,16 +210,16 @@ class Engine:
         try:
             while self._wait():
                 self._take_turn()
+            self._tell()
         except Exception as error:
             logging.exception('the engine failed')
             failure = EngineStoppedError(f'the engine failed: {error}')
             failure.__cause__ = error
             self._stop(failure)
-        self._tell()
         with self._wakes:
             requests = [row.request for row in self._rows if row.request] + list(self._queue)
             self._queue.clear()
-        for request in requests:
+        for request in [request for request, _ in self._later] + requests:
             request.end(self._error)
 
     def _wait(self) -> bool:
@@ -252,9 +253,10 @@ class Engine:
 
         It is called when the device has work, because turning tokens into texts takes a while.
         """
-        actions, self._later = self._later, []
-        for action in actions:
+        while self._later:
+            _, action = self._later[0]
             action()
+            self._later.popleft()  # a request that cannot be told fails with the engine
 
     def _drop(self) -> None:
         """Ends requests that are cancelled or late."""
@@ -342,7 +344,8 @@ class Engine:
             if not row.waiting:
                 self._hand_scores(row)
         if not row.waiting and not row.request.options.draws:
-            self._later.append(functools.partial(row.request.push, [], [], is_last=True))
+            end = functools.partial(row.request.push, [], [], is_last=True)
+            self._later.append((row.request, end))
             self._free(row)
         return batch.seconds[width]
 
@@ -401,15 +404,14 @@ class Engine:
             row.drawn += len(tokens)
             self._counts['drawn_tokens'] += len(tokens)
             is_last = row.drawn >= request.sampling.max_new_tokens
-            self._later.append(
-                functools.partial(
-                    request.push,
-                    tokens,
-                    scores_of(scores, row.number, new, best=request.options.best),
-                    is_last=is_last,
-                    seconds=(now - row.since) / max(1, len(tokens)),
-                )
+            push = functools.partial(
+                request.push,
+                tokens,
+                scores_of(scores, row.number, new, best=request.options.best),
+                is_last=is_last,
+                seconds=(now - row.since) / max(1, len(tokens)),
             )
+            self._later.append((request, push))
             row.since = now
             if request.may_end_before():
                 self._tell()
@@ -432,4 +434,4 @@ class Engine:
         self._counts['finished'] += 1
         if request.started is not None:
             self._took.append(time.monotonic() - request.started)
-        self._later.append(functools.partial(request.end, error))
+        self._later.append((request, functools.partial(request.end, error)))

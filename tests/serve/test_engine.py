@@ -269,6 +269,21 @@ def test_a_failure_reaches_every_request(monkeypatch):
             engine.submit('Alice', ENDLESS)
 
 
+def test_a_text_that_cannot_be_told_fails_with_all_others(monkeypatch):
+    with start(rows=2) as engine:
+        running = engine.submit('Alice', ENDLESS)
+        next(iter(running))
+        ending = engine.submit('Alice', SampleConfig(max_new_tokens=1))
+
+        def fail(*_, **__):
+            raise RuntimeError('no text')
+
+        monkeypatch.setattr(ending, 'push', fail)
+        for request in (ending, running):
+            with pytest.raises(EngineStoppedError, match='no text'):
+                request.result()
+
+
 def logprobs_of(gpt, ids) -> np.ndarray:
     """The log-probabilities `[L, V]` of the tokens after each of `ids`, and the hidden states."""
     config = gpt.config.model
