@@ -24,7 +24,8 @@ class Interval(NamedTuple):
     def __str__(self) -> str:
         size = abs(self.mean)
         digits = 0 if size >= 100 else 2 if size >= 10 else 3
-        return f'{self.mean:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})'
+        mean, low, high = (f'{value:z.{digits}f}' for value in self)
+        return f'{mean} ({low} to {high})'
 
     @property
     def sign(self) -> int:

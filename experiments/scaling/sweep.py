@@ -208,7 +208,7 @@ def answer(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
         own = rows[rows[:, 0] == budget]
         line = plots[0].plot(own[:, 1], own[:, 3], 'o', label=f'{budget:g} FLOPs')[0]
         sizes = np.geomspace(own[:, 1].min(), own[:, 1].max(), 50)
-        tokens = np.interp(np.log(sizes), np.log(own[:, 1]), own[:, 2])
+        tokens = np.exp(np.interp(np.log(sizes), np.log(own[:, 1]), np.log(own[:, 2])))
         plots[0].plot(sizes, loss(best, sizes, tokens), color=line.get_color(), linewidth=1)
     plots[0].set(xscale='log', xlabel='parameters', ylabel='last validation loss (nats per byte)')
     plots[0].legend(frameon=False)
