@@ -53,7 +53,11 @@ class Batch:
         self.programs = 0
         self.state: DecodeState = decoder.empty(rows=rows, slots=self._rungs[0], best=best)
         self._warm_up(rows)
-        self.seconds = {width: self._time_chunk(width) for width in self.widths(0, self.slots)}
+        self.seconds = {}
+        for width in self.widths(0, self.most_slots):
+            self.make_room(width)
+            self.seconds[width] = self._time_chunk(width)
+        self.resize(self._rungs[0])
 
     @property
     def slots(self) -> int:

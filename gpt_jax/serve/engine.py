@@ -95,7 +95,7 @@ class Engine:
         self._batch = Batch(
             self._decoder,
             rows=count,
-            best=self.config.best,
+            best=min(self.config.best, self._decoder.vocab_size),  # ids beyond it are no tokens
             chunk=self.config.prefill_chunk,
             drafts=self.config.draft_tokens,
         )
