@@ -1,6 +1,5 @@
 """The server: listens at once, serves when the models are ready, and ends without losing texts."""
 
-import asyncio
 import ipaddress
 import math
 import pathlib
@@ -107,7 +106,7 @@ class HttpServer:
 
         threading.Thread(target=prepare, name='load', daemon=True).start()
         try:
-            asyncio.run(self._server.serve(sockets=[self._listener]))
+            self._server.run(sockets=[self._listener])
         finally:
             for model in self._api.models or ():
                 model.engine.close()
