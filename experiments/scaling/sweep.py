@@ -129,6 +129,12 @@ def loss(theta: np.ndarray, parameters: Any, tokens: Any) -> np.ndarray:
     return irreducible + a / (parameters / 1e5) ** alpha + b / (tokens / 1e6) ** beta
 
 
+def size_exponent(theta: np.ndarray) -> np.ndarray:
+    """Returns the exponent by which the best size of `loss` grows with compute, of each fit."""
+    _, _, alpha, _, beta = np.exp(theta).T
+    return beta / (alpha + beta)
+
+
 def fit(rows: np.ndarray, start: np.ndarray) -> np.ndarray:
     """Returns the parameters of `loss`, robustly, as logarithms."""
     _, parameters, tokens, losses = rows.T
@@ -201,8 +207,7 @@ def answer(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     rows = parse(results)
     budgets = sorted(set(rows[:, 0]))
     best, samples = bootstrap(rows)
-    exponents = np.exp(samples[:, 4]) / (np.exp(samples[:, 2]) + np.exp(samples[:, 4]))
-    exponent = float(np.exp(best[4]) / (np.exp(best[2]) + np.exp(best[4])))
+    exponent = float(size_exponent(best))
     figure, plots = answers.panels(2)
     for budget in budgets:
         own = rows[rows[:, 0] == budget]
@@ -224,7 +229,7 @@ def answer(results: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     knobs = knobs_of(BYTES, *PREDICTED_SIZE, PREDICTED)
     tokens = knobs['train.num_steps'] * tokens_per_step(finalized(CONFIG, knobs))
     size = count(*PREDICTED_SIZE)
-    low, high = band(exponents)
+    low, high = band(size_exponent(samples))
     low_slope, high_slope = band(bootstrap_slopes(rows))
     verdict = answers.UNDECIDED
     if low <= 0.5 <= high:

@@ -72,7 +72,7 @@ def _convert(leaf: jax.Array, index: Any, *, dtype: str, inputs: int | None) -> 
 
     Args:
       leaf: the parameter, of all layers if it is stacked.
-      index: of the layer, as an argument, so that there is one program for all; None: all of it.
+      index: of the layer; not static, so all layers share a program. None: the whole parameter.
       dtype: of the result; '': unchanged.
       inputs: the axes that a matrix of integers sums over; None: no integers.
     """

@@ -105,7 +105,7 @@ class Engine:
         self._counts = collections.Counter[str]()
         self._queue = collections.deque[Request]()
         self._took = collections.deque[float](maxlen=16)  # seconds of the latest requests
-        # What requests are to be told: methods of theirs, ready to be called.
+        # Calls of requests' methods that `_tell` makes.
         self._later = collections.deque[tuple[Request, Callable[[], None]]]()
         self._wakes = threading.Condition()
         self._error: ServeError | None = None
