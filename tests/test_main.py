@@ -284,7 +284,7 @@ def test_wrong_text(content, expected, capsys, tmp_path):
 
 def test_wrong_uses_of_a_run(trained, capsys, tmp_path):
     generate = ['--mode=generate', f'--workdir={trained}']
-    assert '33 tokens, the context holds 1 to 32' in _error(capsys, *generate, '--prompt', 'a' * 33)
+    assert '33 tokens, the context holds 32' in _error(capsys, *generate, '--prompt', 'a' * 33)
     assert 'U+00A7' in _error(capsys, *generate, '--prompt=§')
     assert 'there is no checkpoint of step 7' in _error(capsys, *generate, '--step=7')
     assert 'config.sample.top_p' in _error(capsys, *generate, '--top_p=2')

@@ -172,9 +172,11 @@ class Decoder:
     def check_prompt(self, prompt: Sequence[int]) -> None:
         """Raises UserError if the prompt is longer than the context, or empty."""
         context = self.config.max_seq_len
-        if not 1 <= len(prompt) <= context:
+        if not len(prompt):
+            raise UserError('the prompt is empty; give one token or more')
+        if len(prompt) > context:
             raise UserError(
-                f'the prompt has {len(prompt)} tokens, the context holds 1 to {context} '
+                f'the prompt has {len(prompt)} tokens, the context holds {context} '
                 f'(config.model.max_seq_len); shorten it'
             )
 

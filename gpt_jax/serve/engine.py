@@ -17,7 +17,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -126,7 +126,20 @@ class Engine:
         *,
         notify: Callable[[], None] = lambda: None,
     ) -> Request:
-        """Queues a request.
+        """Queues a request; see `prepare` and `enqueue`."""
+        request = self.prepare(prompt, sampling, options, notify=notify)
+        self.enqueue([request])
+        return request
+
+    def prepare(
+        self,
+        prompt: Prompt,
+        sampling: SampleConfig,
+        options: RequestOptions | None = None,
+        *,
+        notify: Callable[[], None] = lambda: None,
+    ) -> Request:
+        """Returns a request for `enqueue`.
 
         Args:
           prompt: a text, or its ids.
@@ -138,8 +151,6 @@ class Engine:
         Raises:
             UserError: a setting cannot work, or the prompt is empty, has an id that is not in the
                 vocabulary, or is longer than the context, or the schema cannot be followed.
-            QueueFullError: as many requests wait as may wait.
-            EngineStoppedError: the engine is closed, or its worker failed.
         """
         finalize_sample(sampling)
         options = options or RequestOptions()
@@ -154,6 +165,15 @@ class Engine:
         self._decoder.check_prompt(request.prompt)
         for token in options.bias:
             self._tokenizer.id_to_bytes(token)  # refuses ids that are not in the vocabulary
+        return request
+
+    def enqueue(self, requests: Sequence[Request]) -> None:
+        """Queues requests, all or none of them.
+
+        Raises:
+            QueueFullError: as many requests wait as may wait; otherwise all of these may.
+            EngineStoppedError: the engine is closed, or its worker failed.
+        """
         with self._wakes:
             if self._error is not None:
                 raise self._error
@@ -162,9 +182,8 @@ class Engine:
                     f'{len(self._queue)} requests wait (config.serve.queue); try again later',
                     retry_seconds=self._seconds_to_next(),
                 )
-            self._queue.append(request)
+            self._queue.extend(requests)
             self._wakes.notify()
-        return request
 
     def status(self) -> EngineStatus:
         """Returns the load and the counts."""
@@ -189,9 +208,9 @@ class Engine:
         mean = sum(self._took) / max(1, len(self._took))
         return max(1, round(mean / len(self._rows)))
 
-    def close(self) -> None:
+    def close(self, reason: str = 'the engine is closed') -> None:
         """Stops the worker after its turn; requests that have not ended fail."""
-        self._stop(EngineStoppedError('the engine is closed'))
+        self._stop(EngineStoppedError(reason))
         self._thread.join()
 
     def __enter__(self) -> 'Engine':

@@ -241,16 +241,15 @@ def test_texts_that_are_submitted_after_their_client_left_are_cancelled():
     from gpt_jax.serve.http.texts import submitted
 
     class Slow:
-        """An engine that takes a while to encode."""
+        """An engine that takes a while to queue."""
 
-        def __init__(self):
-            self.requests = []
+        def prepare(self, *_, **__):
+            request = SimpleNamespace(cancel=lambda: gone.add(id(request)))
+            return request
 
-        def submit(self, *_, **__):
-            time.sleep(0.1)
-            at = len(self.requests)
-            self.requests.append(SimpleNamespace(cancel=lambda: gone.add(at)))
-            return self.requests[-1]
+        def enqueue(self, requests):
+            time.sleep(0.2)
+            queued.update(map(id, requests))
 
     async def ask():
         async with submitted(SimpleNamespace(engine=engine), ['a'] * 5, None):
@@ -258,13 +257,20 @@ def test_texts_that_are_submitted_after_their_client_left_are_cancelled():
 
     async def leave():
         task = asyncio.ensure_future(ask())
-        await asyncio.sleep(0.25)
+        await asyncio.sleep(0.1)
         task.cancel()
         await asyncio.wait([task])
 
-    engine, gone = Slow(), set()
+    engine, queued, gone = Slow(), set(), set()
     asyncio.run(leave())  # waits for the thread
-    assert gone == set(range(5))
+    assert len(queued) == 5 and gone == queued
+
+
+def test_the_texts_of_a_request_wait_together():
+    with serving(rows=1, queue=2) as client:
+        found = complete(client, prompt=['Alice', 'Bob'], n=4, max_tokens=2)
+        assert len(found['choices']) == 8
+        assert len(client.ask('/v1/embeddings', input=['a'] * 6)['data']) == 6
 
 
 def test_a_full_queue_gets_429():
@@ -317,6 +323,22 @@ def test_several_models_have_names():
         assert [model['id'] for model in data['data']] == ['one', 'two']
         assert complete(client, prompt='a', model='two')['model'] == 'two'
         assert complete(client, prompt='a')['model'] == 'one'
+
+
+def test_texts_that_do_not_end_with_the_server_fail():
+    endless = {'prompt': 'Alice', 'max_tokens': 10**6, 'temperature': 0}
+    with serving(rows=2, drain_seconds=0.5) as client:
+        connections = [client.connect() for _ in range(2)]
+        for connection, stream in zip(connections, (False, True), strict=True):
+            body = json.dumps(endless | {'stream': stream})
+            connection.request('POST', '/v1/completions', body, client.headers)
+        until(lambda: client.metric('running') == 2)
+    whole, stream = (connection.getresponse() for connection in connections)
+    assert whole.status == 503
+    error = json.loads(whole.read())['error']
+    assert error['code'] == 'engine_stopped' and 'config.serve.drain_seconds' in error['message']
+    *_, last, done = stream.read().decode().strip().split('\n\n')
+    assert json.loads(last.removeprefix('data: '))['error'] == error and done == 'data: [DONE]'
 
 
 def test_a_stopping_server_lets_texts_end():

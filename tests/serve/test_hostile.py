@@ -115,6 +115,43 @@ def test_a_bad_request_gets_its_status_and_one_line(client, case):
     assert not (error['param'] or '').endswith('.str')
 
 
+ITEM = 'input should be a valid'
+
+
+@pytest.mark.parametrize(
+    ('path', 'body', 'param', 'message'),
+    [
+        (COMPLETE, {'prompt': [-1]}, 'prompt.0', 'input should be greater than or equal to 0'),
+        (COMPLETE, {'prompt': [5, 'a']}, 'prompt.1', f'{ITEM} integer'),
+        (COMPLETE, {'prompt': [[5], 'a']}, 'prompt.1', f'{ITEM} array'),
+        (COMPLETE, {'prompt': ['a', 5]}, 'prompt.1', f'{ITEM} string'),
+        (COMPLETE, {'prompt': [[5], []]}, 'prompt.1', 'list should have at least 1 item'),
+        (COMPLETE, {'prompt': 5}, 'prompt', 'give a text or its ids, or a list of texts'),
+        (COMPLETE, {'prompt': []}, 'prompt', 'give at least one'),
+        (COMPLETE, {'stop': ['']}, 'stop.0', 'string should have at least 1 character'),
+        (COMPLETE, {'stop': [5]}, 'stop', 'give a text, or a list of texts'),
+        (COMPLETE, {'prompt': 'a', 'logprobs': 21}, 'logprobs', 'at most 20 (config.serve.best)'),
+        (COMPLETE, {'logit_bias': {'x': 1}}, 'logit_bias', "'x' is not a token id"),
+        (COMPLETE, {'logit_bias': {'999': 1}}, 'logit_bias', 'token id 999 is not in the voc'),
+        (COMPLETE, {'prompt': 'a', 'best_of': 5}, 'best_of', 'must equal n'),
+        (CHAT, {'messages': [USER], 'top_logprobs': 2}, 'top_logprobs', 'needs logprobs: true'),
+        (
+            CHAT,
+            {'messages': [USER], 'logprobs': True, 'top_logprobs': 21},
+            'top_logprobs',
+            'at most 20 (config.serve.best)',
+        ),
+        (EMBED, {'input': [['a']]}, 'input.0.0', f'{ITEM} integer'),
+        ('/tokenize', {}, 'prompt', 'give either this or messages'),
+    ],
+)
+def test_an_error_names_the_field_that_is_wrong(client, path, body, param, message):
+    status, _, content = client.request(path, body)
+    error = json.loads(content)['error']
+    assert (status, error['param'], error['code']) == (400, param, None)
+    assert message in error['message'] and error['message'].count(param) == 1
+
+
 def send(client, data: bytes, *, seconds=20) -> bytes:
     """Returns the answer to raw bytes."""
     with socket.create_connection(('127.0.0.1', client.port), timeout=seconds) as connection:
@@ -180,7 +217,7 @@ def test_a_fault_of_the_server_is_no_leak(monkeypatch):
 
     with serving() as client:
         with monkeypatch.context() as patch:
-            patch.setattr(Engine, 'submit', fail)
+            patch.setattr(Engine, 'prepare', fail)
             status, _, content = client.request(COMPLETE, {'prompt': 'a'})
         assert status == 500 and b'secret' not in content
         assert json.loads(content)['error']['type'] == 'server_error'

@@ -88,11 +88,13 @@ class Api:
     async def completions(self, request: Request) -> Response:
         """Answers `/v1/completions`."""
         body, model = await self._read(request, bodies.CompletionBody)
+        model.check(body)
         return await self._respond(request, body, Completions(body, model))
 
     async def chat(self, request: Request) -> Response:
         """Answers `/v1/chat/completions`."""
         body, model = await self._read(request, bodies.ChatBody)
+        model.check(body)
         found = await asyncio.to_thread(Chat, body, model)  # long conversations take a while
         return await self._respond(request, body, found)
 
@@ -113,32 +115,19 @@ class Api:
     async def tokenize(self, request: Request) -> Response:
         """Answers `/tokenize`: the ids of a text or a conversation, and the text of each."""
         body, model = await self._read(request, bodies.TokenizeBody)
-        ids = await asyncio.to_thread(_encode, body, model)
-        return JSONResponse(
-            {
-                'count': len(ids),
-                'max_model_len': model.context,
-                'tokens': ids,
-                'token_strs': [model.token_text(token) for token in ids],
-            }
-        )
+        return await asyncio.to_thread(_tokenized, body, model)  # long texts take a while
 
     async def detokenize(self, request: Request) -> Response:
         """Answers `/detokenize`: the text of ids, and that of each."""
         body, model = await self._read(request, bodies.DetokenizeBody)
-        return JSONResponse(
-            {
-                'prompt': model.tokenizer.decode(body.tokens),
-                'token_strs': [model.token_text(token) for token in body.tokens],
-            }
-        )
+        return await asyncio.to_thread(_detokenized, body, model)
 
     async def attention(self, request: Request) -> Response:
         """Answers `/inspect/attention`: how much a token attends to itself and those before."""
         body, model = await self._read(request, bodies.PositionBody)
         if model.attention is None:
             raise ApiError(400, 'the attention of this model is not shown', code='not_inspected')
-        model.tokenizer.decode(body.tokens)  # refuses ids that are not in the vocabulary
+        await asyncio.to_thread(model.tokenizer.decode, body.tokens)  # refuses what is no token
         start, weights = await asyncio.to_thread(model.attention, body.tokens, body.position)
         layers, heads, _ = weights.shape
         values = weights.astype(float).ravel().tolist()
@@ -150,7 +139,7 @@ class Api:
         body, model = await self._read(request, bodies.ExplanationBody)
         if model.explanation is None:
             raise ApiError(400, 'tokens of this model are not explained', code='not_inspected')
-        model.tokenizer.decode(body.tokens)  # refuses ids that are not in the vocabulary
+        await asyncio.to_thread(model.tokenizer.decode, body.tokens)  # refuses what is no token
         work = functools.partial(model.explanation, body.tokens, body.position, body.analyses)
         return await answer(request, self._explaining.run(work))
 
@@ -196,6 +185,27 @@ def _file(name: str, text: str) -> Callable[[Request], Awaitable[Response]]:
         return Response(text, headers=headers, media_type=kind)
 
     return route
+
+
+def _tokenized(body: bodies.TokenizeBody, model: ServedModel) -> Response:
+    ids = _encode(body, model)
+    return JSONResponse(
+        {
+            'count': len(ids),
+            'max_model_len': model.context,
+            'tokens': ids,
+            'token_strs': [model.token_text(token) for token in ids],
+        }
+    )
+
+
+def _detokenized(body: bodies.DetokenizeBody, model: ServedModel) -> Response:
+    return JSONResponse(
+        {
+            'prompt': model.tokenizer.decode(body.tokens),
+            'token_strs': [model.token_text(token) for token in body.tokens],
+        }
+    )
 
 
 def _encode(body: bodies.TokenizeBody, model: ServedModel) -> list[int]:

@@ -5,16 +5,45 @@ ones. `user`, `metadata` and `store` are accepted and have no effect.
 """
 
 import secrets
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pydantic
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from gpt_jax.inference.config import SampleConfig
 
 MOST_TEXTS = 128  # of a request: its prompts, times n
 Ids = list[Annotated[int, Field(ge=0, lt=2**31)]]
 Stop = Annotated[str, Field(min_length=1, max_length=1000)]
+
+
+def _form(given: Any) -> str | None:
+    """Returns the tag of the type that a value is meant to have, so that errors are about that."""
+    if isinstance(given, str):
+        return 'str'
+    if not isinstance(given, list):
+        return None
+    first = type(given[0]) if given else str
+    return {str: 'list[str]', list: 'list[list[int]]'}.get(first, 'list[int]')
+
+
+Texts = Annotated[
+    Annotated[str, Tag('str')]
+    | Annotated[Ids, Tag('list[int]')]
+    | Annotated[list[str], Tag('list[str]')]
+    | Annotated[list[Annotated[Ids, Field(min_length=1)]], Tag('list[list[int]]')],
+    Discriminator(
+        _form,
+        custom_error_type='form',
+        custom_error_message='give a text or its ids, or a list of texts or of lists of ids',
+    ),
+]
+Stops = Annotated[
+    Annotated[Stop, Tag('str')] | Annotated[list[Stop], Field(max_length=16), Tag('list[str]')],
+    Discriminator(
+        _form, custom_error_type='form', custom_error_message='give a text, or a list of texts'
+    ),
+]
 
 
 class Body(pydantic.BaseModel):
@@ -57,12 +86,14 @@ class ResponseFormat(pydantic.BaseModel):
     @pydantic.model_validator(mode='after')
     def _check(self) -> 'ResponseFormat':
         if (self.type == 'json_schema') != (self.json_schema is not None):
-            raise ValueError('give json_schema with type json_schema, and only there')
+            raise ValueError('json_schema: give it with type json_schema, and only there')
         return self
 
 
 class SamplingBody(Body):
     """The fields that completions and chats share."""
+
+    best_field: ClassVar[str]  # the one with the number of likeliest tokens
 
     temperature: float | None = None
     top_p: float | None = None
@@ -73,7 +104,7 @@ class SamplingBody(Body):
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     n: int | None = Field(None, ge=1, le=MOST_TEXTS)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    stop: Stops | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     response_format: ResponseFormat | None = None
     stream: bool | None = None
@@ -88,6 +119,11 @@ class SamplingBody(Body):
             if not (key.isascii() and key.isdigit() and len(key) < 10):
                 raise ValueError(f'{key[:20]!r} is not a token id')
         return bias
+
+    @property
+    def best(self) -> int:
+        """Number of the likeliest tokens in each place that the response names."""
+        return getattr(self, self.best_field) or 0
 
     @property
     def bias(self) -> dict[int, float]:
@@ -134,7 +170,9 @@ def _separate(given: str | list) -> list[str | list[int]]:
 class CompletionBody(SamplingBody):
     """The body of `/v1/completions`."""
 
-    prompt: str | Ids | list[str] | list[Ids] = ''
+    best_field = 'logprobs'
+
+    prompt: Texts = ''
     max_tokens: int | None = Field(None, ge=0, lt=2**31)
     logprobs: int | None = Field(None, ge=0)
     echo: bool | None = None
@@ -152,13 +190,13 @@ class CompletionBody(SamplingBody):
     @pydantic.model_validator(mode='after')
     def _check(self) -> 'CompletionBody':
         if self.best_of is not None and self.best_of != (self.n or 1):
-            raise ValueError('best_of must equal n: texts are not ranked here')
+            raise ValueError('best_of: must equal n, as texts are not ranked here')
         if self.return_token_ids and self.logprobs is None:
-            raise ValueError('return_token_ids needs logprobs')
+            raise ValueError('return_token_ids: needs logprobs')
         if not self.prompts:
             raise ValueError('prompt: give at least one')
         if len(self.prompts) * (self.n or 1) > MOST_TEXTS:
-            raise ValueError(f'n times the number of prompts is more than {MOST_TEXTS}')
+            raise ValueError(f'n: times the number of prompts, it is more than {MOST_TEXTS}')
         return self
 
 
@@ -191,6 +229,8 @@ class Message(pydantic.BaseModel):
 class ChatBody(SamplingBody):
     """The body of `/v1/chat/completions`."""
 
+    best_field = 'top_logprobs'
+
     messages: list[Message] = Field(min_length=1, max_length=10_000)
     max_tokens: int | None = Field(None, ge=1, lt=2**31)
     max_completion_tokens: int | None = Field(None, ge=1, lt=2**31)
@@ -200,14 +240,14 @@ class ChatBody(SamplingBody):
     @pydantic.model_validator(mode='after')
     def _check(self) -> 'ChatBody':
         if self.top_logprobs and not self.logprobs:
-            raise ValueError('top_logprobs needs logprobs: true')
+            raise ValueError('top_logprobs: needs logprobs: true')
         return self
 
 
 class EmbeddingBody(Body):
     """The body of `/v1/embeddings`."""
 
-    input: str | Ids | list[str] | list[Ids]
+    input: Texts
     encoding_format: Literal['float', 'base64'] | None = None
 
     @property
@@ -259,5 +299,5 @@ class TokenizeBody(Body):
     @pydantic.model_validator(mode='after')
     def _check(self) -> 'TokenizeBody':
         if (self.prompt is None) == (self.messages is None):
-            raise ValueError('give either prompt or messages')
+            raise ValueError('prompt: give either this or messages')
         return self

@@ -44,7 +44,7 @@ class Chat:
             count=self._count,
             bias=body.bias,
             schema=body.text_schema,
-            best=body.top_logprobs or 0,
+            best=body.best,
         )
 
     async def whole(self) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Completions:
             count=self._count,
             bias=body.bias,
             schema=body.text_schema,
-            best=body.logprobs or 0,
+            best=body.best,
             scores_prompt=bool(body.echo) and body.logprobs is not None,
             draws=self._max_tokens > 0,
             use_cache=body.use_cache is not False,

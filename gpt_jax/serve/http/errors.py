@@ -84,14 +84,19 @@ def explain(error: Exception) -> ApiError:
 def _of_body(error: pydantic.ValidationError) -> ApiError:
     """Returns the first thing that is wrong with a body."""
     first = error.errors(include_url=False, include_input=False)[0]
+    message = first['msg'][:1].lower() + first['msg'][1:]
     # 'str', and parts with brackets, name a type among several, not a field.
     parts = [str(part) for part in first['loc'] if part != 'str']
+    if first['type'] == 'value_error':  # one of ours, which may begin with a field
+        message = str(first['ctx']['error'])
+        field, colon, rest = message.partition(': ')
+        if colon and field.isidentifier():
+            parts, message = [*parts, field], rest
     param = '.'.join(part for part in parts if re.fullmatch(r'\w+', part))
     if first['type'] == 'json_invalid':
         return ApiError(400, f'the body is not JSON: {first["ctx"]["error"]}')
     if first['type'] == 'extra_forbidden':
         return ApiError(400, f'{param} is not a field that this server knows', param=param)
-    message = first['msg'][:1].lower() + first['msg'][1:]
     return ApiError(400, f'{param}: {message}' if param else message, param=param or None)
 
 
@@ -99,7 +104,7 @@ def _of_setting(message: str) -> ApiError:
     """Returns the error for a value that the engine refuses, under the API's name of it."""
     message = message.replace('config.sample.max_new_tokens', 'max_tokens')
     message = message.replace('config.sample.', '')
-    param = re.match(r'(\w+)=', message)
+    param = re.match(r'(\w+)=|the (prompt) ', message)
     if 'config.model.max_seq_len' in message:
         return ApiError(400, message, param='prompt', code='context_length_exceeded')
-    return ApiError(400, message, param=param and param[1])
+    return ApiError(400, message, param=param and (param[1] or param[2]))

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from gpt_jax.errors import UserError
 from gpt_jax.serve.engine import Engine
-from gpt_jax.serve.http.bodies import Message
+from gpt_jax.serve.http.bodies import Message, SamplingBody
 from gpt_jax.serve.http.errors import ApiError
 from gpt_jax.tokenizer import Tokenizer, chat_template
 
@@ -56,6 +57,23 @@ class ServedModel:
                 'explains': self.explanation is not None,
             },
         }
+
+    def check(self, body: SamplingBody) -> None:
+        """Checks what depends on the model.
+
+        Raises:
+            ApiError: more likeliest tokens are asked for than the server gives, or a bias is of an
+                id that is not in the vocabulary.
+        """
+        most = self.engine.config.best
+        if body.best > most:
+            field = body.best_field
+            message = f'{field}={body.best}: this server gives at most {most} (config.serve.best)'
+            raise ApiError(400, message, param=field)
+        try:
+            self.tokenizer.decode([*body.bias])
+        except UserError as error:
+            raise ApiError(400, f'logit_bias: {error}', param='logit_bias') from error
 
     def encode_chat(self, messages: list[Message]) -> list[int]:
         """Returns the ids of a conversation up to the next answer.

@@ -1,5 +1,6 @@
 """The server: listens at once, serves when the models are ready, and ends without losing texts."""
 
+import asyncio
 import ipaddress
 import math
 import pathlib
@@ -17,6 +18,7 @@ from gpt_jax.serve.http.guard import HEADER_BYTES
 from gpt_jax.serve.http.served import ServedModels
 
 LEAST_KEY = 16  # characters
+LAST_SECONDS = 5.0  # in which clients take the error of a text that the end of the server cuts
 
 
 def read_keys(path: pathlib.Path | None) -> list[str]:
@@ -59,6 +61,31 @@ def listen(host: str, port: int) -> socket.socket:
         raise UserError(f'--host={host} --port={port}: {error}') from error
 
 
+class _Draining(uvicorn.Server):
+    """A server whose texts may end when it stops; after `drain_seconds` they fail."""
+
+    def __init__(self, settings: uvicorn.Config, api: Api, *, drain_seconds: float):
+        super().__init__(settings)
+        self._api = api
+        self._drain_seconds = drain_seconds
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Waits for the requests; their clients get an error if it is too long."""
+        ending = asyncio.ensure_future(self._end_texts())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            ending.cancel()
+
+    async def _end_texts(self) -> None:
+        await asyncio.sleep(self._drain_seconds)
+        reason = (
+            f'the server stops, and waited {self._drain_seconds:g} s (config.serve.drain_seconds)'
+        )
+        for model in self._api.models or ():
+            await asyncio.to_thread(model.engine.close, reason)
+
+
 class HttpServer:
     """A server at a socket."""
 
@@ -77,9 +104,9 @@ class HttpServer:
             log_level='warning',
             timeout_keep_alive=30,
             h11_max_incomplete_event_size=HEADER_BYTES,
-            timeout_graceful_shutdown=math.ceil(config.drain_seconds),
+            timeout_graceful_shutdown=math.ceil(config.drain_seconds + LAST_SECONDS),
         )
-        self._server = uvicorn.Server(settings)
+        self._server = _Draining(settings, self._api, drain_seconds=config.drain_seconds)
 
     def run(
         self, load: Callable[[], ServedModels], announce: Callable[[ServedModels], None]

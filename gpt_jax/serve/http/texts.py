@@ -80,13 +80,21 @@ async def submitted(
 
     def submit() -> None:
         for index, text in enumerate(texts):
-            text.request = model.engine.submit(
+            text.request = model.engine.prepare(
                 prompts[index // count],
                 sampling,
                 RequestOptions(sample=index % count, **options),
                 notify=text.notify,
             )
             if is_left.is_set():  # the client is gone, and nobody waits for this thread
+                return
+        model.engine.enqueue([text.request for text in texts])
+        if is_left.is_set():
+            cancel()
+
+    def cancel() -> None:
+        for text in texts:
+            if text.request is not None:
                 text.request.cancel()
 
     try:
@@ -94,9 +102,7 @@ async def submitted(
         yield texts
     finally:
         is_left.set()
-        for text in texts:
-            if text.request is not None:
-                text.request.cancel()
+        cancel()
 
 
 def usage(texts: Sequence[Text], *, count: int = 1) -> dict[str, Any]:
