@@ -17,6 +17,7 @@ class ServeConfig:
     stall_seconds: float = positive(0.25)  # that prompts may hold up other texts, per token
     drain_seconds: float = positive(30.0)  # that texts have to end when the server stops
     max_body_bytes: int = whole(4 * 2**20, low=1024, high=2**30)  # of a request over HTTP
+    max_response_tokens: int = count(2**19)  # of one request's texts; alternatives count, too
     draft_tokens: int = whole(0, high=32)  # guessed from repetitions, for all texts; 0: off
     best: int = whole(20, low=1, high=100)  # likeliest tokens a request may ask for, per token
 

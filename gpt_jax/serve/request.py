@@ -104,6 +104,8 @@ class Request:
         self.started: float | None = None
         self.ended: float | None = None
         self.is_cancelled = False
+        self._reason: ServeError | None = None  # why it was cancelled
+        self._taken = 0  # tokens that the reader has
         self._row = row
         self._notify = notify
         self._pieces: queue.SimpleQueue[Piece | ServeError | None] = queue.SimpleQueue()
@@ -113,8 +115,21 @@ class Request:
         """The text so far, and why it ended; a cancelled text has not `ended`."""
         return self._row.generation
 
-    def cancel(self) -> None:
-        """Ends the text after what has come so far; its row becomes free."""
+    @property
+    def most_scores(self) -> int:
+        """Most scores that the request keeps: of its tokens, and of the likeliest in each place."""
+        scored = len(self.prompt) if self.options.scores_prompt else 0
+        drawn = self.sampling.max_new_tokens if self.options.draws else 0
+        return (scored + drawn) * (1 + self.options.best)
+
+    @property
+    def unread(self) -> int:
+        """Number of the tokens that wait to be taken."""
+        return len(self.generation.tokens) - self._taken
+
+    def cancel(self, reason: ServeError | None = None) -> None:
+        """Ends the text after what has come so far, or fails; its row becomes free."""
+        self._reason = self._reason or reason
         self.is_cancelled = True
 
     def __iter__(self) -> Iterator[Piece]:
@@ -146,6 +161,7 @@ class Request:
     def _take(self, piece: Piece | ServeError | None) -> Piece | None:
         """Returns a piece; None after the last one, which stays for other readers."""
         if isinstance(piece, Piece):
+            self._taken += len(piece.tokens)
             return piece
         self._pieces.put(piece)
         if piece is not None:
@@ -191,6 +207,6 @@ class Request:
     def end(self, error: ServeError | None = None) -> None:
         """Ends the pieces, or fails; called by the engine only."""
         if self.ended is None:
-            self._pieces.put(error)
+            self._pieces.put(error or self._reason)
             self.ended = time.monotonic()  # after the last piece, which `poll` finds then
             self._notify()

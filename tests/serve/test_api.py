@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import concurrent.futures
 import json
 import math
 import time
@@ -221,7 +222,7 @@ def test_the_official_client_runs_unmodified(client):
 
 
 def test_a_client_that_hangs_up_frees_its_row(client):
-    forever = {'prompt': 'Alice', 'max_tokens': 10**6, 'temperature': 0}
+    forever = {'prompt': 'Alice', 'max_tokens': 500_000, 'temperature': 0}
     for stream in (True, False):
         connections = [client.connect() for _ in range(3)]
         for connection in connections:
@@ -243,8 +244,10 @@ def test_texts_that_are_submitted_after_their_client_left_are_cancelled():
     class Slow:
         """An engine that takes a while to queue."""
 
+        config = SimpleNamespace(max_response_tokens=5)
+
         def prepare(self, *_, **__):
-            request = SimpleNamespace(cancel=lambda: gone.add(id(request)))
+            request = SimpleNamespace(most_scores=1, cancel=lambda: gone.add(id(request)))
             return request
 
         def enqueue(self, requests):
@@ -273,8 +276,39 @@ def test_the_texts_of_a_request_wait_together():
         assert len(client.ask('/v1/embeddings', input=['a'] * 6)['data']) == 6
 
 
+def test_a_response_has_a_limited_size():
+    with serving(max_response_tokens=100) as client:
+        complete(client, prompt='a', n=5, max_tokens=20)
+        for body in (
+            {'n': 5, 'max_tokens': 21},
+            {'prompt': ['a'] * 2, 'n': 3, 'max_tokens': 20},
+            {'logprobs': 4, 'max_tokens': 21},
+            {'logprobs': 3, 'max_tokens': 0, 'echo': True, 'prompt': 'a' * 26},
+        ):
+            status, _, content = client.request('/v1/completions', {'prompt': 'a'} | body)
+            error = json.loads(content)['error']
+            assert status == 400 and error['param'] == 'max_tokens', content
+            assert 'config.serve.max_response_tokens' in error['message']
+        assert client.metric('running') == client.metric('waiting') == 0
+
+
+def test_a_stream_whose_client_does_not_read_fails(client):
+    connection = client.connect()
+    body = {'prompt': 'Alice', 'temperature': 0, 'max_tokens': 24_000, 'logprobs': 20}
+    body |= {'return_token_ids': True, 'stream': True}
+    connection.request('POST', '/v1/completions', json.dumps(body), client.headers)
+    until(lambda: client.metric('running') == 1)
+    until(lambda: client.metric('running') == 0, seconds=60)
+    with connection.getresponse() as response:
+        *events, error, done = response.read().decode().strip().split('\n\n')
+    assert 'reads too slowly' in error and '"code": "timeout"' in error and done == 'data: [DONE]'
+    # What the client had not taken still comes.
+    assert sum(event.count('"seconds"') for event in events) > 4096
+    connection.close()
+
+
 def test_a_full_queue_gets_429():
-    forever = {'prompt': 'Alice', 'max_tokens': 10**6, 'temperature': 0, 'stream': True}
+    forever = {'prompt': 'Alice', 'max_tokens': 500_000, 'temperature': 0, 'stream': True}
     with serving(rows=1, queue=1, queue_seconds=0.7) as client:
         connections = [client.connect() for _ in range(2)]
         for number, connection in enumerate(connections):
@@ -326,18 +360,21 @@ def test_several_models_have_names():
 
 
 def test_texts_that_do_not_end_with_the_server_fail():
-    endless = {'prompt': 'Alice', 'max_tokens': 10**6, 'temperature': 0}
-    with serving(rows=2, drain_seconds=0.5) as client:
-        connections = [client.connect() for _ in range(2)]
-        for connection, stream in zip(connections, (False, True), strict=True):
-            body = json.dumps(endless | {'stream': stream})
-            connection.request('POST', '/v1/completions', body, client.headers)
+    endless = {'prompt': 'Alice', 'max_tokens': 500_000, 'temperature': 0}
+    with (
+        concurrent.futures.ThreadPoolExecutor() as threads,
+        serving(rows=2, drain_seconds=0.5) as client,
+    ):
+        whole, stream = (
+            threads.submit(client.request, '/v1/completions', endless | {'stream': stream})
+            for stream in (False, True)
+        )
         until(lambda: client.metric('running') == 2)
-    whole, stream = (connection.getresponse() for connection in connections)
-    assert whole.status == 503
-    error = json.loads(whole.read())['error']
-    assert error['code'] == 'engine_stopped' and 'config.serve.drain_seconds' in error['message']
-    *_, last, done = stream.read().decode().strip().split('\n\n')
+    status, _, content = whole.result()
+    error = json.loads(content)['error']
+    assert (status, error['code']) == (503, 'engine_stopped')
+    assert 'config.serve.drain_seconds' in error['message']
+    *_, last, done = stream.result()[2].decode().strip().split('\n\n')
     assert json.loads(last.removeprefix('data: '))['error'] == error and done == 'data: [DONE]'
 
 

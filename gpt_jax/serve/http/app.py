@@ -1,7 +1,6 @@
 """The routes of the server."""
 
 import asyncio
-import functools
 import mimetypes
 import pathlib
 import time
@@ -140,7 +139,10 @@ class Api:
         if model.explanation is None:
             raise ApiError(400, 'tokens of this model are not explained', code='not_inspected')
         await asyncio.to_thread(model.tokenizer.decode, body.tokens)  # refuses what is no token
-        work = functools.partial(model.explanation, body.tokens, body.position, body.analyses)
+
+        def work() -> Response:
+            return JSONResponse(model.explanation(body.tokens, body.position, body.analyses))
+
         return await answer(request, self._explaining.run(work))
 
     async def list_models(self, request: Request) -> Response:
@@ -194,7 +196,7 @@ def _tokenized(body: bodies.TokenizeBody, model: ServedModel) -> Response:
             'count': len(ids),
             'max_model_len': model.context,
             'tokens': ids,
-            'token_strs': [model.token_text(token) for token in ids],
+            'token_strs': model.token_texts(ids),
         }
     )
 
@@ -203,7 +205,7 @@ def _detokenized(body: bodies.DetokenizeBody, model: ServedModel) -> Response:
     return JSONResponse(
         {
             'prompt': model.tokenizer.decode(body.tokens),
-            'token_strs': [model.token_text(token) for token in body.tokens],
+            'token_strs': model.token_texts(body.tokens),
         }
     )
 

@@ -1,10 +1,13 @@
 """`/v1/chat/completions`: answers to conversations."""
 
+import asyncio
 import contextlib
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
+
+from starlette.responses import JSONResponse, Response
 
 from gpt_jax.serve.http.bodies import ChatBody
 from gpt_jax.serve.http.merged import merged
@@ -42,32 +45,34 @@ class Chat:
             [self._prompt],
             body.sampling(max_tokens=body.max_completion_tokens or body.max_tokens or room),
             count=self._count,
+            is_stream=bool(body.stream),
             bias=body.bias,
             schema=body.text_schema,
             best=body.best,
         )
 
-    async def whole(self) -> dict[str, Any]:
+    async def whole(self) -> Response:
         """Returns the response, when all texts have ended."""
         async with self._submitted() as texts:
-            choices = []
-            for index, text in enumerate(texts):
-                pieces = await text.result()
-                content = ''.join(piece.text for piece in pieces)
-                choices.append(
-                    {
-                        'index': index,
-                        'message': {'role': 'assistant', 'content': content, 'refusal': None},
-                        'logprobs': self._logprobs(pieces),
-                        'finish_reason': text.finish_reason,
-                    }
-                )
-            return {
-                **self._head,
-                'object': 'chat.completion',
-                'choices': choices,
-                'usage': usage(texts, count=self._count),
-            }
+            results = [await text.result() for text in texts]
+            return await asyncio.to_thread(self._response, texts, results)
+
+    def _response(self, texts: list[Text], results: list[list[Piece]]) -> Response:
+        choices = []
+        for index, (text, pieces) in enumerate(zip(texts, results, strict=True)):
+            content = ''.join(piece.text for piece in pieces)
+            choices.append(
+                {
+                    'index': index,
+                    'message': {'role': 'assistant', 'content': content, 'refusal': None},
+                    'logprobs': self._logprobs(pieces),
+                    'finish_reason': text.finish_reason,
+                }
+            )
+        counts = usage(texts, count=self._count)
+        return JSONResponse(
+            {**self._head, 'object': 'chat.completion', 'choices': choices, 'usage': counts}
+        )
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """Yields the parts of a stream; the texts take turns as they come."""

@@ -1,11 +1,14 @@
 """`/v1/completions`: texts that continue prompts."""
 
+import asyncio
 import contextlib
 import itertools
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
+
+from starlette.responses import JSONResponse, Response
 
 from gpt_jax.serve.http.bodies import CompletionBody
 from gpt_jax.serve.http.errors import ApiError
@@ -42,6 +45,7 @@ class Completions:
             body.prompts,
             body.sampling(max_tokens=self._max_tokens),
             count=self._count,
+            is_stream=bool(body.stream),
             bias=body.bias,
             schema=body.text_schema,
             best=body.best,
@@ -50,17 +54,21 @@ class Completions:
             use_cache=body.use_cache is not False,
         )
 
-    async def whole(self) -> dict[str, Any]:
+    async def whole(self) -> Response:
         """Returns the response, when all texts have ended."""
         async with self._submitted() as texts:
-            choices = []
-            for index, text in enumerate(texts):
-                pieces = await text.result()
-                writer = self._writer(text)
-                beginning = self._beginning(text, writer)
-                pieces = [beginning, *pieces] if beginning else pieces
-                choices.append(self._choice(index, text, pieces, writer, is_last=True))
-            return {**self._head, 'choices': choices, 'usage': usage(texts, count=self._count)}
+            results = [await text.result() for text in texts]
+            return await asyncio.to_thread(self._response, texts, results)
+
+    def _response(self, texts: list[Text], results: list[list[Piece]]) -> Response:
+        choices = []
+        for index, (text, pieces) in enumerate(zip(texts, results, strict=True)):
+            writer = self._writer(text)
+            beginning = self._beginning(text, writer)
+            pieces = [beginning, *pieces] if beginning else pieces
+            choices.append(self._choice(index, text, pieces, writer, is_last=True))
+        counts = usage(texts, count=self._count)
+        return JSONResponse({**self._head, 'choices': choices, 'usage': counts})
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
         """Yields the parts of a stream; the texts take turns as they come."""
@@ -139,7 +147,7 @@ class _Logprobs:
         ends = list(itertools.accumulate(map(len, texts), initial=self._offset))
         self._offset = ends.pop()
         found = {
-            'tokens': [self._model.token_text(token) for token in tokens],
+            'tokens': self._model.token_texts(tokens),
             'token_logprobs': [_number(score.logprob) for score in scores],
             'top_logprobs': [self._best(score) for score in scores],
             'text_offset': ends,

@@ -1,17 +1,18 @@
 """`/v1/embeddings`: one vector per text, the mean of its last hidden states."""
 
+import asyncio
 import base64
-from typing import Any
 
 import numpy as np
+from starlette.responses import JSONResponse, Response
 
 from gpt_jax.inference.config import SampleConfig
 from gpt_jax.serve.http.bodies import EmbeddingBody
 from gpt_jax.serve.http.served import ServedModel
-from gpt_jax.serve.http.texts import submitted
+from gpt_jax.serve.http.texts import Text, submitted
 
 
-async def embed(body: EmbeddingBody, model: ServedModel) -> dict[str, Any]:
+async def embed(body: EmbeddingBody, model: ServedModel) -> Response:
     """Returns the response: vectors `[D]` of length 1 (Euclidean).
 
     They are means over the text's tokens of the hidden states before the output layer. The model
@@ -20,14 +21,19 @@ async def embed(body: EmbeddingBody, model: ServedModel) -> dict[str, Any]:
     async with submitted(
         model, body.inputs, SampleConfig(max_new_tokens=1), scores_prompt=True, draws=False
     ) as texts:
-        data = []
-        for index, text in enumerate(texts):
+        for text in texts:
             await text.result()
-            hidden = text.request.hidden
-            vector = (hidden / max(float(np.linalg.norm(hidden)), 1e-12)).astype('<f4')
-            is_encoded = body.encoding_format == 'base64'
-            encoded = base64.b64encode(vector.tobytes()).decode() if is_encoded else vector.tolist()
-            data.append({'object': 'embedding', 'index': index, 'embedding': encoded})
-        count = sum(len(text.request.prompt) for text in texts)
+        return await asyncio.to_thread(_response, texts, body, model)
+
+
+def _response(texts: list[Text], body: EmbeddingBody, model: ServedModel) -> Response:
+    data = []
+    for index, text in enumerate(texts):
+        hidden = text.request.hidden
+        vector = (hidden / max(float(np.linalg.norm(hidden)), 1e-12)).astype('<f4')
+        is_encoded = body.encoding_format == 'base64'
+        encoded = base64.b64encode(vector.tobytes()).decode() if is_encoded else vector.tolist()
+        data.append({'object': 'embedding', 'index': index, 'embedding': encoded})
+    count = sum(len(text.request.prompt) for text in texts)
     usage = {'prompt_tokens': count, 'total_tokens': count}
-    return {'object': 'list', 'model': model.name, 'data': data, 'usage': usage}
+    return JSONResponse({'object': 'list', 'model': model.name, 'data': data, 'usage': usage})

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from gpt_jax.serve.http.errors import explain
 
@@ -35,10 +35,9 @@ async def _first(work: Awaitable[Any], receive: Callable[[], Awaitable[dict]]) -
                     await each
 
 
-async def answer(request: Request, work: Awaitable[dict[str, Any]]) -> Response:
-    """Returns the JSON that `work` makes, which is cancelled if the client hangs up."""
-    found = await _first(work, request.receive)
-    return Response(status_code=CLIENT_GONE) if found is None else JSONResponse(found)
+async def answer(request: Request, work: Awaitable[Response]) -> Response:
+    """Returns what `work` makes, which is cancelled if the client hangs up."""
+    return await _first(work, request.receive) or Response(status_code=CLIENT_GONE)
 
 
 class EventStream(Response):

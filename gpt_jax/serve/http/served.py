@@ -96,6 +96,11 @@ class ServedModel:
         except UnicodeDecodeError:
             return 'bytes:' + ''.join(f'\\x{byte:02x}' for byte in data)
 
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """Returns the name of each token."""
+        names = {token: self.token_text(token) for token in set(ids)}
+        return [names[token] for token in ids]
+
     @functools.cached_property
     def _special(self) -> dict[int, str]:
         return {number: name for name, number in self.tokenizer.special_tokens.items()}

@@ -8,25 +8,30 @@ from typing import Any
 
 from gpt_jax.inference.config import SampleConfig
 from gpt_jax.inference.generate import Ended, Prompt
+from gpt_jax.serve.http.errors import ApiError
 from gpt_jax.serve.http.served import ServedModel
-from gpt_jax.serve.request import Piece, Request, RequestOptions
+from gpt_jax.serve.request import Piece, Request, RequestOptions, RequestTimeoutError
 
+MOST_UNREAD = 4096  # tokens of a stream that wait for its client
 FINISH = {Ended.LENGTH: 'length', Ended.END_OF_TEXT: 'stop', Ended.STOP: 'stop'}
 
 
 class Text:
-    """One text, whose pieces are awaited."""
+    """One text; a stream takes its pieces as they come, others wait for its end."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop):
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, is_stream: bool):
         self.request: Request | None = None  # until it is submitted
+        self._is_stream = is_stream
         self._loop = loop
         self._wakes = asyncio.Event()
-        self._awaits_end = False  # and no single piece
 
     def notify(self) -> None:
         """Wakes who awaits pieces; called by the worker of the engine."""
-        if self._awaits_end and self.request.ended is None:
+        if not self._is_stream and self.request.ended is None:
             return
+        if self._is_stream and self.request.unread > MOST_UNREAD:
+            late = f'the client reads too slowly: {self.request.unread} tokens wait for it'
+            self.request.cancel(RequestTimeoutError(late))
         with contextlib.suppress(RuntimeError):  # the loop is closed: the server stops
             self._loop.call_soon_threadsafe(self._wakes.set)
 
@@ -49,7 +54,6 @@ class Text:
 
     async def result(self) -> list[Piece]:
         """Waits for the end; returns all pieces."""
-        self._awaits_end = True
         return [piece async for piece in self.pieces()]
 
     @property
@@ -65,17 +69,21 @@ async def submitted(
     sampling: SampleConfig,
     *,
     count: int = 1,
+    is_stream: bool = False,
     **options: Any,
 ) -> AsyncIterator[list[Text]]:
     """Submits `count` texts for each prompt; cancels those that have not ended at the exit.
 
     Args:
+      is_stream: pieces are taken as they come; a text whose pieces are not taken fails.
       options: of `RequestOptions`.
 
     Raises:
         UserError, ServeError: one of them cannot be generated; then none is.
+        ApiError: the response would be too large.
     """
-    texts = [Text(asyncio.get_running_loop()) for _ in range(len(prompts) * count)]
+    loop = asyncio.get_running_loop()
+    texts = [Text(loop, is_stream=is_stream) for _ in range(len(prompts) * count)]
     is_left = threading.Event()
 
     def submit() -> None:
@@ -88,7 +96,16 @@ async def submitted(
             )
             if is_left.is_set():  # the client is gone, and nobody waits for this thread
                 return
-        model.engine.enqueue([text.request for text in texts])
+        requests = [text.request for text in texts]
+        limit = model.engine.config.max_response_tokens
+        if (asked := sum(request.most_scores for request in requests)) > limit:
+            raise ApiError(
+                400,
+                f'max_tokens: a response has at most {limit:,} tokens and alternatives '
+                f'(config.serve.max_response_tokens), {asked:,} were asked for',
+                param='max_tokens',
+            )
+        model.engine.enqueue(requests)
         if is_left.is_set():
             cancel()
 
