@@ -1,9 +1,9 @@
 """The parts of the server's page, by role."""
 
 
-def open_page(browse, client, *, path='', **options):
+def open_page(browse, client, *, path='', name='Generate', **options):
     page = browse(f'http://127.0.0.1:{client.port}/', path=path, **options)
-    page.get_by_role('button', name='Generate', exact=True).wait_for()
+    page.get_by_role('button', name=name, exact=True).wait_for()
     return page
 
 

@@ -112,7 +112,7 @@ def test_attention_is_that_of_the_inspector(page):
 
 
 def test_stop_frees_the_row(page, client):
-    page.get_by_role('spinbutton', name='Tokens').fill('1000000')
+    page.get_by_role('spinbutton', name='Tokens').fill('40000')
     page.get_by_role('button', name='Generate', exact=True).click()
     until(lambda: pieces_of(page).count() > 20)
     page.get_by_role('button', name='Stop').click()
@@ -186,6 +186,72 @@ def test_the_saved_file_has_tokens_and_probabilities(page):
     for token in found['tokens'][prompt:]:
         assert token['probability'] == pytest.approx(np.exp(token['logprob']))
         assert token['alternatives'][0]['id'] == token['id'] and len(token['alternatives']) == 10
+
+
+def test_a_saved_file_opens(browse, client, page, tmp_path):
+    text = write(page)
+    with page.expect_download() as download:
+        page.get_by_role('button', name='Save').click()
+    saved = tmp_path / 'saved.json'
+    download.value.save_as(saved)
+    styles = [each.get_attribute('style') for each in pieces_of(page).all()]
+    other = open_page(browse, client)
+    other.get_by_role('textbox', name='Prompt').fill('x')
+    other.get_by_label('Saved text').set_input_files(saved)
+    other.get_by_text('tokens of saved.json').wait_for()
+    assert text_of(other) == text
+    assert [each.get_attribute('style') for each in pieces_of(other).all()] == styles
+    assert other.get_by_role('textbox', name='Prompt').input_value() == 'Alice'
+    assert other.get_by_role('spinbutton', name='Tokens').input_value() == '20'
+    content = json.loads(saved.read_text())
+    for change, said in (
+        ({'model': 'big'}, 'which big wrote; the probabilities are those of tiny'),
+        ({'prompt': 1}, 'saved.json is not a text that such a page wrote'),
+        ({'tokens': {}}, 'saved.json is not a text that such a page wrote'),
+        ({'tokens': [None]}, 'saved.json has tokens that this model does not have'),
+        ({'tokens': [{'id': 99999}]}, 'saved.json has tokens that this model does not have'),
+    ):
+        saved.write_text(json.dumps(content | change))
+        other.get_by_label('Saved text').set_input_files(saved)
+        other.get_by_text(said).wait_for()
+    saved.write_text('no JSON')
+    other.get_by_label('Saved text').set_input_files(saved)
+    other.get_by_text('saved.json is not a text that such a page wrote').wait_for()
+
+
+def test_a_conversation_is_shared(browse, client, page, tmp_path):
+    page.get_by_role('button', name='Chat', exact=True).click()
+    page.get_by_role('spinbutton', name='Tokens').fill('15')
+    messages = lambda page: page.get_by_role('list', name='Messages').get_by_role('listitem')  # noqa: E731
+    for number in (2, 4):
+        page.get_by_role('textbox', name='Message').fill('Why <b>&?')
+        page.get_by_role('button', name='Send').click()
+        text_of(page)
+        until(lambda: messages(page).count() == number)  # noqa: B023
+    page.get_by_role('button', name='Copy link').click()
+    page.get_by_text('the link is').wait_for()
+    with page.expect_download() as download:
+        page.get_by_role('button', name='Save').click()
+    download.value.save_as(tmp_path / 'saved.json')
+    linked = open_page(browse, client, path='#' + page.url.partition('#')[2], name='Send')
+    opened = open_page(browse, client)
+    opened.get_by_label('Saved text').set_input_files(tmp_path / 'saved.json')
+    opened.get_by_role('button', name='Send', exact=True).wait_for()
+    said = []
+    for each in (page, linked, opened):
+        text = text_of(each)
+        until(lambda: messages(each).count() == 4)  # noqa: B023
+        before = messages(each).all_text_contents()
+        each.get_by_role('spinbutton', name='Temperature').fill('1.5')
+        each.get_by_role('button', name='Regenerate').click()
+        until(lambda: messages(each).all_text_contents() not in (before, before[:3]))  # noqa: B023
+        said.append((text, before, text_of(each), messages(each).all_text_contents()))
+    assert said[0] == said[1] == said[2]
+    long = json.dumps([{'role': 'user', 'content': 'a' * 9000}] * 2)
+    page.evaluate(f"location.hash = 'prompt=&messages=' + encodeURIComponent('{long}')")
+    until(lambda: messages(page).count() == 2)
+    page.get_by_role('button', name='Copy link').click()
+    page.get_by_text('this conversation is too long for a link; save it instead').wait_for()
 
 
 def test_two_models_side_by_side(browse):

@@ -60,6 +60,13 @@ export class Conversation {
     this.draw();
   }
 
+  /** Goes on with messages, of which the last is an answer after `given` tokens. */
+  resume(messages, given) {
+    this.forget();
+    Object.assign(this, { messages, given });
+    this.draw();
+  }
+
   forget() {
     this.messages = [];
     this.text.set([]);

@@ -32,7 +32,7 @@ import { Distribution } from './distribution.js';
 import { h } from './dom.js';
 import { Explanation } from './explanation.js';
 import { Settings } from './settings.js';
-import { linkTo, readLink, save } from './share.js';
+import { linkTo, readFile, readLink, save } from './share.js';
 import { followTheme, themeButton, toggleTheme } from './theme.js';
 import { TokenPanel } from './token_panel.js';
 import { TokenText } from './token_text.js';
@@ -78,6 +78,8 @@ function drawPage(backend, model) {
     h('button', { type: 'button', onclick: () => navigator.clipboard.writeText(text.plain) }, 'Copy text');
   const link = h('button', { type: 'button', onclick: () => start(copyLink) }, 'Copy link');
   const keep = h('button', { type: 'button', title: 'the tokens and their probabilities, as JSON', onclick: () => save(taken()) }, 'Save');
+  const file = h('input', { type: 'file', accept: '.json', hidden: true, 'aria-label': 'Saved text', onchange: () => start(openFile) });
+  const open = h('button', { type: 'button', title: 'a text that was saved', onclick: () => file.click() }, 'Open');
 
   const comparison = model.others?.length
     ? new Comparison(backend, model.others, { settings, start, onchange: () => showButtons() }) : null;
@@ -121,7 +123,8 @@ function drawPage(backend, model) {
   const halt = () => [writer, comparison].forEach((each) => each?.stop());
 
   const taken = () => ({
-    model: model.name, prompt: prompt.value, settings: settings.shown(), text: text.plain, tokens: text.tokens,
+    model: model.name, prompt: prompt.value, settings: settings.shown(), messages: conversation?.on ? conversation.messages : [],
+    text: text.plain, tokens: text.tokens,
   });
   async function copyLink() {
     const address = linkTo(taken());
@@ -131,13 +134,24 @@ function drawPage(backend, model) {
   }
   async function openLink() {
     const found = readLink(model.vocabularySize);
-    if (!found) return;
-    if (conversation?.on) modes.querySelector('button').click(); // links are of texts
-    prompt.value = found.prompt;
-    settings.fill(found.settings);
+    if (found) await show(found, 'the link');
+  }
+  async function openFile() {
+    const [chosen] = file.files;
+    file.value = ''; // the same file may be chosen again
+    const found = await readFile(chosen, model.vocabularySize);
+    await show(found, chosen.name);
+    if (found.model !== model.name) status.textContent += `, which ${found.model} wrote; the probabilities are those of ${model.name}`;
+  }
+  async function show({ prompt: content, settings: values, messages, ids, given }, source) {
+    const isChat = Boolean(conversation && messages.length);
+    if (conversation && conversation.on !== isChat) modes.querySelectorAll('button')[Number(isChat)].click();
+    prompt.value = content;
+    settings.fill(values);
     halt();
     await writer.finished;
-    if (found.ids.length) await writer.show(found.ids, found.given);
+    if (isChat) conversation.resume(messages, given);
+    if (ids.length) await writer.show(ids, given, source);
   }
 
   async function start(action) {
@@ -149,7 +163,7 @@ function drawPage(backend, model) {
   }
   const showButtons = () => {
     const busy = writer.busy || Boolean(comparison?.busy);
-    write.disabled = link.disabled = busy;
+    write.disabled = link.disabled = open.disabled = busy;
     stop.disabled = !busy;
     for (const each of [goOn, copy, keep]) if (each) each.disabled = busy || !text.tokens.length;
     if (!busy) distribution.draw();
@@ -170,7 +184,7 @@ function drawPage(backend, model) {
   },
   modes, conversation?.element,
   label, prompt,
-  h('div', { class: 'row' }, write, stop, goOn, copy ?? null, link, keep, comparison?.menu), settings.element, distribution.element, status);
+  h('div', { class: 'row' }, write, stop, goOn, copy ?? null, link, keep, open, file, comparison?.menu), settings.element, distribution.element, status);
   prompt.addEventListener('keydown', (event) => {
     if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) form.requestSubmit();
   });

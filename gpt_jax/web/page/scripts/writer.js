@@ -50,13 +50,13 @@ export class Writer {
     return this.extend(() => text.set(text.tokens.slice(0, last.given.length)), sampling);
   }
 
-  /** Shows a text that is known, of which the first `given` tokens were not drawn. */
-  show(ids, given) {
+  /** Shows a text that is known, of which the first `given` tokens were not drawn; `source` names it. */
+  show(ids, given, source) {
     return this.run(async () => {
-      this.status.textContent = 'reading the text of the link';
+      this.status.textContent = `reading the text of ${source}`;
       this.text.set(await this.backend.score(ids, given));
       this.text.finish(await this.backend.decode(ids));
-      this.status.textContent = `${ids.length} tokens from a link`;
+      this.status.textContent = `${ids.length} tokens of ${source}`;
     });
   }
 
