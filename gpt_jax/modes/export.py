@@ -1,5 +1,6 @@
 """Write a trained run's weights for other tools: transformers, llama.cpp, llama2.c, a browser."""
 
+import dataclasses
 import re
 
 from absl import flags as absl_flags
@@ -50,6 +51,9 @@ def run(command: Command) -> int:
         opened, step=flags.step, weights=flags.weights, abstract=program.abstract_params
     )
     model = opened.config.model
+    credits = runs.read_credits(opened, step)
+    if not credits.name:
+        credits = dataclasses.replace(credits, name=opened.workdir.name)
     dtype = StoredType(flags.dtype or model.precision.params)
     names = exporter(
         out,
@@ -57,7 +61,7 @@ def run(command: Command) -> int:
         params,
         opened.tokenizer,
         dtype=dtype,
-        credits=runs.read_credits(opened, step),
+        credits=credits,
         sampling=to_json(opened.config.sample),
     )
     # A page has many scripts: of a folder, its name is enough.

@@ -46,7 +46,10 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         'also', [], "another run's workdir to serve beside; may be repeated", flag_values=flags
     )
     absl_flags.DEFINE_multi_string(
-        'cors', [], 'origin whose pages may call the server; may be repeated', flag_values=flags
+        'cors',
+        [],
+        'origin whose pages may call the server; may be repeated; *: all',
+        flag_values=flags,
     )
 
 
@@ -69,6 +72,7 @@ def run(command: Command) -> int:
             f'--host={flags.host} is open to other machines, so a key is required; write one to a '
             'file and give --api_key_file, or listen at 127.0.0.1'
         )
+    origins = server.read_origins(flags.cors)
     folders = [command.workdir, *(object_store.to_path(each, key='--also') for each in flags.also)]
     names = [folder.name for folder in folders]
     if len(set(names)) < len(names):
@@ -90,7 +94,7 @@ def run(command: Command) -> int:
         print(f'ready: the page at {url}, the API at {url}/v1; Ctrl-C stops it', flush=True)
 
     config = opened[0].config.serve
-    server.HttpServer(listener, config, keys=keys, origins=flags.cors).run(load, announce)
+    server.HttpServer(listener, config, keys=keys, origins=origins).run(load, announce)
     return 0
 
 

@@ -10,8 +10,8 @@ class ServeConfig:
     """The size of the engine of `--mode serve`, and how long requests may wait and run."""
 
     rows: int = whole(8, low=1, high=4096)  # texts that are generated at the same time
-    queue: int = count(64)  # requests that may wait for a row
-    queue_seconds: float = positive(60.0)  # a request that waits longer fails
+    queue: int = count(64)  # texts that may wait for a row
+    queue_seconds: float = positive(60.0)  # a text that waits longer fails
     request_seconds: float = positive(600.0)  # a text that takes longer, waiting included, fails
     prefill_chunk: int = whole(128, low=16)  # tokens of a prompt that are read at once
     stall_seconds: float = positive(0.25)  # that prompts may hold up other texts, per token

@@ -53,11 +53,11 @@ FEW_PER_TURN = 4  # tokens per text in such turns
 class EngineStatus:
     """The load of an engine, and what it did since its start."""
 
-    running: int  # requests with a row
-    waiting: int  # requests without
+    running: int  # texts with a row
+    waiting: int  # texts without
     slots: int  # of the cache, per row, at present
-    finished: int  # requests that ended, for whatever reason
-    prompt_tokens: int  # of all requests that got a row
+    finished: int  # texts that ended, for whatever reason
+    prompt_tokens: int  # of all texts that got a row
     reused_tokens: int  # of these, found in the cache
     drawn_tokens: int
 
@@ -179,7 +179,7 @@ class Engine:
                 raise self._error
             if len(self._queue) >= self.config.queue:
                 raise QueueFullError(
-                    f'{len(self._queue)} requests wait (config.serve.queue); try again later',
+                    f'{len(self._queue)} texts wait for a row (config.serve.queue); try later',
                     retry_seconds=self._seconds_to_next(),
                 )
             self._queue.extend(requests)

@@ -81,6 +81,8 @@ def test_what_cannot_be_served_is_one_line(workdir, tmp_path):
         ('--port', '70000'): '--port',
         ('--host', '192.0.2.1', '--api_key_file', str(keys)): '16 or more',
         ('--config.serve.rows=0',): 'config.serve.rows',
+        ('--cors', 'example.org'): '--cors=example.org is no origin',
+        ('--cors', 'https://example.org/path'): '--cors=https://example.org/path is no origin',
         ('--also', str(workdir)): 'different folder names',
         ('--also', str(tmp_path / 'nothing')): 'nothing',
     }.items():

@@ -26,6 +26,11 @@ def client():
         yield client
 
 
+def official_client(client):
+    openai = pytest.importorskip('openai', reason='needs requirements-dev.txt')
+    return openai.OpenAI(base_url=f'http://127.0.0.1:{client.port}/v1', api_key='none')
+
+
 def complete(client, **body):
     return client.ask('/v1/completions', **({'temperature': 0, 'max_tokens': 20} | body))
 
@@ -191,7 +196,7 @@ def test_embeddings_are_of_length_one(client):
 
 def test_the_official_client_runs_unmodified(client):
     openai = pytest.importorskip('openai', reason='needs requirements-dev.txt')
-    official = openai.OpenAI(base_url=f'http://127.0.0.1:{client.port}/v1', api_key='none')
+    official = official_client(client)
     [expected] = alone(fit(), 'Alice', GREEDY)
     assert [model.id for model in official.models.list()] == ['tiny']
     assert official.models.retrieve('tiny').owned_by == 'gpt_jax'
@@ -219,6 +224,16 @@ def test_the_official_client_runs_unmodified(client):
         official.chat.completions.create(
             model='tiny', messages=[{'role': 'user', 'content': 'a'}], tools=[]
         )
+
+
+def test_null_is_not_given(client):
+    expected = complete(client, prompt='Alice')['choices']
+    assert complete(client, prompt='Alice', tools=None, suffix=None, n=None)['choices'] == expected
+    official = official_client(client)
+    messages = [{'role': 'user', 'content': 'Who?'}]
+    for _ in range(2):  # the answer has fields that are null, such as `refusal`
+        answer = official.chat.completions.create(model='tiny', messages=messages, max_tokens=5)
+        messages += [answer.choices[0].message, {'role': 'user', 'content': 'And?'}]
 
 
 def test_a_client_that_hangs_up_frees_its_row(client):
@@ -347,8 +362,13 @@ def test_pages_of_other_sites_cannot_call():
         status, headers, _ = client.request('/v1/models', method='OPTIONS', headers=origin)
         assert status == 405 and 'access-control-allow-origin' not in headers
     with serving(origins=['http://friend.example']) as client:
-        _, headers, _ = client.request('/v1/models', method='OPTIONS', headers=origin)
+        asked = origin | {'Access-Control-Request-Headers': 'authorization, x-stainless-lang'}
+        status, headers, _ = client.request('/v1/models', method='OPTIONS', headers=asked)
+        assert status == 200
         assert headers['access-control-allow-origin'] == 'http://friend.example'
+        assert 'x-stainless-lang' in headers['access-control-allow-headers']
+        _, headers, _ = client.request('/v1/models', headers=client.headers | origin)
+        assert headers['access-control-expose-headers'] == 'Retry-After'
 
 
 def test_several_models_have_names():

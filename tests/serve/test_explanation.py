@@ -15,7 +15,7 @@ from gpt_jax.inspector.edits import zero
 from gpt_jax.inspector.token_explanation import TokenExplanation
 from gpt_jax.model.config import NormPlacement
 from tests.accessible import LOOKS, check_accessible
-from tests.serve.pages import open_page, panel_of, pieces_of, write
+from tests.serve.pages import open_page, panel_of, pieces_of, text_of, write
 from tests.serve.tiny import fit, serving
 
 pytest.importorskip('uvicorn', reason='needs the extra serve')
@@ -145,6 +145,11 @@ def test_the_page_explains_a_token(browse, client):
     assert region.get_by_text('MLP', exact=False).count() >= 4
     pieces_of(page).nth(0).click()
     assert panel_of(page).get_by_role('button', name='Explain').count() == 0
+    page.get_by_role('button', name='Continue').click()
+    text_of(page)
+    assert region.is_visible(), 'its token is still there'
+    write(page)
+    assert not region.is_visible()
 
 
 @pytest.mark.slow

@@ -111,6 +111,56 @@ def test_attention_is_that_of_the_inspector(page):
     assert found['start'] == 0
 
 
+def test_spaces_stay_in_the_panel(page):
+    page.set_viewport_size({'width': 390, 'height': 800})
+    page.get_by_role('textbox', name='Prompt').fill('a' + 100 * ' ' + 'b')
+    write(page, tokens=1)
+    edges = page.evaluate(
+        """() => {
+      const right = (each) => each.getBoundingClientRect().right;
+      const pieces = [...document.querySelectorAll('.piece')];
+      return [right(document.querySelector('.text')), ...pieces.map(right)];
+    }"""
+    )
+    assert len(edges) > 50 and max(edges[1:]) <= edges[0]
+
+
+def test_a_click_reaches_a_token_under_the_growing_panel(page):
+    page.set_viewport_size({'width': 390, 'height': 600})
+    page.add_style_tag(content='.text { padding-bottom: 100vh; }')  # the panel is over the text
+    write(page)
+    last = pieces_of(page).last
+    page.mouse.move(1, 1)
+    panel = page.locator('.side')
+    last.evaluate("each => each.scrollIntoView({ block: 'end' })")
+    page.evaluate(f'scrollBy(0, {panel.bounding_box()["height"] + 4})')
+    box = last.bounding_box()
+    middle = box['x'] + box['width'] / 2, box['y'] + box['height'] / 2
+    page.mouse.move(*middle)
+    panel_of(page).get_by_role('heading', name='Go on with').wait_for()
+    assert panel.bounding_box()['y'] < box['y'], 'the panel covers the token'
+    page.mouse.down()
+    page.mouse.up()
+    assert last.get_attribute('aria-selected') == 'true'
+    panel_of(page).get_by_role('button').nth(1).click()
+    text_of(page)
+
+
+def test_the_server_may_give_few_alternatives(browse):
+    with serving(best=2) as client:
+        page = open_page(browse, client)
+        assert write(page) == 'Alice' + greedy('Alice', 20).text
+        pieces_of(page).nth(12).click()
+        assert panel_of(page).get_by_role('listitem').count() == 2
+
+
+def test_an_unknown_model_is_said(browser, client):
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.goto(f'http://127.0.0.1:{client.port}/?model=none')
+        page.get_by_text('there is no model none here; this server has tiny').wait_for()
+
+
 def test_stop_frees_the_row(page, client):
     page.get_by_role('spinbutton', name='Tokens').fill('40000')
     page.get_by_role('button', name='Generate', exact=True).click()

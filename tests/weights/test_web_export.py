@@ -109,6 +109,7 @@ def test_quickstart_from_the_command_line(quickstart, visit, tmp_path):
         output = run(*flags, f'--dtype={dtype}')
         files = 'model.bin, index.html, style.css, scripts/, README.md, model.json'
         assert f'{out} ({quickstart}, raw weights of step 2): {files}' in output
+        assert json.loads((out / 'model.json').read_text())['name'] == quickstart.name
         weights = round_weights(gpt.params, gpt.config.model, dtype)
         generator = Generator(gpt.config.model, weights, gpt.tokenizer)
         [expected] = generator.generate(['def '], sampling)

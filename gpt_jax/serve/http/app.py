@@ -286,7 +286,8 @@ def make_app(api: Api, config: ServeConfig, *, keys: list[str], origins: list[st
             CORSMiddleware,
             allow_origins=origins,
             allow_methods=['GET', 'POST'],
-            allow_headers=['Authorization', 'Content-Type'],
+            allow_headers=['*'],  # clients send some of their own
+            expose_headers=['Retry-After'],
         )
         middleware.insert(0, cors)
     return Starlette(

@@ -46,28 +46,35 @@ Stops = Annotated[
 ]
 
 
-class Body(pydantic.BaseModel):
-    """The base: no unknown fields, and no conversion between types."""
+class Fields(pydantic.BaseModel):
+    """The base: no unknown fields that are not null, and no conversion between types."""
 
-    model_config = pydantic.ConfigDict(extra='forbid', strict=True)
+    model_config = pydantic.ConfigDict(extra='allow', strict=True)
+
+    @pydantic.model_validator(mode='after')
+    def _check_names(self) -> 'Fields':
+        for name, value in self.model_extra.items():
+            if value is not None:
+                raise ValueError(f'{name[:100]}: is not a field that this server knows')
+        return self
+
+
+class Body(Fields):
+    """What every body may have."""
 
     model: str | None = None
     user: str | None = None
 
 
-class StreamOptions(pydantic.BaseModel):
+class StreamOptions(Fields):
     """Settings of a stream of events."""
-
-    model_config = pydantic.ConfigDict(extra='forbid', strict=True)
 
     include_usage: bool = False  # a last event says how many tokens there were
     include_obfuscation: bool = False  # accepted; there is none
 
 
-class JsonSchema(pydantic.BaseModel):
+class JsonSchema(Fields):
     """A schema that the text must follow; its name and description have no effect."""
-
-    model_config = pydantic.ConfigDict(extra='forbid', strict=True)
 
     name: str = Field(min_length=1, max_length=64)
     description: str | None = None
@@ -75,10 +82,8 @@ class JsonSchema(pydantic.BaseModel):
     strict: bool | None = None  # accepted; the text follows the schema in any case
 
 
-class ResponseFormat(pydantic.BaseModel):
+class ResponseFormat(Fields):
     """The form of the text."""
-
-    model_config = pydantic.ConfigDict(extra='forbid', strict=True)
 
     type: Literal['text', 'json_object', 'json_schema'] = 'text'
     json_schema: JsonSchema | None = None
@@ -200,10 +205,8 @@ class CompletionBody(SamplingBody):
         return self
 
 
-class Message(pydantic.BaseModel):
+class Message(Fields):
     """One message of a conversation."""
-
-    model_config = pydantic.ConfigDict(extra='forbid', strict=True)
 
     role: Literal['system', 'developer', 'user', 'assistant', 'tool']
     content: str | list[dict[str, Any]]

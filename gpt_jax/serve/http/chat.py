@@ -38,8 +38,9 @@ class Chat:
 
     def _submitted(self) -> contextlib.AbstractAsyncContextManager[list[Text]]:
         body = self._body
-        # Without a limit, an answer ends where the context does.
-        room = max(1, self._model.context - len(self._prompt))
+        # Without a limit, an answer ends where the context does, or the response may not be longer.
+        most = self._model.engine.config.max_response_tokens // (self._count * (1 + body.best))
+        room = max(1, min(self._model.context - len(self._prompt), most))
         return submitted(
             self._model,
             [self._prompt],

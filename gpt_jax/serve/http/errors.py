@@ -95,8 +95,6 @@ def _of_body(error: pydantic.ValidationError) -> ApiError:
     param = '.'.join(part for part in parts if re.fullmatch(r'\w+', part))
     if first['type'] == 'json_invalid':
         return ApiError(400, f'the body is not JSON: {first["ctx"]["error"]}')
-    if first['type'] == 'extra_forbidden':
-        return ApiError(400, f'{param} is not a field that this server knows', param=param)
     return ApiError(400, f'{param}: {message}' if param else message, param=param or None)
 
 

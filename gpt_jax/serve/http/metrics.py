@@ -10,12 +10,12 @@ from gpt_jax.serve.http.served import ServedModels
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 GAUGES = {
-    'running': 'Requests that have a row.',
-    'waiting': 'Requests that wait for a row.',
+    'running': 'Texts that have a row.',
+    'waiting': 'Texts that wait for a row.',
     'slots': 'Slots of the cache per row, at present.',
 }
 COUNTERS = {
-    'finished': 'Requests that ended, for whatever reason.',
+    'finished': 'Texts that ended, for whatever reason.',
     'prompt_tokens': 'Tokens of prompts that got a row.',
     'reused_tokens': 'Tokens of prompts that were found in the cache.',
     'drawn_tokens': 'Tokens that were drawn.',

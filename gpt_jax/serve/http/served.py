@@ -42,6 +42,11 @@ class ServedModel:
     # Of ids, a position and names of analyses: what these say about the token there, as JSON.
     explanation: Callable[[Sequence[int], int, Sequence[str]], dict[str, Any]] | None = None
 
+    @property
+    def most_alternatives(self) -> int:
+        """The most likeliest tokens that a request may ask for, per token."""
+        return self.engine.config.best
+
     def describe(self) -> dict[str, object]:
         """Returns the entry of `/v1/models`."""
         return {
@@ -53,6 +58,7 @@ class ServedModel:
             'gpt_jax': {
                 **dataclasses.asdict(self.card),
                 'vocab_size': self.tokenizer.vocab_size,
+                'alternatives': self.most_alternatives,
                 'inspects': self.attention is not None,
                 'explains': self.explanation is not None,
             },
@@ -65,7 +71,7 @@ class ServedModel:
             ApiError: more likeliest tokens are asked for than the server gives, or a bias is of an
                 id that is not in the vocabulary.
         """
-        most = self.engine.config.best
+        most = self.most_alternatives
         if body.best > most:
             field = body.best_field
             message = f'{field}={body.best}: this server gives at most {most} (config.serve.best)'

@@ -6,7 +6,8 @@ import math
 import pathlib
 import socket
 import threading
-from collections.abc import Callable
+import urllib.parse
+from collections.abc import Callable, Sequence
 
 import uvicorn
 
@@ -38,6 +39,22 @@ def read_keys(path: pathlib.Path | None) -> list[str]:
             'spaces; `openssl rand -hex 24` makes one'
         )
     return keys
+
+
+def read_origins(given: Sequence[str]) -> list[str]:
+    """Returns origins as browsers send them; `*` is every one.
+
+    Raises:
+        UserError: one is no origin.
+    """
+    origins = []
+    for each in given:
+        parts = urllib.parse.urlsplit(each.rstrip('/'))
+        has_more = parts.path or parts.query or parts.fragment or '@' in parts.netloc
+        if each != '*' and (parts.scheme not in ('http', 'https') or not parts.netloc or has_more):
+            raise UserError(f'--cors={each} is no origin; give one as https://example.org:8080')
+        origins.append(each.rstrip('/').lower())
+    return origins
 
 
 def is_loopback(host: str) -> bool:

@@ -101,8 +101,8 @@ async def submitted(
         if (asked := sum(request.most_scores for request in requests)) > limit:
             raise ApiError(
                 400,
-                f'max_tokens: a response has at most {limit:,} tokens and alternatives '
-                f'(config.serve.max_response_tokens), {asked:,} were asked for',
+                f'max_tokens, n, prompts and logprobs make {asked:,} tokens and alternatives, more '
+                f'than config.serve.max_response_tokens={limit:,}; ask for less',
                 param='max_tokens',
             )
         model.engine.enqueue(requests)

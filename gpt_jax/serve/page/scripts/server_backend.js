@@ -1,6 +1,6 @@
 // The backend that asks the server: the interface of page.js.
 
-const ALTERNATIVES = 10;
+const ALTERNATIVES = 10; // or as many as the server gives
 const READY_SECONDS = 1; // between two looks at a server that loads
 
 export class NeedsKey extends Error {}
@@ -17,7 +17,8 @@ export class ServerBackend {
       if (response.ok) {
         const wanted = new URL(this.address).searchParams.get('model'), { data } = await response.json();
         this.models = data;
-        this.model = data.find(({ id }) => id === wanted) ?? data[0];
+        this.model = wanted === null ? data[0] : data.find(({ id }) => id === wanted);
+        if (!this.model) throw new Error(`there is no model ${wanted} here; this server has ${data.map(({ id }) => id).join(', ')}`);
         return;
       }
       if (response.status !== 503) throw await failure(response);
@@ -46,6 +47,10 @@ export class ServerBackend {
     return Object.assign(other, { models: this.models, model: this.models.find(({ id }) => id === name) });
   }
 
+  get alternatives() {
+    return Math.min(ALTERNATIVES, this.model.gpt_jax.alternatives);
+  }
+
   tokenize(text) {
     return this.encode({ prompt: text });
   }
@@ -65,7 +70,7 @@ export class ServerBackend {
 
   async score(ids, given) {
     const seen = ids.slice(-this.model.max_model_len), [{ logprobs }] = (await this.post('v1/completions', {
-      prompt: seen, max_tokens: 0, echo: true, logprobs: ALTERNATIVES, return_token_ids: true,
+      prompt: seen, max_tokens: 0, echo: true, logprobs: this.alternatives, return_token_ids: true,
     })).choices;
     const { token_strs: labels } = await this.post('detokenize', { tokens: ids });
     return ids.map((id, i) => {
@@ -88,7 +93,7 @@ export class ServerBackend {
     const seen = ids.length > context ? ids.slice(-Math.max(1, Math.floor(context / 2))) : ids;
     const body = {
       ...rest, prompt: seen, max_tokens, stop: stop.length ? stop : null,
-      logprobs: ALTERNATIVES, return_token_ids: true, stream: true,
+      logprobs: this.alternatives, return_token_ids: true, stream: true,
     };
     let response;
     try {

@@ -15,17 +15,26 @@ const STEPS = [
 
 export class Explanation {
   constructor(backend, text) {
-    Object.assign(this, { backend, text, wanted: null, asking: false });
+    Object.assign(this, { backend, text, wanted: null, asking: false, position: null, token: undefined });
     this.title = h('h2', { id: 'why', tabindex: -1 });
     this.status = h('p', { class: 'hint', 'aria-live': 'polite' });
     this.parts = h('div', { class: 'reasons' });
     this.element = h('section', { class: 'panel explanation', 'aria-labelledby': 'why', hidden: true },
       this.title, this.status, this.parts);
+    text.listen(() => this.leave());
+  }
+
+  /** Hides the explanation of a token that the text no longer has. */
+  leave() {
+    if (this.text.tokens[this.position] === this.token) return;
+    this.wanted = null;
+    this.element.hidden = true;
   }
 
   /** Explains the token at a position: one question at a time, the latest next. */
   async show(position) {
     const { tokens } = this.text;
+    Object.assign(this, { position, token: tokens[position] });
     this.wanted = { ids: tokens.slice(0, position + 1).map(({ id }) => id), position, label: tokens[position].label };
     this.element.hidden = false;
     this.element.scrollIntoView({ block: 'nearest' });
@@ -50,7 +59,7 @@ export class Explanation {
       this.status.textContent = `${doing}; the first text of a length takes longer, as programs are compiled`;
       try {
         const found = await this.backend.explain(ids, position, name);
-        if (this.wanted) return;
+        if (this.wanted || this.element.hidden) return;
         this.parts.append(h('div', { class: 'part' }, h('h3', {}, title), h('p', { class: 'hint' }, about),
           found.obstacle ? h('p', {}, found.obstacle) : draw(found)));
       } catch (error) {

@@ -34,7 +34,8 @@ export class TokenText {
   set(tokens) {
     this.tokens = [];
     this.list.replaceChildren();
-    Object.assign(this, { pinned: null, pointed: null, weights: null });
+    this.weights = null;
+    this.keep({ pinned: null, pointed: null });
     tokens.forEach((token) => this.add(token));
     this.draw();
     this.tell();
@@ -99,11 +100,16 @@ export class TokenText {
       now?.element.setAttribute('tabindex', 0);
       now?.element.setAttribute('aria-selected', 'true');
     }
-    Object.assign(this, changes);
+    this.keep(changes);
     if (before === this.chosen) return;
     this.tokens[before]?.element.classList.remove('shown');
     this.tokens[this.chosen]?.element.classList.add('shown');
     this.tell();
+  }
+
+  keep(changes) {
+    Object.assign(this, changes);
+    this.list.classList.toggle('passing', this.pinned === null && this.pointed !== null);
   }
 
   tell() {

@@ -56,7 +56,7 @@ export class Writer {
       this.status.textContent = `reading the text of ${source}`;
       this.text.set(await this.backend.score(ids, given));
       this.text.finish(await this.backend.decode(ids));
-      this.status.textContent = `${ids.length} tokens of ${source}`;
+      this.status.textContent = `${counted(ids.length)} of ${source}`;
     });
   }
 
@@ -91,9 +91,11 @@ export class Writer {
       this.last = run;
       this.onrun(run);
       const rate = count > 1 ? `, ${number((count - 1) / (performance.now() - began - first) * 1e3)} per second` : '';
-      status.textContent = `${count} tokens${rate}; the first after ${number(Math.round(first))} ms`;
+      status.textContent = `${counted(count)}${rate}; the first after ${number(Math.round(first))} ms`;
       if (piece.ended === 'end_of_text') status.textContent += '; end of text';
     }
     text.finish(await backend.decode(ids));
   }
 }
+
+const counted = (count) => `${count} ${count === 1 ? 'token' : 'tokens'}`;
