@@ -2,18 +2,20 @@
 
     python benchmarks/serving.py --workdir runs/quickstart [--seconds 120] [--clients 64]
 
-Starts `--mode serve` as a process of its own. First eight clients ask for as much as they can;
-their tokens/s are compared with the same batches of `Generator`, which `--mode benchmark` times.
-Then all clients ask for texts of mixed lengths: some streamed, some sampled, some read slowly; a
-quarter hang up; and from time to time a client asks for more than may wait. Every text must be the
-one that `--mode generate` writes, and no status may come but 200 and 429. Prints both rates, the
-time to the first token and the server's memory; fails if something was wrong.
+Starts `--mode serve` as a process of its own. First eight clients ask for as much as they can, each
+on one connection, as OpenAI's does; their tokens/s are compared with the same batches of
+`Generator`, which `--mode benchmark` times, in rounds of both. Then all clients ask for texts of
+mixed lengths: some streamed, some sampled, some read slowly; a quarter hang up; and from time to
+time a client asks for more than may wait. Every text must be the one that `--mode generate` writes,
+and no status may come but 200 and 429. Prints both rates and the median of their ratios, the time
+to the first token and the server's memory; fails if something was wrong.
 """
 
 import argparse
 import asyncio
 import collections
 import dataclasses
+import itertools
 import json
 import os
 import random
@@ -33,6 +35,7 @@ from gpt_jax.inference.generate import Generator
 
 ROWS = 8
 STEADY = 8  # clients of the first part
+ROUNDS, ROUND_SECONDS = 12, 1.5  # of it
 TEXTS = 48  # different requests
 SLOW_READ = 0.2  # seconds between parts
 
@@ -61,6 +64,13 @@ def make_asks(generator: Generator, ids: list[int], context: int) -> list[Ask]:
     return asks
 
 
+def make_request(body: dict, headers: bytes = b'') -> bytes:
+    """Returns the bytes of a request for a completion."""
+    data = json.dumps(body).encode()
+    headers += b'Content-Type: application/json\r\nContent-Length: %d\r\n' % len(data)
+    return b'POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n' + headers + b'\r\n' + data
+
+
 class Load:
     """The clients, and what they saw."""
 
@@ -87,20 +97,24 @@ class Load:
                 await self._ask(ask, kind, draw)
 
     async def steady(self, ask: Ask, *, until: float) -> None:
-        """Asks for one text again and again, whole."""
+        """Asks for one text again and again, whole, on one connection."""
+        reader, writer = await asyncio.open_connection('127.0.0.1', self._port)
         while time.monotonic() < until:
-            await self._ask(ask, 'whole', random.Random(0))
+            writer.write(make_request(ask.body))
+            head = await reader.readuntil(b'\r\n\r\n')
+            length = int(re.search(rb'content-length: (\d+)', head)[1])
+            text = json.loads(await reader.readexactly(length))['choices'][0]['text']
+            self.tokens += ask.body['max_tokens']
+            if text != ask.text:
+                self.wrong.append(f'{ask.body} gave {text!r}, expected {ask.text!r}')
+        writer.close()
 
     async def _ask(self, ask: Ask, kind: str, draw: random.Random) -> None:
         is_stream = kind in ('stream', 'slow') or (kind == 'hang up' and draw.random() < 0.5)
         reader, writer = await asyncio.open_connection('127.0.0.1', self._port, limit=2**22)
         try:
-            data = json.dumps(ask.body | {'stream': is_stream}).encode()
             began = time.monotonic()
-            writer.write(
-                b'POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n'
-                b'Content-Type: application/json\r\nContent-Length: %d\r\n\r\n' % len(data) + data
-            )
+            writer.write(make_request(ask.body | {'stream': is_stream}, b'Connection: close\r\n'))
             await writer.drain()
             if kind == 'hang up':
                 await asyncio.sleep(draw.random() * 0.5)
@@ -183,7 +197,6 @@ async def run(load: Load, clients: int, seconds: float) -> None:
 
 async def run_steady(load: Load, asks: list[Ask], seconds: float) -> float:
     """Returns tokens/s of eight clients."""
-    await asyncio.gather(*(load.steady(ask, until=0.0) for ask in asks))
     began, before = time.monotonic(), load.tokens
     await asyncio.gather(*(load.steady(ask, until=began + seconds) for ask in asks))
     return (load.tokens - before) / (time.monotonic() - began)
@@ -229,21 +242,24 @@ def main() -> int:
         for prompt in prompts
     ]
     print(f'{pairing.usable_cores()} cores')
-    alone = [time_generator(generator, prompts, greedy)]
     server = Server(flags.workdir)
     try:
         load = Load(server.port, asks)
-        rate = asyncio.run(run_steady(load, steady, min(20.0, flags.seconds)))
+        rates = [(0.0, time_generator(generator, prompts, greedy))]
+        for _ in range(ROUNDS):
+            rate = asyncio.run(run_steady(load, steady, ROUND_SECONDS))
+            rates.append((rate, time_generator(generator, prompts, greedy)))
         asyncio.run(run(load, flags.clients, flags.seconds / 4))
         before = server.memory()
         asyncio.run(run(load, flags.clients, flags.seconds))
         after = server.memory()
     finally:
         server.stop()
-    alone.append(time_generator(generator, prompts, greedy))
-    print(f'8 clients      {rate:,.0f} tokens/s')
-    best = statistics.mean(alone)
-    print(f'batches of 8   {best:,.0f} tokens/s; ratio {rate / best:.2f}')
+    served, alone = (statistics.median(values) for values in zip(*rates[1:], strict=True))
+    # A round of clients is between two of batches.
+    ratios = [2 * b[0] / (a[1] + b[1]) for a, b in itertools.pairwise(rates)]
+    print(f'8 clients      {served:,.0f} tokens/s, batches of 8 {alone:,.0f}; ratio', end=' ')
+    print(f'{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})')
     print(f'{flags.clients} clients     {dict(load.statuses)}, {load.hung_up} hung up')
     first = (percentile(load.first, 0.5), percentile(load.first, 0.99))
     print(f'first token    {first[0]:.2f} s (median), {first[1]:.2f} s (99 %)')

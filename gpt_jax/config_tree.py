@@ -129,7 +129,10 @@ def _frozen_class(cls: type) -> type:
         object.__setattr__(self, name, value)
 
     def hash_fields(self) -> int:
-        return hash(tuple(getattr(self, field.name) for field in dataclasses.fields(self)))
+        if not hasattr(self, '_hash'):  # jax asks for it in each call of a program
+            values = tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+            object.__setattr__(self, '_hash', hash(values))
+        return self._hash
 
     def equals(self, other: Any) -> bool:
         """Compares with a config of the class, frozen or not."""
@@ -139,7 +142,7 @@ def _frozen_class(cls: type) -> type:
         )
 
     body = {
-        '__slots__': (),
+        '__slots__': ('_hash',),
         '__setattr__': set_once,
         '__hash__': hash_fields,
         '__eq__': equals,

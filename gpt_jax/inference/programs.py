@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, UInt
 
 from gpt_jax.inference.sampling import SamplingRule, SeenTokens, sample
 from gpt_jax.inference.speculative import count_accepted, find_ends, propose
@@ -89,12 +89,13 @@ def _whole(x: jax.Array) -> jax.Array:
 
 def row_key_data(seed: int, rows_B: np.ndarray) -> np.ndarray:
     """Returns the data of one random key per row, which depends on the seed and its number only."""
-    return np.asarray(_row_key_data(jax.random.key(seed), rows_B.astype(np.int32)))
+    return np.asarray(_row_key_data(np.uint32(seed), rows_B.astype(np.int32)))
 
 
 @jax.jit
-def _row_key_data(key: Key[Array, ''], rows_B: Int[Array, 'B']) -> Int[Array, 'B X']:
-    return jax.random.key_data(jax.vmap(functools.partial(jax.random.fold_in, key))(rows_B))
+def _row_key_data(seed: UInt[Array, ''], rows_B: Int[Array, 'B']) -> UInt[Array, 'B X']:
+    fold = functools.partial(jax.random.fold_in, jax.random.key(seed))
+    return jax.random.key_data(jax.vmap(fold)(rows_B))
 
 
 @functools.partial(jax.jit, static_argnames=('slots', 'penalises', 'settings'))
@@ -249,7 +250,7 @@ def resize(state: DecodeState, *, slots: int) -> DecodeState:
 def draw_tokens(
     params: Any,
     state: DecodeState,
-    key_data_BX: Int[Array, 'B X'],
+    key_data_BX: UInt[Array, 'B X'],
     rule: SamplingRule,
     limit_B: Int[Array, 'B'],
     *,

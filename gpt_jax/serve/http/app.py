@@ -26,6 +26,7 @@ from gpt_jax.serve.http.guard import Guard
 from gpt_jax.serve.http.latest_next import LatestNext
 from gpt_jax.serve.http.metrics import Metrics
 from gpt_jax.serve.http.served import ServedModel, ServedModels
+from gpt_jax.serve.http.work import perform
 from gpt_jax.web import page_files
 
 LOOPBACK = ('localhost', '127.0.0.1', '[::1]')
@@ -94,7 +95,8 @@ class Api:
         """Answers `/v1/chat/completions`."""
         body, model = await self._read(request, bodies.ChatBody)
         model.check(body)
-        found = await asyncio.to_thread(Chat, body, model)  # long conversations take a while
+        size = sum(len(message.content) for message in body.messages)
+        found = await perform(Chat, body, model, size=size)
         return await self._respond(request, body, found)
 
     async def _respond(

@@ -60,7 +60,7 @@ class Fields(pydantic.BaseModel):
 
 
 class Body(Fields):
-    """What every body may have."""
+    """The fields that every body may have."""
 
     model: str | None = None
     user: str | None = None

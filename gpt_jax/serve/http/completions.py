@@ -1,6 +1,5 @@
 """`/v1/completions`: texts that continue prompts."""
 
-import asyncio
 import contextlib
 import itertools
 import time
@@ -15,6 +14,7 @@ from gpt_jax.serve.http.errors import ApiError
 from gpt_jax.serve.http.merged import merged
 from gpt_jax.serve.http.served import ServedModel
 from gpt_jax.serve.http.texts import Text, submitted, usage
+from gpt_jax.serve.http.work import perform
 from gpt_jax.serve.request import Piece, Score
 
 MAX_TOKENS = 16  # OpenAI's default
@@ -58,7 +58,8 @@ class Completions:
         """Returns the response, when all texts have ended."""
         async with self._submitted() as texts:
             results = [await text.result() for text in texts]
-            return await asyncio.to_thread(self._response, texts, results)
+            size = sum(text.request.most_scores for text in texts)
+            return await perform(self._response, texts, results, size=size)
 
     def _response(self, texts: list[Text], results: list[list[Piece]]) -> Response:
         choices = []

@@ -1,6 +1,5 @@
 """`/v1/embeddings`: one vector per text, the mean of its last hidden states."""
 
-import asyncio
 import base64
 
 import numpy as np
@@ -10,6 +9,7 @@ from gpt_jax.inference.config import SampleConfig
 from gpt_jax.serve.http.bodies import EmbeddingBody
 from gpt_jax.serve.http.served import ServedModel
 from gpt_jax.serve.http.texts import Text, submitted
+from gpt_jax.serve.http.work import perform
 
 
 async def embed(body: EmbeddingBody, model: ServedModel) -> Response:
@@ -23,7 +23,8 @@ async def embed(body: EmbeddingBody, model: ServedModel) -> Response:
     ) as texts:
         for text in texts:
             await text.result()
-        return await asyncio.to_thread(_response, texts, body, model)
+        size = sum(text.request.hidden.size for text in texts)
+        return await perform(_response, texts, body, model, size=size)
 
 
 def _response(texts: list[Text], body: EmbeddingBody, model: ServedModel) -> Response:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import threading
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from gpt_jax.inference.config import SampleConfig
 from gpt_jax.inference.generate import Ended, Prompt
 from gpt_jax.serve.http.errors import ApiError
 from gpt_jax.serve.http.served import ServedModel
+from gpt_jax.serve.http.work import perform
 from gpt_jax.serve.request import Piece, Request, RequestOptions, RequestTimeoutError
 
 MOST_UNREAD = 4096  # tokens of a stream that wait for its client
@@ -115,7 +117,8 @@ async def submitted(
                 text.request.cancel()
 
     try:
-        await asyncio.to_thread(submit)  # long prompts take a while to encode
+        size = math.inf if options.get('schema') else count * sum(map(len, prompts))
+        await perform(submit, size=size)  # long prompts, and schemas, take a while
         yield texts
     finally:
         is_left.set()
