@@ -95,7 +95,7 @@ class Api:
         """Answers `/v1/chat/completions`."""
         body, model = await self._read(request, bodies.ChatBody)
         model.check(body)
-        size = sum(len(message.content) for message in body.messages)
+        size = sum(len(message.content) + 20 for message in body.messages)  # 20: of the template
         found = await perform(Chat, body, model, size=size)
         return await self._respond(request, body, found)
 
