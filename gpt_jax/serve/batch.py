@@ -26,7 +26,6 @@ class Batch:
 
     Attributes:
       state: at present.
-      key_data: of the random key of each row, `[B, X]`.
       most_slots: slots of the cache, of each row, when it is largest.
       cache_bytes: bytes of the cache then.
       programs: number of programs that were compiled; no more are.
@@ -49,7 +48,7 @@ class Batch:
         self._rungs = rungs_to(decoder.config.max_seq_len + max(NARROW, drafts + 1))
         self.most_slots = self._rungs[-1]
         self.cache_bytes = cache_bytes_per_token(decoder.executed_config) * rows * self.most_slots
-        self.key_data = np.repeat(row_key_data(0, np.zeros(1, int)), rows, axis=0)
+        self._key_data = np.repeat(row_key_data(0, np.zeros(1, int)), rows, axis=0)  # [B, X]
         self.programs = 0
         self.state: DecodeState = decoder.empty(rows=rows, slots=self._rungs[0], best=best)
         self._warm_up(rows)
@@ -108,12 +107,16 @@ class Batch:
         """Draws tokens until each row has `limit` of them, or has ended; `rule` of `rule_of`."""
         self.state = self._decoder.draw(
             self.state,
-            self.key_data,
+            self._key_data,
             rule,
             limit,
             drafts=self._drafts,
             ranks=rule.truncates,
         )
+
+    def set_key(self, row: int, seed: int, sample: int) -> None:
+        """Gives a row the random key of a text: of the seed, and its number among the samples."""
+        self._key_data[row] = row_key_data(seed, np.array([sample]))[0]
 
     def make_room(self, slots: int) -> None:
         """Lets the cache grow to `slots`, or to its largest size."""

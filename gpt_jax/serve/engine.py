@@ -330,7 +330,7 @@ class Engine:
             request.prompt[: request.reused],
             request.prompt[request.reused :],
         )
-        self._batch.key_data[row.number] = request.key_data
+        self._batch.set_key(row.number, request.sampling.seed, request.options.sample)
         self._counts['prompt_tokens'] += len(request.prompt)
         self._counts['reused_tokens'] += request.reused
 

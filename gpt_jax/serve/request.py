@@ -10,7 +10,6 @@ import numpy as np
 
 from gpt_jax.inference.config import SampleConfig
 from gpt_jax.inference.generate import Ended, Generation, TextRow
-from gpt_jax.inference.programs import row_key_data
 from gpt_jax.serve.grammar import JsonText
 
 
@@ -75,7 +74,6 @@ class Request:
       sampling: how its tokens are drawn, and when it ends.
       options: see `RequestOptions`.
       json: the text as JSON, if it must be; None: any text.
-      key_data: of the random key `[X]` that its tokens are drawn with.
       prompt_scores: of the prompt's tokens but the first, if they were asked for.
       hidden: mean `[D]` of the last hidden states of the prompt, if its scores were asked for.
       reused: tokens of the prompt that an earlier text had left in the cache.
@@ -96,7 +94,6 @@ class Request:
         self.sampling = sampling
         self.options = options
         self.json = json
-        self.key_data = row_key_data(sampling.seed, np.array([options.sample]))[0]
         self.prompt_scores: list[Score] = []
         self.hidden: np.ndarray | None = None
         self.reused = 0
