@@ -323,11 +323,12 @@ def test_a_stream_whose_client_does_not_read_fails(client):
 
 
 def test_a_full_queue_gets_429():
-    forever = {'prompt': 'Alice', 'max_tokens': 500_000, 'temperature': 0, 'stream': True}
-    with serving(rows=1, queue=1, queue_seconds=0.7) as client:
+    forever = {'prompt': 'Alice', 'max_tokens': 500_000, 'temperature': 0}
+    with serving(rows=1, queue=1, queue_seconds=4.0) as client:
         connections = [client.connect() for _ in range(2)]
         for number, connection in enumerate(connections):
-            connection.request('POST', '/v1/completions', json.dumps(forever), client.headers)
+            body = json.dumps(forever | {'stream': number == 1})
+            connection.request('POST', '/v1/completions', body, client.headers)
             until(lambda: client.metric('running') + client.metric('waiting') == number + 1)  # noqa: B023
         status, headers, content = client.request('/v1/completions', {'prompt': 'a'})
         assert status == 429 and int(headers['retry-after']) >= 1
