@@ -104,9 +104,7 @@ class Load:
             head = await reader.readuntil(b'\r\n\r\n')
             length = int(re.search(rb'content-length: (\d+)', head)[1])
             text = json.loads(await reader.readexactly(length))['choices'][0]['text']
-            self.tokens += ask.body['max_tokens']
-            if text != ask.text:
-                self.wrong.append(f'{ask.body} gave {text!r}, expected {ask.text!r}')
+            self._check(ask, text)
         writer.close()
 
     async def _ask(self, ask: Ask, kind: str, draw: random.Random) -> None:
@@ -128,14 +126,17 @@ class Load:
                     self.wrong.append(f'status {status}: {content[-300:]!r}')
                 return
             text = await self._read(reader, kind, began, is_stream)
-            self.tokens += ask.body['max_tokens']
-            if text != ask.text:
-                self.wrong.append(f'{ask.body} gave {text!r}, expected {ask.text!r}')
+            self._check(ask, text)
         except (OSError, asyncio.IncompleteReadError) as error:
             self.statuses[type(error).__name__] += 1
             self.wrong.append(f'{kind}: {error!r}')
         finally:
             writer.close()
+
+    def _check(self, ask: Ask, text: str) -> None:
+        self.tokens += ask.body['max_tokens']
+        if text != ask.text:
+            self.wrong.append(f'{ask.body} gave {text!r}, expected {ask.text!r}')
 
     async def _read(
         self, reader: asyncio.StreamReader, kind: str, began: float, is_stream: bool

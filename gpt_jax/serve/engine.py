@@ -118,16 +118,9 @@ class Engine:
             f'{self.cache_bytes / 1e6:,.1f} MB; {self.programs} programs compiled'
         )
 
-    def submit(
-        self,
-        prompt: Prompt,
-        sampling: SampleConfig,
-        options: RequestOptions | None = None,
-        *,
-        notify: Callable[[], None] = lambda: None,
-    ) -> Request:
-        """Queues a request; see `prepare` and `enqueue`."""
-        request = self.prepare(prompt, sampling, options, notify=notify)
+    def submit(self, *arguments: Any, **options: Any) -> Request:
+        """Queues one request, of which `prepare` takes the arguments, and returns it."""
+        request = self.prepare(*arguments, **options)
         self.enqueue([request])
         return request
 

@@ -11,8 +11,7 @@ from starlette.responses import JSONResponse, Response
 from gpt_jax.serve.http.bodies import ChatBody
 from gpt_jax.serve.http.merged import merged
 from gpt_jax.serve.http.served import ServedModel
-from gpt_jax.serve.http.texts import Text, submitted, usage
-from gpt_jax.serve.http.work import perform
+from gpt_jax.serve.http.texts import Text, submitted, usage, written
 from gpt_jax.serve.request import Piece
 
 
@@ -55,9 +54,7 @@ class Chat:
     async def whole(self) -> Response:
         """Returns the response, when all texts have ended."""
         async with self._submitted() as texts:
-            results = [await text.result() for text in texts]
-            size = sum(text.request.most_scores for text in texts)
-            return await perform(self._response, texts, results, size=size)
+            return await written(texts, self._response)
 
     def _response(self, texts: list[Text], results: list[list[Piece]]) -> Response:
         choices = []

@@ -13,8 +13,7 @@ from gpt_jax.serve.http.bodies import CompletionBody
 from gpt_jax.serve.http.errors import ApiError
 from gpt_jax.serve.http.merged import merged
 from gpt_jax.serve.http.served import ServedModel
-from gpt_jax.serve.http.texts import Text, submitted, usage
-from gpt_jax.serve.http.work import perform
+from gpt_jax.serve.http.texts import Text, submitted, usage, written
 from gpt_jax.serve.request import Piece, Score
 
 MAX_TOKENS = 16  # OpenAI's default
@@ -57,9 +56,7 @@ class Completions:
     async def whole(self) -> Response:
         """Returns the response, when all texts have ended."""
         async with self._submitted() as texts:
-            results = [await text.result() for text in texts]
-            size = sum(text.request.most_scores for text in texts)
-            return await perform(self._response, texts, results, size=size)
+            return await written(texts, self._response)
 
     def _response(self, texts: list[Text], results: list[list[Piece]]) -> Response:
         choices = []

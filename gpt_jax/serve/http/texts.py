@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import math
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
+
+from starlette.responses import Response
 
 from gpt_jax.inference.config import SampleConfig
 from gpt_jax.inference.generate import Ended, Prompt
@@ -123,6 +125,15 @@ async def submitted(
     finally:
         is_left.set()
         cancel()
+
+
+async def written(
+    texts: list[Text], write: Callable[[list[Text], list[list[Piece]]], Response]
+) -> Response:
+    """Waits for the texts; returns what `write` makes of them and their pieces."""
+    results = [await text.result() for text in texts]
+    size = sum(text.request.most_scores for text in texts)
+    return await perform(write, texts, results, size=size)
 
 
 def usage(texts: Sequence[Text], *, count: int = 1) -> dict[str, Any]:
