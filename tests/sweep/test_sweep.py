@@ -101,16 +101,15 @@ def processes_of(folder: pathlib.Path) -> list[str]:
 
 @pytest.mark.slow
 def test_jobs_share_the_trials_outlive_a_killed_one_and_end_with_ctrl_c(tmp_path, fault):
-    folder = tmp_path / 'sweep'
-    with start(folder, '--jobs', '2') as command:
-        while not any(folder.glob('trials/*/metrics.jsonl')):
+    folder, hold = tmp_path / 'sweep', tmp_path / 'hold'
+    hold.touch()
+    with start(folder, '--jobs', '2', HOLD=str(hold)) as command:
+        while sum(path.stat().st_size > 0 for path in folder.glob('trials/*/metrics.jsonl')) < 2:
             assert command.poll() is None, command.output()
             time.sleep(0.1)
-        # A child that has not yet become git, for the version of a run, looks like a third.
-        while (count := len(processes_of(folder))) > 2:
-            time.sleep(0.1)
-        assert count == 2
+        assert len(processes_of(folder)) == 2
         command.send_signal(signal.SIGINT)
+        hold.unlink()
         command.wait(120)
         assert command.returncode == 130 and 'the same command goes on' in command.output()
     assert not processes_of(folder)

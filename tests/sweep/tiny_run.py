@@ -1,8 +1,10 @@
-"""A run of a second that may lose its process once."""
+"""A run of a second that may lose its process once, or wait in the middle."""
 
 import contextlib
 import os
+import pathlib
 import signal
+import time
 
 from gpt_jax.config import RunConfig
 from gpt_jax.train.evaluators import Evaluator, Report
@@ -28,7 +30,18 @@ def get_config(variant: str = '') -> RunConfig:
 
 
 def evaluators(config: RunConfig) -> list[Evaluator]:
-    return [Evaluator(name='fault', every=10, at_end=False, run=lose_process)]
+    return [
+        Evaluator(name='hold', every=10, at_end=False, run=hold),
+        Evaluator(name='fault', every=10, at_end=False, run=lose_process),
+    ]
+
+
+def hold(trainer, state) -> Report:
+    """Waits while the file HOLD exists."""
+    path = os.environ.get('HOLD')
+    while path and pathlib.Path(path).exists():
+        time.sleep(0.05)
+    return Report()
 
 
 def lose_process(trainer, state) -> Report:
