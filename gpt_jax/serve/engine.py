@@ -63,7 +63,7 @@ class EngineStatus:
 
 
 class Engine:
-    """A model that serves many requests at once; `submit` may be called from any thread.
+    """A model that serves many requests at once; its methods may be called from any thread.
 
     Attributes:
       programs: number of programs that were compiled before the first request; none is later.
@@ -117,12 +117,6 @@ class Engine:
             f'{len(self._rows)} rows of up to {self._batch.most_slots:,} slots: a cache of at most '
             f'{self.cache_bytes / 1e6:,.1f} MB; {self.programs} programs compiled'
         )
-
-    def submit(self, *arguments: Any, **options: Any) -> Request:
-        """Queues one request, of which `prepare` takes the arguments, and returns it."""
-        request = self.prepare(*arguments, **options)
-        self.enqueue([request])
-        return request
 
     def prepare(
         self,

@@ -18,7 +18,7 @@ from gpt_jax.tokenizer import TokenizerConfig, TokenizerKind, make_tokenizer
 from gpt_jax.tokenizer.char import CharTokenizer
 from gpt_jax.tokenizer.symbol import SymbolTokenizer
 from tests.serve.test_engine import check_scores, logprobs_of, start
-from tests.serve.tiny import SMALL, alone, fit, serving
+from tests.serve.tiny import SMALL, alone, fit, serving, submit
 from tests.tiny_config import TEXT
 from tests.tokenizer.test_tokenizer_json import llama2, llama3, read
 
@@ -177,7 +177,9 @@ def test_log_probabilities_are_those_of_the_model():
     gpt = fit()
     with start(gpt) as engine:
         prompt = gpt.tokenizer.encode('Alice')
-        request = engine.submit(prompt, SampleConfig(seed=1), RequestOptions(schema=SCHEMA, best=3))
+        request = submit(
+            engine, prompt, SampleConfig(seed=1), RequestOptions(schema=SCHEMA, best=3)
+        )
         pieces = list(request)
     tokens = sum((piece.tokens for piece in pieces), [])
     scores = sum((piece.scores for piece in pieces), [])

@@ -129,6 +129,13 @@ def serving(gpt=None, *, keys=(), origins=(), names=('tiny',), **serve):
         assert not thread.is_alive()
 
 
+def submit(engine, *arguments, **options):
+    """Queues one request, of which `Engine.prepare` takes the arguments, and returns it."""
+    request = engine.prepare(*arguments, **options)
+    engine.enqueue([request])
+    return request
+
+
 def until(condition, *, seconds=20):
     """Waits until a condition holds, and fails if it does not."""
     end = time.monotonic() + seconds
