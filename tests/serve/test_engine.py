@@ -25,7 +25,7 @@ from gpt_jax.serve.request import (
     RequestOptions,
     RequestTimeoutError,
 )
-from tests.serve.tiny import ARCHITECTURES, SMALL, alone, fit, submit
+from tests.serve.tiny import ARCHITECTURES, SMALL, alone, fit, submit, until
 from tests.tiny_config import TEXT
 
 ENDLESS = SampleConfig(temperature=0.0, max_new_tokens=1_000_000)  # it repeats itself
@@ -422,10 +422,11 @@ def test_who_polls_is_notified():
     calls = []
     with start() as engine:
         sampling = SampleConfig(temperature=0.0, max_new_tokens=60)
-        request = submit(engine, 'Alice', sampling, notify=lambda: calls.append(request.poll()))
-        text = request.result()
+        request = engine.prepare('Alice', sampling, notify=lambda: calls.append(request.poll()))
+        engine.enqueue([request])
+        until(lambda: request.ended)  # `result` would take pieces, too
     pieces = sum(calls, [])
-    assert ''.join(piece.text for piece in pieces) == text.text
+    assert ''.join(piece.text for piece in pieces) == request.generation.text
     assert not request.poll() and len(calls) > 2
 
 
