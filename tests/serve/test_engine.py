@@ -248,7 +248,7 @@ def test_late_requests_fail():
         with pytest.raises(RequestTimeoutError, match='request_seconds'):
             running.result()
         assert running.generation.text
-        assert 4 < running.ended - running.submitted < 20
+        assert 4 < running.ended - running.submitted < 12.5
         submit(engine, 'Alice', SampleConfig(max_new_tokens=3)).result()
 
 

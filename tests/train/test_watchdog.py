@@ -32,10 +32,10 @@ def test_a_stall_ends_with_the_stacks():
 
 def test_beats_keep_it_quiet():
     with Watchdog(1.5) as watchdog:
-        for _ in range(8):
+        for _ in range(10):
             time.sleep(0.25)
             watchdog.beat()
-    time.sleep(1.8)  # and so does the end: otherwise this process is gone
+    time.sleep(2.2)  # and so does the end: otherwise this process is gone
 
 
 def test_what_is_no_step_may_take_longer():
